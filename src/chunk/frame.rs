@@ -1,0 +1,278 @@
+//! A frame: a chunk as it is stored. Encoding proves itself, decoding trusts nothing.
+
+use crate::model::ids::ChunkId;
+use crate::model::units::{BLOCK_BYTES, CHUNK_BLOCKS_MAX};
+use std::sync::{Mutex, PoisonError};
+use zstd::zstd_safe;
+
+/// How a frame's body is coded. The numbers stand in the format; 2 and 3 are reserved by it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum Codec {
+    /// The chunk's bytes.
+    Raw = 0,
+    /// One zstd frame with its content size.
+    Zstd = 1,
+}
+
+impl Codec {
+    /// The codec with this number, if this version decodes it.
+    pub const fn from_number(number: u8) -> Option<Self> {
+        match number {
+            0 => Some(Self::Raw),
+            1 => Some(Self::Zstd),
+            _ => None,
+        }
+    }
+
+    /// Its number in the format.
+    pub const fn number(self) -> u8 {
+        self as u8
+    }
+}
+
+/// Lowest and highest zstd level for new frames: above 12, encoders have corrupted data (zstd#3517).
+pub const ZSTD_LEVELS: std::ops::RangeInclusive<i32> = 1..=12;
+
+/// A chunk as it is stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Frame {
+    /// How `body` is coded.
+    pub codec: Codec,
+    /// Length of the chunk in blocks, 1 to 256.
+    pub raw_blocks: u16,
+    /// The stored bytes.
+    pub body: Vec<u8>,
+}
+
+/// Bytes of the header that stands before a frame's body in a pack.
+pub const FRAME_HEADER_BYTES: usize = 12;
+
+impl Frame {
+    /// Bytes that the frame takes in a pack, header and body.
+    pub fn stored_bytes(&self) -> u64 {
+        (FRAME_HEADER_BYTES + self.body.len()) as u64
+    }
+}
+
+/// Why a frame is not the chunk that it should be.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum FrameError {
+    /// The raw length is not 1 to 256 blocks, or a raw body does not have it.
+    #[error("the frame says {blocks} blocks but holds {stored} stored bytes")]
+    Length {
+        /// Blocks that the frame declares.
+        blocks: u16,
+        /// Length of its body.
+        stored: usize,
+    },
+    /// The body is not exactly one zstd frame of the declared content size.
+    #[error("the frame's body is not one zstd frame of {expected} bytes: {why}")]
+    Zstd {
+        /// Raw bytes that the frame declares.
+        expected: usize,
+        /// What zstd says.
+        why: String,
+    },
+    /// The content has another hash.
+    #[error("the content's hash is {found}, expected {expected}")]
+    Content {
+        /// The chunk's id.
+        expected: ChunkId,
+        /// BLAKE3 of what was decoded.
+        found: ChunkId,
+    },
+}
+
+/// The id of a chunk: BLAKE3 of its raw bytes, a whole number of blocks (the volume's last block is padded
+/// with zeros).
+pub fn chunk_id(raw: &[u8]) -> ChunkId {
+    ChunkId(*blake3::hash(raw).as_bytes())
+}
+
+/// Compression contexts for reuse by many threads: making one costs more than compressing a chunk.
+#[derive(Default)]
+pub struct CodecPool {
+    idle: Mutex<Vec<Box<Contexts>>>,
+}
+
+struct Contexts {
+    compressor: zstd_safe::CCtx<'static>,
+    decompressor: zstd_safe::DCtx<'static>,
+    scratch: Vec<u8>,
+}
+
+impl CodecPool {
+    /// An empty pool.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Encodes `raw`, the content of chunk `id`, at zstd `level`, and proves by decoding and hashing that
+    /// the frame gives it back. Content that compression saves less than 1/32 of is stored raw.
+    pub fn encode(&self, raw: &[u8], id: ChunkId, level: i32) -> Result<Frame, FrameError> {
+        let raw_blocks = u16::try_from(raw.len() / BLOCK_BYTES).unwrap_or(u16::MAX);
+        check_length(raw_blocks, raw.len(), raw.len())?;
+        self.with(|contexts| {
+            let Contexts { compressor, decompressor, scratch } = contexts;
+            scratch.clear();
+            scratch.reserve(zstd_safe::compress_bound(raw.len()));
+            let level = level.clamp(*ZSTD_LEVELS.start(), *ZSTD_LEVELS.end());
+            compressor.compress(scratch, raw, level).map_err(|code| zstd_error(raw.len(), code))?;
+            if scratch.len() + raw.len() / 32 >= raw.len() {
+                return verified(Frame { codec: Codec::Raw, raw_blocks, body: raw.to_vec() }, raw, id);
+            }
+            let body = scratch.as_slice().to_vec();
+            decode_zstd(decompressor, &body, raw.len(), scratch)?;
+            verified(Frame { codec: Codec::Zstd, raw_blocks, body }, scratch, id)
+        })
+    }
+
+    /// Decodes a frame of chunk `id` into `raw`, which is exactly as long as the chunk.
+    pub fn decode(&self, codec: Codec, body: &[u8], id: ChunkId, raw: &mut [u8]) -> Result<(), FrameError> {
+        let blocks = u16::try_from(raw.len() / BLOCK_BYTES).unwrap_or(u16::MAX);
+        check_length(blocks, raw.len(), body.len())?;
+        match codec {
+            Codec::Raw if body.len() == raw.len() => raw.copy_from_slice(body),
+            Codec::Raw => return Err(FrameError::Length { blocks, stored: body.len() }),
+            Codec::Zstd => self.with(|contexts| decode_zstd(&mut contexts.decompressor, body, raw.len(), raw))?,
+        }
+        let found = chunk_id(raw);
+        if found == id { Ok(()) } else { Err(FrameError::Content { expected: id, found }) }
+    }
+
+    fn with<T>(&self, work: impl FnOnce(&mut Contexts) -> T) -> T {
+        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let mut contexts = idle.unwrap_or_else(|| {
+            Box::new(Contexts {
+                compressor: zstd_safe::CCtx::create(),
+                decompressor: zstd_safe::DCtx::create(),
+                scratch: Vec::new(),
+            })
+        });
+        let result = work(&mut contexts);
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(contexts);
+        result
+    }
+}
+
+fn check_length(blocks: u16, raw_len: usize, stored: usize) -> Result<(), FrameError> {
+    let whole = raw_len.is_multiple_of(BLOCK_BYTES);
+    if blocks == 0 || blocks > CHUNK_BLOCKS_MAX || !whole {
+        return Err(FrameError::Length { blocks, stored });
+    }
+    Ok(())
+}
+
+fn verified(frame: Frame, decoded: &[u8], id: ChunkId) -> Result<Frame, FrameError> {
+    let found = chunk_id(decoded);
+    if found == id { Ok(frame) } else { Err(FrameError::Content { expected: id, found }) }
+}
+
+/// Exactly one zstd frame with its declared size: zstd itself would accept several, and skippable ones.
+fn decode_zstd<C: zstd_safe::WriteBuf + ?Sized>(
+    decompressor: &mut zstd_safe::DCtx<'static>,
+    body: &[u8],
+    raw_len: usize,
+    raw: &mut C,
+) -> Result<(), FrameError> {
+    let refuse = |why: &str| FrameError::Zstd { expected: raw_len, why: why.to_owned() };
+    match zstd_safe::get_frame_content_size(body) {
+        Ok(Some(size)) if size == raw_len as u64 => {}
+        Ok(_) => return Err(refuse("another or no content size is declared")),
+        Err(_) => return Err(refuse("its header is damaged")),
+    }
+    let frame_len = zstd_safe::find_frame_compressed_size(body).map_err(|code| zstd_error(raw_len, code))?;
+    if frame_len != body.len() {
+        return Err(refuse("bytes follow the frame"));
+    }
+    let decoded = decompressor.decompress(raw, body).map_err(|code| zstd_error(raw_len, code))?;
+    if decoded == raw_len { Ok(()) } else { Err(refuse("it decodes to another length")) }
+}
+
+fn zstd_error(expected: usize, code: zstd_safe::ErrorCode) -> FrameError {
+    FrameError::Zstd { expected, why: zstd_safe::get_error_name(code).to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(blocks: usize) -> Vec<u8> {
+        b"all work and no play ".iter().copied().cycle().take(blocks * BLOCK_BYTES).collect()
+    }
+
+    fn noise(blocks: usize) -> Vec<u8> {
+        let mut state = 1u64;
+        std::iter::repeat_with(|| {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (state >> 56) as u8
+        })
+        .take(blocks * BLOCK_BYTES)
+        .collect()
+    }
+
+    fn decode(pool: &CodecPool, frame: &Frame, id: ChunkId) -> Result<Vec<u8>, FrameError> {
+        let mut raw = vec![0; usize::from(frame.raw_blocks) * BLOCK_BYTES];
+        pool.decode(frame.codec, &frame.body, id, &mut raw).map(|()| raw)
+    }
+
+    #[test]
+    fn chunks_come_back_and_only_compressible_ones_are_compressed() {
+        let pool = CodecPool::new();
+        for (raw, codec) in [(text(3), Codec::Zstd), (noise(3), Codec::Raw), (text(256), Codec::Zstd)] {
+            let frame = pool.encode(&raw, chunk_id(&raw), 3).unwrap();
+            assert_eq!(frame.codec, codec);
+            assert_eq!(decode(&pool, &frame, chunk_id(&raw)).unwrap(), raw);
+        }
+    }
+
+    #[test]
+    fn what_is_not_whole_blocks_is_refused() {
+        let pool = CodecPool::new();
+        for len in [0, 1, 4095, 4097, 257 * BLOCK_BYTES] {
+            let raw = vec![1; len];
+            assert!(matches!(pool.encode(&raw, chunk_id(&raw), 3), Err(FrameError::Length { .. })), "{len}");
+        }
+    }
+
+    #[test]
+    fn encoding_against_another_id_is_refused() {
+        let pool = CodecPool::new();
+        for raw in [text(2), noise(2)] {
+            let error = pool.encode(&raw, ChunkId([9; 32]), 3).unwrap_err();
+            assert!(matches!(error, FrameError::Content { .. }));
+        }
+    }
+
+    #[test]
+    fn every_flipped_bit_of_a_frame_is_noticed() {
+        let pool = CodecPool::new();
+        for raw in [text(2), noise(1)] {
+            let id = chunk_id(&raw);
+            let good = pool.encode(&raw, id, 3).unwrap();
+            for bit in 0..good.body.len() * 8 {
+                let mut frame = good.clone();
+                frame.body[bit / 8] ^= 1 << (bit % 8);
+                if let Ok(decoded) = decode(&pool, &frame, id) {
+                    assert_eq!(decoded, raw, "bit {bit} gave other content");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn several_zstd_frames_or_skippable_ones_are_refused() {
+        let pool = CodecPool::new();
+        let raw = text(2);
+        let id = chunk_id(&raw);
+        let one = pool.encode(&raw[..BLOCK_BYTES], chunk_id(&raw[..BLOCK_BYTES]), 3).unwrap().body;
+        let two = Frame { codec: Codec::Zstd, raw_blocks: 2, body: [one.clone(), one].concat() };
+        assert!(matches!(decode(&pool, &two, id), Err(FrameError::Zstd { .. })));
+        let mut skippable = vec![0x50, 0x2a, 0x4d, 0x18, 0, 0, 0, 0];
+        skippable.extend(pool.encode(&raw, id, 3).unwrap().body);
+        let skippable = Frame { codec: Codec::Zstd, raw_blocks: 2, body: skippable };
+        assert!(matches!(decode(&pool, &skippable, id), Err(FrameError::Zstd { .. })));
+    }
+}

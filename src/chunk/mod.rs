@@ -1,0 +1,5 @@
+//! Layer 1: bytes become chunks, ids and frames, and back. Pure: no I/O, no threads.
+
+pub mod cut;
+pub mod fingerprint;
+pub mod frame;

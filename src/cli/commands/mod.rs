@@ -1,0 +1,90 @@
+//! The commands: arguments to a verb, its answer to text or JSON.
+
+mod describe;
+mod history;
+mod ingest;
+mod move_out;
+mod region;
+mod upkeep;
+
+use super::args::{Cli, Command};
+use super::error::CliError;
+use super::home::Home;
+use super::output::Output;
+use super::progress::Watcher;
+use clap::CommandFactory;
+use imgstore::model::ids::MalformedId;
+use imgstore::ops::context::Context;
+use imgstore::ops::error::OpsError;
+use std::str::FromStr;
+
+/// What every command works with.
+pub struct Session<'a> {
+    pub home: Home,
+    pub context: Context<'a>,
+    pub output: &'a Output,
+    pub watcher: &'a Watcher,
+}
+
+/// Runs a command; gives the exit code.
+pub fn run(cli: &Cli, output: &Output, watcher: &Watcher) -> Result<u8, CliError> {
+    match &cli.command {
+        Command::Completions { shell } => return print_completions(*shell, output),
+        Command::Man => return print_manual(output),
+        _ => {}
+    }
+    let threads = cli.global.threads.map_or(0, usize::from);
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .thread_name(|number| format!("compute-{number}"))
+        .build()
+        .map_err(|e| CliError::Usage(format!("threads cannot be started: {e}")))?;
+    let home = Home::open(&cli.global)?;
+    let context = Context {
+        account: home.account(),
+        pool: &pool,
+        memory_bytes: cli.global.memory.max(16 << 20),
+        progress: watcher,
+    };
+    let mut session = Session { home, context, output, watcher };
+    match &cli.command {
+        Command::Snapshot(args) => ingest::snapshot(&session, args),
+        Command::Import(args) => ingest::import(&session, args),
+        Command::Register(args) => ingest::register(&session, args),
+        Command::Images(args) => describe::images(&session, args),
+        Command::Snapshots(args) => describe::snapshots(&session, args),
+        Command::Volumes(args) => describe::volumes(&session, args),
+        Command::Instances(args) => describe::instances(&session, args),
+        Command::Show { id } => describe::show(&session, *id),
+        Command::Copy(args) => move_out::copy(&session, args),
+        Command::Launch(args) => move_out::launch(&session, args),
+        Command::Export(args) => move_out::export(&session, args),
+        Command::Deregister { image } => upkeep::deregister(&session, *image),
+        Command::DeleteSnapshot { snapshot } => upkeep::delete_snapshot(&session, *snapshot),
+        Command::Stats { ids } => upkeep::stats(&session, ids),
+        Command::Verify(args) => return upkeep::verify(&session, args),
+        Command::Region(command) => region::region(&mut session, command),
+        Command::Log { follow } => history::log(&session, *follow),
+        Command::Completions { .. } | Command::Man => Ok(()),
+    }?;
+    Ok(0)
+}
+
+fn print_completions(shell: clap_complete::Shell, output: &Output) -> Result<u8, CliError> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "imgstore", &mut script);
+    output.answer(|| serde_json::json!({ "script": String::from_utf8_lossy(&script) }), || String::from_utf8_lossy(&script).into_owned());
+    Ok(0)
+}
+
+fn print_manual(output: &Output) -> Result<u8, CliError> {
+    let mut page = Vec::new();
+    clap_mangen::Man::new(Cli::command()).render(&mut page).map_err(CliError::Output)?;
+    output.answer(|| serde_json::json!({ "page": String::from_utf8_lossy(&page) }), || String::from_utf8_lossy(&page).into_owned());
+    Ok(0)
+}
+
+/// Reads an id that stands inside another argument.
+fn parse_id<T: FromStr<Err = MalformedId>>(text: &str) -> Result<T, CliError> {
+    text.parse().map_err(|error: MalformedId| OpsError::from(error).into())
+}

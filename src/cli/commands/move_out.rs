@@ -1,0 +1,181 @@
+//! copy, launch, export.
+
+use super::Session;
+use crate::cli::args::{CopyArgs, ExportArgs, LaunchArgs};
+use crate::cli::error::CliError;
+use crate::cli::json;
+use crate::cli::text::{bytes, parse_bytes};
+use imgstore::disk::open::{TargetOptions, open_target, stream_target};
+use imgstore::ops::context::Progress;
+use imgstore::ops::copy::{CopyOptions, CopyPlan, CopyWhat, apply, plan};
+use imgstore::ops::export;
+use imgstore::ops::find::AnyId;
+use imgstore::ops::launch::{DeviceOverride, LaunchOptions, launch as run_launch};
+use serde_json::{Value, json};
+use std::path::Path;
+use std::time::Instant;
+
+pub fn copy(session: &Session<'_>, args: &CopyArgs) -> Result<(), CliError> {
+    let started = Instant::now();
+    let what = match args.id {
+        AnyId::Image(id) => CopyWhat::Image(id),
+        AnyId::Snapshot(id) => CopyWhat::Snapshot(id),
+        AnyId::Volume(_) | AnyId::Instance(_) => {
+            return Err(CliError::Usage("copy takes an image or a snapshot".into()));
+        }
+    };
+    let source_name = args.from.as_deref().unwrap_or(session.home.region_name());
+    let source = session.home.open_named(source_name)?;
+    let target = if args.to == source_name { source.clone() } else { session.home.open_named(&args.to)? };
+    let options = CopyOptions {
+        source_region: source_name.to_owned(),
+        name: args.name.clone(),
+        description: args.description.clone(),
+        copy_tags: args.copy_tags,
+        client_token: args.client_token.clone(),
+    };
+    let plan = plan(&source, &target, what, &options, &session.context)?;
+    if args.dry_run {
+        let summary = format!(
+            "would move {} to {}: {} of {} chunks, {} when unpacked\n",
+            bytes(plan.transfer_bytes()),
+            args.to,
+            plan.new_chunks(),
+            plan.chunks(),
+            bytes(plan.new_bytes())
+        );
+        session.output.answer(
+            || {
+                let mut document = json!({ "dry_run": true, "region": args.to, "stored_bytes": 0 });
+                add_plan(&mut document, &plan, plan.transfer_bytes(), started);
+                document
+            },
+            || summary,
+        );
+        return Ok(());
+    }
+    let copied = apply(&source, &target, &plan, &options, &session.context)?;
+    if copied.was_made_before {
+        session.watcher.note("this token was used before: nothing was copied again");
+    } else {
+        session.watcher.note(&format!(
+            "{} moved, {} of {} chunks were missing, {:.1} s",
+            bytes(copied.transferred_bytes),
+            plan.new_chunks(),
+            plan.chunks(),
+            started.elapsed().as_secs_f64()
+        ));
+    }
+    session.output.answer(
+        || {
+            let mut document = match (&copied.image, copied.snapshots.first()) {
+                (Some(image), _) => json::image(image),
+                (None, Some(snapshot)) => json::snapshot(snapshot),
+                (None, None) => json!({}),
+            };
+            document["region"] = args.to.clone().into();
+            document["stored_bytes"] = copied.stored_bytes.into();
+            add_plan(&mut document, &plan, copied.transferred_bytes, started);
+            document
+        },
+        || match (&copied.image, copied.snapshots.first()) {
+            (Some(image), _) => format!("{}\n", image.id),
+            (None, snapshot) => snapshot.map_or_else(String::new, |snapshot| format!("{}\n", snapshot.id)),
+        },
+    );
+    Ok(())
+}
+
+fn add_plan(document: &mut Value, plan: &CopyPlan, transferred_bytes: u64, started: Instant) {
+    document["volume_bytes"] = plan.volume_bytes().into();
+    document["data_bytes"] = plan.data_bytes().into();
+    document["new_bytes"] = plan.new_bytes().into();
+    document["chunks"] = plan.chunks().into();
+    document["new_chunks"] = plan.new_chunks().into();
+    document["transferred_bytes"] = transferred_bytes.into();
+    document["elapsed_seconds"] = started.elapsed().as_secs_f64().into();
+}
+
+pub fn launch(session: &Session<'_>, args: &LaunchArgs) -> Result<(), CliError> {
+    let region = session.home.open_region()?;
+    let options = LaunchOptions {
+        count: args.count,
+        output: args.output.clone().unwrap_or_else(|| session.home.instances()),
+        overrides: args.devices.iter().map(|text| parse_override(text)).collect::<Result<_, _>>()?,
+        tags: args.tags.clone(),
+    };
+    let launched = run_launch(&region, args.image, &options, &session.context)?;
+    for made in &launched {
+        session.watcher.note(&format!("{}: {}", made.instance.id, made.instance.path));
+    }
+    session.output.answer(
+        || {
+            let one = |made: &imgstore::ops::launch::Launched| json::instance(&made.instance, &made.volumes);
+            json!({
+                "region": session.home.region_name(),
+                "instances": launched.iter().map(one).collect::<Value>(),
+            })
+        },
+        || launched.iter().map(|made| format!("{}\n", made.instance.id)).collect(),
+    );
+    Ok(())
+}
+
+/// Reads `NAME:size=BYTES,keep|delete|none`.
+fn parse_override(text: &str) -> Result<DeviceOverride, CliError> {
+    let usage = |why: &str| CliError::Usage(format!("--device {text}: {why}; write NAME:size=BYTES,keep|delete|none"));
+    let (name, options) = text.split_once(':').ok_or_else(|| usage("no ':' after the device's name"))?;
+    let mut change = DeviceOverride { device_name: name.to_owned(), ..DeviceOverride::default() };
+    for option in options.split(',') {
+        match (option, option.strip_prefix("size=")) {
+            (_, Some(size)) => change.volume_bytes = Some(parse_bytes(size).map_err(|why| usage(&why))?),
+            ("keep", _) => change.delete_on_termination = Some(false),
+            ("delete", _) => change.delete_on_termination = Some(true),
+            ("none", _) => change.no_device = true,
+            _ => return Err(usage(&format!("'{option}' is no option"))),
+        }
+    }
+    Ok(change)
+}
+
+pub fn export(session: &Session<'_>, args: &ExportArgs) -> Result<(), CliError> {
+    let started = Instant::now();
+    let region = session.home.open_region()?;
+    let catalog = region.catalog()?;
+    let snapshot = export::select(&catalog, args.id, args.device.as_deref(), &session.context)?;
+    let map = export::load(&region, snapshot)?;
+    let to_stdout = args.file == Path::new("-");
+    if to_stdout && session.output.is_json() {
+        return Err(CliError::Usage("standard output carries the disk; --json has no place there".into()));
+    }
+    let target = if to_stdout {
+        stream_target(std::io::stdout(), "standard output")
+    } else {
+        let options = TargetOptions { force: args.force, write_device: args.write_device };
+        open_target(&args.file, map.volume_bytes(), options)?
+    };
+    export::export(&region, snapshot, &map, target, &session.context)?;
+    session.watcher.note(&format!(
+        "{} volume, {} data, {:.1} s",
+        bytes(map.volume_bytes()),
+        bytes(map.data_bytes()),
+        started.elapsed().as_secs_f64()
+    ));
+    if !to_stdout {
+        session.output.answer(
+            || {
+                json!({
+                    "snapshot_id": snapshot.id,
+                    "region": session.home.region_name(),
+                    "path": args.file,
+                    "volume_bytes": map.volume_bytes(),
+                    "data_bytes": map.data_bytes(),
+                    "chunks": map.chunks().len(),
+                    "elapsed_seconds": started.elapsed().as_secs_f64(),
+                })
+            },
+            String::new,
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,133 @@
+//! What the program answers when it cannot do what it was asked, and its exit codes (docs/CLI.md).
+
+use imgstore::disk::DiskError;
+use imgstore::ops::error::{Class, OpsError};
+use imgstore::region::error::RegionError;
+use std::path::PathBuf;
+
+/// Something failed.
+pub const FAILED: u8 = 1;
+/// The call makes no sense.
+pub const USAGE: u8 = 2;
+/// What was named does not exist.
+pub const NOT_FOUND: u8 = 3;
+/// Permission denied.
+pub const DENIED: u8 = 4;
+/// Damage was found.
+pub const DAMAGE: u8 = 5;
+/// The input is refused.
+pub const REFUSED: u8 = 6;
+/// No space.
+pub const NO_SPACE: u8 = 7;
+/// Stopped by a signal.
+pub const INTERRUPTED: u8 = 8;
+
+/// Why the program did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum CliError {
+    /// A verb's answer.
+    #[error(transparent)]
+    Ops(#[from] OpsError),
+    /// A verb's answer, about a certain region.
+    #[error("region {name} ({url}): {source}")]
+    Region {
+        /// Its name in this home.
+        name: String,
+        /// Where it is.
+        url: String,
+        /// The answer.
+        source: OpsError,
+    },
+    /// The call makes no sense.
+    #[error("{0}")]
+    Usage(String),
+    /// A name that the home does not know.
+    #[error("there is no region called {name} in this home; it has {known}. `imgstore region add {name} URL` makes it known")]
+    NoRegion {
+        /// The name.
+        name: String,
+        /// The names that it knows.
+        known: String,
+    },
+    /// The home cannot be used.
+    #[error("{action} {path}: {source}")]
+    Home {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// The home belongs to somebody else.
+    #[error("{path} belongs to user {owner}, but imgstore runs as user {user}, and would leave files in it that {owner} cannot use. Run it as that user, or choose another home with --home")]
+    ForeignHome {
+        /// The home.
+        path: PathBuf,
+        /// Its owner.
+        owner: u32,
+        /// Who runs imgstore.
+        user: u32,
+    },
+    /// The configuration file is not one.
+    #[error("{path}: {why}. Correct it, or move it away and let imgstore make a new one")]
+    Config {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        why: String,
+    },
+    /// Nobody reads standard output any more.
+    #[error("standard output was closed")]
+    ReaderGone,
+    /// Standard output cannot be written.
+    #[error("writing to standard output: {0}")]
+    Output(std::io::Error),
+}
+
+impl From<RegionError> for CliError {
+    fn from(error: RegionError) -> Self {
+        Self::Ops(error.into())
+    }
+}
+
+impl From<DiskError> for CliError {
+    fn from(error: DiskError) -> Self {
+        Self::Ops(error.into())
+    }
+}
+
+impl CliError {
+    /// The program's exit code.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Ops(error) | Self::Region { source: error, .. } => match error.class() {
+                Class::Failed => FAILED,
+                Class::Usage => USAGE,
+                Class::NotFound => NOT_FOUND,
+                Class::Denied => DENIED,
+                Class::Damage => DAMAGE,
+                Class::Refused => REFUSED,
+                Class::NoSpace => NO_SPACE,
+                Class::Interrupted => INTERRUPTED,
+            },
+            Self::Usage(_) | Self::Config { .. } => USAGE,
+            Self::NoRegion { .. } => NOT_FOUND,
+            Self::ForeignHome { .. } => DENIED,
+            Self::Home { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => DENIED,
+            Self::Home { .. } | Self::ReaderGone | Self::Output(_) => FAILED,
+        }
+    }
+
+    /// The code in the JSON document of an error.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Ops(error) | Self::Region { source: error, .. } => error.code(),
+            Self::Usage(_) => "InvalidParameterValue",
+            Self::NoRegion { .. } => "InvalidRegion.NotFound",
+            Self::ForeignHome { .. } => "UnauthorizedOperation",
+            Self::Config { .. } => "InvalidConfiguration",
+            Self::Home { .. } | Self::ReaderGone | Self::Output(_) => "InternalError",
+        }
+    }
+}

@@ -1,0 +1,260 @@
+//! The home: a configuration file with the account and the regions, and the first region itself.
+
+use super::args::Global;
+use super::error::CliError;
+use imgstore::disk::open::{absolute, make_dirs};
+use imgstore::format::region::is_region_name;
+use imgstore::io::clock::random_u64;
+use imgstore::io::config;
+use imgstore::io::directory::DirectoryOptions;
+use imgstore::model::account::AccountId;
+use imgstore::model::region::ChunkerParams;
+use imgstore::ops::error::OpsError;
+use imgstore::region::error::RegionError;
+use imgstore::region::{Region, RegionOptions};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+const CONFIG_FILE: &str = "config.toml";
+const LOCK_FILE: &str = "config.lock";
+const FIRST_REGION: &str = "local";
+
+/// The configuration file.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The account that commands act for.
+    pub account: AccountId,
+    /// The region that commands use.
+    pub default_region: String,
+    /// What new regions are made with.
+    pub new_regions: NewRegions,
+    /// Known regions by name.
+    pub regions: BTreeMap<String, KnownRegion>,
+}
+
+/// What new regions are made with: equal parameters let regions deduplicate with each other.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewRegions {
+    /// Where the chunker cuts.
+    pub chunker: ChunkerParams,
+    /// zstd level of new frames.
+    pub zstd_level: u8,
+}
+
+/// A region that the home knows.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KnownRegion {
+    /// Where it is.
+    pub url: String,
+}
+
+/// An opened home.
+pub struct Home {
+    path: PathBuf,
+    config: Config,
+    directory: DirectoryOptions,
+    account: Option<AccountId>,
+    region: Option<String>,
+}
+
+impl Home {
+    /// Opens the home that the arguments name, and makes it if it is not there.
+    pub fn open(global: &Global) -> Result<Self, CliError> {
+        let path = match &global.home {
+            Some(path) => path.clone(),
+            None => default_path()?,
+        };
+        let path = absolute(&path)?;
+        let directory = DirectoryOptions { map: !global.no_mmap, ..DirectoryOptions::default() };
+        check_owner(&path)?;
+        let config = match read_config(&path)? {
+            Some(config) => config,
+            None => create(&path, directory)?,
+        };
+        let account = global.account;
+        Ok(Self { path, config, directory, account, region: global.region.clone() })
+    }
+
+    /// The account that the command acts for.
+    pub fn account(&self) -> AccountId {
+        self.account.unwrap_or(self.config.account)
+    }
+
+    /// The name of the region that the command uses.
+    pub fn region_name(&self) -> &str {
+        self.region.as_deref().unwrap_or(&self.config.default_region)
+    }
+
+    /// The regions that it knows.
+    pub fn regions(&self) -> &BTreeMap<String, KnownRegion> {
+        &self.config.regions
+    }
+
+    /// Where instances go if nothing else is said.
+    pub fn instances(&self) -> PathBuf {
+        self.path.join("instances")
+    }
+
+    /// Opens the region that the command uses.
+    pub fn open_region(&self) -> Result<Region, CliError> {
+        self.open_named(self.region_name())
+    }
+
+    /// Opens a region by name.
+    pub fn open_named(&self, name: &str) -> Result<Region, CliError> {
+        let Some(known) = self.config.regions.get(name) else {
+            let known = self.config.regions.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+            return Err(CliError::NoRegion { name: name.to_owned(), known });
+        };
+        let at = |error: RegionError| region_error(name, &known.url, error);
+        Region::open_directory(&directory_of(&known.url)?, self.directory).map_err(at)
+    }
+
+    /// Makes a region known under a name; one that is not there is made.
+    pub fn add_region(&mut self, name: &str, url: &str) -> Result<Region, CliError> {
+        if !is_region_name(name) {
+            let why = format!("'{name}' cannot name a region: 1 to 63 lower-case letters, digits and dashes");
+            return Err(CliError::Usage(why));
+        }
+        let root = absolute(&directory_of(url)?)?;
+        let url = root.to_string_lossy().into_owned();
+        let _lock = lock(&self.path)?;
+        if let Some(config) = read_config(&self.path)? {
+            self.config = config;
+        }
+        if let Some(known) = self.config.regions.get(name) {
+            let why = format!("a region called {name} is known already: {}", known.url);
+            return Err(CliError::Usage(why));
+        }
+        let region = open_or_create(&root, name, &self.config.new_regions, self.directory)
+            .map_err(|error| region_error(name, &url, error))?;
+        self.config.regions.insert(name.to_owned(), KnownRegion { url });
+        write_config(&self.path, &self.config)?;
+        Ok(region)
+    }
+
+    /// Forgets a region; its data stay.
+    pub fn remove_region(&mut self, name: &str) -> Result<KnownRegion, CliError> {
+        let _lock = lock(&self.path)?;
+        if let Some(config) = read_config(&self.path)? {
+            self.config = config;
+        }
+        if name == self.config.default_region {
+            let why = format!(
+                "{name} is the default region; set another as default_region in {} first",
+                self.path.join(CONFIG_FILE).display()
+            );
+            return Err(CliError::Usage(why));
+        }
+        let known = self.config.regions.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+        let missing = || CliError::NoRegion { name: name.to_owned(), known };
+        let removed = self.config.regions.remove(name).ok_or_else(missing)?;
+        write_config(&self.path, &self.config)?;
+        Ok(removed)
+    }
+}
+
+fn region_error(name: &str, url: &str, error: RegionError) -> CliError {
+    CliError::Region { name: name.to_owned(), url: url.to_owned(), source: OpsError::from(error) }
+}
+
+/// The platform's place for a user's data.
+fn default_path() -> Result<PathBuf, CliError> {
+    let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    variable("XDG_DATA_HOME")
+        .or_else(|| variable("HOME").map(|home| home.join(".local/share")))
+        .map(|data| data.join("imgstore"))
+        .ok_or_else(|| CliError::Usage("neither IMGSTORE_HOME nor HOME is set; say --home DIR".into()))
+}
+
+/// Root would leave files in a user's home that the user cannot change or even read.
+fn check_owner(path: &Path) -> Result<(), CliError> {
+    let user = config::current_user();
+    match config::owner(path).map_err(home_error("look at", path))? {
+        Some(owner) if owner != user => Err(CliError::ForeignHome { path: path.to_owned(), owner, user }),
+        _ => Ok(()),
+    }
+}
+
+/// The directory that a URL names.
+fn directory_of(url: &str) -> Result<PathBuf, CliError> {
+    match url.split_once("://") {
+        None => Ok(PathBuf::from(url)),
+        Some(("file", path)) => Ok(PathBuf::from(path)),
+        Some((scheme, _)) => {
+            Err(CliError::Usage(format!("regions at {scheme}:// are not supported; a region is a directory's path")))
+        }
+    }
+}
+
+fn home_error(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> CliError {
+    move |source| CliError::Home { action, path: path.to_owned(), source }
+}
+
+fn lock(home: &Path) -> Result<impl Sized + use<>, CliError> {
+    let path = home.join(LOCK_FILE);
+    config::lock(&path).map_err(home_error("lock", &path))
+}
+
+fn read_config(home: &Path) -> Result<Option<Config>, CliError> {
+    let path = home.join(CONFIG_FILE);
+    let Some(text) = config::read(&path).map_err(home_error("read", &path))? else { return Ok(None) };
+    let parsed: Config =
+        toml::from_str(&text).map_err(|e| CliError::Config { path: path.clone(), why: e.to_string() })?;
+    if !parsed.new_regions.chunker.is_valid() {
+        let why = "new_regions.chunker must have 1 <= min_blocks <= avg_blocks <= max_blocks <= 256".into();
+        return Err(CliError::Config { path, why });
+    }
+    Ok(Some(parsed))
+}
+
+fn write_config(home: &Path, config: &Config) -> Result<(), CliError> {
+    let path = home.join(CONFIG_FILE);
+    let text = toml::to_string_pretty(config)
+        .map_err(|e| CliError::Config { path: path.clone(), why: e.to_string() })?;
+    config::replace(&path, &text).map_err(home_error("write", &path))
+}
+
+/// Makes a home with an account and its first region. Several processes may do so at once.
+fn create(path: &Path, directory: DirectoryOptions) -> Result<Config, CliError> {
+    make_dirs(path)?;
+    let _lock = lock(path)?;
+    if let Some(config) = read_config(path)? {
+        return Ok(config);
+    }
+    let new_regions = NewRegions { chunker: ChunkerParams::DEFAULT, zstd_level: 3 };
+    let root = path.join("regions").join(FIRST_REGION);
+    let url = root.to_string_lossy().into_owned();
+    open_or_create(&root, FIRST_REGION, &new_regions, directory)
+        .map_err(|error| region_error(FIRST_REGION, &url, error))?;
+    let config = Config {
+        account: AccountId::from_random(random_u64().map_err(home_error("draw an account for", path))?),
+        default_region: FIRST_REGION.to_owned(),
+        new_regions,
+        regions: BTreeMap::from([(FIRST_REGION.to_owned(), KnownRegion { url })]),
+    };
+    write_config(path, &config)?;
+    Ok(config)
+}
+
+fn open_or_create(
+    root: &Path,
+    name: &str,
+    new: &NewRegions,
+    directory: DirectoryOptions,
+) -> Result<Region, RegionError> {
+    match Region::open_directory(root, directory) {
+        Err(RegionError::NotARegion) => {}
+        opened => return opened,
+    }
+    let options =
+        RegionOptions { chunker: new.chunker, zstd_level: new.zstd_level, ..RegionOptions::named(name) };
+    match Region::create_directory(root, &options, directory) {
+        Err(RegionError::Exists) => Region::open_directory(root, directory),
+        made => made,
+    }
+}

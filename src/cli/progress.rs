@@ -1,0 +1,131 @@
+//! Progress: a bar on a terminal, plain lines elsewhere, nothing with `--quiet` or in the first second.
+
+use super::text;
+use imgstore::ops::context::Progress;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::io::{IsTerminal, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// What is faster than this needs no progress.
+const QUIET_FIRST: Duration = Duration::from_secs(1);
+/// Between plain lines.
+const LINE_INTERVAL: Duration = Duration::from_secs(5);
+const BAR: &str = "{prefix:>9} [{wide_bar}] {bytes} of {total_bytes}  {bytes_per_sec}  {eta} left";
+
+/// Watches a command.
+pub struct Watcher {
+    quiet: bool,
+    is_terminal: bool,
+    cancelled: Arc<AtomicBool>,
+    phase: Mutex<Option<Phase>>,
+}
+
+struct Phase {
+    name: &'static str,
+    total: u64,
+    done: u64,
+    started: Instant,
+    last_line: Instant,
+    bar: Option<ProgressBar>,
+}
+
+impl Watcher {
+    /// A watcher that shows nothing if `quiet`.
+    pub fn new(quiet: bool) -> Self {
+        let is_terminal = std::io::stderr().is_terminal();
+        Self { quiet, is_terminal, cancelled: Arc::default(), phase: Mutex::default() }
+    }
+
+    /// Lets Ctrl-C and SIGTERM stop the command in an orderly way; the second one ends it at once.
+    pub fn stop_on_signals(&self) {
+        let cancelled = self.cancelled.clone();
+        let set = ctrlc::set_handler(move || {
+            if cancelled.swap(true, Ordering::SeqCst) {
+                std::process::exit(i32::from(super::error::INTERRUPTED));
+            }
+        });
+        if set.is_err() {
+            self.note("signals cannot be handled here; Ctrl-C ends the command at once");
+        }
+    }
+
+    /// Takes the bar away.
+    pub fn finish(&self) {
+        if let Some(bar) = self.phase().take().and_then(|phase| phase.bar) {
+            bar.finish_and_clear();
+        }
+    }
+
+    fn phase(&self) -> MutexGuard<'_, Option<Phase>> {
+        self.phase.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Phase {
+    fn show_bar(&mut self) {
+        let bar = self.bar.get_or_insert_with(|| {
+            let bar = ProgressBar::with_draw_target(Some(self.total), ProgressDrawTarget::stderr_with_hz(10));
+            if let Ok(style) = ProgressStyle::with_template(BAR) {
+                bar.set_style(style.progress_chars("=> "));
+            }
+            bar.set_prefix(self.name);
+            bar.reset_elapsed();
+            bar
+        });
+        bar.set_position(self.done);
+    }
+
+    fn show_line(&mut self) {
+        if self.last_line.elapsed() < LINE_INTERVAL {
+            return;
+        }
+        self.last_line = Instant::now();
+        let seconds = self.started.elapsed().as_secs_f64();
+        #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "for display")]
+        let (rate, eta) = {
+            let rate = self.done as f64 / seconds;
+            (rate as u64, (self.total.saturating_sub(self.done) as f64 / rate.max(1.0)) as u64)
+        };
+        let line = format!(
+            "{}: {} of {}, {}, {}/s, {eta} s left\n",
+            self.name,
+            text::bytes(self.done),
+            text::bytes(self.total),
+            text::percent(self.done, self.total),
+            text::bytes(rate)
+        );
+        let _ = std::io::stderr().write_all(line.as_bytes());
+    }
+}
+
+impl Progress for Watcher {
+    fn begin(&self, phase: &'static str, total_bytes: u64) {
+        self.finish();
+        let now = Instant::now();
+        let phase = Phase { name: phase, total: total_bytes, done: 0, started: now, last_line: now, bar: None };
+        *self.phase() = Some(phase);
+    }
+
+    fn advance(&self, bytes: u64) {
+        let mut phase = self.phase();
+        let Some(phase) = phase.as_mut() else { return };
+        phase.done += bytes;
+        if self.quiet || phase.started.elapsed() < QUIET_FIRST {
+            return;
+        }
+        if self.is_terminal { phase.show_bar() } else { phase.show_line() }
+    }
+
+    fn note(&self, message: &str) {
+        if !self.quiet {
+            let line = format!("imgstore: {}\n", text::printable(message));
+            let _ = std::io::stderr().write_all(line.as_bytes());
+        }
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::SeqCst)
+    }
+}

@@ -1,0 +1,134 @@
+//! Units, times and tables for people; and reading what people write.
+
+use imgstore::model::account::Tag;
+use imgstore::model::units::TimeMs;
+use std::fmt::Write as _;
+use std::time::{Duration, UNIX_EPOCH};
+
+const UNITS: [&str; 7] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+
+/// A number of bytes: `1.5 GiB`.
+#[expect(clippy::cast_precision_loss, reason = "three digits are shown")]
+pub fn bytes(count: u64) -> String {
+    let mut value = count as f64;
+    let mut unit = 0;
+    while value >= 1023.95 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{count} B") } else { format!("{value:.1} {}", UNITS[unit]) }
+}
+
+/// A part of a whole: `12.3 %`.
+#[expect(clippy::cast_precision_loss, reason = "three digits are shown")]
+pub fn percent(part: u64, whole: u64) -> String {
+    if whole == 0 { "-".into() } else { format!("{:.1} %", part as f64 * 100.0 / whole as f64) }
+}
+
+/// A time in UTC to the second: `2026-11-21T03:30:00Z`.
+pub fn time(time_ms: TimeMs) -> String {
+    // The year 9999 is what the text form reaches to.
+    let at = UNIX_EPOCH + Duration::from_millis(time_ms.min(253_402_300_799_999));
+    humantime::format_rfc3339_seconds(at).to_string()
+}
+
+/// A time to the millisecond, as EC2 writes it.
+pub fn time_millis(time_ms: TimeMs) -> String {
+    let at = UNIX_EPOCH + Duration::from_millis(time_ms.min(253_402_300_799_999));
+    humantime::format_rfc3339_millis(at).to_string()
+}
+
+/// Reads `512M`, `512MiB`, `1G`, `4096`: powers of 1024; `512MB`: powers of 1000.
+pub fn parse_bytes(text: &str) -> Result<u64, String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = (&text[..digits], text[digits..].trim());
+    let number: u64 = number.parse().map_err(|_| format!("'{text}' is no size; write 512MiB or 4G"))?;
+    let power = |letter: char| "KMGTPE".find(letter.to_ascii_uppercase()).map(|at| at as u32 + 1);
+    let mut letters = unit.chars();
+    let factor = match (letters.next(), letters.as_str()) {
+        (None, _) | (Some('B'), "") => Some(1),
+        (Some(letter), "" | "i" | "iB") => power(letter).map(|power| 1024u64.pow(power)),
+        (Some(letter), "B") => power(letter).map(|power| 1000u64.pow(power)),
+        _ => None,
+    };
+    let factor = factor.ok_or_else(|| format!("'{unit}' is no unit; write 512MiB or 4G"))?;
+    number.checked_mul(factor).ok_or_else(|| format!("'{text}' is too large"))
+}
+
+/// Reads `KEY=VALUE`.
+pub fn parse_tag(text: &str) -> Result<Tag, String> {
+    let (key, value) = text.split_once('=').ok_or_else(|| format!("'{text}' is no tag; write KEY=VALUE"))?;
+    Ok(Tag { key: key.to_owned(), value: value.to_owned() })
+}
+
+/// Rows under a header, columns as wide as they need to be. Columns whose header starts with `>` are
+/// right-aligned.
+pub fn table(header: &[&str], rows: &[Vec<String>]) -> String {
+    let names: Vec<&str> = header.iter().map(|name| name.trim_start_matches('>')).collect();
+    let width = |column: usize| {
+        let cells = rows.iter().map(|row| row[column].chars().count());
+        cells.chain([names[column].chars().count()]).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..names.len()).map(width).collect();
+    let mut text = String::new();
+    let mut line = |cells: &[String]| {
+        let mut line = String::new();
+        for (column, cell) in cells.iter().enumerate() {
+            let gap = if column == 0 { "" } else { "  " };
+            let width = widths[column];
+            // Writing to a String cannot fail.
+            let _ = if header[column].starts_with('>') {
+                write!(line, "{gap}{cell:>width$}")
+            } else {
+                write!(line, "{gap}{cell:<width$}")
+            };
+        }
+        let _ = writeln!(text, "{}", line.trim_end());
+    };
+    line(&names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>());
+    for row in rows {
+        line(row);
+    }
+    text
+}
+
+/// A text from outside made safe for a terminal: control characters are shown, not obeyed.
+pub fn printable(text: &str) -> String {
+    text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect::<Vec<_>>() } else { vec![c] }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_read_well() {
+        assert_eq!(bytes(0), "0 B");
+        assert_eq!(bytes(1023), "1023 B");
+        assert_eq!(bytes(1024), "1.0 KiB");
+        assert_eq!(bytes((1 << 20) - 1), "1.0 MiB");
+        assert_eq!(bytes(u64::MAX), "16.0 EiB");
+    }
+
+    #[test]
+    fn sizes_are_read_in_both_systems() {
+        assert_eq!(parse_bytes("4096"), Ok(4096));
+        assert_eq!(parse_bytes("1k"), Ok(1024));
+        assert_eq!(parse_bytes("512MiB"), Ok(512 << 20));
+        assert_eq!(parse_bytes("512MB"), Ok(512_000_000));
+        for bad in ["", "x", "1X", "1MiBs", "-1", "99999999999G", "20E", "1BB"] {
+            assert!(parse_bytes(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn tables_align() {
+        let rows = [vec!["a".into(), "1".into()], vec!["long".into(), "22".into()]];
+        assert_eq!(table(&["NAME", ">N"], &rows), "NAME   N\na      1\nlong  22\n");
+    }
+
+    #[test]
+    fn control_characters_do_not_reach_the_terminal() {
+        assert_eq!(printable("a\x1b[2Jb\n"), "a\\u{1b}[2Jb\\n");
+    }
+}

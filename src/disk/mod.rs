@@ -1,0 +1,8 @@
+//! Layer 3: foreign disks behind [`DiskRead`] and [`DiskWrite`].
+//!
+//! Raw files and block devices; other formats are recognised by their signatures and refused as raw.
+
+pub mod detect;
+pub mod open;
+
+pub use crate::io::disk::{DiskError, DiskRead, DiskWrite, Extent};

@@ -1,0 +1,72 @@
+//! The one place that knows bincode: values to bytes and back, canonically and within limits.
+//!
+//! Fixed-width little-endian integers. Decoding consumes all bytes, allocates within the input's own length,
+//! and accepts only what encoding would have written. docs/FORMAT.md, "Values", gives the bytes, so that a
+//! change of crate would not change them.
+
+use super::error::FormatError;
+use bincode::config::{Configuration, Fixint, LittleEndian, Limit};
+use serde::{Serialize, de::DeserializeOwned};
+
+/// Largest encoded value: a bound on what decoding may allocate.
+pub const VALUE_BYTES_MAX: usize = 1 << 30;
+
+const CONFIG: Configuration<LittleEndian, Fixint, Limit<VALUE_BYTES_MAX>> =
+    bincode::config::standard().with_fixed_int_encoding().with_limit::<VALUE_BYTES_MAX>();
+
+/// The bytes of a value.
+pub fn encode<T: Serialize>(what: &'static str, value: &T) -> Result<Vec<u8>, FormatError> {
+    bincode::serde::encode_to_vec(value, CONFIG).map_err(|e| FormatError::invalid(what, e.to_string()))
+}
+
+/// The value that exactly these bytes stand for.
+pub fn decode<T: Serialize + DeserializeOwned>(what: &'static str, bytes: &[u8]) -> Result<T, FormatError> {
+    if bytes.len() > VALUE_BYTES_MAX {
+        return Err(FormatError::length(what, VALUE_BYTES_MAX, bytes.len()));
+    }
+    let (value, consumed) = bincode::serde::decode_from_slice::<T, _>(bytes, CONFIG)
+        .map_err(|e| FormatError::invalid(what, e.to_string()))?;
+    if consumed != bytes.len() {
+        return Err(FormatError::length(what, consumed, bytes.len()));
+    }
+    if encode(what, &value)? != bytes {
+        return Err(FormatError::invalid(what, "it is not in its one canonical form"));
+    }
+    Ok(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+
+    #[test]
+    fn integers_are_fixed_width_and_little_endian() {
+        assert_eq!(encode("test", &0x0102_u16).unwrap(), [2, 1]);
+        assert_eq!(encode("test", &(1u8, "ab")).unwrap(), [1, 2, 0, 0, 0, 0, 0, 0, 0, b'a', b'b']);
+        assert_eq!(encode("test", &Some(5u8)).unwrap(), [1, 5]);
+    }
+
+    #[test]
+    fn trailing_bytes_are_refused() {
+        assert_eq!(decode::<u8>("test", &[1]).unwrap(), 1);
+        assert!(decode::<u8>("test", &[1, 2]).is_err());
+        assert!(decode::<u16>("test", &[1]).is_err());
+    }
+
+    #[test]
+    fn a_length_from_outside_allocates_nothing() {
+        let mut hostile = vec![0xff; 8];
+        hostile.extend([0; 24]);
+        assert!(decode::<Vec<u64>>("test", &hostile).is_err());
+        assert!(decode::<String>("test", &hostile).is_err());
+        assert!(decode::<Vec<String>>("test", &hostile).is_err());
+    }
+
+    #[test]
+    fn only_the_canonical_form_is_accepted() {
+        let unsorted = encode("test", &vec![(2u8, 0u8), (1, 0)]).unwrap();
+        assert!(decode::<BTreeMap<u8, u8>>("test", &unsorted).is_err());
+        assert!(decode::<bool>("test", &[2]).is_err());
+    }
+}

@@ -1,0 +1,294 @@
+//! [`Storage`] in a directory: each object a file that appears whole, sealed and durable, or not at all.
+//!
+//! Create: write a new file in `staging/`, seal it (mode 0400, fsync), rename it to its name without
+//! replacement, fsync the directory. A directory's own name is made durable in its parent before the first
+//! object in it is. After any failed write, sync or rename the handle writes no more.
+
+use super::files::{Files, ReadFile};
+use super::map::Bytes;
+use super::storage::{Created, Lease, Listed, Object, Storage, StorageError, check_name};
+use std::collections::HashSet;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+const STAGING: &str = "staging";
+const SESSIONS: &str = "sessions";
+/// Written once when the directory becomes a region's; also the proof that names are never replaced.
+const PROBE: &str = "probe";
+
+/// How a directory is used.
+#[derive(Debug, Clone, Copy)]
+pub struct DirectoryOptions {
+    /// Whether [`Object::bytes`] maps files; else it reads them.
+    pub map: bool,
+    /// Bytes that must remain available for a writer to begin, beside 1 % of the file system.
+    pub reserve_bytes: u64,
+}
+
+impl Default for DirectoryOptions {
+    fn default() -> Self {
+        Self { map: true, reserve_bytes: 2 * (64 << 20) }
+    }
+}
+
+/// Objects in a directory.
+pub struct Directory<F> {
+    files: F,
+    root: PathBuf,
+    options: DirectoryOptions,
+    /// Distinguishes this handle's staging files from every other's.
+    writer: String,
+    staged: AtomicU64,
+    latched: AtomicBool,
+    /// Directories whose own names this handle made durable.
+    durable_dirs: Mutex<HashSet<PathBuf>>,
+}
+
+impl<F: Files> Directory<F> {
+    /// The directory `root`, which exists. `writer` is lower-case hex that no other handle uses.
+    pub fn new(files: F, root: &Path, writer: String, options: DirectoryOptions) -> Self {
+        Self {
+            files,
+            root: root.to_owned(),
+            options,
+            writer,
+            staged: AtomicU64::new(0),
+            latched: AtomicBool::new(false),
+            durable_dirs: Mutex::default(),
+        }
+    }
+
+    /// Makes `root` and, where they are missing, the directories above it; then proves that the file system
+    /// refuses to replace a file on rename, without which two writers could both win.
+    pub fn initialize(&self) -> Result<(), StorageError> {
+        let missing: Vec<_> = self.root.ancestors().take_while(|dir| self.files.list(dir).is_err()).collect();
+        for dir in missing.into_iter().rev() {
+            self.writing("make directory", &dir.to_string_lossy(), || {
+                self.files.make_dir(dir)?;
+                dir.parent().filter(|p| !p.as_os_str().is_empty()).map_or(Ok(()), |p| self.files.sync_dir(p))
+            })?;
+        }
+        self.ensure_dir(&self.root.join(STAGING))?;
+        for stage in self.leftovers()? {
+            self.delete(&stage)?;
+        }
+        let probes = [self.stage(PROBE, &[b"1"])?, self.stage(PROBE, &[b"2"])?];
+        let target = self.root.join(STAGING).join(format!("{}-{PROBE}", self.writer));
+        let first = self.files.rename_new(&probes[0], &target);
+        let second = self.files.rename_new(&probes[1], &target);
+        for path in [&probes[1], &target] {
+            self.writing("remove", PROBE, || self.files.remove(path))?;
+        }
+        match (first, second) {
+            (Ok(()), Err(e)) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            (Err(e), _) => Err(StorageError::io("prove renaming on", &self.root.to_string_lossy(), e)),
+            (Ok(()), _) => Err(StorageError::Io {
+                action: "prove that renaming never replaces a file on",
+                name: self.root.to_string_lossy().into_owned(),
+                source: io::Error::other("it does; a region cannot live on this file system"),
+            }),
+        }
+    }
+
+    /// Staging files of writers that are gone.
+    fn leftovers(&self) -> Result<Vec<String>, StorageError> {
+        let mut leftovers = Vec::new();
+        for listed in self.list(STAGING)? {
+            let file = listed.name.rsplit('/').next().unwrap_or_default();
+            let writer = file.split('-').next().unwrap_or_default();
+            let sign = self.root.join(SESSIONS).join(writer);
+            let alive = self.files.is_locked(&sign).map_err(|e| StorageError::io("look at", SESSIONS, e))?;
+            if writer != self.writer && !alive {
+                leftovers.push(listed.name);
+            }
+        }
+        Ok(leftovers)
+    }
+
+    fn check_latch(&self, name: &str) -> Result<(), StorageError> {
+        if self.latched.load(Ordering::SeqCst) {
+            return Err(StorageError::Latched { name: name.to_owned() });
+        }
+        Ok(())
+    }
+
+    /// Runs a step of writing: its failure latches this handle.
+    fn writing<T>(
+        &self,
+        action: &'static str,
+        name: &str,
+        step: impl FnOnce() -> io::Result<T>,
+    ) -> Result<T, StorageError> {
+        step().map_err(|e| {
+            self.latched.store(true, Ordering::SeqCst);
+            StorageError::io(action, name, e)
+        })
+    }
+
+    /// Makes a directory below the root, and its name durable in its parent; the second even if somebody
+    /// else made it, who may not have come so far.
+    fn ensure_dir(&self, dir: &Path) -> Result<(), StorageError> {
+        if dir == self.root || self.durable_dirs().contains(dir) {
+            return Ok(());
+        }
+        let parent = dir.parent().unwrap_or(&self.root);
+        self.ensure_dir(parent)?;
+        let name = dir.to_string_lossy();
+        self.writing("make directory", &name, || self.files.make_dir(dir))?;
+        self.writing("sync directory above", &name, || self.files.sync_dir(parent))?;
+        self.durable_dirs().insert(dir.to_owned());
+        Ok(())
+    }
+
+    fn durable_dirs(&self) -> std::sync::MutexGuard<'_, HashSet<PathBuf>> {
+        self.durable_dirs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A sealed file in staging.
+    fn stage(&self, name: &str, parts: &[&[u8]]) -> Result<PathBuf, StorageError> {
+        let number = self.staged.fetch_add(1, Ordering::Relaxed);
+        let path = self.root.join(STAGING).join(format!("{}-{number}", self.writer));
+        let written = self.writing("write", name, || {
+            let mut file = self.files.create(&path)?;
+            parts.iter().try_for_each(|part| file.write_all(part))?;
+            file.seal()
+        });
+        if written.is_err() {
+            // Best effort: a leftover is removed by the next writer's `initialize`, or by collection.
+            let _ = self.files.remove(&path);
+        }
+        written.map(|()| path)
+    }
+
+    fn list_below(&self, folder: &str, found: &mut Vec<Listed>) -> Result<(), StorageError> {
+        let entries = match self.files.list(&self.root.join(folder)) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            entries => entries.map_err(|e| StorageError::io("list", folder, e))?,
+        };
+        for entry in entries {
+            let name = if folder.is_empty() { entry.name } else { format!("{folder}/{}", entry.name) };
+            if check_name(&name).is_err() {
+                continue;
+            }
+            if entry.is_dir {
+                self.list_below(&name, found)?;
+            } else {
+                found.push(Listed { name, len: entry.len });
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<F: Files> Storage for Directory<F> {
+    fn create(&self, name: &str, parts: &[&[u8]]) -> Result<Created, StorageError> {
+        check_name(name)?;
+        self.check_latch(name)?;
+        let target = self.root.join(name);
+        let parent = target.parent().unwrap_or(&self.root).to_owned();
+        self.ensure_dir(&self.root.join(STAGING))?;
+        self.ensure_dir(&parent)?;
+        let staged = self.stage(name, parts)?;
+        match self.files.rename_new(&staged, &target) {
+            Ok(()) => {}
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+                self.writing("remove staged", name, || self.files.remove(&staged))?;
+                return Ok(Created::Existed);
+            }
+            Err(e) => {
+                let _ = self.files.remove(&staged);
+                return self.writing("rename", name, || Err(e));
+            }
+        }
+        self.files.sync_dir(&parent).map_err(|source| {
+            self.latched.store(true, Ordering::SeqCst);
+            StorageError::UnknownOutcome { action: "sync directory of", name: name.to_owned(), source }
+        })?;
+        Ok(Created::New)
+    }
+
+    fn open(&self, name: &str) -> Result<Arc<dyn Object>, StorageError> {
+        check_name(name)?;
+        let file = self.files.open(&self.root.join(name)).map_err(|e| StorageError::io("open", name, e))?;
+        Ok(Arc::new(FileObject { name: name.to_owned(), map: self.options.map, file }))
+    }
+
+    fn list(&self, folder: &str) -> Result<Vec<Listed>, StorageError> {
+        if !folder.is_empty() {
+            check_name(folder)?;
+        }
+        let mut found = Vec::new();
+        self.list_below(folder, &mut found)?;
+        found.sort_unstable();
+        Ok(found)
+    }
+
+    fn delete(&self, name: &str) -> Result<(), StorageError> {
+        check_name(name)?;
+        self.check_latch(name)?;
+        match self.files.remove(&self.root.join(name)) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            done => self.writing("remove", name, || done),
+        }
+    }
+
+    fn persist(&self, folder: &str) -> Result<(), StorageError> {
+        check_name(folder)?;
+        self.check_latch(folder)?;
+        match self.files.list(&self.root.join(folder)) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            listed => listed.map_err(|e| StorageError::io("list", folder, e))?,
+        };
+        self.ensure_dir(&self.root.join(folder))?;
+        self.writing("sync directory", folder, || self.files.sync_dir(&self.root.join(folder)))
+    }
+
+    fn lease(&self, session: &str) -> Result<Lease, StorageError> {
+        check_name(session)?;
+        self.check_latch(session)?;
+        let space = self.files.space(&self.root).map_err(|e| StorageError::io("look at space of", session, e))?;
+        let needed = self.options.reserve_bytes + space.total / 100;
+        if space.available < needed {
+            return Err(StorageError::NoSpace { name: "a new session".into(), available: space.available, needed });
+        }
+        self.ensure_dir(&self.root.join(SESSIONS))?;
+        let sign = self.root.join(SESSIONS).join(session);
+        let lock = self.writing("lock", session, || self.files.lock(&sign))?;
+        Ok(Lease(lock))
+    }
+}
+
+struct FileObject {
+    name: String,
+    map: bool,
+    file: Arc<dyn ReadFile>,
+}
+
+impl Object for FileObject {
+    fn len(&self) -> u64 {
+        self.file.len_bytes()
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), StorageError> {
+        self.file.read_exact_at(offset, buffer).map_err(|source| match source.kind() {
+            io::ErrorKind::UnexpectedEof => StorageError::Short {
+                name: self.name.clone(),
+                len: self.len(),
+                offset,
+                end: offset + buffer.len() as u64,
+            },
+            // An open file that cannot be read is never "not found".
+            _ => StorageError::Io { action: "read", name: self.name.clone(), source },
+        })
+    }
+
+    fn bytes(&self) -> Result<Bytes, StorageError> {
+        self.file.bytes(self.map).map_err(|source| StorageError::Io {
+            action: "read",
+            name: self.name.clone(),
+            source,
+        })
+    }
+}

@@ -1,0 +1,139 @@
+//! What a disk is to the pipelines: a length, extents, positioned reads; and a target of positioned writes.
+
+use std::io;
+use std::path::PathBuf;
+
+/// A part of a disk that surely reads as zeros, or that must be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Extent {
+    /// First byte.
+    pub start: u64,
+    /// One after the last byte.
+    pub end: u64,
+    /// Whether it reads as zeros without being read.
+    pub is_zero: bool,
+}
+
+/// A disk to read.
+pub trait DiskRead: Send + Sync {
+    /// Its length in bytes.
+    fn len_bytes(&self) -> u64;
+
+    /// The extent that `offset`, which is less than the length, lies in, from `offset` on. Extents are hints:
+    /// a data extent may hold zeros.
+    fn extent_at(&self, offset: u64) -> Result<Extent, DiskError>;
+
+    /// Fills `buffer` from `offset`; both inside the disk.
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), DiskError>;
+}
+
+/// A disk to write.
+pub trait DiskWrite: Send {
+    /// Writes bytes at an offset. Offsets ascend.
+    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<(), DiskError>;
+
+    /// Makes a range read as zeros. Offsets ascend together with those of `write_at`.
+    fn zero_at(&mut self, offset: u64, len: u64) -> Result<(), DiskError>;
+
+    /// Makes everything durable and gives the disk its name. Without it nothing is left behind.
+    fn finish(self: Box<Self>) -> Result<(), DiskError>;
+}
+
+/// What can go wrong with a disk.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DiskError {
+    /// There is no such file.
+    #[error("{path}: no such file or device")]
+    NotFound {
+        /// The disk.
+        path: PathBuf,
+    },
+    /// The operating system refused.
+    #[error("{action} {path} at byte {offset}: {source}")]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Where on the disk.
+        offset: u64,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// The target's file system is full.
+    #[error("{path}: no space left at byte {offset}; free some space or choose another place")]
+    NoSpace {
+        /// The disk.
+        path: PathBuf,
+        /// Where.
+        offset: u64,
+    },
+    /// The disk became shorter while it was read.
+    #[error("{path} ended at byte {found} while it was read; it had {expected} bytes when it was opened. Nothing uses it now? Then run the command again")]
+    Shrank {
+        /// The disk.
+        path: PathBuf,
+        /// Its length when it was opened.
+        expected: u64,
+        /// Where it ended.
+        found: u64,
+    },
+    /// Nothing to store.
+    #[error("{path} is empty; a volume has at least one byte")]
+    Empty {
+        /// The disk.
+        path: PathBuf,
+    },
+    /// Neither a file nor a block device.
+    #[error("{path} is {found}; a disk is a regular file or a block device")]
+    NotADisk {
+        /// What was given.
+        path: PathBuf,
+        /// What it is.
+        found: &'static str,
+    },
+    /// The file holds a disk in another format than it is taken for.
+    #[error("{path} begins like a {found} disk, not a raw one; {cure}")]
+    WrongFormat {
+        /// The file.
+        path: PathBuf,
+        /// The format whose signature it bears.
+        found: &'static str,
+        /// What to do.
+        cure: &'static str,
+    },
+    /// The output stands already.
+    #[error("{path} exists; choose another name, or replace it with --force")]
+    Exists {
+        /// The output.
+        path: PathBuf,
+    },
+    /// A block device would be overwritten.
+    #[error("{path} is a block device; all of it would be overwritten. If that is what you want, add --write-device")]
+    IsDevice {
+        /// The device.
+        path: PathBuf,
+    },
+    /// The target cannot hold the volume.
+    #[error("{path} has {found} bytes, the volume has {expected}")]
+    TooSmall {
+        /// The target.
+        path: PathBuf,
+        /// Bytes of the volume.
+        expected: u64,
+        /// Bytes of the target.
+        found: u64,
+    },
+}
+
+impl DiskError {
+    pub(super) fn io(action: &'static str, path: impl Into<PathBuf>, offset: u64, source: io::Error) -> Self {
+        let path = path.into();
+        match source.kind() {
+            io::ErrorKind::NotFound => Self::NotFound { path },
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::NoSpace { path, offset },
+            _ => Self::Io { action, path, offset, source },
+        }
+    }
+}

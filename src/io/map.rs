@@ -1,0 +1,43 @@
+//! Bytes of a sealed object: a read-only map where that is possible, a copy elsewhere.
+
+use std::fs::File;
+use std::sync::Arc;
+
+/// The bytes of an object, cheap to clone.
+#[derive(Clone)]
+pub enum Bytes {
+    /// A map of a sealed file.
+    Mapped(Arc<memmap2::Mmap>),
+    /// A copy in memory.
+    Owned(Arc<Vec<u8>>),
+}
+
+impl AsRef<[u8]> for Bytes {
+    fn as_ref(&self) -> &[u8] {
+        match self {
+            Self::Mapped(map) => map,
+            Self::Owned(bytes) => bytes,
+        }
+    }
+}
+
+impl std::fmt::Debug for Bytes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Bytes({})", self.as_ref().len())
+    }
+}
+
+/// Maps a sealed file read-only. The caller gives only files of a region: synced, renamed into place, mode
+/// 0400, and never written or shortened again.
+#[expect(unsafe_code, reason = "a map is only sound while nobody changes the file, which the types cannot say")]
+pub fn map_sealed(file: &File) -> std::io::Result<Bytes> {
+    if file.metadata()?.len() == 0 {
+        return Ok(Bytes::Owned(Arc::default()));
+    }
+    // SAFETY: sealed files are immutable by the store's first rule: no code of imgstore opens one for
+    // writing, and mode 0400 in a 0700 directory keeps other accounts out. Deleting one keeps its pages.
+    // Who edits a sealed file by hand can make a mapped read fail or read other bytes; what is read is
+    // checked against hashes, and `--no-mmap` avoids the map altogether.
+    let map = unsafe { memmap2::Mmap::map(file)? };
+    Ok(Bytes::Mapped(Arc::new(map)))
+}

@@ -1,0 +1,22 @@
+//! Layer 2: the one door to the operating system.
+//!
+//! - [`storage`]: the seam under a region, with the manners of an object store. [`directory`] is the real
+//!   one on a file system, [`memory`] the strict one in memory.
+//! - [`files`]: the seam under `directory`: the file system calls that durability hangs on. [`os`] makes
+//!   them, [`sim`] simulates them with everything that a crash can do to them.
+//! - [`disk`]: what a disk is to the pipelines; [`rawdisk`] reads one, [`outfile`] writes one.
+//! - [`config`]: small files of the user's own.
+//! - [`map`]: the read-only map of sealed files, the only `unsafe` of the project.
+
+pub mod clock;
+pub mod config;
+pub mod directory;
+pub mod disk;
+pub mod files;
+pub mod map;
+pub mod memory;
+pub mod os;
+pub mod outfile;
+pub mod rawdisk;
+pub mod sim;
+pub mod storage;

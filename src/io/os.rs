@@ -1,0 +1,154 @@
+//! [`Files`] on the real file system.
+
+use super::files::{DirEntry, Files, ReadFile, Space, WriteFile};
+use super::map::{Bytes, map_sealed};
+use rustix::fs::{CWD, OFlags, RenameFlags, renameat_with};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt};
+use std::path::Path;
+use std::sync::Arc;
+
+/// The operating system's files.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct OsFiles;
+
+/// `O_NOFOLLOW`, as std's options want it.
+pub(super) fn no_follow() -> i32 {
+    i32::from_ne_bytes(OFlags::NOFOLLOW.bits().to_ne_bytes())
+}
+
+impl Files for OsFiles {
+    fn make_dir(&self, path: &Path) -> io::Result<()> {
+        match fs::DirBuilder::new().mode(0o700).create(path) {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+            made => made,
+        }
+    }
+
+    fn create(&self, path: &Path) -> io::Result<Box<dyn WriteFile>> {
+        let file =
+            OpenOptions::new().write(true).create_new(true).mode(0o600).custom_flags(no_follow()).open(path)?;
+        Ok(Box::new(OsWriteFile(file)))
+    }
+
+    fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()> {
+        match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+            Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
+                // A file system without it: a hard link never replaces either.
+                fs::hard_link(from, to)?;
+                fs::remove_file(from)
+            }
+            done => done.map_err(Into::into),
+        }
+    }
+
+    fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        File::open(path)?.sync_all()
+    }
+
+    fn open(&self, path: &Path) -> io::Result<Arc<dyn ReadFile>> {
+        let file = OpenOptions::new().read(true).custom_flags(no_follow()).open(path)?;
+        let metadata = file.metadata()?;
+        if !metadata.is_file() {
+            return Err(io::Error::other("not a regular file"));
+        }
+        Ok(Arc::new(OsReadFile { file, len: metadata.len() }))
+    }
+
+    fn list(&self, path: &Path) -> io::Result<Vec<DirEntry>> {
+        let mut entries = Vec::new();
+        for entry in fs::read_dir(path)? {
+            let entry = entry?;
+            let metadata = match entry.metadata() {
+                Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+                metadata => metadata?,
+            };
+            // What is neither UTF-8 nor a file nor a directory is not ours.
+            if let Ok(name) = entry.file_name().into_string()
+                && (metadata.is_file() || metadata.is_dir())
+            {
+                entries.push(DirEntry { name, is_dir: metadata.is_dir(), len: metadata.len() });
+            }
+        }
+        Ok(entries)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        fs::remove_file(path)
+    }
+
+    fn space(&self, path: &Path) -> io::Result<Space> {
+        Ok(Space { total: fs2::total_space(path)?, available: fs2::available_space(path)? })
+    }
+
+    fn lock(&self, path: &Path) -> io::Result<Box<dyn Send + Sync>> {
+        let file =
+            OpenOptions::new().write(true).create_new(true).mode(0o600).custom_flags(no_follow()).open(path)?;
+        fs2::FileExt::try_lock_exclusive(&file)?;
+        Ok(Box::new(Lock { _file: file, path: path.to_owned() }))
+    }
+
+    fn is_locked(&self, path: &Path) -> io::Result<bool> {
+        let file = match OpenOptions::new().read(true).custom_flags(no_follow()).open(path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
+            file => file?,
+        };
+        match fs2::FileExt::try_lock_shared(&file) {
+            Ok(()) => Ok(false),
+            Err(e) if e.raw_os_error() == fs2::lock_contended_error().raw_os_error() => Ok(true),
+            Err(e) => Err(e),
+        }
+    }
+}
+
+/// A sign of life: the lock goes with the process, the file with an orderly end.
+struct Lock {
+    _file: File,
+    path: std::path::PathBuf,
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // If it stays, its lock is gone all the same, and whoever looks for life removes it.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+struct OsWriteFile(File);
+
+impl WriteFile for OsWriteFile {
+    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.0.write_all(bytes)
+    }
+
+    fn seal(&mut self) -> io::Result<()> {
+        self.0.set_permissions(fs::Permissions::from_mode(0o400))?;
+        self.0.sync_all()
+    }
+}
+
+struct OsReadFile {
+    file: File,
+    len: u64,
+}
+
+impl ReadFile for OsReadFile {
+    fn len_bytes(&self) -> u64 {
+        self.len
+    }
+
+    fn read_exact_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        self.file.read_exact_at(buffer, offset)
+    }
+
+    fn bytes(&self, map: bool) -> io::Result<Bytes> {
+        if map {
+            return map_sealed(&self.file);
+        }
+        let len = usize::try_from(self.len).map_err(io::Error::other)?;
+        let mut bytes = vec![0; len];
+        self.read_exact_at(0, &mut bytes)?;
+        Ok(Bytes::Owned(Arc::new(bytes)))
+    }
+}

@@ -1,0 +1,206 @@
+//! Targets to write a volume to: a new file, a block device, a stream.
+
+use super::clock::random_u64;
+use super::disk::{DiskError, DiskWrite};
+use super::os::no_follow;
+use rustix::fs::{CWD, FallocateFlags, RenameFlags, renameat_with};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Seek, Write};
+use std::os::unix::fs::{DirBuilderExt, FileExt, FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// A new file that gets its name only when it is whole and durable.
+#[derive(Debug)]
+pub struct NewFile {
+    file: File,
+    path: PathBuf,
+    temporary: Option<PathBuf>,
+    replace: bool,
+}
+
+impl NewFile {
+    /// A sparse file of `len` bytes, to be called `path`. It is written beside it under a temporary name.
+    /// What stands at `path` is refused, or replaced at the end if `replace` and if it is a regular file.
+    pub fn create(path: &Path, len: u64, replace: bool) -> Result<Self, DiskError> {
+        match fs::symlink_metadata(path) {
+            Ok(_) if !replace => return Err(DiskError::Exists { path: path.to_owned() }),
+            Ok(metadata) if !metadata.is_file() => {
+                return Err(DiskError::NotADisk { path: path.to_owned(), found: "not a regular file" });
+            }
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(DiskError::io("look at", path, 0, e)),
+            _ => {}
+        }
+        let failed = |e| DiskError::io("create", path, 0, e);
+        let name = path.file_name().ok_or_else(|| failed(io::ErrorKind::InvalidInput.into()))?;
+        let mut temporary = std::ffi::OsString::from(".");
+        temporary.push(name);
+        temporary.push(format!(".imgstore-{:016x}", random_u64().map_err(failed)?));
+        let temporary = path.with_file_name(temporary);
+        let file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .custom_flags(no_follow())
+            .open(&temporary)
+            .map_err(failed)?;
+        let new = Self { file, path: path.to_owned(), temporary: Some(temporary), replace };
+        new.file.set_len(len).map_err(|e| DiskError::io("set the length of", path, len, e))?;
+        Ok(new)
+    }
+
+    fn publish(&mut self) -> io::Result<()> {
+        self.file.sync_all()?;
+        let Some(temporary) = &self.temporary else { return Ok(()) };
+        if self.replace {
+            fs::rename(temporary, &self.path)?;
+        } else {
+            match renameat_with(CWD, temporary, CWD, &self.path, RenameFlags::NOREPLACE) {
+                Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
+                    fs::hard_link(temporary, &self.path)?;
+                    fs::remove_file(temporary)?;
+                }
+                done => done?,
+            }
+        }
+        self.temporary = None;
+        let parent = self.path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        File::open(parent)?.sync_all()
+    }
+}
+
+impl Drop for NewFile {
+    fn drop(&mut self) {
+        if let Some(temporary) = &self.temporary {
+            // Nothing half-made stays; if this fails, the name says what it is.
+            let _ = fs::remove_file(temporary);
+        }
+    }
+}
+
+impl DiskWrite for NewFile {
+    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<(), DiskError> {
+        self.file.write_all_at(bytes, offset).map_err(|e| DiskError::io("write", &self.path, offset, e))
+    }
+
+    /// A new file reads as zeros where nothing was written.
+    fn zero_at(&mut self, _offset: u64, _len: u64) -> Result<(), DiskError> {
+        Ok(())
+    }
+
+    fn finish(mut self: Box<Self>) -> Result<(), DiskError> {
+        self.publish().map_err(|e| match e.kind() {
+            io::ErrorKind::AlreadyExists => DiskError::Exists { path: self.path.clone() },
+            _ => DiskError::io("finish", &self.path, 0, e),
+        })
+    }
+}
+
+/// A block device that is overwritten.
+#[derive(Debug)]
+pub struct BlockDevice {
+    file: File,
+    path: PathBuf,
+}
+
+impl BlockDevice {
+    /// Opens a block device of at least `len` bytes for writing, exclusively: one that is mounted is refused.
+    pub fn open(path: &Path, len: u64) -> Result<Self, DiskError> {
+        let failed = |e| DiskError::io("open", path, 0, e);
+        let exclusive = i32::from_ne_bytes(rustix::fs::OFlags::EXCL.bits().to_ne_bytes());
+        let mut file = OpenOptions::new().write(true).custom_flags(exclusive).open(path).map_err(failed)?;
+        let found = file.seek(io::SeekFrom::End(0)).map_err(failed)?;
+        if found < len {
+            return Err(DiskError::TooSmall { path: path.to_owned(), expected: len, found });
+        }
+        Ok(Self { file, path: path.to_owned() })
+    }
+}
+
+impl DiskWrite for BlockDevice {
+    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<(), DiskError> {
+        self.file.write_all_at(bytes, offset).map_err(|e| DiskError::io("write", &self.path, offset, e))
+    }
+
+    /// Old content stands on a device: zeros are made, by the device if it can, by writing them otherwise.
+    fn zero_at(&mut self, offset: u64, len: u64) -> Result<(), DiskError> {
+        let flags = FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE;
+        if rustix::fs::fallocate(&self.file, flags, offset, len).is_ok() {
+            return Ok(());
+        }
+        let zeros = vec![0; ZERO_BYTES.min(usize::try_from(len).unwrap_or(ZERO_BYTES))];
+        let mut at = offset;
+        while at < offset + len {
+            let count = zeros.len().min(usize::try_from(offset + len - at).unwrap_or(usize::MAX));
+            self.write_at(at, &zeros[..count])?;
+            at += count as u64;
+        }
+        Ok(())
+    }
+
+    fn finish(self: Box<Self>) -> Result<(), DiskError> {
+        self.file.sync_all().map_err(|e| DiskError::io("sync", &self.path, 0, e))
+    }
+}
+
+const ZERO_BYTES: usize = 1 << 20;
+
+/// A stream, such as standard output: everything is written, zeros too, front to back.
+pub struct Stream<W> {
+    out: W,
+    name: &'static str,
+    position: u64,
+}
+
+impl<W: Write + Send> Stream<W> {
+    /// A stream called `name` in errors.
+    pub fn new(out: W, name: &'static str) -> Self {
+        Self { out, name, position: 0 }
+    }
+}
+
+impl<W: Write + Send> DiskWrite for Stream<W> {
+    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<(), DiskError> {
+        debug_assert_eq!(offset, self.position);
+        self.position += bytes.len() as u64;
+        self.out.write_all(bytes).map_err(|e| DiskError::io("write", self.name, offset, e))
+    }
+
+    fn zero_at(&mut self, offset: u64, len: u64) -> Result<(), DiskError> {
+        let zeros = vec![0; ZERO_BYTES];
+        let mut left = len;
+        while left > 0 {
+            let count = zeros.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+            self.write_at(offset + (len - left), &zeros[..count])?;
+            left -= count as u64;
+        }
+        Ok(())
+    }
+
+    fn finish(mut self: Box<Self>) -> Result<(), DiskError> {
+        self.out.flush().map_err(|e| DiskError::io("flush", self.name, self.position, e))
+    }
+}
+
+/// Whether a path is a block device.
+pub fn is_block_device(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|m| m.file_type().is_block_device())
+}
+
+/// Makes a directory, for its owner only, and those above it that are missing.
+pub fn make_dirs(path: &Path) -> Result<(), DiskError> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|e| DiskError::io("make", path, 0, e))
+}
+
+/// Removes a directory with the given files in it, and nothing else: what is left of a launch that failed.
+pub fn remove_dir_with(dir: &Path, files: &[PathBuf]) {
+    for file in files {
+        let _ = fs::remove_file(file);
+    }
+    // Fails, as it should, if anything else is in it.
+    let _ = fs::remove_dir(dir);
+}
+
+/// A path made absolute, without following links.
+pub fn absolute(path: &Path) -> Result<PathBuf, DiskError> {
+    std::path::absolute(path).map_err(|e| DiskError::io("resolve", path, 0, e))
+}

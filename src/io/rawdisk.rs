@@ -1,0 +1,98 @@
+//! Raw disks: a regular file or a block device, as it is.
+
+use super::disk::{DiskError, DiskRead, Extent};
+use rustix::fs::SeekFrom;
+use std::fs::File;
+use std::io::{self, Seek};
+use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::path::{Path, PathBuf};
+
+/// A raw disk open for reading.
+#[derive(Debug)]
+pub struct RawDisk {
+    file: File,
+    path: PathBuf,
+    len: u64,
+}
+
+impl RawDisk {
+    /// Opens a regular file or block device; an empty one is refused.
+    pub fn open(path: &Path) -> Result<Self, DiskError> {
+        let mut file = File::open(path).map_err(|e| DiskError::io("open", path, 0, e))?;
+        let kind = file.metadata().map_err(|e| DiskError::io("open", path, 0, e))?.file_type();
+        if !kind.is_file() && !kind.is_block_device() {
+            let found = if kind.is_dir() { "a directory" } else { "a special file" };
+            return Err(DiskError::NotADisk { path: path.to_owned(), found });
+        }
+        // The end of a block device is its length; metadata says 0.
+        let len = file.seek(io::SeekFrom::End(0)).map_err(|e| DiskError::io("measure", path, 0, e))?;
+        if len == 0 {
+            return Err(DiskError::Empty { path: path.to_owned() });
+        }
+        // A hint only: one reader, front to back.
+        let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::Sequential);
+        Ok(Self { file, path: path.to_owned(), len })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Data or hole by SEEK_DATA and SEEK_HOLE. File systems that cannot tell say "all data".
+    fn seek_extent(&self, offset: u64) -> rustix::io::Result<Extent> {
+        match rustix::fs::seek(&self.file, SeekFrom::Data(offset)) {
+            Ok(data) if data > offset => Ok(Extent { start: offset, end: data, is_zero: true }),
+            Ok(_) => {
+                let hole = rustix::fs::seek(&self.file, SeekFrom::Hole(offset))?;
+                Ok(Extent { start: offset, end: hole, is_zero: false })
+            }
+            // No data until the end; if the file shrank, reading would say so.
+            Err(rustix::io::Errno::NXIO) if self.reaches_end() => {
+                Ok(Extent { start: offset, end: self.len, is_zero: true })
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    fn reaches_end(&self) -> bool {
+        self.file.metadata().is_ok_and(|m| m.len() >= self.len)
+    }
+}
+
+impl DiskRead for RawDisk {
+    fn len_bytes(&self) -> u64 {
+        self.len
+    }
+
+    fn extent_at(&self, offset: u64) -> Result<Extent, DiskError> {
+        let all_data = Extent { start: offset, end: self.len, is_zero: false };
+        let extent = match self.seek_extent(offset) {
+            Ok(extent) => Extent { end: extent.end.min(self.len), ..extent },
+            // Not for block devices, nor where the file system has no such call: read everything.
+            Err(rustix::io::Errno::INVAL | rustix::io::Errno::NXIO | rustix::io::Errno::OPNOTSUPP) => all_data,
+            Err(e) => return Err(DiskError::io("look for data in", &self.path, offset, e.into())),
+        };
+        // A hole that moved under us while we looked: take it as data, content decides.
+        Ok(if extent.end > offset { extent } else { all_data })
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), DiskError> {
+        let mut done = 0;
+        while done < buffer.len() {
+            match self.file.read_at(&mut buffer[done..], offset + done as u64) {
+                Ok(0) => {
+                    return Err(DiskError::Shrank {
+                        path: self.path.clone(),
+                        expected: self.len,
+                        found: offset + done as u64,
+                    });
+                }
+                Ok(read) => done += read,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(DiskError::io("read", &self.path, offset + done as u64, e)),
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,191 @@
+//! The seam under a region: whole immutable objects by name, as an object store keeps them.
+//!
+//! `tests/storage_conformance.rs` runs every contract below on every implementation.
+
+use super::map::Bytes;
+use std::sync::Arc;
+
+/// How [`Storage::create`] ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Created {
+    /// The object is there, durable, with our bytes.
+    New,
+    /// An object of that name was there before; it was not touched.
+    Existed,
+}
+
+/// An object's name and length in a listing.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Listed {
+    /// The whole name.
+    pub name: String,
+    /// Its length in bytes.
+    pub len: u64,
+}
+
+/// Keeps a writer's sign of life up until it is dropped.
+pub struct Lease(#[expect(dead_code, reason = "held for its Drop")] pub(super) Box<dyn Send + Sync>);
+
+impl Lease {
+    /// A lease where nothing needs to be kept up.
+    pub fn none() -> Self {
+        Self(Box::new(()))
+    }
+}
+
+impl std::fmt::Debug for Lease {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Lease")
+    }
+}
+
+/// Whole immutable objects by name. Names are parts of lower-case letters, digits, dots and dashes joined by
+/// `/`; no part starts with a dot.
+pub trait Storage: Send + Sync {
+    /// Makes an object of the concatenated parts, if none has that name. On `New` it is durable, under its
+    /// name, whole. On an error it may or may not appear: see [`StorageError::is_unknown_outcome`].
+    fn create(&self, name: &str, parts: &[&[u8]]) -> Result<Created, StorageError>;
+
+    /// An object for reading; [`StorageError::NotFound`] only if there is none of that name.
+    fn open(&self, name: &str) -> Result<Arc<dyn Object>, StorageError>;
+
+    /// All objects whose names start with `folder/`, ascending by name; an empty folder lists everything.
+    /// An object that was durable before the call and is not deleted during it is in the list.
+    fn list(&self, folder: &str) -> Result<Vec<Listed>, StorageError>;
+
+    /// Removes an object; one that is not there counts as removed.
+    fn delete(&self, name: &str) -> Result<(), StorageError>;
+
+    /// Makes durable whatever objects directly in `folder` this process has seen, whoever made them. After
+    /// it, what was read from there survives a crash.
+    fn persist(&self, folder: &str) -> Result<(), StorageError>;
+
+    /// Declares writer `session` alive until the lease is dropped or the process ends, however it ends.
+    /// Refuses with [`StorageError::NoSpace`] where a writer would fill the storage up.
+    fn lease(&self, session: &str) -> Result<Lease, StorageError>;
+}
+
+/// An immutable object that was opened. It stays readable even if it is deleted, where the storage can do
+/// that; else reads say `NotFound`.
+#[expect(clippy::len_without_is_empty, reason = "no object is empty")]
+pub trait Object: Send + Sync {
+    /// Its length in bytes.
+    fn len(&self) -> u64;
+
+    /// Fills `buffer` with the bytes at `offset`, by a positioned read.
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), StorageError>;
+
+    /// All of its bytes, mapped where that is possible.
+    fn bytes(&self) -> Result<Bytes, StorageError>;
+}
+
+/// What storage can answer instead of doing what it was asked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StorageError {
+    /// There is no object of that name.
+    #[error("{name} does not exist")]
+    NotFound {
+        /// The object.
+        name: String,
+    },
+    /// The storage is full, or would be.
+    #[error("no space for {name}: {available} bytes available, {needed} needed; free some space or use another region")]
+    NoSpace {
+        /// What was to be written.
+        name: String,
+        /// Bytes that may be used.
+        available: u64,
+        /// Bytes that must be available.
+        needed: u64,
+    },
+    /// The operating system refused, before anything could appear under the name.
+    #[error("{action} {name}: {source}")]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        name: String,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// It failed at a moment after which the object may exist, or may come to exist.
+    #[error("{action} {name} failed and may or may not have taken effect: {source}; run the command again to find out")]
+    UnknownOutcome {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        name: String,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// An earlier write failed, so this handle writes no more.
+    #[error("not writing {name}: an earlier write failed, so nothing after it may count; run the command again")]
+    Latched {
+        /// What was to be written.
+        name: String,
+    },
+    /// Fewer bytes than the object should have.
+    #[error("{name} ends at byte {len}, but bytes {offset} to {end} were expected")]
+    Short {
+        /// The object.
+        name: String,
+        /// Its length.
+        len: u64,
+        /// First byte wanted.
+        offset: u64,
+        /// One after the last byte wanted.
+        end: u64,
+    },
+    /// Not a name of an object.
+    #[error("{name:?} is not a name that a region gives")]
+    BadName {
+        /// What was given.
+        name: String,
+    },
+}
+
+impl StorageError {
+    /// Whether the object may exist in spite of the error.
+    pub const fn is_unknown_outcome(&self) -> bool {
+        matches!(self, Self::UnknownOutcome { .. })
+    }
+
+    /// Whether this says that there is no such object. Every other error leaves that open.
+    pub const fn is_not_found(&self) -> bool {
+        matches!(self, Self::NotFound { .. })
+    }
+
+    pub(super) fn io(action: &'static str, name: &str, source: std::io::Error) -> Self {
+        match source.kind() {
+            std::io::ErrorKind::NotFound => Self::NotFound { name: name.to_owned() },
+            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
+                Self::NoSpace { name: name.to_owned(), available: 0, needed: 1 }
+            }
+            _ => Self::Io { action, name: name.to_owned(), source },
+        }
+    }
+}
+
+/// Whether a text can name an object.
+pub fn is_object_name(name: &str) -> bool {
+    let good = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.';
+    name.len() <= 200
+        && name.split('/').all(|part| !part.is_empty() && !part.starts_with('.') && part.bytes().all(good))
+}
+
+pub(super) fn check_name(name: &str) -> Result<(), StorageError> {
+    if is_object_name(name) { Ok(()) } else { Err(StorageError::BadName { name: name.to_owned() }) }
+}
+
+/// Reads a whole object of at most `limit` bytes.
+pub fn read_whole(storage: &dyn Storage, name: &str, limit: u64) -> Result<Vec<u8>, StorageError> {
+    let object = storage.open(name)?;
+    let len = object.len();
+    if len > limit {
+        return Err(StorageError::Short { name: name.to_owned(), len, offset: 0, end: limit });
+    }
+    let mut bytes = vec![0; usize::try_from(len).unwrap_or(usize::MAX)];
+    object.read_at(0, &mut bytes)?;
+    Ok(bytes)
+}

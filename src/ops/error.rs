@@ -1,0 +1,211 @@
+//! What a verb can answer instead of doing what it was asked; and the one table of EC2's error codes.
+
+use crate::chunk::frame::FrameError;
+use crate::disk::DiskError;
+use crate::model::blockmap::BlockMapFault;
+use crate::model::catalog::Rejection;
+use crate::model::ids::{ImageId, MalformedId, SnapshotId};
+use crate::region::error::RegionError;
+
+/// What kind of answer an error is; each has its exit code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Class {
+    /// Something failed that should have worked.
+    Failed,
+    /// The request makes no sense.
+    Usage,
+    /// What was named does not exist, or not for this caller.
+    NotFound,
+    /// The caller may not do this.
+    Denied,
+    /// Stored bytes are wrong or missing.
+    Damage,
+    /// The input is not what it should be, or the state does not allow it.
+    Refused,
+    /// No space.
+    NoSpace,
+    /// Stopped on request.
+    Interrupted,
+}
+
+macro_rules! codes {
+    ($($(#[$doc:meta])* $variant:ident = $code:literal, $class:ident;)+) => {
+        /// EC2's error codes, as far as verbs use them.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        #[non_exhaustive]
+        pub enum Code { $($(#[$doc])* $variant,)+ }
+
+        impl Code {
+            /// EC2's text.
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $code,)+ }
+            }
+
+            /// What kind of answer it is.
+            pub const fn class(self) -> Class {
+                match self { $(Self::$variant => Class::$class,)+ }
+            }
+        }
+    };
+}
+
+codes! {
+    /// An image that is not there.
+    ImageNotFound = "InvalidAMIID.NotFound", NotFound;
+    /// Text that is no image id.
+    ImageMalformed = "InvalidAMIID.Malformed", Usage;
+    /// A name that another image of the account has.
+    ImageNameDuplicate = "InvalidAMIName.Duplicate", Refused;
+    /// Text that is no image name.
+    ImageNameMalformed = "InvalidAMIName.Malformed", Usage;
+    /// A snapshot that is not there.
+    SnapshotNotFound = "InvalidSnapshot.NotFound", NotFound;
+    /// Text that is no snapshot id.
+    SnapshotMalformed = "InvalidSnapshotID.Malformed", Usage;
+    /// A snapshot that an image uses.
+    SnapshotInUse = "InvalidSnapshot.InUse", Refused;
+    /// A volume that is not there.
+    VolumeNotFound = "InvalidVolume.NotFound", NotFound;
+    /// An instance that is not there.
+    InstanceNotFound = "InvalidInstanceID.NotFound", NotFound;
+    /// Any other text that is no id.
+    IdMalformed = "InvalidID", Usage;
+    /// A mapping that makes no sense.
+    BlockDeviceMapping = "InvalidBlockDeviceMapping", Refused;
+    /// The same client token with other arguments.
+    IdempotentParameterMismatch = "IdempotentParameterMismatch", Refused;
+    /// Something visible that may not be used.
+    AuthFailure = "AuthFailure", Denied;
+    /// Something that only its owner may do.
+    OperationNotPermitted = "OperationNotPermitted", Denied;
+    /// A parameter that makes no sense.
+    InvalidParameterValue = "InvalidParameterValue", Usage;
+}
+
+/// What a verb can answer instead of doing what it was asked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpsError {
+    /// A rule of EC2's forbids it.
+    #[error("{message}")]
+    Rule {
+        /// EC2's code.
+        code: Code,
+        /// EC2's sentence where it has one.
+        message: String,
+    },
+    /// The region.
+    #[error(transparent)]
+    Region(RegionError),
+    /// The disk.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// A chunk did not survive being compressed and decompressed: nothing refers to it.
+    #[error("a chunk at block {block} failed its proof before it was stored: {source}. Memory or processor may be faulty; test them before you trust this machine")]
+    Proof {
+        /// Where in the volume.
+        block: u64,
+        /// What was wrong.
+        source: FrameError,
+    },
+    /// A frame from another region is not the chunk that it should be.
+    #[error("the source region sent damaged content for a chunk: {0}; run `imgstore verify` there")]
+    SourceFrame(FrameError),
+    /// The volume does not fit the format.
+    #[error("{0}")]
+    Volume(BlockMapFault),
+    /// A manifest names a chunk with another length than it has.
+    #[error("the manifest of {snapshot} says {expected} bytes for a chunk that has {found}")]
+    ChunkLength {
+        /// What is being read.
+        snapshot: SnapshotId,
+        /// Bytes by the manifest.
+        expected: u64,
+        /// Bytes of the chunk.
+        found: u64,
+    },
+    /// Stopped on request; what was stored so far is found again by the next try.
+    #[error("interrupted; nothing was left half-done")]
+    Interrupted,
+    /// A thread of a pipeline is gone.
+    #[error("a worker thread stopped unexpectedly")]
+    WorkerGone,
+}
+
+impl From<RegionError> for OpsError {
+    fn from(error: RegionError) -> Self {
+        match error {
+            RegionError::Rejected(Rejection::SnapshotInUse(snapshot, image)) => Self::snapshot_in_use(snapshot, image),
+            RegionError::Rejected(Rejection::NameTaken(name, image)) => Self::name_taken(&name, image),
+            error => Self::Region(error),
+        }
+    }
+}
+
+impl From<MalformedId> for OpsError {
+    fn from(error: MalformedId) -> Self {
+        let code = match error.expecting {
+            "ami-..." => Code::ImageMalformed,
+            "snap-..." => Code::SnapshotMalformed,
+            _ => Code::IdMalformed,
+        };
+        Self::rule(code, error.to_string())
+    }
+}
+
+impl OpsError {
+    pub(crate) fn rule(code: Code, message: impl Into<String>) -> Self {
+        Self::Rule { code, message: message.into() }
+    }
+
+    pub(crate) fn image_not_found(id: ImageId) -> Self {
+        Self::rule(Code::ImageNotFound, format!("The image id '[{id}]' does not exist"))
+    }
+
+    pub(crate) fn snapshot_not_found(id: SnapshotId) -> Self {
+        Self::rule(Code::SnapshotNotFound, format!("The snapshot '{id}' does not exist."))
+    }
+
+    pub(crate) fn snapshot_in_use(snapshot: SnapshotId, image: ImageId) -> Self {
+        Self::rule(Code::SnapshotInUse, format!("The snapshot {snapshot} is currently in use by {image}"))
+    }
+
+    pub(crate) fn name_taken(name: &str, image: ImageId) -> Self {
+        Self::rule(Code::ImageNameDuplicate, format!("AMI name {name} is already in use by AMI {image}"))
+    }
+
+    /// What kind of answer it is.
+    pub fn class(&self) -> Class {
+        match self {
+            Self::Rule { code, .. } => code.class(),
+            Self::Interrupted => Class::Interrupted,
+            Self::Region(error) if error.is_damage() => Class::Damage,
+            Self::Region(error) if error.is_no_space() => Class::NoSpace,
+            Self::Region(RegionError::NotARegion) => Class::NotFound,
+            Self::Region(RegionError::Exists) => Class::Refused,
+            Self::ChunkLength { .. } | Self::SourceFrame(_) => Class::Damage,
+            Self::Disk(DiskError::NotFound { .. }) => Class::NotFound,
+            Self::Disk(DiskError::NoSpace { .. }) => Class::NoSpace,
+            Self::Disk(DiskError::Io { .. }) => Class::Failed,
+            Self::Disk(_) | Self::Volume(_) => Class::Refused,
+            Self::Region(_) | Self::Proof { .. } | Self::WorkerGone => Class::Failed,
+        }
+    }
+
+    /// The code that programs see: EC2's where it has one.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Rule { code, .. } => code.as_str(),
+            _ => match self.class() {
+                Class::Failed => "InternalError",
+                Class::Usage => "InvalidParameterValue",
+                Class::NotFound => "NotFound",
+                Class::Denied => "UnauthorizedOperation",
+                Class::Damage => "DamageFound",
+                Class::Refused => "InputRefused",
+                Class::NoSpace => "NoSpace",
+                Class::Interrupted => "Interrupted",
+            },
+        }
+    }
+}

@@ -1,0 +1,332 @@
+//! The pipeline of a snapshot: a disk's bytes become chunks of a region.
+//!
+//! ```text
+//! read      extents, large reads; holes are only counted
+//! cut       zero test, fingerprints, chunk ends, BLAKE3
+//! store     which are new? compress and prove those, put them into packs
+//! (write)   the session's own thread writes full packs
+//! ```
+//!
+//! A fixed number of buffers goes round from the last stage back to the first: that bounds the memory.
+
+use super::context::Context;
+use super::error::OpsError;
+use crate::chunk::cut::{Cutter, Span};
+use crate::chunk::fingerprint::{BlockFacts, block_facts};
+use crate::chunk::frame::chunk_id;
+use crate::disk::DiskRead;
+use crate::model::blockmap::{BlockMapBuilder, ChunkRef};
+use crate::model::ids::ChunkId;
+use crate::model::objects::{ManifestRecord, PackName};
+use crate::model::region::ChunkerParams;
+use crate::model::units::{BLOCK_BYTES, ZERO_RUN_BLOCKS_MIN, block_offset, blocks_for_bytes};
+use crate::region::session::Session;
+use crossbeam_channel::{Receiver, Sender, bounded};
+use rayon::prelude::*;
+use std::thread;
+
+/// Buffers that go round.
+const BUFFERS: usize = 6;
+/// Holes shorter than this are read as data: a seek costs more.
+const HOLE_BLOCKS_MIN: u64 = 16;
+/// Blocks whose facts are computed by one task.
+const FACTS_BLOCKS: usize = 64;
+
+/// What bringing a volume in has given.
+#[derive(Debug, Clone)]
+pub struct Ingested {
+    /// Its stored block map.
+    pub manifest: ManifestRecord,
+    /// Packs that a record about it must name.
+    pub packs: Vec<PackName>,
+    /// Length of the volume.
+    pub volume_bytes: u64,
+    /// Bytes of it outside zero runs.
+    pub data_bytes: u64,
+    /// Chunk references.
+    pub chunks: u64,
+    /// Chunks that were not stored before.
+    pub new_chunks: u64,
+    /// Raw bytes of those.
+    pub new_bytes: u64,
+    /// Bytes that this added to the store.
+    pub stored_bytes: u64,
+}
+
+/// Part of a disk, front to back.
+enum Part {
+    /// Blocks whose bytes follow in the buffer.
+    Data(u64),
+    /// Blocks that are known to be zero; more than a zero run's least.
+    Zeros(u64),
+}
+
+/// A buffer as the reader fills it: headroom, then the bytes of all data parts.
+struct Piece {
+    buffer: Vec<u8>,
+    parts: Vec<Part>,
+}
+
+/// A buffer with the chunks that were cut in it.
+struct Batch {
+    buffer: Vec<u8>,
+    chunks: Vec<Cut>,
+    /// Bytes of the disk that this finished, for progress.
+    passed_bytes: u64,
+}
+
+struct Cut {
+    span: Span,
+    offset: usize,
+    id: ChunkId,
+}
+
+impl Cut {
+    fn bytes<'a>(&self, buffer: &'a [u8]) -> &'a [u8] {
+        &buffer[self.offset..self.offset + usize::from(self.span.blocks) * BLOCK_BYTES]
+    }
+}
+
+/// Brings a disk into the session's region. The manifest is durable when this returns; the caller makes it
+/// part of the catalogue.
+pub fn ingest(
+    session: &mut Session,
+    disk: &dyn DiskRead,
+    level: i32,
+    context: &Context<'_>,
+) -> Result<Ingested, OpsError> {
+    let params = session.region().header().chunker;
+    let before = session.stored_bytes();
+    let mut store = Store::new(disk.len_bytes())?;
+    thread::scope(|scope| {
+        let (free_in, free_out) = bounded(BUFFERS);
+        for _ in 0..BUFFERS {
+            let _ = free_in.send(Vec::new());
+        }
+        let (pieces_in, pieces_out) = bounded(BUFFERS);
+        let (batches_in, batches_out) = bounded(BUFFERS);
+        let reader = scope.spawn(move || read(disk, headroom(params), context, &free_out, &pieces_in));
+        let cutter = scope.spawn(move || cut(params, context, &pieces_out, &batches_in));
+        let stored = store.run(session, level, context, &batches_out, &free_in);
+        // The first stage that ended badly has the reason; the others only saw their neighbour go.
+        drop((batches_out, free_in));
+        let cut = cutter.join().unwrap_or(Err(OpsError::WorkerGone));
+        let read = reader.join().unwrap_or(Err(OpsError::WorkerGone));
+        read.and(cut).and(stored)
+    })?;
+    let map = store.map.finish();
+    let manifest = session.write_manifest(&map)?;
+    Ok(Ingested {
+        manifest,
+        packs: session.used_packs(),
+        volume_bytes: map.volume_bytes(),
+        data_bytes: map.data_bytes(),
+        chunks: map.chunks().len() as u64,
+        new_chunks: store.new_chunks,
+        new_bytes: store.new_bytes,
+        stored_bytes: session.stored_bytes() - before,
+    })
+}
+
+/// Room before a buffer's data for the bytes of a chunk that began in the buffer before.
+fn headroom(params: ChunkerParams) -> usize {
+    (usize::from(params.max_blocks) + ZERO_RUN_BLOCKS_MIN as usize) * BLOCK_BYTES
+}
+
+/// First stage: fills buffers. Ends when the disk does, or when nobody takes them.
+fn read(
+    disk: &dyn DiskRead,
+    headroom: usize,
+    context: &Context<'_>,
+    free: &Receiver<Vec<u8>>,
+    pieces: &Sender<Piece>,
+) -> Result<(), OpsError> {
+    let (len, total_blocks) = (disk.len_bytes(), blocks_for_bytes(disk.len_bytes()));
+    let capacity = headroom + context.buffer_bytes();
+    let mut position = 0;
+    while position < total_blocks {
+        context.check_cancelled()?;
+        let Ok(mut buffer) = free.recv() else { return Ok(()) };
+        buffer.resize(capacity, 0);
+        let (mut filled, mut parts) = (headroom, Vec::new());
+        while position < total_blocks && filled < capacity {
+            let extent = disk.extent_at(block_offset(position))?;
+            let end = if extent.end >= len { total_blocks } else { extent.end / BLOCK_BYTES as u64 };
+            if extent.is_zero && end.saturating_sub(position) >= HOLE_BLOCKS_MIN {
+                parts.push(Part::Zeros(end - position));
+                position = end;
+                continue;
+            }
+            let data_end = blocks_for_bytes(extent.end).min(total_blocks).max(position + 1);
+            let room = ((capacity - filled) / BLOCK_BYTES) as u64;
+            let blocks = (data_end - position).min(room);
+            let bytes = usize::try_from(block_offset(blocks)).unwrap_or(usize::MAX);
+            read_blocks(disk, position, &mut buffer[filled..filled + bytes])?;
+            parts.push(Part::Data(blocks));
+            filled += bytes;
+            position += blocks;
+        }
+        buffer.truncate(filled);
+        if pieces.send(Piece { buffer, parts }).is_err() {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+/// Reads whole blocks; what is behind the disk's last byte is zero.
+fn read_blocks(disk: &dyn DiskRead, block: u64, buffer: &mut [u8]) -> Result<(), OpsError> {
+    let offset = block_offset(block);
+    let there = usize::try_from(disk.len_bytes() - offset).unwrap_or(usize::MAX).min(buffer.len());
+    disk.read_at(offset, &mut buffer[..there])?;
+    buffer[there..].fill(0);
+    Ok(())
+}
+
+/// Second stage: finds where chunks end, and their ids.
+fn cut(
+    params: ChunkerParams,
+    context: &Context<'_>,
+    pieces: &Receiver<Piece>,
+    batches: &Sender<Batch>,
+) -> Result<(), OpsError> {
+    let headroom = headroom(params);
+    let mut cutter = Cutter::new(params);
+    let mut tail = Vec::new();
+    for Piece { mut buffer, parts } in pieces {
+        let facts = facts_of(&buffer[headroom..], params, context);
+        let start = headroom - tail.len();
+        buffer[start..headroom].copy_from_slice(&tail);
+        let before = cutter.position();
+        let chunks = cut_piece(&mut cutter, &parts, &facts, headroom);
+        let pending = usize::try_from(block_offset(cutter.position() - cutter.pending_from())).unwrap_or(0);
+        tail.clear();
+        tail.extend_from_slice(&buffer[buffer.len() - pending..]);
+        let passed_bytes = block_offset(cutter.position() - before);
+        if !send_hashed(buffer, chunks, passed_bytes, context, batches) {
+            return Ok(());
+        }
+    }
+    let mut last = Vec::new();
+    let first = cutter.pending_from();
+    cutter.finish(&mut |span| {
+        let offset = usize::try_from(block_offset(span.start_block - first)).unwrap_or(0);
+        last.push((span, offset));
+    });
+    send_hashed(tail, last, 0, context, batches);
+    Ok(())
+}
+
+fn facts_of(data: &[u8], params: ChunkerParams, context: &Context<'_>) -> Vec<BlockFacts> {
+    let facts = |blocks: &[u8]| -> Vec<BlockFacts> {
+        blocks.chunks_exact(BLOCK_BYTES).map(|block| block_facts(block, params.zero_tail_bytes)).collect()
+    };
+    context.pool.install(|| data.par_chunks(FACTS_BLOCKS * BLOCK_BYTES).flat_map_iter(facts).collect())
+}
+
+/// The chunks that end in a piece, with the offsets of their bytes in its buffer.
+fn cut_piece(cutter: &mut Cutter, parts: &[Part], facts: &[BlockFacts], headroom: usize) -> Vec<(Span, usize)> {
+    let mut chunks = Vec::new();
+    let mut facts = facts.iter();
+    // The byte at `anchor_offset` of the buffer is that of block `anchor`; a chunk never spans a hole.
+    let (mut anchor, mut anchor_offset) = (cutter.position(), headroom);
+    let mut filled = headroom;
+    for part in parts {
+        let mut emit = |span: Span| {
+            let back = usize::try_from(block_offset(anchor.saturating_sub(span.start_block))).unwrap_or(0);
+            let ahead = usize::try_from(block_offset(span.start_block.saturating_sub(anchor))).unwrap_or(0);
+            chunks.push((span, anchor_offset + ahead - back));
+        };
+        match *part {
+            Part::Zeros(blocks) => {
+                cutter.push_zeros(blocks, &mut emit);
+                (anchor, anchor_offset) = (cutter.position(), filled);
+            }
+            Part::Data(blocks) => {
+                for facts in facts.by_ref().take(usize::try_from(blocks).unwrap_or(usize::MAX)) {
+                    cutter.push(*facts, &mut emit);
+                    filled += BLOCK_BYTES;
+                }
+            }
+        }
+    }
+    chunks
+}
+
+/// Hashes the chunks and hands the batch on; false if nobody takes it.
+fn send_hashed(
+    buffer: Vec<u8>,
+    chunks: Vec<(Span, usize)>,
+    passed_bytes: u64,
+    context: &Context<'_>,
+    batches: &Sender<Batch>,
+) -> bool {
+    let hashed = |(span, offset): (Span, usize)| {
+        let mut cut = Cut { span, offset, id: ChunkId([0; 32]) };
+        cut.id = chunk_id(cut.bytes(&buffer));
+        cut
+    };
+    let chunks = context.pool.install(|| chunks.into_par_iter().map(hashed).collect());
+    batches.send(Batch { buffer, chunks, passed_bytes }).is_ok()
+}
+
+/// Last stage: what is new goes into the session, everything into the block map.
+struct Store {
+    map: BlockMapBuilder,
+    new_chunks: u64,
+    new_bytes: u64,
+}
+
+impl Store {
+    fn new(volume_bytes: u64) -> Result<Self, OpsError> {
+        let map = BlockMapBuilder::new(volume_bytes).map_err(OpsError::Volume)?;
+        Ok(Self { map, new_chunks: 0, new_bytes: 0 })
+    }
+
+    fn run(
+        &mut self,
+        session: &mut Session,
+        level: i32,
+        context: &Context<'_>,
+        batches: &Receiver<Batch>,
+        free: &Sender<Vec<u8>>,
+    ) -> Result<(), OpsError> {
+        for batch in batches {
+            context.check_cancelled()?;
+            self.store(session, level, context, &batch)?;
+            context.progress.advance(batch.passed_bytes);
+            // Nobody waits for buffers any more when the reader has reached the end.
+            let _ = free.send(batch.buffer);
+        }
+        Ok(())
+    }
+
+    fn store(
+        &mut self,
+        session: &mut Session,
+        level: i32,
+        context: &Context<'_>,
+        batch: &Batch,
+    ) -> Result<(), OpsError> {
+        let ids: Vec<ChunkId> = batch.chunks.iter().map(|cut| cut.id).collect();
+        let is_new = session.reserve(&ids)?;
+        let new: Vec<&Cut> = batch.chunks.iter().zip(is_new).filter_map(|(cut, new)| new.then_some(cut)).collect();
+        let region = session.region().clone();
+        let encode = |cut: &&Cut| {
+            region
+                .encode(cut.bytes(&batch.buffer), cut.id, level)
+                .map_err(|source| OpsError::Proof { block: cut.span.start_block, source })
+        };
+        let frames: Vec<_> = context.pool.install(|| new.par_iter().map(encode).collect::<Result<_, _>>())?;
+        for (cut, frame) in new.iter().zip(&frames) {
+            session.put(cut.id, frame)?;
+            self.new_chunks += 1;
+            self.new_bytes += block_offset(u64::from(cut.span.blocks));
+        }
+        for Cut { span, id, .. } in &batch.chunks {
+            let chunk = ChunkRef { start_block: span.start_block, blocks: span.blocks, id: *id };
+            self.map.push(chunk).map_err(OpsError::Volume)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,21 @@
+//! Layer 5: the verbs, a file each. *Snapshot* brings a disk into a region, *copy* an image from one region
+//! to another, *launch* and *export* write disks; the rest describe, check and remove.
+//!
+//! [`ingest`], [`transfer`] and [`restore`] are the three pipelines that the verbs stand on: plain threads
+//! joined by bounded channels, CPU work on a rayon pool, memory bounded by the buffers that go round.
+
+pub mod context;
+pub mod copy;
+pub mod delete;
+pub mod error;
+pub mod export;
+pub mod find;
+pub mod import;
+pub mod ingest;
+pub mod launch;
+pub mod register;
+pub mod restore;
+pub mod snapshot;
+pub mod stats;
+pub mod transfer;
+pub mod verify;

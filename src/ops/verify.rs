@@ -1,0 +1,243 @@
+//! Verify: everything that the log names is there and is what it should be. Findings are data.
+
+use super::context::Context;
+use super::error::{Code, OpsError};
+use super::find::{AnyId, image as find_image, snapshot as find_snapshot};
+use crate::model::catalog::Catalog;
+use crate::model::ids::{ChunkId, SnapshotId};
+use crate::model::objects::{PackName, PackRecord};
+use crate::region::Region;
+use crate::region::error::RegionError;
+use rayon::prelude::*;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+
+/// What is looked at.
+#[derive(Debug, Clone)]
+pub struct VerifyOptions {
+    /// Images and snapshots; none for the whole region.
+    pub ids: Vec<AnyId>,
+    /// Percent of the packs whose frames are read, 0 to 100. Log, manifests and trailers are always checked.
+    pub sample_percent: f64,
+    /// Whether frames are decompressed and hashed, not only their checksums compared.
+    pub content: bool,
+}
+
+impl Default for VerifyOptions {
+    fn default() -> Self {
+        Self { ids: Vec::new(), sample_percent: 100.0, content: true }
+    }
+}
+
+/// Something that is not as it should be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// The object.
+    pub object: String,
+    /// What is wrong with it.
+    pub problem: String,
+    /// Images and snapshots whose content it touches.
+    pub affected: Vec<String>,
+}
+
+/// What was looked at and found.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Report {
+    /// What is wrong.
+    pub findings: Vec<Finding>,
+    /// Snapshots whose manifests were checked.
+    pub snapshots: u64,
+    /// Packs whose frames were checked.
+    pub packs: u64,
+    /// Frames checked.
+    pub chunks: u64,
+    /// Bytes of those packs.
+    pub pack_bytes: u64,
+}
+
+/// Checks a region, or some images and snapshots of it.
+pub fn verify(region: &Region, options: &VerifyOptions, context: &Context<'_>) -> Result<Report, OpsError> {
+    let mut check = Check { region, context, report: Report::default(), bad: HashMap::new(), uses: HashMap::new() };
+    let (catalog, caches) = match region.audit_log() {
+        Ok(audit) => audit,
+        Err(error) => {
+            // Without the log nothing else can be told.
+            check.add("log", &error);
+            return Ok(check.report);
+        }
+    };
+    for error in &caches {
+        check.add("log", error);
+    }
+    let selected = select(&catalog, options, context)?;
+    let packs = check.packs_to_read(&catalog, options, &selected)?;
+    for name in catalog.segments.keys() {
+        if let Err(error) = region.audit_segment(&catalog, *name) {
+            check.add(&name.to_string(), &error);
+        }
+    }
+    context.progress.begin("verify", packs.iter().map(|record| record.len).sum());
+    let read: HashSet<PackName> = packs.iter().map(|record| record.name).collect();
+    for record in packs {
+        context.check_cancelled()?;
+        check.pack(record, options.content);
+        context.progress.advance(record.len);
+    }
+    if options.ids.is_empty() {
+        check.unread_trailers(&catalog, &read);
+    }
+    check.manifests(&catalog, &selected)?;
+    Ok(check.finish(&catalog))
+}
+
+/// The snapshots to check.
+fn select(catalog: &Catalog, options: &VerifyOptions, context: &Context<'_>) -> Result<BTreeSet<SnapshotId>, OpsError> {
+    if options.ids.is_empty() {
+        return Ok(catalog.roots().map(|snapshot| snapshot.id).collect());
+    }
+    let mut selected = BTreeSet::new();
+    for id in &options.ids {
+        match id {
+            AnyId::Image(id) => selected.extend(find_image(catalog, context.account, *id)?.snapshot_ids()),
+            AnyId::Snapshot(id) => drop(selected.insert(find_snapshot(catalog, context.account, *id)?.id)),
+            AnyId::Volume(_) | AnyId::Instance(_) => {
+                return Err(OpsError::rule(Code::InvalidParameterValue, "verify takes images and snapshots"));
+            }
+        }
+    }
+    Ok(selected)
+}
+
+struct Check<'a> {
+    region: &'a Region,
+    context: &'a Context<'a>,
+    report: Report,
+    /// Chunks with a damaged frame, by place in the findings.
+    bad: HashMap<ChunkId, usize>,
+    /// Snapshots that a finding touches.
+    uses: HashMap<usize, BTreeSet<SnapshotId>>,
+}
+
+impl Check<'_> {
+    fn add(&mut self, object: &str, error: &RegionError) -> usize {
+        let finding = Finding { object: object.to_owned(), problem: error.to_string(), affected: Vec::new() };
+        self.report.findings.push(finding);
+        self.report.findings.len() - 1
+    }
+
+    /// Packs whose frames are read: all, a sample, or those that the selected snapshots need.
+    fn packs_to_read<'c>(
+        &mut self,
+        catalog: &'c Catalog,
+        options: &VerifyOptions,
+        selected: &BTreeSet<SnapshotId>,
+    ) -> Result<Vec<&'c PackRecord>, OpsError> {
+        let mut needed: BTreeSet<PackName> = catalog.packs.keys().copied().collect();
+        if !options.ids.is_empty() {
+            needed.clear();
+            for snapshot in catalog.roots().filter(|snapshot| selected.contains(&snapshot.id)) {
+                // A manifest that cannot be read is found again, and reported, below.
+                let Ok(map) = self.region.load_map(&snapshot.manifest) else { continue };
+                let ids: Vec<ChunkId> = map.chunks().iter().map(|chunk| chunk.id).collect();
+                needed.extend(self.region.try_locate(&ids)?.into_iter().flatten().map(|location| location.pack));
+            }
+        }
+        let mut records: Vec<_> = catalog.packs.values().map(|p| &p.record).filter(|r| needed.contains(&r.name)).collect();
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0 to the number of packs")]
+        let count = (records.len() as f64 * options.sample_percent.clamp(0.0, 100.0) / 100.0).ceil() as usize;
+        // A different sample each time, so that all packs come to be checked.
+        for at in 0..count.min(records.len()) {
+            let left = (records.len() - at) as u64;
+            let random = self.region.random_id()?;
+            records.swap(at, at + usize::try_from(random % left).unwrap_or(0));
+        }
+        records.truncate(count);
+        records.sort_unstable_by_key(|record| record.name);
+        Ok(records)
+    }
+
+    fn pack(&mut self, record: &PackRecord, content: bool) {
+        let pack = match self.region.load_pack(record) {
+            Ok(pack) => pack,
+            Err(error) => return drop(self.add(&record.name.to_string(), &error)),
+        };
+        let region = self.region;
+        let frames = 0..pack.frames();
+        let damaged: Vec<(ChunkId, RegionError)> = self.context.pool.install(|| {
+            frames.into_par_iter().filter_map(|frame| pack.check(region, frame, content).err()).collect()
+        });
+        for (chunk, error) in damaged {
+            let finding = self.add(&record.name.to_string(), &error);
+            self.bad.insert(chunk, finding);
+        }
+        self.report.packs += 1;
+        self.report.chunks += pack.frames() as u64;
+        self.report.pack_bytes += pack.len_bytes();
+    }
+
+    /// Packs that were not in the sample still have their trailers checked.
+    fn unread_trailers(&mut self, catalog: &Catalog, read: &HashSet<PackName>) {
+        for pack in catalog.packs.values().filter(|pack| !read.contains(&pack.record.name)) {
+            if let Err(error) = self.region.check_trailer(&pack.record) {
+                self.add(&pack.record.name.to_string(), &error);
+            }
+        }
+    }
+
+    /// Every manifest is whole, and every chunk of it is in a readable pack and has the length it says.
+    fn manifests(&mut self, catalog: &Catalog, selected: &BTreeSet<SnapshotId>) -> Result<(), OpsError> {
+        for snapshot in catalog.roots().filter(|snapshot| selected.contains(&snapshot.id)) {
+            self.context.check_cancelled()?;
+            self.report.snapshots += 1;
+            let map = match self.region.load_map(&snapshot.manifest) {
+                Ok(map) => map,
+                Err(error) => {
+                    let finding = self.add(&snapshot.manifest.name.to_string(), &error);
+                    self.touch(finding, snapshot.id);
+                    continue;
+                }
+            };
+            let ids: Vec<ChunkId> = map.chunks().iter().map(|chunk| chunk.id).collect();
+            let mut missing = 0;
+            for (chunk, location) in map.chunks().iter().zip(self.region.try_locate(&ids)?) {
+                if let Some(&finding) = self.bad.get(&chunk.id) {
+                    self.touch(finding, snapshot.id);
+                }
+                if location.is_none_or(|location| location.raw_blocks != chunk.blocks) {
+                    missing += 1;
+                }
+            }
+            if missing > 0 {
+                let finding = Finding {
+                    object: snapshot.manifest.name.to_string(),
+                    problem: format!("{missing} of its chunks are in no readable pack"),
+                    affected: Vec::new(),
+                };
+                self.report.findings.push(finding);
+                self.touch(self.report.findings.len() - 1, snapshot.id);
+            }
+        }
+        Ok(())
+    }
+
+    fn touch(&mut self, finding: usize, snapshot: SnapshotId) {
+        self.uses.entry(finding).or_default().insert(snapshot);
+    }
+
+    /// Names what each finding touches: snapshots, and the images on them.
+    fn finish(mut self, catalog: &Catalog) -> Report {
+        let mut images: BTreeMap<SnapshotId, Vec<String>> = BTreeMap::new();
+        for image in catalog.images.values() {
+            for snapshot in image.snapshot_ids() {
+                images.entry(snapshot).or_default().push(image.id.to_string());
+            }
+        }
+        for (finding, snapshots) in self.uses {
+            let affected = &mut self.report.findings[finding].affected;
+            for snapshot in snapshots {
+                affected.push(snapshot.to_string());
+                affected.extend(images.get(&snapshot).into_iter().flatten().cloned());
+            }
+        }
+        self.report
+    }
+}

@@ -1,0 +1,80 @@
+//! Packs being filled: frames go in, one sealed object comes out.
+
+use crate::chunk::frame::Frame;
+use crate::format::entry::Entry;
+use crate::format::error::FormatError;
+use crate::format::pack::{
+    HEADER_BYTES, encode_frame_header, encode_header, encode_trailer,
+};
+use crate::model::ids::{ChunkId, RegionId};
+use crate::model::objects::{PackName, PackRecord};
+use crate::model::units::BLOCK_BYTES;
+use std::sync::Arc;
+
+/// A pack in memory. It is written as one object, so that it appears whole or not at all.
+pub struct PackBuilder {
+    name: PackName,
+    bytes: Vec<u8>,
+    entries: Vec<Entry>,
+}
+
+/// A pack that is complete, and not yet stored.
+pub struct SealedPack {
+    /// All of its bytes.
+    pub bytes: Vec<u8>,
+    /// What the log will say of it.
+    pub record: PackRecord,
+    /// Its frames, ascending by chunk.
+    pub entries: Arc<Vec<Entry>>,
+}
+
+impl PackBuilder {
+    /// An empty pack with room for about `capacity` bytes.
+    pub fn new(region: RegionId, name: PackName, capacity: usize) -> Self {
+        let mut bytes = Vec::with_capacity(capacity + capacity / 32);
+        bytes.extend(encode_header(region, name));
+        Self { name, bytes, entries: Vec::new() }
+    }
+
+    /// Adds the frame of a chunk that is not yet in this pack.
+    pub fn push(&mut self, id: ChunkId, frame: &Frame) -> Result<(), FormatError> {
+        let too_large = |_| FormatError::invalid("pack", "it is larger than positions in it can say");
+        let offset = u32::try_from(self.bytes.len()).map_err(too_large)?;
+        let stored_len = u32::try_from(frame.body.len()).map_err(too_large)?;
+        self.bytes.extend(encode_frame_header(frame)?);
+        self.bytes.extend(&frame.body);
+        let (raw_blocks, codec) = (frame.raw_blocks, frame.codec);
+        self.entries.push(Entry { id, pack: 0, offset, stored_len, raw_blocks, codec });
+        Ok(())
+    }
+
+    /// Bytes so far, without the trailer.
+    pub fn len_bytes(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Whether it has no frame yet.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// The finished pack.
+    pub fn seal(mut self) -> Result<SealedPack, FormatError> {
+        let mut header = [0; HEADER_BYTES];
+        header.copy_from_slice(&self.bytes[..HEADER_BYTES]);
+        let end = u32::try_from(self.bytes.len())
+            .map_err(|_| FormatError::invalid("pack", "it is larger than positions in it can say"))?;
+        let (trailer, trailer_hash) = encode_trailer(&header, &mut self.entries, end)?;
+        self.bytes.extend(trailer);
+        let raw_bytes = self.entries.iter().map(|e| u64::from(e.raw_blocks) * BLOCK_BYTES as u64).sum();
+        let record = PackRecord {
+            name: self.name,
+            len: self.bytes.len() as u64,
+            frames: u32::try_from(self.entries.len()).unwrap_or(u32::MAX),
+            raw_bytes,
+            trailer_hash,
+            bases: Vec::new(),
+        };
+        Ok(SealedPack { bytes: self.bytes, record, entries: Arc::new(self.entries) })
+    }
+}

@@ -1,0 +1,53 @@
+//! What can go wrong with packs and segments.
+
+use crate::chunk::frame::FrameError;
+use crate::format::error::FormatError;
+use crate::io::storage::StorageError;
+use crate::model::ids::ChunkId;
+use crate::model::objects::PackName;
+
+/// What can go wrong with packs and segments.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PackError {
+    /// The storage did not do what it was asked.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// An object's bytes are not what they should be.
+    #[error("{name}: {source}")]
+    Damaged {
+        /// The object.
+        name: String,
+        /// What is wrong.
+        source: FormatError,
+    },
+    /// A frame's bytes are not those of its chunk.
+    #[error("{pack} at byte {offset}, chunk {chunk}: {source}")]
+    DamagedFrame {
+        /// The pack.
+        pack: PackName,
+        /// Where in it the frame starts.
+        offset: u32,
+        /// The chunk.
+        chunk: ChunkId,
+        /// What is wrong.
+        source: FrameFault,
+    },
+}
+
+/// What is wrong with a stored frame.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum FrameFault {
+    /// As it is stored.
+    #[error(transparent)]
+    Stored(#[from] FormatError),
+    /// As it decodes.
+    #[error(transparent)]
+    Decoded(#[from] FrameError),
+}
+
+impl PackError {
+    pub(crate) fn damaged(name: impl ToString, source: FormatError) -> Self {
+        Self::Damaged { name: name.to_string(), source }
+    }
+}

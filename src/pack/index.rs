@@ -1,0 +1,178 @@
+//! Where chunks are: the mapped segments, and the trailers of packs that no segment lists yet.
+//!
+//! The index is a cache of the trailers. A segment that cannot be read is left out, and its packs count as
+//! not listed, so their trailers are read instead.
+
+use super::error::PackError;
+use super::segment::Segment;
+use super::trailer::read_trailer;
+use crate::chunk::frame::Codec;
+use crate::format::entry::Entry;
+use crate::format::pack::FRAME_HEADER_BYTES;
+use crate::io::storage::Storage;
+use crate::model::catalog::Catalog;
+use crate::model::ids::{ChunkId, RegionId};
+use crate::model::objects::{PackName, PackState, SegmentName};
+use crate::model::units::BLOCK_BYTES;
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+/// Where a chunk's frame is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Location {
+    /// The pack.
+    pub pack: PackName,
+    /// Where in it the frame's header starts.
+    pub offset: u32,
+    /// Bytes of the frame's body.
+    pub stored_len: u32,
+    /// Length of the chunk in blocks.
+    pub raw_blocks: u16,
+    /// How the body is coded.
+    pub codec: Codec,
+}
+
+impl Location {
+    /// The location that an entry of a pack gives.
+    pub fn new(entry: &Entry, pack: PackName) -> Self {
+        let Entry { id: _, pack: _, offset, stored_len, raw_blocks, codec } = *entry;
+        Self { pack, offset, stored_len, raw_blocks, codec }
+    }
+
+    /// Bytes that the frame takes in its pack, header and body.
+    pub fn frame_bytes(&self) -> u64 {
+        FRAME_HEADER_BYTES as u64 + u64::from(self.stored_len)
+    }
+
+    /// Bytes that the chunk has when decoded.
+    pub fn raw_bytes(&self) -> u64 {
+        u64::from(self.raw_blocks) * BLOCK_BYTES as u64
+    }
+
+    /// The entry of chunk `id` here.
+    pub fn entry(&self, id: ChunkId) -> Entry {
+        let Self { pack: _, offset, stored_len, raw_blocks, codec } = *self;
+        Entry { id, pack: 0, offset, stored_len, raw_blocks, codec }
+    }
+}
+
+/// A pack whose trailer could not be read: what it holds is not in the index.
+#[derive(Debug, Clone)]
+pub struct Unreadable {
+    /// The pack.
+    pub pack: PackName,
+    /// Why.
+    pub error: Arc<PackError>,
+}
+
+/// An immutable view of where chunks are, for one state of the catalogue.
+#[derive(Debug, Default)]
+pub struct Index {
+    segments: Vec<Arc<Segment>>,
+    /// Packs that no segment lists, with their trailers.
+    loose: HashMap<PackName, Arc<Vec<Entry>>>,
+    /// The entries of all loose packs.
+    loose_table: HashMap<ChunkId, Location>,
+    unreadable: Vec<Unreadable>,
+    /// Packs that may be read: live or condemned.
+    usable: HashSet<PackName>,
+    /// Packs being swept: readable until they are gone, but nothing new may refer to them.
+    sweeping: HashSet<PackName>,
+}
+
+impl Index {
+    /// The index for a state of the catalogue; reuses what `previous` has open and the trailers
+    /// of packs that were just `written`, but none of `bad_segments`.
+    pub fn refresh(
+        previous: &Self,
+        written: &HashMap<PackName, Arc<Vec<Entry>>>,
+        storage: &dyn Storage,
+        region: RegionId,
+        catalog: &Catalog,
+        bad_segments: &HashSet<SegmentName>,
+    ) -> Self {
+        let mut index = Self::default();
+        for record in catalog.segments.values().filter(|record| !bad_segments.contains(&record.name)) {
+            let open = previous.segments.iter().find(|segment| segment.record() == record).cloned();
+            // What cannot be opened is left out: its packs' trailers say the same.
+            index.segments.extend(open.or_else(|| Segment::open(storage, region, record).ok().map(Arc::new)));
+        }
+        let listed: HashSet<PackName> = index.segments.iter().flat_map(|s| s.packs()).copied().collect();
+        for (&name, pack) in catalog.packs.iter() {
+            let set = if pack.state == PackState::Sweeping { &mut index.sweeping } else { &mut index.usable };
+            set.insert(name);
+            if listed.contains(&name) {
+                continue;
+            }
+            let known = previous.loose.get(&name).or_else(|| written.get(&name)).cloned().map_or_else(
+                || read_trailer(storage, region, &pack.record).map(|trailer| Arc::new(trailer.entries)),
+                Ok,
+            );
+            match known {
+                Ok(entries) => index.add_loose(name, entries),
+                Err(error) => index.unreadable.push(Unreadable { pack: name, error: Arc::new(error) }),
+            }
+        }
+        index
+    }
+
+    /// Adds a pack whose trailer is at hand.
+    pub fn add_loose(&mut self, name: PackName, entries: Arc<Vec<Entry>>) {
+        for entry in entries.iter() {
+            self.loose_table.insert(entry.id, Location::new(entry, name));
+        }
+        self.usable.insert(name);
+        self.loose.insert(name, entries);
+    }
+
+    /// Where a chunk can be read.
+    pub fn locate(&self, id: ChunkId) -> Result<Option<Location>, PackError> {
+        self.find(id, |pack| self.usable.contains(pack) || self.sweeping.contains(pack))
+    }
+
+    /// Where a chunk is that something new may refer to: not in a pack that is being swept.
+    pub fn locate_for_use(&self, id: ChunkId) -> Result<Option<Location>, PackError> {
+        self.find(id, |pack| self.usable.contains(pack))
+    }
+
+    fn find(&self, id: ChunkId, admits: impl Fn(&PackName) -> bool) -> Result<Option<Location>, PackError> {
+        if let Some(location) = self.loose_table.get(&id)
+            && admits(&location.pack)
+        {
+            return Ok(Some(*location));
+        }
+        for segment in &self.segments {
+            if let Some((entry, pack)) = segment.lookup(id)?
+                && admits(&pack)
+            {
+                return Ok(Some(Location::new(&entry, pack)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Gives back memory that growing took.
+    pub fn shrink_to_fit(&mut self) {
+        self.loose_table.shrink_to_fit();
+    }
+
+    /// The segments.
+    pub fn segments(&self) -> &[Arc<Segment>] {
+        &self.segments
+    }
+
+    /// Packs that no segment lists.
+    pub fn loose(&self) -> &HashMap<PackName, Arc<Vec<Entry>>> {
+        &self.loose
+    }
+
+    /// Entries of packs that no segment lists.
+    pub fn loose_entries(&self) -> usize {
+        self.loose.values().map(|entries| entries.len()).sum()
+    }
+
+    /// Packs whose trailers could not be read.
+    pub fn unreadable(&self) -> &[Unreadable] {
+        &self.unreadable
+    }
+}

@@ -1,0 +1,13 @@
+//! Layer 3: packs and the index over them.
+//!
+//! [`build`] fills packs, [`trailer`] reads their own index, [`index`] answers where a chunk is across all
+//! of them, [`segment`] is the mapped part of that answer, [`merge`] makes new segments, [`read`] fetches
+//! frames.
+
+pub mod build;
+pub mod error;
+pub mod index;
+pub mod merge;
+pub mod read;
+pub mod segment;
+pub mod trailer;

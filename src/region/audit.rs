@@ -1,0 +1,158 @@
+//! What `verify` and `stats` look at: every object of a region against what the log says of it.
+//!
+//! Findings are data: a check that finds damage goes on and tells what it found.
+
+use super::error::RegionError;
+use super::log::{follow, read_checkpoint, read_record};
+use super::{REGION_FILE, REGION_FILE_BYTES_MAX, Region};
+use crate::format::entry::Entry;
+use crate::format::region as region_file;
+use crate::io::storage::{Listed, Object, read_whole};
+use crate::model::catalog::{Catalog, LogPosition};
+use crate::model::ids::ChunkId;
+use crate::model::objects::{PackName, PackRecord, SegmentName};
+use crate::model::op::LogRecord;
+use crate::pack::index::Location;
+use crate::pack::read::{ReadRun, decode_frame, stored_frame};
+use crate::pack::segment::Segment;
+use crate::pack::trailer::{read_trailer, read_trailer_of};
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// A pack read whole, for checking.
+pub struct LoadedPack {
+    run: ReadRun,
+    bytes: Vec<u8>,
+    entries: Vec<Entry>,
+}
+
+impl LoadedPack {
+    /// Its frames, ascending by chunk.
+    pub fn chunks(&self) -> impl Iterator<Item = ChunkId> + '_ {
+        self.entries.iter().map(|entry| entry.id)
+    }
+
+    /// Number of frames.
+    pub fn frames(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Bytes of the pack.
+    pub fn len_bytes(&self) -> u64 {
+        self.bytes.len() as u64
+    }
+
+    /// Checks a frame's checksum and, if `content`, that it decodes to its chunk.
+    pub fn check(&self, region: &Region, frame: usize, content: bool) -> Result<(), (ChunkId, RegionError)> {
+        let entry = &self.entries[frame];
+        let located = (entry.id, Location::new(entry, self.run.pack));
+        let result = if content {
+            let mut raw = vec![0; usize::from(entry.raw_blocks) * crate::model::units::BLOCK_BYTES];
+            decode_frame(&region.0.codecs, &self.run, &self.bytes, located, &mut raw)
+        } else {
+            stored_frame(&self.run, &self.bytes, located).map(drop)
+        };
+        result.map_err(|e| (entry.id, e.into()))
+    }
+}
+
+impl Region {
+    /// A record of the log, for reading its history; none after the tail.
+    pub fn record(&self, sequence: u64) -> Result<Option<LogRecord>, RegionError> {
+        Ok(read_record(&*self.0.storage, sequence)?.map(|read| read.record))
+    }
+
+    /// Every object and its length.
+    pub fn objects(&self) -> Result<Vec<Listed>, RegionError> {
+        Ok(self.0.storage.list("")?)
+    }
+
+    /// Replays the log from its first record, checks that every record continues the one before, and that
+    /// region file and checkpoints say the same. Gives the state at the tail, and what was found wrong with
+    /// what is only a cache.
+    pub fn audit_log(&self) -> Result<(Catalog, Vec<RegionError>), RegionError> {
+        let storage = &*self.0.storage;
+        let bytes = read_whole(storage, REGION_FILE, REGION_FILE_BYTES_MAX)?;
+        let (header, hash) = region_file::decode(&bytes).map_err(|e| RegionError::damaged(REGION_FILE, e))?;
+        if header != self.0.header || hash != self.0.header_hash {
+            return Err(RegionError::BrokenLog { sequence: 0, why: "the region file changed".into() });
+        }
+        let mut findings = Vec::new();
+        let mut checkpoints = HashMap::new();
+        for listed in storage.list("checkpoints")? {
+            match read_checkpoint(storage, &listed.name) {
+                Ok(checkpoint) => drop(checkpoints.insert(checkpoint.catalog.sequence, checkpoint)),
+                Err(e) => findings.push(e),
+            }
+        }
+        let mut catalog = Catalog::default();
+        let mut position = LogPosition { sequence: 0, hash };
+        while let Some(read) = read_record(storage, position.sequence + 1)? {
+            position = follow(&mut catalog, position, &read)?;
+            if let Some(checkpoint) = checkpoints.remove(&position.sequence)
+                && (checkpoint.record_hash != position.hash || checkpoint.catalog != catalog)
+            {
+                let why = "its checkpoint says something else".into();
+                findings.push(RegionError::BrokenLog { sequence: position.sequence, why });
+            }
+        }
+        let beyond = checkpoints.keys().map(|&sequence| RegionError::BrokenLog {
+            sequence,
+            why: format!("its checkpoint is there, but the log ends at {}", position.sequence),
+        });
+        findings.extend(beyond);
+        findings.extend(self.records_after(position.sequence)?);
+        Ok((catalog, findings))
+    }
+
+    /// Records that cannot be reached because one before them is missing.
+    fn records_after(&self, tail: u64) -> Result<Option<RegionError>, RegionError> {
+        let sequence_of = |listed: &Listed| listed.name.rsplit('/').next().and_then(|n| n.parse::<u64>().ok());
+        let last = self.0.storage.list("log")?.iter().filter_map(sequence_of).max().unwrap_or(0);
+        Ok((last > tail).then(|| RegionError::BrokenLog {
+            sequence: tail + 1,
+            why: format!("it is missing, but record {last} is there"),
+        }))
+    }
+
+    /// Checks a segment's hash and that each of its entries is what the pack's trailer says.
+    pub fn audit_segment(&self, catalog: &Catalog, name: SegmentName) -> Result<(), RegionError> {
+        let Some(record) = catalog.segments.get(&name) else { return Ok(()) };
+        let segment = Segment::open(&*self.0.storage, self.0.header.id, record)?;
+        segment.check_hash()?;
+        let mut trailers: HashMap<PackName, Arc<Vec<Entry>>> = HashMap::new();
+        for pack in segment.packs().iter().filter_map(|name| catalog.packs.get(name)) {
+            // A trailer that cannot be read is the pack's finding, not the segment's.
+            if let Ok(trailer) = read_trailer(&*self.0.storage, self.0.header.id, &pack.record) {
+                trailers.insert(pack.record.name, Arc::new(trailer.entries));
+            }
+        }
+        for item in segment.iter() {
+            let (entry, pack) = item?;
+            let Some(trailer) = trailers.get(&pack) else { continue };
+            let same = trailer.binary_search_by(|e| e.id.cmp(&entry.id)).map(|at| trailer[at]);
+            if same != Ok(Entry { pack: 0, ..entry }) {
+                let why = format!("chunk {} is not where it says in {pack}", entry.id);
+                let source = crate::format::error::FormatError::Invalid { what: "index segment", why };
+                return Err(RegionError::damaged(&name.to_string(), source));
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks a pack's header and trailer, and nothing between.
+    pub fn check_trailer(&self, record: &PackRecord) -> Result<(), RegionError> {
+        read_trailer(&*self.0.storage, self.0.header.id, record)?;
+        Ok(())
+    }
+
+    /// Reads a pack whole, by positioned reads, and checks header and trailer.
+    pub fn load_pack(&self, record: &PackRecord) -> Result<LoadedPack, RegionError> {
+        let object: Arc<dyn Object> = self.0.storage.open(&record.name.to_string())?;
+        let trailer = read_trailer_of(&*object, self.0.header.id, record)?;
+        let mut bytes = vec![0; usize::try_from(object.len()).unwrap_or(usize::MAX)];
+        object.read_at(0, &mut bytes)?;
+        let run = ReadRun { pack: record.name, offset: 0, len: bytes.len(), members: Vec::new() };
+        Ok(LoadedPack { run, bytes, entries: trailer.entries })
+    }
+}

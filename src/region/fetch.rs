@@ -1,0 +1,116 @@
+//! Reading chunks of a region: the I/O here, the decoding wherever the caller has a thread for it.
+
+use super::Region;
+use super::error::RegionError;
+use crate::chunk::frame::Frame;
+use crate::io::storage::StorageError;
+use crate::model::ids::ChunkId;
+use crate::model::units::BLOCK_BYTES;
+use crate::pack::error::PackError;
+use crate::pack::index::Location;
+use crate::pack::read::{ReadRun, decode_frame, plan_reads, stored_frame};
+
+/// A chunk with its place.
+pub type Located = (ChunkId, Location);
+
+/// Stored frames of a list of chunks.
+pub struct Fetched {
+    wanted: Vec<Located>,
+    runs: Vec<(ReadRun, Vec<u8>)>,
+}
+
+/// One fetched frame: which of the wanted chunks it is, and where its bytes are.
+#[derive(Debug, Clone, Copy)]
+pub struct FetchedFrame {
+    /// Place of the chunk in what was asked for.
+    pub wanted: usize,
+    run: usize,
+}
+
+impl Fetched {
+    /// The frames, in the order in which they lie in packs.
+    pub fn frames(&self) -> Vec<FetchedFrame> {
+        let members = |(run, (read, _)): (usize, &(ReadRun, _))| {
+            read.members.iter().map(move |&wanted| FetchedFrame { wanted, run }).collect::<Vec<_>>()
+        };
+        self.runs.iter().enumerate().flat_map(members).collect()
+    }
+
+    /// Bytes that the chunk of a frame has when decoded.
+    pub fn raw_bytes(&self, frame: FetchedFrame) -> usize {
+        usize::from(self.wanted[frame.wanted].1.raw_blocks) * BLOCK_BYTES
+    }
+
+    /// Decodes a frame into `raw`, which is as long as the chunk, and proves it by its hash.
+    pub fn decode(&self, region: &Region, frame: FetchedFrame, raw: &mut [u8]) -> Result<(), RegionError> {
+        let (run, bytes) = &self.runs[frame.run];
+        Ok(decode_frame(&region.0.codecs, run, bytes, self.wanted[frame.wanted], raw)?)
+    }
+
+    /// The frame as it is stored, after a check of its checksum.
+    pub fn stored(&self, frame: FetchedFrame) -> Result<(ChunkId, Frame), RegionError> {
+        let (run, bytes) = &self.runs[frame.run];
+        let located = self.wanted[frame.wanted];
+        let body = stored_frame(run, bytes, located)?.to_vec();
+        Ok((located.0, Frame { codec: located.1.codec, raw_blocks: located.1.raw_blocks, body }))
+    }
+}
+
+impl Region {
+    /// Where chunks are; one that is nowhere is an error.
+    pub fn locate(&self, ids: &[ChunkId]) -> Result<Vec<Located>, RegionError> {
+        let found = self.try_locate(ids)?;
+        let unreadable = || self.index().map_or(0, |index| index.unreadable().len());
+        let required = |(&id, location): (&ChunkId, Option<Location>)| match location {
+            Some(location) => Ok((id, location)),
+            None => Err(RegionError::MissingChunk { chunk: id, unreadable: unreadable() }),
+        };
+        ids.iter().zip(found).map(required).collect()
+    }
+
+    /// Where chunks are, those that are anywhere.
+    pub fn try_locate(&self, ids: &[ChunkId]) -> Result<Vec<Option<Location>>, RegionError> {
+        self.with_index(|index| ids.iter().map(|&id| index.locate(id)).collect())
+    }
+
+    /// Whether chunks are stored, such that something new may refer to them.
+    pub fn has_chunks(&self, ids: &[ChunkId]) -> Result<Vec<bool>, RegionError> {
+        self.with_index(|index| ids.iter().map(|&id| Ok(index.locate_for_use(id)?.is_some())).collect())
+    }
+
+    /// Reads the stored frames of chunks, near ones together. If a pack is gone, the log is replayed and the
+    /// chunks are looked up again; only if nothing changed is it missing.
+    pub fn fetch(&self, ids: &[ChunkId]) -> Result<Fetched, RegionError> {
+        loop {
+            let before = self.head().position();
+            let wanted = self.locate(ids)?;
+            match self.read_runs(&wanted) {
+                Ok(runs) => return Ok(Fetched { wanted, runs }),
+                Err(PackError::Storage(StorageError::NotFound { .. }))
+                    if self.catalog()?.sequence != before.sequence => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+    }
+
+    /// Encodes a chunk's bytes as a frame that is proved to give them back.
+    pub fn encode(&self, raw: &[u8], id: ChunkId, level: i32) -> Result<Frame, crate::chunk::frame::FrameError> {
+        self.0.codecs.encode(raw, id, level)
+    }
+
+    /// Decodes and hashes a frame from elsewhere.
+    pub fn prove(&self, id: ChunkId, frame: &Frame) -> Result<(), crate::chunk::frame::FrameError> {
+        let mut raw = vec![0; usize::from(frame.raw_blocks) * BLOCK_BYTES];
+        self.0.codecs.decode(frame.codec, &frame.body, id, &mut raw)
+    }
+
+    fn read_runs(&self, wanted: &[Located]) -> Result<Vec<(ReadRun, Vec<u8>)>, PackError> {
+        let mut runs = Vec::new();
+        for run in plan_reads(wanted) {
+            let mut bytes = Vec::new();
+            self.0.reader.read(&run, &mut bytes)?;
+            runs.push((run, bytes));
+        }
+        Ok(runs)
+    }
+}

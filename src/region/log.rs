@@ -1,0 +1,279 @@
+//! The log: replay to the tail, append after it.
+
+use super::RECORD_BYTES_MAX;
+use super::error::RegionError;
+use crate::format::checkpoint::{self, Checkpoint};
+use crate::format::codec::VALUE_BYTES_MAX;
+use crate::format::error::FormatError;
+use crate::format::record::{self, Body, INLINE_BYTES_MAX, StoredRecord};
+use crate::io::clock::{now_ms, random_bytes};
+use crate::io::storage::{Created, Storage, StorageError, read_whole};
+use crate::model::catalog::{Catalog, LogPosition};
+use crate::model::ids::ObjectHash;
+use crate::model::objects::ListName;
+use crate::model::op::{Author, LogRecord, Op};
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+/// Records in a sub-folder of the log.
+const SHARD_RECORDS: u64 = 1000;
+/// Records between checkpoints.
+const CHECKPOINT_RECORDS: u64 = 64;
+const CHECKPOINTS: &str = "checkpoints";
+/// Checkpoints that stay when a new one is written.
+const CHECKPOINTS_KEPT: usize = 2;
+/// Largest object that a list or checkpoint may be.
+const VALUE_OBJECT_BYTES_MAX: u64 = VALUE_BYTES_MAX as u64 + 64;
+
+/// How an append ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Race {
+    /// The record is durable.
+    Won,
+    /// Another writer's record has the place.
+    Lost,
+}
+
+/// The folder of a record.
+fn shard(sequence: u64) -> String {
+    format!("log/{:017}", sequence / SHARD_RECORDS)
+}
+
+/// The name of a record.
+pub(super) fn record_name(sequence: u64) -> String {
+    format!("{}/{sequence:020}", shard(sequence))
+}
+
+fn checkpoint_name(sequence: u64) -> String {
+    format!("{CHECKPOINTS}/{sequence:020}")
+}
+
+/// A record as it was read.
+pub(super) struct Read {
+    pub(super) record: LogRecord,
+    pub(super) hash: ObjectHash,
+}
+
+/// Reads record `sequence`; `None` if there is none yet.
+pub(super) fn read_record(storage: &dyn Storage, sequence: u64) -> Result<Option<Read>, RegionError> {
+    let name = record_name(sequence);
+    let bytes = match read_whole(storage, &name, RECORD_BYTES_MAX) {
+        Err(e) if e.is_not_found() => return Ok(None),
+        bytes => bytes?,
+    };
+    let (mut stored, hash) = record::decode(&bytes).map_err(|e| RegionError::damaged(&name, e))?;
+    let ops = match &mut stored.body {
+        Body::Inline(ops) => std::mem::take(ops),
+        Body::Spilled { name, hash } => read_list(storage, *name, *hash)?,
+    };
+    Ok(Some(Read { record: stored.with_ops(ops), hash }))
+}
+
+fn read_list(storage: &dyn Storage, name: ListName, expected: ObjectHash) -> Result<Vec<Op>, RegionError> {
+    let name = name.to_string();
+    let bytes = read_whole(storage, &name, VALUE_OBJECT_BYTES_MAX)?;
+    let (ops, found) = record::decode_list(&bytes).map_err(|e| RegionError::damaged(&name, e))?;
+    if found != expected {
+        return Err(RegionError::damaged(&name, FormatError::Identity { what: "list", expected, found }));
+    }
+    Ok(ops)
+}
+
+/// Checks that a record follows a position, and applies it to the catalogue there.
+pub(super) fn follow(
+    catalog: &mut Catalog,
+    position: LogPosition,
+    read: &Read,
+) -> Result<LogPosition, RegionError> {
+    let sequence = position.sequence + 1;
+    let broken = |why: String| RegionError::BrokenLog { sequence, why };
+    if read.record.previous != position.hash {
+        return Err(broken("it names another predecessor".into()));
+    }
+    catalog.apply(&read.record).map_err(|rejection| broken(rejection.to_string()))?;
+    Ok(LogPosition { sequence, hash: read.hash })
+}
+
+/// The log as far as it was replayed.
+pub(super) struct Head {
+    catalog: Catalog,
+    position: LogPosition,
+    /// Folders with records that were read and not yet made durable by this process.
+    unsynced: BTreeSet<String>,
+    last_checkpoint: u64,
+}
+
+impl Head {
+    /// From the newest checkpoint that fits the log, or from the start. `region_hash` is what the first
+    /// record names as its predecessor.
+    pub(super) fn open(storage: &dyn Storage, region_hash: ObjectHash) -> Result<Self, RegionError> {
+        let mut names = storage.list(CHECKPOINTS)?;
+        names.reverse();
+        // A checkpoint is a cache: one that cannot be used costs time and nothing else.
+        let usable = names.iter().find_map(|listed| usable_checkpoint(storage, &listed.name));
+        let (catalog, position) = usable.unwrap_or_else(|| {
+            (Catalog::default(), LogPosition { sequence: 0, hash: region_hash })
+        });
+        let last_checkpoint = position.sequence;
+        // Records before the checkpoint were seen through it: their folder counts as read.
+        let unsynced = (position.sequence > 0).then(|| shard(position.sequence)).into_iter().collect();
+        let mut head = Self { catalog, position, unsynced, last_checkpoint };
+        head.advance(storage)?;
+        Ok(head)
+    }
+
+    pub(super) fn catalog(&self) -> &Catalog {
+        &self.catalog
+    }
+
+    pub(super) fn position(&self) -> LogPosition {
+        self.position
+    }
+
+    /// Replays what others appended.
+    pub(super) fn advance(&mut self, storage: &dyn Storage) -> Result<(), RegionError> {
+        while let Some(read) = read_record(storage, self.position.sequence + 1)? {
+            // On a rejection the log is broken and this handle of no more use: no copy is kept.
+            self.position = follow(&mut self.catalog, self.position, &read)?;
+            self.unsynced.insert(shard(self.position.sequence));
+        }
+        Ok(())
+    }
+
+    /// Makes durable what was replayed. On a directory a record is visible before it is durable, so whoever
+    /// acts on a replay does this first.
+    pub(super) fn persist(&mut self, storage: &dyn Storage) -> Result<(), StorageError> {
+        while let Some(folder) = self.unsynced.first() {
+            storage.persist(folder)?;
+            self.unsynced.pop_first();
+        }
+        Ok(())
+    }
+
+    /// Appends a record after the tail, which was just reached.
+    pub(super) fn append(
+        &mut self,
+        storage: &dyn Storage,
+        author: Author,
+        ops: Vec<Op>,
+        list_name: impl FnOnce() -> ListName,
+    ) -> Result<Race, RegionError> {
+        let sequence = self.position.sequence + 1;
+        let nonce = random_bytes().map_err(RegionError::Random)?;
+        let previous = self.position.hash;
+        let record = LogRecord { sequence, previous, nonce, time_ms: now_ms(), author, ops };
+        let mut catalog = self.catalog.clone();
+        catalog.apply(&record).map_err(RegionError::Rejected)?;
+
+        let name = record_name(sequence);
+        let (bytes, hash) = encode_spilling(storage, record, list_name)?;
+        match storage.create(&name, &[&bytes]) {
+            Ok(Created::New) => {}
+            Ok(Created::Existed) => match read_record(storage, sequence)? {
+                // Storage that retries by itself can find its own write.
+                Some(read) if read.record.nonce == nonce => {}
+                _ => return Ok(Race::Lost),
+            },
+            Err(e) if e.is_unknown_outcome() => self.burn(storage, author, nonce, e)?,
+            Err(e) => return Err(e.into()),
+        }
+        self.catalog = catalog;
+        self.position = LogPosition { sequence, hash };
+        self.write_checkpoint(storage);
+        Ok(Race::Won)
+    }
+
+    /// Nobody knows whether the record landed, or may land later. Takes its place with a record that does
+    /// nothing, or finds who has it; after that it is decided. A directory's latched handle cannot, and so
+    /// the outcome is reported as unknown.
+    fn burn(
+        &self,
+        storage: &dyn Storage,
+        author: Author,
+        nonce: [u8; 16],
+        unknown: StorageError,
+    ) -> Result<(), RegionError> {
+        let sequence = self.position.sequence + 1;
+        let name = record_name(sequence);
+        let no_op = StoredRecord {
+            sequence,
+            previous: self.position.hash,
+            nonce: random_bytes().map_err(RegionError::Random)?,
+            time_ms: now_ms(),
+            author,
+            body: Body::Inline(vec![Op::NoOp]),
+        };
+        let (bytes, _) = record::encode(&no_op).map_err(|e| RegionError::damaged(&name, e))?;
+        match storage.create(&name, &[&bytes]) {
+            Ok(Created::Existed) => match read_record(storage, sequence)? {
+                Some(read) if read.record.nonce == nonce => Ok(()),
+                _ => Err(StorageError::Latched { name }.into()),
+            },
+            Ok(Created::New) => Err(StorageError::Latched { name }.into()),
+            Err(_) => Err(unknown.into()),
+        }
+    }
+
+    /// A cache of the state, every so many records. Only the author of a record makes its checkpoint, so the
+    /// name is used once. That it fails is no failure of the append, which is durable; on a directory the
+    /// failed write has latched the handle, so nothing is acknowledged after it.
+    fn write_checkpoint(&mut self, storage: &dyn Storage) {
+        if self.position.sequence < self.last_checkpoint + CHECKPOINT_RECORDS {
+            return;
+        }
+        let checkpoint = Checkpoint { record_hash: self.position.hash, catalog: self.catalog.clone() };
+        let Ok(bytes) = checkpoint::encode(&checkpoint) else { return };
+        if storage.create(&checkpoint_name(self.position.sequence), &[&bytes]).is_err() {
+            return;
+        }
+        self.last_checkpoint = self.position.sequence;
+        let Ok(mut old) = storage.list(CHECKPOINTS) else { return };
+        old.truncate(old.len().saturating_sub(CHECKPOINTS_KEPT));
+        for listed in old {
+            // One that stays costs space, and collection removes it.
+            let _ = storage.delete(&listed.name);
+        }
+    }
+}
+
+/// A checkpoint's state, if it is whole and the record that it stands on is the log's.
+fn usable_checkpoint(storage: &dyn Storage, name: &str) -> Option<(Catalog, LogPosition)> {
+    let checkpoint = read_checkpoint(storage, name).ok()?;
+    let sequence = checkpoint.catalog.sequence;
+    let record = read_record(storage, sequence).ok()??;
+    let fits = checkpoint_name(sequence) == name && record.hash == checkpoint.record_hash;
+    fits.then(|| (checkpoint.catalog, LogPosition { sequence, hash: record.hash }))
+}
+
+pub(super) fn read_checkpoint(storage: &dyn Storage, name: &str) -> Result<Checkpoint, RegionError> {
+    let bytes = read_whole(storage, name, VALUE_OBJECT_BYTES_MAX)?;
+    checkpoint::decode(&bytes).map_err(|e| RegionError::damaged(name, e))
+}
+
+/// A record's bytes; operations that are too long for it are stored as a list first.
+fn encode_spilling(
+    storage: &dyn Storage,
+    record: LogRecord,
+    list_name: impl FnOnce() -> ListName,
+) -> Result<(Vec<u8>, ObjectHash), RegionError> {
+    let LogRecord { sequence, previous, nonce, time_ms, author, ops } = record;
+    let damaged = |e| RegionError::damaged(&record_name(sequence), e);
+    let (list, list_hash) = record::encode_list(&ops).map_err(damaged)?;
+    let body = if list.len() <= INLINE_BYTES_MAX {
+        Body::Inline(ops)
+    } else {
+        let name = list_name();
+        if storage.create(&name.to_string(), &[&list])? == Created::Existed {
+            return Err(RegionError::NameReused(name.to_string()));
+        }
+        Body::Spilled { name, hash: list_hash }
+    };
+    record::encode(&StoredRecord { sequence, previous, nonce, time_ms, author, body }).map_err(damaged)
+}
+
+/// Waits before another attempt: longer each time, and for each writer differently.
+pub(super) fn back_off(attempt: u32) {
+    let limit_us = 500u64 << attempt.min(7);
+    let random = random_bytes().map(u64::from_le_bytes).unwrap_or(limit_us / 2);
+    std::thread::sleep(Duration::from_micros(random % limit_us));
+}

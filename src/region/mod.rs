@@ -1,0 +1,320 @@
+//! Layer 4: one place that holds images. A region is immutable objects and one create-only log.
+//!
+//! [`Region`] is a handle on it: opening replays the log, [`Region::commit`] appends to it. A [`session`]
+//! stores chunks; [`fetch`] reads them. [`audit`] gives `verify` and `stats` the raw material. The protocol
+//! is in docs/ARCHITECTURE.md; what the bytes are, in docs/FORMAT.md.
+
+pub mod audit;
+pub mod error;
+pub mod fetch;
+mod log;
+pub mod session;
+
+use crate::chunk::frame::CodecPool;
+use crate::format::entry::Entry;
+use crate::format::{manifest, record, region as region_file};
+use crate::io::clock::{now_ms, random_bytes, random_u64};
+use crate::io::directory::{Directory, DirectoryOptions};
+use crate::io::os::OsFiles;
+use crate::io::storage::{Created, Storage, read_whole};
+use crate::model::account::AccountId;
+use crate::model::blockmap::BlockMap;
+use crate::model::catalog::Catalog;
+use crate::model::ids::{ObjectHash, RegionId, SessionId};
+use crate::model::objects::{ListName, ManifestRecord, PackName, SegmentName};
+use crate::model::op::{Author, Op};
+use crate::model::region::{ChunkerParams, RegionHeader};
+use crate::model::units::TimeMs;
+use crate::pack::index::Index;
+use crate::pack::read::PackReader;
+use crate::pack::{error::PackError, merge};
+use error::RegionError;
+use log::{Head, Race};
+use std::collections::{HashMap, HashSet};
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// The region file's name.
+pub const REGION_FILE: &str = "region";
+/// Largest region file.
+const REGION_FILE_BYTES_MAX: u64 = 64 << 10;
+/// Largest manifest: 16 million chunks.
+const MANIFEST_BYTES_MAX: u64 = 640 << 20;
+/// Entries that are looked up in trailers before a segment is written for them.
+const LOOSE_ENTRIES_MAX: usize = 64 << 10;
+/// Packs whose trailers are read at each opening before a segment is written for them.
+const LOOSE_PACKS_MAX: usize = 64;
+
+/// What a new region shall be.
+#[derive(Debug, Clone)]
+pub struct RegionOptions {
+    /// Its name.
+    pub name: String,
+    /// Where its chunker cuts.
+    pub chunker: ChunkerParams,
+    /// Default zstd level.
+    pub zstd_level: u8,
+    /// Bytes from which on a pack is sealed.
+    pub pack_bytes: u32,
+}
+
+impl RegionOptions {
+    /// The defaults, under a name.
+    pub fn named(name: &str) -> Self {
+        Self { name: name.to_owned(), chunker: ChunkerParams::DEFAULT, zstd_level: 3, pack_bytes: 32 << 20 }
+    }
+}
+
+/// A handle on a region. Clones share it.
+#[derive(Clone)]
+pub struct Region(Arc<Inner>);
+
+struct Inner {
+    storage: Arc<dyn Storage>,
+    header: RegionHeader,
+    header_hash: ObjectHash,
+    /// This handle as a writer.
+    session: SessionId,
+    /// Numbers of objects that this handle names, each used once.
+    next_number: AtomicU64,
+    head: Mutex<Head>,
+    index: Mutex<CachedIndex>,
+    reader: PackReader,
+    codecs: CodecPool,
+}
+
+#[derive(Default)]
+struct CachedIndex {
+    index: Arc<Index>,
+    /// The log position that it is for; none before the first use.
+    sequence: Option<u64>,
+    /// Trailers of packs that this handle wrote, so that they need not be read back.
+    written: HashMap<PackName, Arc<Vec<Entry>>>,
+    bad_segments: HashSet<SegmentName>,
+}
+
+/// The storage of a directory region at `root`, with a fresh writer's name; and that name.
+pub fn directory_storage(
+    root: &Path,
+    options: DirectoryOptions,
+) -> Result<(Directory<OsFiles>, SessionId), RegionError> {
+    let session = SessionId(random_bytes().map_err(RegionError::Random)?);
+    Ok((Directory::new(OsFiles, root, session.to_string(), options), session))
+}
+
+impl Region {
+    /// Makes a region in a directory that has none; missing directories are made.
+    pub fn create_directory(
+        root: &Path,
+        options: &RegionOptions,
+        directory: DirectoryOptions,
+    ) -> Result<Self, RegionError> {
+        let (storage, session) = directory_storage(root, directory)?;
+        storage.initialize()?;
+        Self::create(Arc::new(storage), session, options)
+    }
+
+    /// Opens the region in a directory.
+    pub fn open_directory(root: &Path, directory: DirectoryOptions) -> Result<Self, RegionError> {
+        let (storage, session) = directory_storage(root, directory)?;
+        Self::open(Arc::new(storage), session)
+    }
+
+    /// Makes a region in a storage that has none.
+    pub fn create(
+        storage: Arc<dyn Storage>,
+        session: SessionId,
+        options: &RegionOptions,
+    ) -> Result<Self, RegionError> {
+        let header = RegionHeader {
+            id: RegionId(random_bytes().map_err(RegionError::Random)?),
+            name: options.name.clone(),
+            created_ms: now_ms(),
+            chunker: options.chunker,
+            zstd_level: options.zstd_level,
+            pack_bytes: options.pack_bytes,
+        };
+        let (bytes, _) = region_file::encode(&header).map_err(|e| RegionError::damaged(REGION_FILE, e))?;
+        match storage.create(REGION_FILE, &[&bytes])? {
+            Created::New => Self::open(storage, session),
+            Created::Existed => Err(RegionError::Exists),
+        }
+    }
+
+    /// Opens the region in a storage as writer `session`, which nobody else is.
+    pub fn open(storage: Arc<dyn Storage>, session: SessionId) -> Result<Self, RegionError> {
+        let bytes = read_whole(&*storage, REGION_FILE, REGION_FILE_BYTES_MAX)
+            .map_err(|e| if e.is_not_found() { RegionError::NotARegion } else { e.into() })?;
+        let (header, header_hash) = region_file::decode(&bytes).map_err(|e| RegionError::damaged(REGION_FILE, e))?;
+        let head = Head::open(&*storage, header_hash)?;
+        let reader = PackReader::new(storage.clone());
+        Ok(Self(Arc::new(Inner {
+            storage,
+            header,
+            header_hash,
+            session,
+            next_number: AtomicU64::new(0),
+            head: Mutex::new(head),
+            index: Mutex::default(),
+            reader,
+            codecs: CodecPool::new(),
+        })))
+    }
+
+    /// What the region says of itself.
+    pub fn header(&self) -> &RegionHeader {
+        &self.0.header
+    }
+
+    /// This handle as a writer.
+    pub fn session_id(&self) -> SessionId {
+        self.0.session
+    }
+
+    /// What exists now: the log replayed to its tail. Cheap to clone.
+    pub fn catalog(&self) -> Result<Catalog, RegionError> {
+        let mut head = self.head();
+        head.advance(&*self.0.storage)?;
+        Ok(head.catalog().clone())
+    }
+
+    /// Now, by this machine's clock.
+    pub fn now_ms(&self) -> TimeMs {
+        now_ms()
+    }
+
+    /// 64 random bits for a new id.
+    pub fn random_id(&self) -> Result<u64, RegionError> {
+        random_u64().map_err(RegionError::Random)
+    }
+
+    /// Appends one record of what `build` makes of the state at the log's tail, and returns when it is
+    /// durable. If another writer is faster, `build` sees the new state. If it gives no operations nothing
+    /// is appended, and the state that it saw is durable.
+    pub fn commit<T, E: From<RegionError>>(
+        &self,
+        account: AccountId,
+        mut build: impl FnMut(&Catalog) -> Result<(Vec<Op>, T), E>,
+    ) -> Result<T, E> {
+        let author = Author { account, session: self.0.session };
+        let mut head = self.head();
+        for attempt in 0.. {
+            head.advance(&*self.0.storage)?;
+            head.persist(&*self.0.storage).map_err(RegionError::from)?;
+            let (ops, answer) = build(head.catalog())?;
+            if ops.is_empty() {
+                return Ok(answer);
+            }
+            match head.append(&*self.0.storage, author, ops, || self.list_name())? {
+                Race::Won => return Ok(answer),
+                Race::Lost => log::back_off(attempt),
+            }
+        }
+        unreachable!("the loop ends by returning")
+    }
+
+    /// A manifest's block map, checked against the log's hash.
+    pub fn load_map(&self, manifest: &ManifestRecord) -> Result<BlockMap, RegionError> {
+        let name = manifest.name.to_string();
+        let damaged = |e| RegionError::damaged(&name, e);
+        let bytes = read_whole(&*self.0.storage, &name, manifest.len.min(MANIFEST_BYTES_MAX))?;
+        let (map, hash) = manifest::decode(&bytes).map_err(damaged)?;
+        if hash != manifest.hash {
+            let (expected, found) = (manifest.hash, hash);
+            return Err(damaged(crate::format::error::FormatError::Identity { what: "manifest", expected, found }));
+        }
+        Ok(map)
+    }
+
+    /// Where chunks are, for the state at the log's tail.
+    pub(crate) fn index(&self) -> Result<Arc<Index>, RegionError> {
+        let catalog = self.catalog()?;
+        let mut cached = self.cached_index();
+        if cached.sequence != Some(catalog.sequence) {
+            self.rebuild_index(&mut cached, &catalog);
+        }
+        Ok(cached.index.clone())
+    }
+
+    /// Runs a look-up; if a segment turns out damaged, leaves it out and runs it again.
+    pub(crate) fn with_index<T>(
+        &self,
+        mut look_up: impl FnMut(&Index) -> Result<T, PackError>,
+    ) -> Result<T, RegionError> {
+        loop {
+            let index = self.index()?;
+            match look_up(&index) {
+                Err(PackError::Damaged { name, .. }) if self.leave_out_segment(&name) => {}
+                result => return Ok(result?),
+            }
+        }
+    }
+
+    /// Writes a segment for packs that have none, once there are many of them.
+    pub(crate) fn compact_index(&self, account: AccountId) -> Result<(), RegionError> {
+        let index = self.index()?;
+        if index.loose_entries() <= LOOSE_ENTRIES_MAX && index.loose().len() <= LOOSE_PACKS_MAX {
+            return Ok(());
+        }
+        let name = SegmentName { session: self.0.session, number: self.next_number() };
+        let merged = self.with_index(|index| merge::merge(index, &merge::choose(index), self.0.header.id, name))?;
+        if self.0.storage.create(&name.to_string(), &[&merged.bytes])? == Created::Existed {
+            return Err(RegionError::NameReused(name.to_string()));
+        }
+        let replaces = merged.record.replaces.clone();
+        let registered = self.commit::<bool, RegionError>(account, |catalog| {
+            // Another process may have merged some of them meanwhile; then this segment is not needed.
+            let all_there = replaces.iter().all(|old| catalog.segments.contains_key(old));
+            let ops = if all_there { vec![Op::RegisterSegment(merged.record.clone())] } else { vec![] };
+            Ok((ops, all_there))
+        })?;
+        // Whoever still reads a replaced segment finds it gone, replays the log, and uses the new one.
+        let unused = if registered { replaces } else { vec![name] };
+        unused.iter().try_for_each(|segment| self.0.storage.delete(&segment.to_string()))?;
+        Ok(())
+    }
+
+    fn leave_out_segment(&self, name: &str) -> bool {
+        let Some(segment) = SegmentName::parse(name) else { return false };
+        let mut cached = self.cached_index();
+        let is_new = cached.bad_segments.insert(segment);
+        if is_new {
+            cached.sequence = None;
+            cached.index = Arc::default();
+        }
+        is_new
+    }
+
+    fn rebuild_index(&self, cached: &mut CachedIndex, catalog: &Catalog) {
+        let mut index =
+            Index::refresh(&cached.index, &cached.written, &*self.0.storage, self.0.header.id, catalog, &cached.bad_segments);
+        index.shrink_to_fit();
+        cached.written.retain(|pack, _| index.loose().contains_key(pack));
+        cached.index = Arc::new(index);
+        cached.sequence = Some(catalog.sequence);
+    }
+
+    fn remember_trailer(&self, pack: PackName, entries: Arc<Vec<Entry>>) {
+        self.cached_index().written.insert(pack, entries);
+    }
+
+    fn next_number(&self) -> u64 {
+        self.0.next_number.fetch_add(1, Ordering::Relaxed)
+    }
+
+    fn list_name(&self) -> ListName {
+        ListName { session: self.0.session, number: self.next_number() }
+    }
+
+    fn head(&self) -> MutexGuard<'_, Head> {
+        self.0.head.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn cached_index(&self) -> MutexGuard<'_, CachedIndex> {
+        self.0.index.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Limits that readers of the log apply.
+const RECORD_BYTES_MAX: u64 = (record::INLINE_BYTES_MAX as u64) + (64 << 10);

@@ -1,0 +1,198 @@
+//! A session: one writer's chunks on their way into packs.
+//!
+//! The caller asks which chunks are new, encodes those, and puts their frames; a thread writes full packs
+//! and registers them, so that what is stored survives an interruption. Nothing refers to a chunk before its
+//! pack is durable and registered: [`Session::flush`] waits for that.
+
+use super::Region;
+use super::error::RegionError;
+use crate::chunk::frame::Frame;
+use crate::format::manifest;
+use crate::io::storage::{Created, Lease};
+use crate::model::account::AccountId;
+use crate::model::blockmap::BlockMap;
+use crate::model::ids::ChunkId;
+use crate::model::objects::{ManifestName, ManifestRecord, PackName};
+use crate::model::op::Op;
+use crate::pack::build::{PackBuilder, SealedPack};
+use crate::pack::index::Index;
+use crossbeam_channel::{Receiver, Sender, bounded};
+use std::collections::{BTreeSet, HashSet};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+/// Fresh chunks that are remembered by the session itself; beyond it, the index is asked for those whose
+/// packs are registered.
+const FRESH_CHUNKS_MAX: usize = 256 << 10;
+
+/// One writer's chunks on their way into packs.
+pub struct Session {
+    region: Region,
+    account: AccountId,
+    index: Arc<Index>,
+    /// Chunks that this session put or is about to put, beside those that `index` knows.
+    fresh: HashSet<ChunkId>,
+    open: Option<PackBuilder>,
+    writer: Option<PackWriter>,
+    /// Packs that the chunks asked about are in.
+    used: BTreeSet<PackName>,
+    stored_bytes: u64,
+    _lease: Lease,
+}
+
+struct PackWriter {
+    queue: Sender<SealedPack>,
+    thread: JoinHandle<Result<(), RegionError>>,
+}
+
+impl Region {
+    /// Opens a session for storing on behalf of `account`. Refused where the storage is nearly full.
+    pub fn begin(&self, account: AccountId) -> Result<Session, RegionError> {
+        let lease = self.0.storage.lease(&self.0.session.to_string())?;
+        Ok(Session {
+            region: self.clone(),
+            account,
+            index: self.index()?,
+            fresh: HashSet::new(),
+            open: None,
+            writer: None,
+            used: BTreeSet::new(),
+            stored_bytes: 0,
+            _lease: lease,
+        })
+    }
+
+    /// Writes and registers packs until the queue is closed.
+    fn write_packs(&self, account: AccountId, queue: Receiver<SealedPack>) -> Result<(), RegionError> {
+        for pack in queue {
+            let SealedPack { bytes, record, entries } = pack;
+            let name = record.name;
+            if self.0.storage.create(&name.to_string(), &[&bytes])? == Created::Existed {
+                return Err(RegionError::NameReused(name.to_string()));
+            }
+            drop(bytes);
+            self.remember_trailer(name, entries);
+            self.commit::<(), RegionError>(account, |_| Ok((vec![Op::RegisterPack(record.clone())], ())))?;
+        }
+        Ok(())
+    }
+}
+
+impl Session {
+    /// The region that is written to.
+    pub fn region(&self) -> &Region {
+        &self.region
+    }
+
+    /// For each chunk whether it is new. The caller puts the frames of exactly those; a chunk that occurs
+    /// twice is new at most once.
+    pub fn reserve(&mut self, ids: &[ChunkId]) -> Result<Vec<bool>, RegionError> {
+        if self.fresh.len() > FRESH_CHUNKS_MAX {
+            self.flush()?;
+        }
+        let index = self.index.clone();
+        let located = match ids.iter().map(|&id| index.locate_for_use(id)).collect::<Result<Vec<_>, _>>() {
+            Ok(located) => located,
+            // A damaged segment: the region leaves it out.
+            Err(_) => self.region.with_index(|index| ids.iter().map(|&id| index.locate_for_use(id)).collect())?,
+        };
+        let mut is_new = Vec::with_capacity(ids.len());
+        for (&id, location) in ids.iter().zip(located) {
+            match location {
+                Some(location) if !self.fresh.contains(&id) => {
+                    self.used.insert(location.pack);
+                    is_new.push(false);
+                }
+                _ => is_new.push(self.fresh.insert(id)),
+            }
+        }
+        Ok(is_new)
+    }
+
+    /// Stores the frame of a chunk that was new.
+    pub fn put(&mut self, id: ChunkId, frame: &Frame) -> Result<(), RegionError> {
+        let header = self.region.header();
+        let capacity = header.pack_bytes as usize;
+        let open = match &mut self.open {
+            Some(open) => open,
+            none => {
+                let name = PackName { session: self.region.0.session, number: self.region.next_number() };
+                none.insert(PackBuilder::new(header.id, name, capacity))
+            }
+        };
+        open.push(id, frame).map_err(|e| RegionError::damaged("pack", e))?;
+        self.stored_bytes += frame.stored_bytes();
+        if open.len_bytes() >= capacity {
+            self.seal()?;
+        }
+        Ok(())
+    }
+
+    /// Bytes of frames put so far.
+    pub fn stored_bytes(&self) -> u64 {
+        self.stored_bytes
+    }
+
+    /// Waits until every chunk that was put is in a durable, registered pack. From then on the index answers
+    /// for them.
+    pub fn flush(&mut self) -> Result<(), RegionError> {
+        if self.open.is_some() {
+            self.seal()?;
+        }
+        self.join_writer()?;
+        self.region.compact_index(self.account)?;
+        self.index = self.region.index()?;
+        self.fresh.clear();
+        Ok(())
+    }
+
+    /// Stores a block map whose chunks were all put or found, after they are flushed.
+    pub fn write_manifest(&mut self, map: &BlockMap) -> Result<ManifestRecord, RegionError> {
+        self.flush()?;
+        let name = ManifestName { session: self.region.0.session, number: self.region.next_number() };
+        let (bytes, hash) = manifest::encode(map);
+        if self.region.0.storage.create(&name.to_string(), &[&bytes])? == Created::Existed {
+            return Err(RegionError::NameReused(name.to_string()));
+        }
+        self.stored_bytes += bytes.len() as u64;
+        Ok(ManifestRecord { name, len: bytes.len() as u64, hash, chunks: map.chunks().len() as u64 })
+    }
+
+    /// Every pack that may hold a chunk that was put or found.
+    pub fn used_packs(&self) -> Vec<PackName> {
+        self.used.iter().copied().collect()
+    }
+
+    fn seal(&mut self) -> Result<(), RegionError> {
+        let Some(open) = self.open.take() else { return Ok(()) };
+        let sealed = open.seal().map_err(|e| RegionError::damaged("pack", e))?;
+        self.used.insert(sealed.record.name);
+        let (region, account) = (&self.region, self.account);
+        let writer = self.writer.get_or_insert_with(|| {
+            // One pack waits while one is written: with the one being filled, three are in memory.
+            let (queue, packs) = bounded(1);
+            let region = region.clone();
+            PackWriter { queue, thread: std::thread::spawn(move || region.write_packs(account, packs)) }
+        });
+        if writer.queue.send(sealed).is_err() {
+            // The writer ended early, which it does only with an error.
+            self.join_writer()?;
+            return Err(RegionError::WriterGone);
+        }
+        Ok(())
+    }
+
+    fn join_writer(&mut self) -> Result<(), RegionError> {
+        let Some(PackWriter { queue, thread }) = self.writer.take() else { return Ok(()) };
+        drop(queue);
+        thread.join().unwrap_or(Err(RegionError::WriterGone))
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        // An abandoned session: what is queued is still registered, so that the next try finds it. Its
+        // outcome interests nobody any more.
+        let _ = self.join_writer();
+    }
+}
