@@ -277,7 +277,7 @@ impl Object for FileObject {
                 name: self.name.clone(),
                 len: self.len(),
                 offset,
-                end: offset + buffer.len() as u64,
+                end: offset.saturating_add(buffer.len() as u64),
             },
             // An open file that cannot be read is never "not found".
             _ => StorageError::Io { action: "read", name: self.name.clone(), source },

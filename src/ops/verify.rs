@@ -158,7 +158,10 @@ impl Check<'_> {
     fn pack(&mut self, record: &PackRecord, content: bool) {
         let pack = match self.region.load_pack(record) {
             Ok(pack) => pack,
-            Err(error) => return drop(self.add(&record.name.to_string(), &error)),
+            Err(error) => {
+                self.add(&record.name.to_string(), &error);
+                return;
+            }
         };
         let region = self.region;
         let frames = 0..pack.frames();

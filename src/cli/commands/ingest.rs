@@ -12,7 +12,7 @@ use imgstore::ops::import::{ImportDisk, import as run_import};
 use imgstore::ops::ingest::Ingested;
 use imgstore::ops::register::{DeviceSpec, ImageOptions, register as run_register};
 use imgstore::ops::snapshot::{SnapshotOptions, snapshot as run_snapshot};
-use serde_json::{Value, json};
+use serde_json::Value;
 use std::time::Instant;
 
 fn declared(format: Option<Format>) -> Declared {

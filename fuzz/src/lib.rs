@@ -1,0 +1,586 @@
+//! What the fuzzer runs: for every decoder a function from arbitrary bytes to nothing, which panics when the
+//! decoder, or a promise about it, breaks.
+//!
+//! Most objects end in a hash that no random bytes fit, so that a fuzzer alone would test the hash check and
+//! nothing behind it. Each target therefore runs its input as it is and *repaired*: sealed anew, so that
+//! what is behind the check sees hostile content, too. Besides never panicking, whatever decodes must
+//! encode to the very same bytes: the store names objects by their hash, and a second spelling of one
+//! object would be a second object.
+//!
+//! These are plain functions and this file has no dependency that the root package does not have, because
+//! `tests/fuzz_replay.rs` includes it: the ordinary tests replay seeds and past finds without a fuzzer.
+
+use imgstore::chunk::frame::{Codec, CodecPool, FRAME_HEADER_BYTES, FrameError, chunk_id};
+use imgstore::disk::detect::{HEAD_BYTES, foreign_signature};
+use imgstore::format::entry::{ENTRY_BYTES, Entry, entry_id};
+use imgstore::format::envelope::{self, HASH_BYTES, Kind, VERSION};
+use imgstore::format::segment::{PAGE_BYTES, PAGE_ENTRIES, SEGMENT, SegmentHeader, SegmentWriter};
+use imgstore::format::{checkpoint as checkpoint_format, manifest as manifest_format, pack as pack_format};
+use imgstore::format::{record as record_format, region as region_format, segment as segment_format};
+use imgstore::io::map::Bytes;
+use imgstore::model::account::AccountId;
+use imgstore::model::blockmap::Run;
+use imgstore::model::catalog::Catalog;
+use imgstore::model::ids::{ChunkId, ObjectHash, SessionId};
+use imgstore::model::objects::{SegmentName, SegmentRecord};
+use imgstore::model::op::{Author, LogRecord, Op};
+use imgstore::model::units::{BLOCK_BYTES, CHUNK_BLOCKS_MAX};
+use imgstore::pack::segment::Segment;
+use std::sync::Arc;
+
+/// Every target by its name: the name of its binary, of its seeds' folder and of its finds' folder.
+pub const TARGETS: [(&str, fn(&[u8])); 8] = [
+    ("checkpoint", checkpoint),
+    ("detect", detect),
+    ("frame", frame),
+    ("manifest", manifest),
+    ("pack", pack),
+    ("record", record),
+    ("region", region),
+    ("segment", segment),
+];
+
+/// Checkpoints: decoded, encoded, and a record put on top of them, as a reader does.
+pub fn checkpoint(data: &[u8]) {
+    for_envelopes(&checkpoint_format::CHECKPOINT, data, |bytes| {
+        if let Ok(value) = checkpoint_format::decode(bytes) {
+            let again = checkpoint_format::encode(&value).expect("what decoded encodes");
+            assert_eq!(again, bytes);
+            apply(value.catalog, vec![Op::NoOp]);
+        }
+    });
+}
+
+/// Signatures of foreign disk formats: no more than the head decides.
+pub fn detect(data: &[u8]) {
+    let found = foreign_signature(data);
+    assert_eq!(found, foreign_signature(&data[..data.len().min(HEAD_BYTES)]));
+    assert!(found.is_none_or(|format| !format.as_str().is_empty()));
+    // Repaired: each signature before the input, so that every length after one is met.
+    let vdi = [&[b'<'; 64][..], &0xbeda_107f_u32.to_le_bytes()].concat();
+    for signature in
+        [&b"QFI\xfb"[..], b"KDMV", b"COWD", b"# Disk DescriptorFile", b"vhdxfile", b"conectix", &vdi]
+    {
+        assert!(foreign_signature(&[signature, data].concat()).is_some());
+        let cut = signature.len().min(data.len());
+        foreign_signature(&[&signature[..cut], data].concat());
+    }
+}
+
+/// Frames: the bytes as a zstd frame, as what follows the header of one, and as one block in it; then as
+/// content that must come back, also from a frame with a flipped bit.
+pub fn frame(data: &[u8]) {
+    let pool = CodecPool::new();
+    let selector = data.first().copied().unwrap_or(0);
+    let blocks = 1 + usize::from(selector % 8);
+    let declared = zstd::zstd_safe::get_frame_content_size(data).ok().flatten();
+    let declared = declared.and_then(|size| usize::try_from(size).ok()).filter(|&size| size <= 1 << 21);
+    frame_body_of(&pool, data, declared.unwrap_or(blocks * BLOCK_BYTES));
+
+    let rest = data.get(1..).unwrap_or_default();
+    let Ok(raw_len) = u32::try_from(blocks * BLOCK_BYTES) else { return };
+    // Magic, then the descriptor: a single segment whose content size has four bytes.
+    let header = [&[0x28, 0xb5, 0x2f, 0xfd, 0xa0][..], &raw_len.to_le_bytes()].concat();
+    frame_body_of(&pool, &[&header, rest].concat(), blocks * BLOCK_BYTES);
+    if let Ok(len) = u32::try_from(rest.len().min(128 << 10)) {
+        // The last block, compressed.
+        let block_header = (1 | 2 << 1 | len << 3).to_le_bytes();
+        let body = &rest[..len as usize];
+        frame_body_of(&pool, &[&header, &block_header[..3], body].concat(), blocks * BLOCK_BYTES);
+    }
+
+    let mut raw = data[..data.len().min(8 * BLOCK_BYTES)].to_vec();
+    raw.resize(raw.len().next_multiple_of(BLOCK_BYTES).max(BLOCK_BYTES), selector);
+    let id = chunk_id(&raw);
+    let mut encoded = pool.encode(&raw, id, i32::from(selector % 14)).expect("whole blocks encode");
+    let mut decoded = vec![0; raw.len()];
+    pool.decode(encoded.codec, &encoded.body, id, &mut decoded).expect("what was encoded decodes");
+    assert_eq!(decoded, raw);
+    let at = data.iter().fold(0usize, |at, &byte| at.wrapping_mul(31).wrapping_add(usize::from(byte)));
+    let at = at % encoded.body.len();
+    encoded.body[at] ^= 1 << (selector % 8);
+    if pool.decode(encoded.codec, &encoded.body, id, &mut decoded).is_ok() {
+        assert_eq!(decoded, raw, "damage gave other content");
+    }
+}
+
+fn frame_body_of(pool: &CodecPool, body: &[u8], raw_len: usize) {
+    let nobody = ChunkId([0; 32]);
+    let mut raw = vec![0; raw_len];
+    for codec in [Codec::Zstd, Codec::Raw] {
+        // What decodes says which content it is; as that one it must decode again, and encode.
+        let Err(FrameError::Content { found, .. }) = pool.decode(codec, body, nobody, &mut raw) else {
+            continue;
+        };
+        assert_eq!(found, chunk_id(&raw));
+        let mut again = vec![0xff; raw_len];
+        pool.decode(codec, body, found, &mut again).expect("it has the id that was found");
+        assert_eq!(again, raw);
+        let encoded = pool.encode(&raw, found, 1).expect("what decoded encodes");
+        again.fill(0xff);
+        pool.decode(encoded.codec, &encoded.body, found, &mut again).expect("what was encoded decodes");
+        assert_eq!(again, raw);
+    }
+}
+
+/// Manifests, and the runs of a map that decodes.
+pub fn manifest(data: &[u8]) {
+    const HEADER: usize = manifest_format::HEADER_BYTES;
+    manifest_of(data);
+    let mut bytes = data.to_vec();
+    if seal_end(&manifest_format::MANIFEST, &mut bytes) {
+        manifest_of(&bytes);
+    }
+    // Repaired wholly: only volume length and chunks are the input's.
+    bytes.truncate(bytes.len().saturating_sub(HASH_BYTES));
+    if bytes.len() < HEADER {
+        return;
+    }
+    let chunks = (bytes.len() - HEADER) / manifest_format::CHUNK_REF_BYTES;
+    bytes.truncate(HEADER + chunks * manifest_format::CHUNK_REF_BYTES);
+    preamble(&manifest_format::MANIFEST, &mut bytes);
+    bytes[12..16].fill(0);
+    bytes[24..32].copy_from_slice(&(chunks as u64).to_le_bytes());
+    bytes[32..40].fill(0);
+    bytes.extend([0; HASH_BYTES]);
+    seal_end(&manifest_format::MANIFEST, &mut bytes);
+    manifest_of(&bytes);
+}
+
+fn manifest_of(bytes: &[u8]) {
+    let Ok((map, hash)) = manifest_format::decode(bytes) else { return };
+    assert_eq!(manifest_format::encode(&map), (bytes.to_vec(), hash));
+    assert!(map.data_bytes() <= map.volume_bytes());
+    let end = map.runs().fold(0, |at, run| {
+        let (start, blocks) = match run {
+            Run::Zero { start_block, blocks } => (start_block, blocks),
+            Run::Chunk(chunk) => (chunk.start_block, u64::from(chunk.blocks)),
+        };
+        assert!(start == at && blocks > 0, "a gap, or an empty run");
+        start + blocks
+    });
+    assert_eq!(end, map.volume_blocks());
+}
+
+/// Packs: header, footer, trailer, the frames by scanning and the frames by the trailer.
+pub fn pack(data: &[u8]) {
+    pack_of(data);
+    let mut bytes = data.to_vec();
+    seal_frames(&mut bytes);
+    if seal_trailer(&mut bytes) {
+        pack_of(&bytes);
+    }
+    // Repaired wholly: the trailer lists exactly the frames that the input holds, if it holds any.
+    preamble(&pack_format::PACK, &mut bytes);
+    if bytes.len() >= pack_format::HEADER_BYTES {
+        bytes[12..16].fill(0);
+        bytes[56..64].fill(0);
+        relist(&mut bytes, data);
+        seal_trailer(&mut bytes);
+        pack_of(&bytes);
+    }
+    // The input as entries alone, behind frames that are not there.
+    let mut entries = vec![0; pack_format::HEADER_BYTES];
+    preamble(&pack_format::PACK, &mut entries);
+    let len = data.len() / ENTRY_BYTES * ENTRY_BYTES;
+    let table: Vec<[u8; ENTRY_BYTES]> = data[..len].as_chunks().0.to_vec();
+    end_to_end(&mut entries, table);
+    pack_of(&entries);
+}
+
+fn pack_of(bytes: &[u8]) {
+    let header = bytes.first_chunk::<{ pack_format::HEADER_BYTES }>();
+    if let Some(Ok((region, name))) = header.map(pack_format::decode_header) {
+        assert_eq!(Some(&pack_format::encode_header(region, name)), header);
+    }
+    scan(bytes);
+    scan(bytes.get(pack_format::HEADER_BYTES..).unwrap_or_default());
+    let (Some(header), Some(footer)) = (header, bytes.last_chunk()) else { return };
+    // By what the footer says, and wherever the trailer may be instead.
+    let declared = pack_format::trailer_offset(footer, bytes.len() as u64).ok().map(|offset| offset as usize);
+    for start in [declared, Some(pack_format::HEADER_BYTES), Some(0)].into_iter().flatten() {
+        let stored = &bytes[start..];
+        let Ok(trailer) = pack_format::decode_trailer(header, stored) else { continue };
+        let offset = u32::from_le_bytes([footer[12], footer[13], footer[14], footer[15]]);
+        let mut entries = trailer.entries.clone();
+        let again = pack_format::encode_trailer(header, &mut entries, offset).expect("what decoded encodes");
+        assert_eq!(again, (stored.to_vec(), trailer.hash));
+        let raw: u64 = entries.iter().map(|e| u64::from(e.raw_blocks) * BLOCK_BYTES as u64).sum();
+        assert_eq!((entries, trailer.raw_bytes), (trailer.entries.clone(), raw));
+        for entry in &trailer.entries {
+            assert_eq!(Ok(*entry), Entry::decode(&entry.encode()));
+            frame_at(bytes, entry);
+        }
+    }
+}
+
+fn frame_at(bytes: &[u8], entry: &Entry) {
+    let frame = bytes.get(entry.offset as usize..).unwrap_or_default();
+    let Ok(body) = pack_format::frame_body(frame, entry) else { return };
+    assert_eq!(body.len(), entry.stored_len as usize);
+    // An index may name a frame with an empty body, which no writer makes and a scan refuses.
+    if !body.is_empty() && body.len() <= pack_format::BODY_BYTES_MAX {
+        let (scanned, len) = pack_format::scan_frame(frame).expect("what an index finds a scan finds");
+        assert_eq!((scanned.body.as_slice(), len), (body, FRAME_HEADER_BYTES + body.len()));
+        assert_eq!((scanned.codec, scanned.raw_blocks), (entry.codec, entry.raw_blocks));
+    }
+}
+
+fn scan(mut bytes: &[u8]) {
+    while let Ok((frame, len)) = pack_format::scan_frame(bytes) {
+        assert_eq!(frame.stored_bytes(), len as u64);
+        let header = pack_format::encode_frame_header(&frame).expect("what decoded encodes");
+        assert_eq!([&header[..], &frame.body].concat(), bytes[..len]);
+        bytes = &bytes[len..];
+    }
+}
+
+/// Gives every frame, as the lengths lead from one to the next, the checksum that fits it. The first length
+/// that leads out of the bytes ends that: behind the last frame there is the trailer.
+fn seal_frames(bytes: &mut [u8]) {
+    for (start, len) in frame_places(bytes) {
+        let frame = &mut bytes[start..start + len];
+        let crc = crc32c::crc32c_append(crc32c::crc32c(&frame[..8]), &frame[FRAME_HEADER_BYTES..]);
+        frame[8..FRAME_HEADER_BYTES].copy_from_slice(&crc.to_le_bytes());
+    }
+}
+
+fn frame_places(bytes: &[u8]) -> Vec<(usize, usize)> {
+    let end = bytes.last_chunk::<{ pack_format::FOOTER_BYTES }>().map_or(bytes.len(), |footer| {
+        let offset = u32::from_le_bytes([footer[12], footer[13], footer[14], footer[15]]) as usize;
+        offset.min(bytes.len() - pack_format::FOOTER_BYTES)
+    });
+    let mut places = Vec::new();
+    let mut at = pack_format::HEADER_BYTES;
+    while let Some(header) = bytes.get(at..).and_then(|rest| rest.first_chunk::<FRAME_HEADER_BYTES>()) {
+        let len =
+            FRAME_HEADER_BYTES + u32::from_le_bytes([header[0], header[1], header[2], header[3]]) as usize;
+        if at + len > end {
+            break;
+        }
+        places.push((at, len));
+        at += len;
+    }
+    places
+}
+
+/// Replaces everything behind the last frame by a trailer that lists the frames, under ids from the input.
+fn relist(bytes: &mut Vec<u8>, data: &[u8]) {
+    let places = frame_places(bytes);
+    let end = places.last().map_or(pack_format::HEADER_BYTES, |(start, len)| start + len);
+    let mut table: Vec<[u8; ENTRY_BYTES]> = Vec::new();
+    for (number, (start, len)) in (0u32..).zip(places) {
+        let Ok(offset) = u32::try_from(start) else { return };
+        let mut entry = [0; ENTRY_BYTES];
+        entry[..4].copy_from_slice(&number.to_be_bytes());
+        entry[4] = data.get(start).copied().unwrap_or(0);
+        entry[36..40].copy_from_slice(&offset.to_le_bytes());
+        entry[40..44].copy_from_slice(&bytes[start..start + 4]);
+        entry[44..48].copy_from_slice(&bytes[start + 4..start + 8]);
+        debug_assert!(len >= FRAME_HEADER_BYTES);
+        table.push(entry);
+    }
+    bytes.truncate(end);
+    footer(bytes, &table, end);
+}
+
+/// Adds a trailer of these entries with offsets that lie end to end, whatever frames those would be.
+fn end_to_end(bytes: &mut Vec<u8>, mut table: Vec<[u8; ENTRY_BYTES]>) {
+    let mut offset = bytes.len();
+    for entry in &mut table {
+        let Ok(at) = u32::try_from(offset) else { return };
+        entry[32..36].fill(0);
+        entry[36..40].copy_from_slice(&at.to_le_bytes());
+        entry[42..44].fill(0);
+        entry[45] &= 1;
+        entry[46] &= 1;
+        entry[47] = 0;
+        offset += FRAME_HEADER_BYTES + usize::from(u16::from_le_bytes([entry[40], entry[41]]));
+    }
+    table.sort_unstable();
+    footer(bytes, &table, offset);
+    seal_trailer(bytes);
+}
+
+fn footer(bytes: &mut Vec<u8>, table: &[[u8; ENTRY_BYTES]], offset: usize) {
+    let (Ok(offset), Ok(frames)) = (u32::try_from(offset), u32::try_from(table.len())) else { return };
+    bytes.extend(table.as_flattened());
+    bytes.extend(b"IMGSPEND");
+    bytes.extend(frames.to_le_bytes());
+    bytes.extend(offset.to_le_bytes());
+    let blocks = table.iter().map(|e| u64::from(u16::from_le_bytes([e[44], e[45]]))).sum::<u64>();
+    bytes.extend((blocks * BLOCK_BYTES as u64).to_le_bytes());
+    bytes.extend([0; 8 + HASH_BYTES]);
+}
+
+/// Gives a trailer that ends the bytes, and starts where its footer's count of entries says, its hash.
+fn seal_trailer(bytes: &mut [u8]) -> bool {
+    let len = bytes.len();
+    if len < pack_format::HEADER_BYTES + pack_format::FOOTER_BYTES {
+        return false;
+    }
+    let footer = &bytes[len - pack_format::FOOTER_BYTES..];
+    let frames = u32::from_le_bytes([footer[8], footer[9], footer[10], footer[11]]) as usize;
+    let Some(start) = len.checked_sub(pack_format::FOOTER_BYTES + frames * ENTRY_BYTES) else { return false };
+    let header = &bytes[..pack_format::HEADER_BYTES];
+    let hash = pack_format::PACK.hash(&[header, &bytes[start..len - HASH_BYTES]]);
+    bytes[len - HASH_BYTES..].copy_from_slice(&hash.0);
+    true
+}
+
+/// Log records and lists, and the catalogue that their operations are applied to.
+pub fn record(data: &[u8]) {
+    for_envelopes(&record_format::RECORD, data, |bytes| {
+        if let Ok((value, hash)) = record_format::decode(bytes) {
+            assert_eq!(record_format::encode(&value), Ok((bytes.to_vec(), hash)));
+            if let record_format::Body::Inline(ops) = value.body.clone() {
+                let record = value.with_ops(ops);
+                // On its own, as the first of a log, and each operation by itself.
+                let _ = Catalog::default().apply(&record);
+                apply(Catalog::default(), record.ops);
+            }
+        }
+    });
+    for_envelopes(&record_format::LIST, data, |bytes| {
+        if let Ok((ops, hash)) = record_format::decode_list(bytes) {
+            assert_eq!(record_format::encode_list(&ops), Ok((bytes.to_vec(), hash)));
+            apply(Catalog::default(), ops);
+        }
+    });
+}
+
+/// Applies each operation as a record of its own; a refusal is a good answer.
+fn apply(mut catalog: Catalog, ops: Vec<Op>) {
+    for op in ops {
+        let Some(sequence) = catalog.sequence.checked_add(1) else { return };
+        let author = Author { account: AccountId::from_random(1), session: SessionId([1; 16]) };
+        let previous = ObjectHash([0; 32]);
+        let record = LogRecord { sequence, previous, nonce: [0; 16], time_ms: 0, author, ops: vec![op] };
+        if catalog.apply(&record).is_ok() {
+            assert_eq!(catalog.sequence, sequence);
+        }
+    }
+}
+
+/// Region files.
+pub fn region(data: &[u8]) {
+    for_envelopes(&region_format::REGION, data, |bytes| {
+        if let Ok((header, hash)) = region_format::decode(bytes) {
+            assert_eq!(region_format::encode(&header), Ok((bytes.to_vec(), hash)));
+            assert!(header.chunker.is_valid() && region_format::is_region_name(&header.name));
+        }
+    });
+}
+
+/// Index segments: header, every page, whole hash, and looking up and listing as a reader does.
+pub fn segment(data: &[u8]) {
+    segment_of(data);
+    let mut bytes = data.to_vec();
+    if seal_segment(&mut bytes) {
+        segment_of(&bytes);
+    }
+    // Repaired wholly: as many pages and packs as fit the input's length, each page with its number.
+    if bytes.len() >= PAGE_BYTES + HASH_BYTES {
+        refit(&mut bytes);
+        segment_of(&bytes);
+    }
+    // The input as entries alone, as they are and ascending.
+    if let Some((&selector, rest)) = data.split_first() {
+        let mut table: Vec<[u8; ENTRY_BYTES]> = rest.as_chunks().0.to_vec();
+        if selector & 1 != 0 {
+            table.iter_mut().for_each(|entry| {
+                entry[33..36].fill(0);
+                entry[45] &= 1;
+                entry[46] &= 1;
+                entry[47] = 0;
+            });
+        }
+        if selector & 2 != 0 {
+            table.sort_unstable();
+            table.dedup_by_key(|entry| entry_id(entry));
+        }
+        segment_of(&lay_out(&table, selector >> 2));
+    }
+}
+
+fn segment_of(bytes: &[u8]) {
+    let hash = segment_format::check_hash(bytes);
+    let Ok(header) = segment_format::decode_header(bytes) else { return };
+    assert!(segment_format::page(bytes, &header, header.pages, true).is_err());
+    assert!(segment_format::page(bytes, &header, u32::MAX, false).is_err());
+    let mut sound = true;
+    let mut stored: Vec<&[u8; ENTRY_BYTES]> = Vec::new();
+    for number in 0..header.pages {
+        let unchecked = segment_format::page(bytes, &header, number, false).expect("its length was checked");
+        assert!((1..=PAGE_ENTRIES).contains(&unchecked.len()));
+        match segment_format::page(bytes, &header, number, true) {
+            Ok(page) => assert_eq!(page, unchecked),
+            Err(_) => sound = false,
+        }
+        stored.extend(unchecked);
+    }
+    assert_eq!(stored.len() as u64, header.entries);
+    sound &= stored.is_sorted_by(|a, b| entry_id(a) < entry_id(b));
+    read(bytes, &header, hash.clone().unwrap_or(ObjectHash([0; 32])), &stored, sound);
+
+    let decoded: Result<Vec<Entry>, _> = stored.iter().map(|bytes| Entry::decode(bytes)).collect();
+    let (Ok(hash), Ok(entries), true) = (hash, decoded, sound) else { return };
+    let mut writer = SegmentWriter::new(entries.len());
+    for entry in entries {
+        writer.push(entry).expect("ids ascend");
+    }
+    let again = writer.finish(header.region, &header.packs);
+    assert_eq!(again, Ok((bytes.to_vec(), hash, header.entries)));
+}
+
+/// Reads as `Segment`; if every page is sound, all answers must be right as well.
+fn read(bytes: &[u8], header: &SegmentHeader, hash: ObjectHash, stored: &[&[u8; ENTRY_BYTES]], sound: bool) {
+    let name = SegmentName { session: SessionId([1; 16]), number: 0 };
+    let (len, entries) = (bytes.len() as u64, header.entries);
+    let record = SegmentRecord { name, len, entries, hash, replaces: Vec::new() };
+    let owned = Bytes::Owned(Arc::new(bytes.to_vec()));
+    let segment = Segment::from_bytes(owned, header.region, &record).expect("the record is made from it");
+    assert_eq!((segment.entries(), segment.packs()), (entries, header.packs.as_slice()));
+    let _ = segment.check_hash();
+
+    let expected = |bytes: &[u8; ENTRY_BYTES]| {
+        let entry = Entry::decode(bytes).ok()?;
+        Some((entry, *header.packs.get(entry.pack as usize)?))
+    };
+    // Looked up before listed, so that pages are touched, and so checked, in a searching order.
+    let step = stored.len() / 128 + 1;
+    for bytes in stored.iter().step_by(step) {
+        let id = entry_id(bytes);
+        let found = segment.lookup(id);
+        if sound {
+            assert_eq!(found.ok().flatten(), expected(bytes), "{id}");
+        }
+        for near in [flip_last(id, 1), flip_last(id, 0x80)] {
+            let found = segment.lookup(near);
+            if sound && stored.binary_search_by_key(&near, |bytes| entry_id(bytes)).is_err() {
+                assert!(matches!(found, Ok(None)), "{near} is not there");
+            }
+        }
+    }
+    for id in [ChunkId([0; 32]), ChunkId([0xff; 32]), ChunkId([0x80; 32])] {
+        let _ = segment.lookup(id);
+    }
+    let listed: Vec<_> = segment.iter().map(Result::ok).collect();
+    if sound {
+        assert_eq!(listed, stored.iter().map(|bytes| expected(bytes)).collect::<Vec<_>>());
+    }
+}
+
+fn flip_last(mut id: ChunkId, bits: u8) -> ChunkId {
+    id.0[31] ^= bits;
+    id
+}
+
+/// Gives header page, pages, pack table and the whole the checksums that fit, where the header says they are.
+fn seal_segment(bytes: &mut [u8]) -> bool {
+    if bytes.len() < PAGE_BYTES + HASH_BYTES {
+        return false;
+    }
+    let end = bytes.len() - HASH_BYTES;
+    let packs = u32::from_le_bytes([bytes[12], bytes[13], bytes[14], bytes[15]]) as usize;
+    let Some(table) =
+        packs.checked_mul(24).and_then(|len| end.checked_sub(len)).filter(|&at| at >= PAGE_BYTES)
+    else {
+        return false;
+    };
+    let crc = crc32c::crc32c(&bytes[table..end]);
+    bytes[28..32].copy_from_slice(&crc.to_le_bytes());
+    for page in bytes[..table].chunks_exact_mut(PAGE_BYTES) {
+        let (covered, stored) = page.split_at_mut(PAGE_BYTES - 4);
+        stored.copy_from_slice(&crc32c::crc32c(covered).to_le_bytes());
+    }
+    seal_end(&SEGMENT, bytes)
+}
+
+/// Makes header and page tails fit a segment's length; the bytes are at least a header page and a hash.
+fn refit(bytes: &mut Vec<u8>) {
+    let body = bytes.len() - HASH_BYTES;
+    let pages = body / PAGE_BYTES - 1;
+    let packs = body % PAGE_BYTES / 24;
+    let table = (pages + 1) * PAGE_BYTES;
+    bytes.truncate(table + packs * 24);
+    bytes[table..].as_chunks_mut::<24>().0.sort_unstable_by_key(|name| {
+        let mut key = *name;
+        key[16..].reverse();
+        key
+    });
+    let mut entries = 0u64;
+    for number in 0..pages {
+        let page = &mut bytes[(number + 1) * PAGE_BYTES..][..PAGE_BYTES];
+        let last = number + 1 == pages;
+        let count = if last { 1 + u32::from(page[4080]) % 85 } else { 85 };
+        page[count as usize * ENTRY_BYTES..4080].fill(0);
+        page[4080..4084].copy_from_slice(&count.to_le_bytes());
+        page[4084..4088].copy_from_slice(&u32::try_from(number).unwrap_or(0).to_le_bytes());
+        page[4088..4092].fill(0);
+        entries += u64::from(count);
+    }
+    fill_header(bytes, packs, entries, pages);
+    bytes.extend([0; HASH_BYTES]);
+    seal_segment(bytes);
+}
+
+/// A segment of these entries, whatever their order, with `packs` packs.
+fn lay_out(table: &[[u8; ENTRY_BYTES]], packs: u8) -> Vec<u8> {
+    let mut bytes = vec![0; PAGE_BYTES];
+    for (number, entries) in (0u32..).zip(table.chunks(PAGE_ENTRIES)) {
+        let start = bytes.len();
+        bytes.extend(entries.as_flattened());
+        bytes.resize(start + PAGE_BYTES, 0);
+        bytes[start + 4080..start + 4084]
+            .copy_from_slice(&u32::try_from(entries.len()).unwrap_or(0).to_le_bytes());
+        bytes[start + 4084..start + 4088].copy_from_slice(&number.to_le_bytes());
+    }
+    for number in 0..packs {
+        bytes.extend([7; 16]);
+        bytes.extend(u64::from(number).to_le_bytes());
+    }
+    fill_header(&mut bytes, usize::from(packs), table.len() as u64, table.len().div_ceil(PAGE_ENTRIES));
+    bytes.extend([0; HASH_BYTES]);
+    seal_segment(&mut bytes);
+    bytes
+}
+
+fn fill_header(bytes: &mut [u8], packs: usize, entries: u64, pages: usize) {
+    preamble(&SEGMENT, bytes);
+    bytes[12..16].copy_from_slice(&u32::try_from(packs).unwrap_or(0).to_le_bytes());
+    bytes[16..24].copy_from_slice(&entries.to_le_bytes());
+    bytes[24..28].copy_from_slice(&u32::try_from(pages).unwrap_or(0).to_le_bytes());
+    bytes[48..PAGE_BYTES].fill(0);
+}
+
+/// The input as it is; as the body of an envelope; and, with its own first and last bytes replaced by ones
+/// that fit, as the envelope that a mutated seed was.
+fn for_envelopes(kind: &Kind, data: &[u8], check: impl Fn(&[u8])) {
+    check(data);
+    let inner = data.len().checked_sub(HASH_BYTES).and_then(|end| data.get(envelope::HEADER_BYTES..end));
+    for body in [Some(data), inner].into_iter().flatten() {
+        let (bytes, hash) = kind.seal(body).expect("it is short");
+        assert_eq!(kind.open(&bytes), Ok((body, hash)));
+        check(&bytes);
+    }
+}
+
+/// Writes the first twelve bytes that an object of this kind has.
+fn preamble(kind: &Kind, bytes: &mut [u8]) {
+    if let Some(first) = bytes.first_chunk_mut::<12>() {
+        first[..8].copy_from_slice(&kind.magic);
+        first[8..10].copy_from_slice(&VERSION.to_le_bytes());
+        first[10..].fill(0);
+    }
+}
+
+/// Writes the hash over everything before the last 32 bytes into those.
+fn seal_end(kind: &Kind, bytes: &mut [u8]) -> bool {
+    let Some((covered, stored)) = bytes.split_last_chunk_mut::<HASH_BYTES>() else { return false };
+    *stored = kind.hash(&[covered]).0;
+    true
+}
+
+const _: () =
+    assert!(CHUNK_BLOCKS_MAX == 256, "the frame target's limit of 2 MiB is twice the largest chunk");

@@ -1,0 +1,411 @@
+//! Replays what the fuzzer starts from and what it once found, without a fuzzer: the targets of `fuzz/` on
+//! every committed seed and regression, and on a few thousand fixed mutations of each. So every ordinary
+//! test run, on any toolchain, keeps the decoders from falling back. fuzz/README.md says how to fuzz.
+
+#[path = "../fuzz/src/lib.rs"]
+mod targets;
+
+use imgstore::chunk::frame::{Codec, CodecPool, chunk_id};
+use imgstore::format::checkpoint::Checkpoint;
+use imgstore::format::entry::Entry;
+use imgstore::format::segment::SegmentWriter;
+use imgstore::format::{checkpoint, manifest, record, region};
+use imgstore::model::account::{AccountId, Permission, Tag};
+use imgstore::model::blockmap::{BlockMap, ChunkRef};
+use imgstore::model::catalog::Catalog;
+use imgstore::model::ids::{
+    ChunkId, ImageId, InstanceId, ObjectHash, RegionId, SessionId, SnapshotId, VolumeId,
+};
+use imgstore::model::image::*;
+use imgstore::model::instance::*;
+use imgstore::model::objects::*;
+use imgstore::model::op::{Author, LogRecord, Op};
+use imgstore::model::region::{ChunkerParams, RegionHeader};
+use imgstore::model::snapshot::{Snapshot, SnapshotSource, SnapshotState};
+use imgstore::model::units::BLOCK_BYTES;
+use imgstore::pack::build::{PackBuilder, SealedPack};
+use std::fs;
+use std::panic::catch_unwind;
+use std::path::{Path, PathBuf};
+
+/// Mutations of each file. Each costs tens of microseconds.
+const MUTATIONS: u64 = 3000;
+/// All of seeds and regressions together: they are committed.
+const BYTES_MAX: u64 = 200 << 10;
+
+fn folder(kind: &str, target: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz").join(kind).join(target)
+}
+
+/// A folder's files by name; none if there is no such folder.
+fn files(folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let Ok(listing) = fs::read_dir(folder) else { return Vec::new() };
+    let mut paths: Vec<_> = listing.map(|entry| entry.expect("a readable folder").path()).collect();
+    paths.sort();
+    paths.into_iter().map(|path| (path.clone(), fs::read(&path).expect("a readable file"))).collect()
+}
+
+/// A fixed sequence of numbers (splitmix64): the same mutations on every machine.
+struct Numbers(u64);
+
+impl Numbers {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    fn below(&mut self, limit: usize) -> usize {
+        usize::try_from(self.next() % limit.max(1) as u64).unwrap_or(0)
+    }
+}
+
+/// One to four of: a flipped bit, an edge value, a cut, a removed, doubled or foreign piece.
+fn mutate(seed: &[u8], other: &[u8], numbers: &mut Numbers) -> Vec<u8> {
+    let mut bytes = seed.to_vec();
+    for _ in 0..=numbers.below(4) {
+        // Half of all changes fall where the fields are rather than anywhere.
+        let reach = if numbers.below(2) == 0 { bytes.len() } else { bytes.len().min(128) };
+        let at = numbers.below(reach);
+        let end = (at + 1 + numbers.below(64)).min(bytes.len());
+        match numbers.below(8) {
+            0..=2 if at < bytes.len() => bytes[at] ^= 1 << numbers.below(8),
+            3 if at < bytes.len() => bytes[at] = [0, 1, 0x7f, 0x80, 0xff][numbers.below(5)],
+            4 if at < bytes.len() => bytes[at..end].fill([0, 0xff][numbers.below(2)]),
+            5 => bytes.truncate(at),
+            6 if at < bytes.len() => drop(bytes.drain(at..end)),
+            _ => {
+                let from = numbers.below(other.len());
+                let piece = &other[from..(from + 1 + numbers.below(256)).min(other.len())];
+                bytes.splice(at..at, piece.iter().copied());
+            }
+        }
+    }
+    bytes
+}
+
+/// Runs a target; on a panic keeps the input, so that it can be moved to the regressions.
+fn run(name: &str, target: fn(&[u8]), input: &[u8], origin: &str) {
+    if catch_unwind(|| target(input)).is_err() {
+        let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("fuzz-replay-{name}"));
+        fs::write(&kept, input).expect("a writable target folder");
+        panic!("{name}: {origin} panicked; the input is kept in {}", kept.display());
+    }
+}
+
+fn replay(name: &str) {
+    let target = targets::TARGETS.iter().find(|target| target.0 == name).expect("a target").1;
+    let seeds = files(&folder("seeds", name));
+    assert!(!seeds.is_empty(), "no seeds in {}", folder("seeds", name).display());
+    let inputs: Vec<_> = seeds.into_iter().chain(files(&folder("regressions", name))).collect();
+    run(name, target, &[], "no bytes");
+    for (place, (path, bytes)) in inputs.iter().enumerate() {
+        run(name, target, bytes, &path.display().to_string());
+        for number in 0..MUTATIONS {
+            let mut numbers = Numbers(number);
+            let other = &inputs[(place + numbers.below(inputs.len())) % inputs.len()].1;
+            let mutated = mutate(bytes, other, &mut numbers);
+            run(name, target, &mutated, &format!("mutation {number} of {}", path.display()));
+        }
+    }
+}
+
+macro_rules! replays {
+    ($($target:ident)+) => {
+        /// One test for each target, so that a failure is named by it.
+        mod replayed {
+            $(#[test]
+            fn $target() {
+                super::replay(stringify!($target));
+            })+
+
+            #[test]
+            fn every_target() {
+                assert_eq!(super::targets::TARGETS.map(|target| target.0), [$(stringify!($target)),+]);
+            }
+        }
+    };
+}
+
+replays!(checkpoint detect frame manifest pack record region segment);
+
+#[test]
+fn seeds_and_regressions_are_small_and_each_belongs_to_a_target() {
+    let mut total = 0;
+    for kind in ["seeds", "regressions"] {
+        let root = folder(kind, "");
+        let known: Vec<_> = targets::TARGETS.iter().map(|target| folder(kind, target.0)).collect();
+        for entry in fs::read_dir(&root).into_iter().flatten() {
+            let path = entry.expect("a readable folder").path();
+            assert!(known.contains(&path), "{} belongs to no target", path.display());
+            total += files(&path).iter().map(|(_, bytes)| bytes.len() as u64).sum::<u64>();
+        }
+    }
+    assert!(total <= BYTES_MAX, "{total} bytes of seeds and regressions");
+}
+
+/// The seeds must be what the library writes: else the mutations would test its refusals alone.
+#[test]
+fn seeds_are_what_the_library_writes() {
+    for (target, name, bytes) in seeds() {
+        let stored = fs::read(folder("seeds", target).join(name)).unwrap_or_default();
+        assert!(stored == bytes, "seeds/{target}/{name}: write the seeds anew, see fuzz/README.md");
+    }
+}
+
+#[test]
+#[ignore = "writes the seeds anew"]
+fn write_seeds() {
+    for (target, name, bytes) in seeds() {
+        let folder = folder("seeds", target);
+        fs::create_dir_all(&folder).unwrap();
+        fs::write(folder.join(name), bytes).unwrap();
+    }
+}
+
+const REGION: RegionId = RegionId([0xa1; 16]);
+const SESSION: SessionId = SessionId([0x5e; 16]);
+const HASH: ObjectHash = ObjectHash([0x4a; 32]);
+
+/// A valid object of each kind, small and with every optional part both there and not.
+fn seeds() -> Vec<(&'static str, &'static str, Vec<u8>)> {
+    let mut seeds = Vec::new();
+    let record_of = |body| {
+        let author = Author { account: AccountId::from_random(1), session: SESSION };
+        record::StoredRecord {
+            sequence: 1,
+            previous: HASH,
+            nonce: [3; 16],
+            time_ms: 1_795_000_000_000,
+            author,
+            body,
+        }
+    };
+    let spilled = record::Body::Spilled { name: ListName { session: SESSION, number: 4 }, hash: HASH };
+    let record_bytes = |body| record::encode(&record_of(body)).expect("it encodes").0;
+    seeds.push(("record", "no-op", record_bytes(record::Body::Inline(vec![Op::NoOp]))));
+    seeds.push(("record", "every-op", record_bytes(record::Body::Inline(ops()))));
+    seeds.push(("record", "spilled", record_bytes(spilled)));
+    seeds.push(("record", "list", record::encode_list(&ops()).expect("it encodes").0));
+
+    let mut catalog = Catalog::default();
+    let empty = Checkpoint { record_hash: HASH, catalog: catalog.clone() };
+    seeds.push(("checkpoint", "empty", checkpoint::encode(&empty).expect("it encodes")));
+    let kept = ops().into_iter().filter(|op| !matches!(op, Op::DeregisterImage { .. })).collect();
+    let LogRecord { sequence, previous, nonce, time_ms, author, ops } =
+        record_of(record::Body::Inline(Vec::new())).with_ops(kept);
+    catalog.apply(&LogRecord { sequence, previous, nonce, time_ms, author, ops }).expect("the ops apply");
+    catalog.fenced_sessions.insert(SessionId([9; 16]));
+    let full = Checkpoint { record_hash: HASH, catalog };
+    seeds.push(("checkpoint", "full", checkpoint::encode(&full).expect("it encodes")));
+
+    let header = RegionHeader {
+        id: REGION,
+        name: "eu-home-1".into(),
+        created_ms: 1_795_000_000_000,
+        chunker: ChunkerParams::DEFAULT,
+        zstd_level: 3,
+        pack_bytes: 32 << 20,
+    };
+    seeds.push(("region", "default", region::encode(&header).expect("it encodes").0));
+
+    let chunk = |start_block, blocks: u16| ChunkRef { start_block, blocks, id: id(start_block) };
+    let map = |bytes, chunks| manifest::encode(&BlockMap::new(bytes, chunks).expect("a map")).0;
+    seeds.push(("manifest", "zeros", map(1, vec![])));
+    seeds.push(("manifest", "chunks", map(400 * 4096 - 7, vec![chunk(0, 4), chunk(4, 64), chunk(144, 256)])));
+    seeds.push(("manifest", "largest", map(1 << 60, vec![chunk((1 << 48) - 1, 1)])));
+
+    let text: Vec<u8> = b"all work and no play ".iter().copied().cycle().take(3 * BLOCK_BYTES).collect();
+    let mut numbers = Numbers(7);
+    let noise: Vec<u8> =
+        std::iter::repeat_with(|| numbers.next().to_le_bytes()[0]).take(BLOCK_BYTES).collect();
+    let mixed = [&text[..BLOCK_BYTES], &noise[..1000], &[0; BLOCK_BYTES - 1000]].concat();
+    let codecs = CodecPool::new();
+    let name = PackName { session: SESSION, number: 1 };
+    let mut whole = PackBuilder::new(REGION, name, 0);
+    let mut small = PackBuilder::new(REGION, name, 0);
+    for (name, raw) in [("text", &text), ("noise", &noise), ("mixed", &mixed)] {
+        let frame = codecs.encode(raw, chunk_id(raw), 3).expect("it encodes");
+        whole.push(chunk_id(raw), &frame).expect("it fits");
+        if name == "text" {
+            small.push(chunk_id(raw), &frame).expect("it fits");
+        }
+        seeds.push(("frame", name, frame.body));
+    }
+    for (name, builder) in [("three-frames", whole), ("one-frame", small)] {
+        let SealedPack { bytes, .. } = builder.seal().expect("it seals");
+        seeds.push(("pack", name, bytes));
+    }
+
+    for (name, entries) in [("empty", 0), ("one-page", 3), ("three-pages", 180)] {
+        let mut writer = SegmentWriter::new(entries);
+        let mut ids: Vec<_> = (0..entries as u64).map(id).collect();
+        ids.sort_unstable();
+        for id in ids {
+            let pack = u32::from(id.0[0] % 2);
+            let codec = Codec::Zstd;
+            writer
+                .push(Entry { id, pack, offset: 64, stored_len: 99, raw_blocks: 8, codec })
+                .expect("ascending");
+        }
+        let packs = [1, 2].map(|number| PackName { session: SESSION, number });
+        seeds.push(("segment", name, writer.finish(REGION, &packs).expect("it is small").0));
+    }
+
+    let vdi = [&[b'<'; 64][..], &[0x7f, 0x10, 0xda, 0xbe]].concat();
+    let heads: [(&str, &[u8]); 7] = [
+        ("qcow2", b"QFI\xfb\0\0\0\x03"),
+        ("vmdk", b"KDMV\x01"),
+        ("vmdk-descriptor", b"# Disk DescriptorFile\n"),
+        ("vhd", b"conectix"),
+        ("vhdx", b"vhdxfile"),
+        ("vdi", &vdi),
+        ("boot-sector", b"\xeb\x63\x90"),
+    ];
+    seeds.extend(heads.map(|(name, head)| ("detect", name, head.to_vec())));
+    seeds
+}
+
+fn id(number: u64) -> ChunkId {
+    chunk_id(&number.to_le_bytes())
+}
+
+/// One operation of every kind, in an order in which they apply.
+fn ops() -> Vec<Op> {
+    let owner = AccountId::from_random(1);
+    let tags = vec![Tag { key: "Name".into(), value: "web".into() }];
+    let pack = PackName { session: SESSION, number: 1 };
+    let packed =
+        PackRecord { name: pack, len: 999, frames: 3, raw_bytes: 24576, trailer_hash: HASH, bases: vec![] };
+    let delta = PackRecord { name: PackName { number: 2, ..pack }, bases: vec![pack], ..packed.clone() };
+    let segment = SegmentName { session: SESSION, number: 1 };
+    let listed = SegmentRecord { name: segment, len: 8224, entries: 3, hash: HASH, replaces: vec![] };
+    let merged = SegmentRecord {
+        name: SegmentName { number: 2, ..segment },
+        replaces: vec![segment],
+        ..listed.clone()
+    };
+    let source = SnapshotSource {
+        region_id: REGION,
+        region: "away".into(),
+        snapshot_id: SnapshotId::from_random(77),
+        sequence: 5,
+    };
+    let manifest = ManifestRecord {
+        name: ManifestName { session: SESSION, number: 1 },
+        len: 192,
+        hash: HASH,
+        chunks: 3,
+    };
+    let snapshot = Snapshot {
+        id: SnapshotId::from_random(1),
+        owner,
+        description: "Zürich".into(),
+        volume_bytes: 1 << 20,
+        data_bytes: 24576,
+        state: SnapshotState::Completed,
+        created_ms: 5,
+        tags: tags.clone(),
+        parent: Some(SnapshotId::from_random(9)),
+        volume: Some(VolumeId::from_random(9)),
+        source: Some(source),
+        create_volume_permissions: vec![Permission::All, Permission::Account(owner)],
+        client_token: Some("token".into()),
+        manifest,
+    };
+    let bare = Snapshot {
+        id: SnapshotId::from_random(2),
+        parent: None,
+        volume: None,
+        source: None,
+        client_token: None,
+        ..snapshot.clone()
+    };
+    let (snapshot_id, image) = (snapshot.id, image(owner, snapshot.id, &tags));
+    let attachment = Attachment {
+        instance_id: InstanceId::from_random(1),
+        device_name: "/dev/xvda".into(),
+        delete_on_termination: true,
+    };
+    let volume = Volume {
+        id: VolumeId::from_random(1),
+        owner,
+        volume_bytes: 1 << 20,
+        volume_type: VolumeType::Gp3,
+        snapshot_id: Some(snapshot_id),
+        state: VolumeState::InUse,
+        created_ms: 5,
+        attachment: Some(attachment),
+        path: "/vm/1/xvda.raw".into(),
+        tags: tags.clone(),
+    };
+    let instance = Instance {
+        id: InstanceId::from_random(1),
+        owner,
+        image_id: image.id,
+        state: InstanceState::Stopped,
+        launched_ms: 5,
+        root_device_name: "/dev/xvda".into(),
+        path: "/vm/1".into(),
+        tags,
+    };
+    vec![
+        Op::NoOp,
+        Op::RegisterPack(packed),
+        Op::RegisterPack(delta),
+        Op::RegisterSegment(listed),
+        Op::RegisterSegment(merged),
+        Op::CreateSnapshot { snapshot: Box::new(snapshot), packs: vec![pack] },
+        Op::CreateSnapshot { snapshot: Box::new(bare.clone()), packs: vec![] },
+        Op::RegisterImage(Box::new(image.clone())),
+        Op::RunInstance { instance: Box::new(instance), volumes: vec![volume] },
+        Op::DeregisterImage { id: image.id },
+        Op::DeleteSnapshot { id: bare.id },
+    ]
+}
+
+fn image(owner: AccountId, snapshot: SnapshotId, tags: &[Tag]) -> Image {
+    let ebs = EbsBlockDevice {
+        snapshot_id: Some(snapshot),
+        volume_bytes: 1 << 20,
+        volume_type: VolumeType::Gp3,
+        iops: Some(3000),
+        delete_on_termination: true,
+    };
+    let device = |name: &str, target| BlockDeviceMapping { device_name: name.into(), target };
+    let source =
+        ImageSource { region_id: REGION, region: "away".into(), image_id: ImageId::from_random(77), owner };
+    Image {
+        id: ImageId::from_random(1),
+        name: "web".into(),
+        description: String::new(),
+        owner,
+        state: ImageState::Available,
+        architecture: Architecture::X86_64,
+        platform: Some("windows".into()),
+        virtualization_type: VirtualizationType::Hvm,
+        boot_mode: Some(BootMode::Uefi),
+        tpm_support: Some("v2.0".into()),
+        ena_support: true,
+        imds_support: None,
+        kernel_id: None,
+        ramdisk_id: None,
+        root_device_name: "/dev/xvda".into(),
+        root_device_type: RootDeviceType::Ebs,
+        devices: vec![
+            device("/dev/xvda", DeviceTarget::Ebs(ebs)),
+            device("/dev/xvdb", DeviceTarget::Ephemeral(0)),
+        ],
+        launch_permissions: vec![Permission::Account(owner)],
+        product_codes: vec!["code".into()],
+        tags: tags.to_vec(),
+        created_ms: 5,
+        deprecation_ms: Some(9),
+        deregistration_protected: false,
+        source: Some(source),
+        source_instance: Some(InstanceId::from_random(8)),
+        predecessor: Some(ImageId::from_random(8)),
+        client_token: Some("token".into()),
+    }
+}

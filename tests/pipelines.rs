@@ -1,0 +1,537 @@
+//! Snapshot, export, copy and launch through the library, on regions in memory and in directories.
+
+mod common;
+
+use common::{Caller, Draw, MemoryDisk, MemoryTarget, memory_region, session, small_packs, volume};
+use imgstore::disk::{DiskError, DiskRead, DiskWrite, Extent};
+use imgstore::io::directory::DirectoryOptions;
+use imgstore::io::memory::Memory;
+use imgstore::io::storage::Storage;
+use imgstore::model::ids::SnapshotId;
+use imgstore::model::image::Architecture;
+use imgstore::ops::context::{Context, Progress};
+use imgstore::ops::copy::{CopyOptions, CopyWhat, apply, plan};
+use imgstore::ops::error::{Class, OpsError};
+use imgstore::ops::import::{ImportDisk, import};
+use imgstore::ops::launch::{DeviceOverride, LaunchOptions, launch};
+use imgstore::ops::register::ImageOptions;
+use imgstore::ops::snapshot::{SnapshotOptions, snapshot};
+use imgstore::ops::verify::{VerifyOptions, verify};
+use imgstore::ops::{delete, export, stats};
+use imgstore::region::{Region, RegionOptions};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+fn image_options(name: &str) -> ImageOptions {
+    ImageOptions {
+        name: name.into(),
+        description: String::new(),
+        architecture: Architecture::X86_64,
+        virtualization_type: "hvm".parse().unwrap(),
+        boot_mode: None,
+        root_device_name: "/dev/xvda".into(),
+        tags: vec![],
+    }
+}
+
+fn import_disks(region: &Region, caller: &Caller, name: &str, disks: Vec<Vec<u8>>) -> imgstore::model::image::Image {
+    let disks: Vec<_> = disks
+        .into_iter()
+        .zip(["/dev/xvda", "/dev/xvdb", "/dev/xvdc"])
+        .map(|(bytes, device)| ImportDisk {
+            device_name: device.into(),
+            disk: Box::new(MemoryDisk::new(bytes)),
+        })
+        .collect();
+    import(region, &disks, &image_options(name), None, &caller.context()).unwrap().image
+}
+
+#[test]
+fn every_length_comes_back_with_one_thread_and_with_several() {
+    let mut lengths = vec![1, 511, 512, 4095, 4096, 4097, 16384, 16385, (1 << 20) + 1, 3 << 20];
+    let mut draw = Draw::new(3);
+    lengths.extend((0..20).map(|_| 1 + draw.below(6 << 20)));
+    for (threads, memory_bytes) in [(1, 16 << 20), (4, 64 << 20)] {
+        let caller = Caller { memory_bytes, ..Caller::new(threads) };
+        let region = memory_region(&Memory::new(), &small_packs());
+        for (seed, &len) in lengths.iter().enumerate() {
+            let bytes = volume(len, seed as u64);
+            let taken = caller.snapshot(&region, &MemoryDisk::new(bytes.clone())).unwrap();
+            assert_eq!(taken.snapshot.volume_bytes, len as u64);
+            assert!(caller.read_back(&region, taken.snapshot.id).unwrap() == bytes, "{len} bytes, {threads} threads");
+        }
+        let report = verify(&region, &VerifyOptions::default(), &caller.context()).unwrap();
+        assert_eq!(report.findings, []);
+        assert_eq!(report.snapshots, lengths.len() as u64);
+    }
+}
+
+#[test]
+fn zeros_in_every_arrangement_come_back() {
+    let caller = Caller::new(2);
+    let region = memory_region(&Memory::new(), &small_packs());
+    let mut draw = Draw::new(9);
+    for round in 0..40 {
+        let mut bytes = Vec::new();
+        for _ in 0..1 + draw.below(60) {
+            let blocks = 1 + draw.below(9);
+            let value = if draw.below(2) == 0 { 0 } else { draw.next() as u8 | 1 };
+            bytes.resize(bytes.len() + blocks * 4096, value);
+        }
+        bytes.truncate(bytes.len() - draw.below(4096));
+        let mut manifests = vec![];
+        for hole_blocks in [0, 1, 5, 17] {
+            let disk = MemoryDisk { bytes: bytes.clone(), hole_blocks };
+            let taken = caller.snapshot(&region, &disk).unwrap();
+            assert!(caller.read_back(&region, taken.snapshot.id).unwrap() == bytes, "round {round}");
+            manifests.push(taken.snapshot.manifest.hash);
+        }
+        manifests.dedup();
+        assert_eq!(manifests.len(), 1, "holes and zeros give one manifest");
+    }
+}
+
+#[test]
+fn a_second_snapshot_stores_its_manifest_and_nothing_else() {
+    let caller = Caller::new(2);
+    let region = memory_region(&Memory::new(), &small_packs());
+    let disk = MemoryDisk::new(volume(4 << 20, 1));
+    let first = caller.snapshot(&region, &disk).unwrap().ingested;
+    assert!(first.new_chunks > 0 && first.stored_bytes > 0);
+    let again = caller.snapshot(&region, &disk).unwrap().ingested;
+    assert_eq!((again.new_chunks, again.new_bytes), (0, 0));
+    assert_eq!(again.stored_bytes, again.manifest.len);
+}
+
+#[test]
+fn a_chunk_that_occurs_twice_in_one_run_is_stored_once() {
+    let caller = Caller::new(4);
+    let storage = Memory::new();
+    let region = memory_region(&storage, &small_packs());
+    let once = volume(1 << 20, 5);
+    let mut twice = once.clone();
+    for _ in 0..5 {
+        twice.extend(&once);
+    }
+    let disk = MemoryDisk::new(twice);
+    let taken = caller.snapshot(&region, &disk).unwrap().ingested;
+    let stats = stats::region_stats(&region, &caller.context()).unwrap();
+    assert_eq!(stats.chunks, taken.new_chunks);
+    let report = verify(&region, &VerifyOptions::default(), &caller.context()).unwrap();
+    assert_eq!(report.chunks, taken.new_chunks, "frames in packs");
+}
+
+/// A disk of any length with a little data, of which it makes the bytes as they are read.
+struct Synthetic {
+    len: u64,
+    data: Vec<(u64, u64)>,
+}
+
+impl DiskRead for Synthetic {
+    fn len_bytes(&self) -> u64 {
+        self.len
+    }
+
+    fn extent_at(&self, offset: u64) -> Result<Extent, DiskError> {
+        for &(start, end) in &self.data {
+            if offset < start {
+                return Ok(Extent { start: offset, end: start, is_zero: true });
+            }
+            if offset < end {
+                return Ok(Extent { start: offset, end, is_zero: false });
+            }
+        }
+        Ok(Extent { start: offset, end: self.len, is_zero: true })
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), DiskError> {
+        for (at, byte) in (offset..).zip(buffer) {
+            let inside = self.data.iter().any(|&(start, end)| (start..end).contains(&at));
+            *byte = if inside { (at / 97 ^ at >> 17) as u8 | 1 } else { 0 };
+        }
+        Ok(())
+    }
+}
+
+/// Checks what it is given against a synthetic disk, and that zeros come as ranges.
+struct Comparing {
+    disk: Synthetic,
+    position: u64,
+    done: Arc<AtomicU64>,
+}
+
+impl DiskWrite for Comparing {
+    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<(), DiskError> {
+        assert_eq!(offset, self.position);
+        let mut expected = vec![0; bytes.len()];
+        self.disk.read_at(offset, &mut expected)?;
+        assert!(expected == bytes, "at {offset}");
+        self.position += bytes.len() as u64;
+        Ok(())
+    }
+
+    fn zero_at(&mut self, offset: u64, len: u64) -> Result<(), DiskError> {
+        assert_eq!(offset, self.position);
+        self.position += len;
+        Ok(())
+    }
+
+    fn finish(self: Box<Self>) -> Result<(), DiskError> {
+        self.done.store(self.position, Ordering::SeqCst);
+        Ok(())
+    }
+}
+
+#[test]
+fn sixty_four_tebibytes_with_little_data_take_little() {
+    const TIB: u64 = 1 << 40;
+    let synthetic = || Synthetic {
+        len: 64 * TIB - 5,
+        data: vec![(0, 4096), (TIB + 12288, TIB + 12288 + (8 << 20)), (63 * TIB, 63 * TIB + 100), (64 * TIB - 9, 64 * TIB - 5)],
+    };
+    let caller = Caller::new(2);
+    let region = memory_region(&Memory::new(), &small_packs());
+    let taken = caller.snapshot(&region, &synthetic()).unwrap();
+    assert!(taken.ingested.data_bytes < 9 << 20);
+    let catalog = region.catalog().unwrap();
+    let map = export::load(&region, &catalog.snapshots[&taken.snapshot.id]).unwrap();
+    let done = Arc::new(AtomicU64::new(0));
+    let target = Comparing { disk: synthetic(), position: 0, done: done.clone() };
+    export::export(&region, &taken.snapshot, &map, Box::new(target), &caller.context()).unwrap();
+    assert_eq!(done.load(Ordering::SeqCst), 64 * TIB - 5);
+}
+
+/// A disk that fails, or ends, from a byte on.
+struct Failing {
+    inner: MemoryDisk,
+    from: u64,
+}
+
+impl DiskRead for Failing {
+    fn len_bytes(&self) -> u64 {
+        self.inner.len_bytes()
+    }
+
+    fn extent_at(&self, offset: u64) -> Result<Extent, DiskError> {
+        self.inner.extent_at(offset)
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), DiskError> {
+        if offset + buffer.len() as u64 > self.from {
+            return Err(DiskError::Shrank { path: "disk".into(), expected: self.len_bytes(), found: self.from });
+        }
+        self.inner.read_at(offset, buffer)
+    }
+}
+
+#[test]
+fn a_disk_that_fails_half_way_leaves_no_snapshot_and_hangs_nothing() {
+    let caller = Caller { memory_bytes: 16 << 20, ..Caller::new(2) };
+    let region = memory_region(&Memory::new(), &small_packs());
+    for from in [0, 1 << 20, 9 << 20] {
+        let disk = Failing { inner: MemoryDisk { bytes: volume(12 << 20, 2), hole_blocks: 0 }, from };
+        let error = caller.snapshot(&region, &disk).unwrap_err();
+        assert!(matches!(error, OpsError::Disk(DiskError::Shrank { .. })), "{error}");
+        assert_eq!(error.class(), Class::Refused);
+        assert!(region.catalog().unwrap().snapshots.is_empty());
+    }
+}
+
+/// Wants to stop after so many bytes.
+struct StopAfter(AtomicU64);
+
+impl Progress for StopAfter {
+    fn begin(&self, _phase: &'static str, _total_bytes: u64) {}
+    fn advance(&self, bytes: u64) {
+        let left = self.0.load(Ordering::SeqCst);
+        self.0.store(left.saturating_sub(bytes), Ordering::SeqCst);
+    }
+    fn note(&self, _message: &str) {}
+    fn is_cancelled(&self) -> bool {
+        self.0.load(Ordering::SeqCst) == 0
+    }
+}
+
+#[test]
+fn an_interrupted_snapshot_resumes_by_what_it_stored() {
+    let caller = Caller { memory_bytes: 16 << 20, ..Caller::new(2) };
+    let region = memory_region(&Memory::new(), &small_packs());
+    let disk = MemoryDisk { bytes: volume(16 << 20, 7), hole_blocks: 0 };
+    let whole = {
+        let region = memory_region(&Memory::new(), &small_packs());
+        caller.snapshot(&region, &disk).unwrap().ingested
+    };
+    let stop = StopAfter(AtomicU64::new(9 << 20));
+    let context = Context { progress: &stop, ..caller.context() };
+    let error = snapshot(&region, &disk, &SnapshotOptions::default(), &context).unwrap_err();
+    assert_eq!(error.class(), Class::Interrupted);
+    assert!(region.catalog().unwrap().snapshots.is_empty());
+    let rest = caller.snapshot(&region, &disk).unwrap();
+    assert!(rest.ingested.new_bytes < whole.new_bytes * 3 / 4, "the first half was found again");
+    assert!(caller.read_back(&region, rest.snapshot.id).unwrap() == disk.bytes);
+}
+
+#[test]
+fn copies_move_exactly_what_is_missing_and_stand_alone() {
+    let caller = Caller::new(2);
+    let (source_storage, target_storage) = (Memory::new(), Memory::new());
+    let source = memory_region(&source_storage, &small_packs());
+    let target = memory_region(&target_storage, &small_packs());
+    let base = volume(6 << 20, 1);
+    let mut web = base.clone();
+    let at = web.len() / 4096 / 2 * 4096;
+    web.splice(at..at, volume(1 << 20, 2).into_iter().chain(std::iter::repeat_n(0, 0)).take(1 << 20));
+    let base_image = import_disks(&source, &caller, "base", vec![base.clone()]);
+    let web_image = import_disks(&source, &caller, "web", vec![web.clone(), base.clone()]);
+    let options = CopyOptions { source_region: "a".into(), ..CopyOptions::default() };
+    let run = |image: &imgstore::model::image::Image, options: &CopyOptions| {
+        let plan = plan(&source, &target, CopyWhat::Image(image.id), options, &caller.context()).unwrap();
+        let before: u64 = target.objects().unwrap().iter().map(|o| o.len).sum();
+        let copied = apply(&source, &target, &plan, options, &caller.context()).unwrap();
+        let after: u64 = target.objects().unwrap().iter().map(|o| o.len).sum();
+        assert_eq!(copied.transferred_bytes, plan.transfer_bytes(), "the plan is exact");
+        (copied, plan.new_chunks(), after - before)
+    };
+    let (first, _, _) = run(&base_image, &options);
+    let (second, chunks, growth) = run(&web_image, &options);
+    assert!(chunks > 0 && growth < second.transferred_bytes + 96 * chunks + 20_000);
+    let renamed = CopyOptions { name: Some("web again".into()), ..options.clone() };
+    let (third, chunks, _) = run(&web_image, &renamed);
+    assert_eq!((third.transferred_bytes, chunks), (0, 0), "copying again moves nothing");
+
+    let image = second.image.unwrap();
+    assert_ne!(image.id, web_image.id);
+    assert_eq!(image.source.as_ref().map(|s| s.image_id), Some(web_image.id));
+    assert_eq!(first.snapshots[0].source.as_ref().map(|s| s.region_id), Some(source.header().id));
+    for listed in source_storage.list("").unwrap() {
+        source_storage.delete(&listed.name).unwrap();
+    }
+    let fresh = Region::open(Arc::new(target_storage), session()).unwrap();
+    let ids: Vec<_> = image.snapshot_ids().collect();
+    assert!(caller.read_back(&fresh, ids[0]).unwrap() == web);
+    assert!(caller.read_back(&fresh, ids[1]).unwrap() == base);
+    assert_eq!(verify(&fresh, &VerifyOptions::default(), &caller.context()).unwrap().findings, []);
+}
+
+#[test]
+fn a_copy_belongs_to_its_maker_and_needs_permission() {
+    let (owner, stranger) = (Caller::new(1), Caller::new(1));
+    let stranger = Caller { account: imgstore::model::account::AccountId::from_random(99), ..stranger };
+    let source = memory_region(&Memory::new(), &small_packs());
+    let target = memory_region(&Memory::new(), &small_packs());
+    let image = import_disks(&source, &owner, "mine", vec![volume(1 << 20, 1)]);
+    let options = CopyOptions::default();
+    let refused = plan(&source, &target, CopyWhat::Image(image.id), &options, &stranger.context());
+    let error = refused.err().unwrap();
+    assert_eq!((error.code(), error.class()), ("InvalidAMIID.NotFound", Class::NotFound));
+    assert_eq!(error.to_string(), format!("The image id '[{}]' does not exist", image.id));
+}
+
+#[test]
+fn a_client_token_makes_a_copy_once_and_refuses_other_arguments() {
+    let caller = Caller::new(1);
+    let source = memory_region(&Memory::new(), &small_packs());
+    let target = memory_region(&Memory::new(), &small_packs());
+    let image = import_disks(&source, &caller, "one", vec![volume(1 << 20, 1)]);
+    let other = import_disks(&source, &caller, "two", vec![volume(1 << 20, 2)]);
+    let options = CopyOptions { client_token: Some("t".into()), ..CopyOptions::default() };
+    let copy = |id| {
+        let plan = plan(&source, &target, CopyWhat::Image(id), &options, &caller.context()).unwrap();
+        apply(&source, &target, &plan, &options, &caller.context())
+    };
+    let first = copy(image.id).unwrap();
+    let second = copy(image.id).unwrap();
+    assert!(second.was_made_before);
+    assert_eq!(first.image.unwrap().id, second.image.unwrap().id);
+    assert_eq!(copy(other.id).unwrap_err().code(), "IdempotentParameterMismatch");
+    assert_eq!(target.catalog().unwrap().images.len(), 1);
+}
+
+#[test]
+fn a_copy_within_a_region_moves_nothing() {
+    let caller = Caller::new(1);
+    let region = memory_region(&Memory::new(), &small_packs());
+    let image = import_disks(&region, &caller, "one", vec![volume(1 << 20, 1)]);
+    let options = CopyOptions { name: Some("two".into()), ..CopyOptions::default() };
+    let plan = plan(&region, &region, CopyWhat::Image(image.id), &options, &caller.context()).unwrap();
+    assert_eq!(plan.transfer_bytes(), 0);
+    let copied = apply(&region, &region, &plan, &options, &caller.context()).unwrap();
+    assert_eq!(copied.transferred_bytes, 0);
+    assert_eq!(region.catalog().unwrap().images.len(), 2);
+}
+
+#[test]
+fn launched_volumes_have_the_content_and_the_size_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let caller = Caller::new(2);
+    let region = memory_region(&Memory::new(), &small_packs());
+    let (root, data) = (volume(3 << 20, 1), volume((1 << 20) + 700, 2));
+    let image = import_disks(&region, &caller, "database", vec![root.clone(), data.clone()]);
+    let larger = DeviceOverride {
+        device_name: "/dev/xvda".into(),
+        volume_bytes: Some(8 << 20),
+        ..DeviceOverride::default()
+    };
+    let options = LaunchOptions {
+        count: 2,
+        output: folder.path().join("vms"),
+        overrides: vec![larger],
+        tags: vec![],
+    };
+    let launched = launch(&region, image.id, &options, &caller.context()).unwrap();
+    assert_eq!(launched.len(), 2);
+    for made in &launched {
+        let written = std::fs::read(&made.volumes[0].path).unwrap();
+        assert_eq!(written.len(), 8 << 20);
+        assert!(written[..root.len()] == root && written[root.len()..].iter().all(|&byte| byte == 0));
+        assert!(std::fs::read(&made.volumes[1].path).unwrap() == data);
+    }
+    assert_eq!(region.catalog().unwrap().volumes.len(), 4);
+
+    let too_small = DeviceOverride {
+        device_name: "/dev/xvda".into(),
+        volume_bytes: Some(1 << 20),
+        ..DeviceOverride::default()
+    };
+    let options = LaunchOptions { overrides: vec![too_small], ..options };
+    let error = launch(&region, image.id, &options, &caller.context()).unwrap_err();
+    assert_eq!(error.code(), "InvalidBlockDeviceMapping");
+    assert!(error.to_string().contains("is smaller than snapshot"), "{error}");
+}
+
+#[test]
+fn a_cancelled_launch_leaves_no_file_and_no_record() {
+    let folder = tempfile::tempdir().unwrap();
+    let caller = Caller { memory_bytes: 16 << 20, ..Caller::new(2) };
+    let region = memory_region(&Memory::new(), &small_packs());
+    let image = import_disks(&region, &caller, "big", vec![volume(16 << 20, 1)]);
+    let stop = StopAfter(AtomicU64::new(5 << 20));
+    let context = Context { progress: &stop, ..caller.context() };
+    let options =
+        LaunchOptions { count: 1, output: folder.path().to_owned(), overrides: vec![], tags: vec![] };
+    assert_eq!(launch(&region, image.id, &options, &context).unwrap_err().class(), Class::Interrupted);
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+    assert!(region.catalog().unwrap().instances.is_empty());
+}
+
+#[test]
+fn snapshots_in_use_stay_and_names_are_unique() {
+    let caller = Caller::new(1);
+    let region = memory_region(&Memory::new(), &small_packs());
+    let image = import_disks(&region, &caller, "one", vec![volume(1 << 20, 1)]);
+    let snapshot = image.snapshot_ids().next().unwrap();
+    let error = delete::delete_snapshot(&region, snapshot, &caller.context()).unwrap_err();
+    assert_eq!(error.code(), "InvalidSnapshot.InUse");
+    let expected = format!("The snapshot {snapshot} is currently in use by {}", image.id);
+    assert_eq!(error.to_string(), expected);
+
+    let disks = [ImportDisk { device_name: "/dev/xvda".into(), disk: Box::new(MemoryDisk::new(vec![1; 4096])) }];
+    let error = import(&region, &disks, &image_options("one"), None, &caller.context()).unwrap_err();
+    assert_eq!(error.code(), "InvalidAMIName.Duplicate");
+    assert_eq!(error.to_string(), format!("AMI name one is already in use by AMI {}", image.id));
+
+    delete::deregister(&region, image.id, &caller.context()).unwrap();
+    delete::delete_snapshot(&region, snapshot, &caller.context()).unwrap();
+    let gone = delete::delete_snapshot(&region, snapshot, &caller.context()).unwrap_err();
+    assert_eq!(gone.code(), "InvalidSnapshot.NotFound");
+}
+
+#[test]
+fn stats_tell_what_deleting_would_free() {
+    let caller = Caller::new(2);
+    let region = memory_region(&Memory::new(), &small_packs());
+    let shared = volume(2 << 20, 1);
+    let own = [shared.clone(), volume(1 << 20, 2)].concat();
+    let base = import_disks(&region, &caller, "base", vec![shared]);
+    let more = import_disks(&region, &caller, "more", vec![own]);
+    let of = |id| stats::item_stats(&region, &[imgstore::ops::find::AnyId::Image(id)], &caller.context()).unwrap().remove(0);
+    let (base, more) = (of(base.id), of(more.id));
+    assert!(more.shared_stored_bytes > 0 && base.shared_stored_bytes > 0);
+    assert!(more.unique_stored_bytes > base.unique_stored_bytes);
+    assert_eq!(more.freed_bytes, more.unique_stored_bytes);
+    let whole = stats::region_stats(&region, &caller.context()).unwrap();
+    assert!(whole.store_bytes > base.freed_bytes + more.freed_bytes);
+}
+
+/// Several processes on one region: each has a handle of its own.
+fn concurrent_writers(open: impl Fn() -> Region + Sync) {
+    let shared = volume(2 << 20, 100);
+    let taken: Vec<(SnapshotId, Vec<u8>)> = std::thread::scope(|scope| {
+        let writer = |number: u64| {
+            let (open, shared) = (&open, &shared);
+            move || {
+                let caller = Caller::new(1);
+                let region = open();
+                let write = |round| {
+                    let bytes = [shared.clone(), volume(300_000, number * 10 + round)].concat();
+                    let id = caller.snapshot(&region, &MemoryDisk::new(bytes.clone())).unwrap().snapshot.id;
+                    (id, bytes)
+                };
+                (0..3).map(write).collect::<Vec<_>>()
+            }
+        };
+        let threads: Vec<_> = (0..4).map(|number| scope.spawn(writer(number))).collect();
+        threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
+    });
+    let caller = Caller::new(2);
+    let region = open();
+    assert_eq!(region.catalog().unwrap().snapshots.len(), taken.len());
+    for (id, bytes) in taken {
+        assert!(caller.read_back(&region, id).unwrap() == bytes);
+    }
+    assert_eq!(verify(&region, &VerifyOptions::default(), &caller.context()).unwrap().findings, []);
+}
+
+#[test]
+fn four_writers_at_once_all_succeed_in_memory() {
+    let storage = Memory::new();
+    memory_region(&storage, &small_packs());
+    concurrent_writers(|| Region::open(Arc::new(storage.clone()), session()).unwrap());
+}
+
+#[test]
+fn four_writers_at_once_all_succeed_in_a_directory() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().join("r");
+    Region::create_directory(&root, &small_packs(), DirectoryOptions::default()).unwrap();
+    concurrent_writers(|| Region::open_directory(&root, DirectoryOptions::default()).unwrap());
+}
+
+#[test]
+fn segments_are_written_merged_and_not_needed() {
+    let caller = Caller::new(2);
+    let storage = Memory::new();
+    let options = RegionOptions { pack_bytes: 16 << 10, ..RegionOptions::named("test") };
+    let region = memory_region(&storage, &options);
+    let mut taken = vec![];
+    for seed in 0..6 {
+        let disk = MemoryDisk::new(volume(4 << 20, seed));
+        taken.push((caller.snapshot(&region, &disk).unwrap().snapshot.id, disk.bytes));
+    }
+    let segments = storage.list("index").unwrap();
+    assert!(!segments.is_empty(), "many packs have a segment");
+    let check = |region: &Region| {
+        for (id, bytes) in &taken {
+            assert!(caller.read_back(region, *id).unwrap() == *bytes);
+        }
+        let again = caller.snapshot(region, &MemoryDisk::new(taken[0].1.clone())).unwrap();
+        assert_eq!(again.ingested.new_chunks, 0, "everything is found");
+    };
+    check(&Region::open(Arc::new(storage.clone()), session()).unwrap());
+    assert_eq!(verify(&region, &VerifyOptions::default(), &caller.context()).unwrap().findings, []);
+    for listed in segments.into_iter().chain(storage.list("checkpoints").unwrap()) {
+        storage.delete(&listed.name).unwrap();
+    }
+    check(&Region::open(Arc::new(storage.clone()), session()).unwrap());
+}
+
+#[test]
+fn a_target_that_is_not_empty_gets_its_zeros() {
+    let caller = Caller::new(2);
+    let region = memory_region(&Memory::new(), &small_packs());
+    let bytes = vec![0; 3 << 20];
+    let taken = caller.snapshot(&region, &MemoryDisk::new(bytes.clone())).unwrap();
+    assert_eq!(taken.ingested.chunks, 0);
+    assert!(caller.read_back(&region, taken.snapshot.id).unwrap() == bytes);
+    assert!(MemoryTarget::new(4).bytes() == [0xaa; 4], "targets of tests begin with other bytes");
+}

@@ -1,0 +1,180 @@
+//! The contracts of `io::storage::Storage`, run on every implementation.
+
+mod common;
+
+use imgstore::io::directory::{Directory, DirectoryOptions};
+use imgstore::io::memory::Memory;
+use imgstore::io::os::OsFiles;
+use imgstore::io::sim::SimFiles;
+use imgstore::io::storage::{Created, Storage, StorageError, read_whole};
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::Arc;
+
+/// Runs a contract on all implementations; two handles are two writers on the same objects.
+fn on_each(contract: impl Fn(Arc<dyn Storage>, Arc<dyn Storage>)) {
+    let memory = Memory::new();
+    contract(Arc::new(memory.clone()), Arc::new(memory));
+
+    let folder = tempfile::tempdir().unwrap();
+    for options in [DirectoryOptions::default(), DirectoryOptions { map: false, ..Default::default() }] {
+        let root = folder.path().join(if options.map { "mapped" } else { "read" });
+        let handle = |writer: &str| Directory::new(OsFiles, &root, writer.into(), options);
+        handle("aa").initialize().unwrap();
+        contract(Arc::new(handle("aa")), Arc::new(handle("bb")));
+    }
+
+    let files = SimFiles::new();
+    let root = Path::new("/region");
+    let handle = |writer: &str| Directory::new(files.clone(), root, writer.into(), DirectoryOptions::default());
+    handle("aa").initialize().unwrap();
+    contract(Arc::new(handle("aa")), Arc::new(handle("bb")));
+}
+
+#[test]
+fn an_object_is_created_once_and_whole() {
+    on_each(|one, two| {
+        assert_eq!(one.create("packs/aa/000001", &[b"he", b"", b"llo"]).unwrap(), Created::New);
+        assert_eq!(two.create("packs/aa/000001", &[b"other"]).unwrap(), Created::Existed);
+        assert_eq!(one.create("packs/aa/000001", &[b"again"]).unwrap(), Created::Existed);
+        assert_eq!(read_whole(&*two, "packs/aa/000001", 100).unwrap(), b"hello");
+    });
+}
+
+#[test]
+fn of_many_racing_creates_exactly_one_wins() {
+    on_each(|one, two| {
+        for number in 0..50 {
+            let name = format!("log/{number:03}");
+            let create = |storage: &Arc<dyn Storage>, byte: u8| storage.create(&name, &[&[byte; 100]]).unwrap();
+            let (a, b) = std::thread::scope(|scope| {
+                let other = scope.spawn(|| create(&two, 2));
+                (create(&one, 1), other.join().unwrap())
+            });
+            assert_ne!(a, b, "one of two is new");
+            let winner = if a == Created::New { 1 } else { 2 };
+            assert_eq!(read_whole(&*one, &name, 100).unwrap(), [winner; 100]);
+        }
+    });
+}
+
+#[test]
+fn ranges_are_read_and_ends_are_noticed() {
+    on_each(|one, _| {
+        one.create("manifests/aa/1", &[b"0123456789"]).unwrap();
+        let object = one.open("manifests/aa/1").unwrap();
+        assert_eq!(object.len(), 10);
+        let mut range = [0; 4];
+        object.read_at(3, &mut range).unwrap();
+        assert_eq!(&range, b"3456");
+        assert!(matches!(object.read_at(7, &mut range), Err(StorageError::Short { .. })));
+        assert!(matches!(object.read_at(u64::MAX - 1, &mut range), Err(_)));
+        assert_eq!(object.bytes().unwrap().as_ref(), b"0123456789");
+        assert!(read_whole(&*one, "manifests/aa/1", 9).is_err(), "a limit is a limit");
+    });
+}
+
+#[test]
+fn only_absence_is_not_found() {
+    on_each(|one, _| {
+        assert!(one.open("packs/aa/2").err().unwrap().is_not_found());
+        assert!(one.open("packs").err().is_some_and(|e| !matches!(e, StorageError::BadName { .. })));
+    });
+}
+
+#[test]
+fn listing_is_whole_sorted_and_by_folder() {
+    on_each(|one, two| {
+        for name in ["packs/b/2", "packs/a/1", "packs/b/1", "log/1"] {
+            one.create(name, &[b"x"]).unwrap();
+        }
+        let names = |folder| two.list(folder).unwrap().into_iter().map(|l| l.name).collect::<Vec<_>>();
+        assert_eq!(names("packs"), ["packs/a/1", "packs/b/1", "packs/b/2"]);
+        assert_eq!(names("packs/b"), ["packs/b/1", "packs/b/2"]);
+        assert_eq!(names("nothing"), [""; 0]);
+        let all: BTreeSet<_> = names("").into_iter().filter(|n| n.starts_with("packs") || n.starts_with("log")).collect();
+        assert_eq!(all.len(), 4);
+        assert!(two.list("packs").unwrap().iter().all(|listed| listed.len == 1));
+    });
+}
+
+#[test]
+fn deleting_is_idempotent_and_open_objects_stay_readable() {
+    on_each(|one, two| {
+        one.create("index/a/1", &[b"abc"]).unwrap();
+        let open = two.open("index/a/1").unwrap();
+        one.delete("index/a/1").unwrap();
+        one.delete("index/a/1").unwrap();
+        assert!(two.open("index/a/1").err().unwrap().is_not_found());
+        let mut bytes = [0; 3];
+        open.read_at(0, &mut bytes).unwrap();
+        assert_eq!(&bytes, b"abc");
+    });
+}
+
+#[test]
+fn names_that_could_leave_the_region_are_refused() {
+    on_each(|one, _| {
+        for bad in ["", "/", "/etc/passwd", "../x", "a/../b", "a//b", "a/", ".hidden", "a/.b", "A", "a b", "ä"] {
+            assert!(matches!(one.create(bad, &[b"x"]), Err(StorageError::BadName { .. })), "{bad:?}");
+            assert!(matches!(one.open(bad), Err(StorageError::BadName { .. })), "{bad:?}");
+            assert!(matches!(one.delete(bad), Err(StorageError::BadName { .. })), "{bad:?}");
+        }
+    });
+}
+
+#[test]
+fn persisting_a_folder_that_is_not_there_is_fine() {
+    on_each(|one, two| {
+        one.persist("log/00000000000000000").unwrap();
+        two.create("log/00000000000000000/1", &[b"x"]).unwrap();
+        one.persist("log/00000000000000000").unwrap();
+    });
+}
+
+#[test]
+fn leases_are_taken_by_each_writer() {
+    on_each(|one, two| {
+        let first = one.lease("aa").unwrap();
+        let _second = two.lease("bb").unwrap();
+        drop(first);
+    });
+}
+
+#[test]
+fn memory_refuses_names_that_were_used_before() {
+    let memory = Memory::new();
+    memory.create("log/1", &[b"x"]).unwrap();
+    memory.delete("log/1").unwrap();
+    assert!(memory.create("log/1", &[b"y"]).is_err());
+}
+
+#[test]
+fn files_of_a_directory_are_sealed_and_private_whatever_the_umask() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().join("r");
+    let storage = Directory::new(OsFiles, &root, "aa".into(), DirectoryOptions::default());
+    storage.initialize().unwrap();
+    storage.create("packs/aa/1", &[b"x"]).unwrap();
+    let mode = |path: &str| std::fs::metadata(root.join(path)).unwrap().permissions().mode() & 0o7777;
+    assert_eq!(mode("packs/aa/1"), 0o400);
+    for dir in ["", "packs", "packs/aa", "staging"] {
+        assert_eq!(mode(dir), 0o700, "{dir}");
+    }
+    assert!(storage.list("staging").unwrap().is_empty(), "nothing is left in staging");
+}
+
+#[test]
+fn leftovers_of_dead_writers_are_removed_and_those_of_living_ones_stay() {
+    let folder = tempfile::tempdir().unwrap();
+    let handle = |writer: &str| Directory::new(OsFiles, folder.path(), writer.into(), DirectoryOptions::default());
+    handle("aa").initialize().unwrap();
+    std::fs::write(folder.path().join("staging/dead-0"), b"x").unwrap();
+    std::fs::write(folder.path().join("staging/bb-0"), b"x").unwrap();
+    let alive = handle("bb");
+    let _lease = alive.lease("bb").unwrap();
+    handle("cc").initialize().unwrap();
+    let left: Vec<_> = alive.list("staging").unwrap().into_iter().map(|l| l.name).collect();
+    assert_eq!(left, ["staging/bb-0"]);
+}
