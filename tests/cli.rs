@@ -1,0 +1,330 @@
+//! The command line as a contract (docs/CLI.md): ids, JSON, exit codes, refusals, what is left behind.
+
+mod common;
+
+use serde_json::Value;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+struct Place {
+    folder: tempfile::TempDir,
+}
+
+impl Place {
+    fn new() -> Self {
+        Self { folder: tempfile::tempdir().unwrap() }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_imgstore"));
+        command.env_clear().env("IMGSTORE_HOME", self.path("home")).current_dir(self.folder.path()).args(args);
+        command
+    }
+
+    fn run(&self, args: &[&str]) -> Output {
+        self.command(args).output().unwrap()
+    }
+
+    /// Standard output of a command that succeeds.
+    fn ok(&self, args: &[&str]) -> String {
+        let output = self.run(args);
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    fn json(&self, args: &[&str]) -> Value {
+        let mut args = args.to_vec();
+        args.push("--json");
+        serde_json::from_str(&self.ok(&args)).unwrap()
+    }
+
+    /// Exit code and standard error of a command that fails.
+    fn fails(&self, args: &[&str]) -> (i32, String) {
+        let output = self.run(args);
+        assert!(!output.status.success(), "{args:?} succeeds");
+        assert!(output.stdout.is_empty(), "{args:?} prints {:?}", String::from_utf8_lossy(&output.stdout));
+        (output.status.code().unwrap(), String::from_utf8(output.stderr).unwrap())
+    }
+
+    fn disk(&self, name: &str, len: usize, seed: u64) -> Vec<u8> {
+        let bytes = common::volume(len, seed);
+        fs::write(self.path(name), &bytes).unwrap();
+        bytes
+    }
+}
+
+fn one_line(text: &str, prefix: &str) -> String {
+    let line = text.strip_suffix('\n').unwrap();
+    assert!(!line.contains('\n') && line.starts_with(prefix), "{text:?}");
+    line.to_owned()
+}
+
+#[test]
+fn from_nothing_to_an_instance() {
+    let place = Place::new();
+    let bytes = place.disk("web.raw", 3 << 20, 1);
+    let image = one_line(&place.ok(&["import", "web.raw", "--name", "web-1"]), "ami-");
+    let instance = one_line(&place.ok(&["launch", &image, "--output", "vms"]), "i-");
+    assert!(fs::read(place.path(&format!("vms/{instance}/xvda.raw"))).unwrap() == bytes);
+    place.ok(&["export", &image, "out.raw"]);
+    assert!(fs::read(place.path("out.raw")).unwrap() == bytes);
+    let streamed = place.run(&["export", &image, "-"]);
+    assert!(streamed.stdout == bytes);
+    for list in ["images", "snapshots", "volumes", "instances"] {
+        let items = place.json(&[list])[list].as_array().unwrap().len();
+        assert_eq!(items, 1, "{list}");
+        assert_eq!(place.ok(&[list]).lines().count(), 2, "{list}: a header and a row");
+    }
+    assert!(place.ok(&["show", &image]).contains("web-1"));
+    assert!(place.ok(&["show", &instance]).contains(&image));
+    assert_eq!(place.ok(&["verify"]), "no damage found\n");
+    assert!(place.ok(&["log"]).contains("registered image"));
+}
+
+#[test]
+fn json_has_the_keys_that_programs_rely_on() {
+    let place = Place::new();
+    let bytes = place.disk("a.raw", 2 << 20, 1);
+    let taken = place.json(&["snapshot", "a.raw", "--tag", "k=v", "--description", "text"]);
+    for key in ["snapshot_id", "region", "owner_id", "volume_bytes", "data_bytes", "new_bytes", "stored_bytes",
+        "chunks", "new_chunks", "elapsed_seconds"] {
+        assert!(!taken[key].is_null(), "{key}");
+    }
+    assert_eq!(taken["volume_bytes"], bytes.len());
+    assert_eq!(taken["tags"][0]["value"], "v");
+    let id = taken["snapshot_id"].as_str().unwrap();
+    let stats = place.json(&["stats"]);
+    for key in ["volume_bytes", "data_bytes", "unique_bytes", "store_bytes", "index_bytes", "images", "snapshots",
+        "chunks", "packs"] {
+        assert!(stats[key].is_u64(), "{key}");
+    }
+    let items = place.json(&["stats", id]);
+    for key in ["id", "unique_stored_bytes", "shared_stored_bytes", "freed_bytes"] {
+        assert!(!items["items"][0][key].is_null(), "{key}");
+    }
+    place.ok(&["region", "add", "backup", "away"]);
+    let planned = place.json(&["copy", id, "--to", "backup", "--dry-run"]);
+    let copied = place.json(&["copy", id, "--to", "backup"]);
+    assert_eq!(planned["transferred_bytes"], copied["transferred_bytes"]);
+    assert!(copied["transferred_bytes"].as_u64().unwrap() > 0);
+    assert_ne!(copied["snapshot_id"], id);
+    let again = place.json(&["copy", id, "--to", "backup"]);
+    assert_eq!(again["transferred_bytes"], 0);
+    assert_eq!(place.json(&["--region", "backup", "snapshots"])["snapshots"].as_array().unwrap().len(), 2);
+}
+
+#[test]
+fn errors_have_their_exit_codes_and_json_documents() {
+    let place = Place::new();
+    place.disk("a.raw", 1 << 20, 1);
+    let ghost = "ami-00000000000000000";
+    let cases: [(&[&str], i32, &str); 12] = [
+        (&["nonsense"], 2, ""),
+        (&["show", "x"], 2, ""),
+        (&["show", ghost], 3, "InvalidAMIID.NotFound"),
+        (&["export", "snap-00000000000000000", "x"], 3, "InvalidSnapshot.NotFound"),
+        (&["snapshot", "missing.raw"], 3, "NotFound"),
+        (&["snapshot", "."], 6, "InputRefused"),
+        (&["snapshot", "/dev/null"], 6, "InputRefused"),
+        (&["import", "a.raw", "--name", "a"], 2, "InvalidAMIName.Malformed"),
+        (&["--region", "moon", "images"], 3, "InvalidRegion.NotFound"),
+        (&["region", "add", "Bad Name", "x"], 2, "InvalidParameterValue"),
+        (&["region", "remove", "local"], 2, "InvalidParameterValue"),
+        (&["launch", ghost, "--count", "0"], 2, "InvalidParameterValue"),
+    ];
+    for (args, code, name) in cases {
+        let (found, message) = place.fails(args);
+        assert_eq!(found, code, "{args:?}: {message}");
+        assert!(!message.is_empty());
+        if name.is_empty() {
+            continue;
+        }
+        let output = place.command(args).arg("--json").output().unwrap();
+        assert_eq!(output.status.code(), Some(code));
+        let document: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(document["error"]["code"], name, "{args:?}");
+        assert!(document["error"]["message"].as_str().is_some_and(|text| !text.is_empty()));
+    }
+}
+
+#[test]
+fn disks_in_other_formats_are_refused_unless_declared_raw() {
+    let place = Place::new();
+    let mut qcow2 = b"QFI\xfb\0\0\0\x03".to_vec();
+    qcow2.resize(1 << 16, 0);
+    fs::write(place.path("x.img"), &qcow2).unwrap();
+    let (code, message) = place.fails(&["snapshot", "x.img"]);
+    assert_eq!(code, 6);
+    assert!(message.contains("qcow2") && message.contains("--format raw"), "{message}");
+    let id = one_line(&place.ok(&["snapshot", "x.img", "--format", "raw"]), "snap-");
+    place.ok(&["export", &id, "y.img"]);
+    assert!(fs::read(place.path("y.img")).unwrap() == qcow2);
+    fs::write(place.path("empty"), b"").unwrap();
+    let (code, message) = place.fails(&["snapshot", "empty"]);
+    assert_eq!(code, 6);
+    assert!(message.contains("empty"), "{message}");
+}
+
+#[test]
+fn outputs_are_not_overwritten_and_links_not_followed() {
+    let place = Place::new();
+    let bytes = place.disk("a.raw", 1 << 20, 1);
+    let id = one_line(&place.ok(&["snapshot", "a.raw"]), "snap-");
+    fs::write(place.path("precious"), b"precious").unwrap();
+    let (code, message) = place.fails(&["export", &id, "precious"]);
+    assert_eq!(code, 6);
+    assert!(message.contains("--force"), "{message}");
+    std::os::unix::fs::symlink("precious", place.path("link")).unwrap();
+    assert_eq!(place.fails(&["export", &id, "link"]).0, 6);
+    assert_eq!(place.fails(&["export", &id, "link", "--force"]).0, 6);
+    assert_eq!(fs::read(place.path("precious")).unwrap(), b"precious");
+    place.ok(&["export", &id, "precious", "--force"]);
+    assert!(fs::read(place.path("precious")).unwrap() == bytes);
+    let left: Vec<_> = fs::read_dir(place.folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert!(left.iter().all(|name| !name.to_string_lossy().contains("imgstore-")), "{left:?}");
+}
+
+#[test]
+fn everything_is_private_whatever_the_umask() {
+    let place = Place::new();
+    place.disk("a.raw", 1 << 20, 1);
+    let binary = env!("CARGO_BIN_EXE_imgstore");
+    let script = format!("umask 0; {binary} import a.raw --name one && {binary} launch $({binary} images --json | grep -o 'ami-[0-9a-f]*' | head -1) --output vms");
+    let status = Command::new("sh")
+        .args(["-c", &script])
+        .env("IMGSTORE_HOME", place.path("home"))
+        .current_dir(place.folder.path())
+        .output()
+        .unwrap();
+    assert!(status.status.success(), "{}", String::from_utf8_lossy(&status.stderr));
+    fn walk(path: &Path, seen: &mut usize) {
+        let metadata = fs::symlink_metadata(path).unwrap();
+        let mode = metadata.permissions().mode() & 0o7777;
+        *seen += 1;
+        if metadata.is_dir() {
+            assert_eq!(mode, 0o700, "{}", path.display());
+            for entry in fs::read_dir(path).unwrap() {
+                walk(&entry.unwrap().path(), seen);
+            }
+        } else {
+            assert!(mode == 0o400 || mode == 0o600, "{} has mode {mode:o}", path.display());
+        }
+    }
+    let mut seen = 0;
+    walk(&place.path("home"), &mut seen);
+    walk(&place.path("vms"), &mut seen);
+    assert!(seen > 15);
+}
+
+#[test]
+fn four_processes_at_once_from_nothing_all_succeed() {
+    let place = Place::new();
+    let disks: Vec<_> = (0..4).map(|n| place.disk(&format!("{n}.raw"), 2 << 20, n)).collect();
+    let start = |n: usize| {
+        let name = format!("{n}.raw");
+        place.command(&["snapshot", &name]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    let processes: Vec<_> = (0..4).map(start).collect();
+    for (process, bytes) in processes.into_iter().zip(disks) {
+        let output = process.wait_with_output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let id = one_line(&String::from_utf8(output.stdout).unwrap(), "snap-");
+        assert!(place.run(&["export", &id, "-"]).stdout == bytes);
+    }
+    assert_eq!(place.ok(&["verify"]), "no damage found\n");
+}
+
+#[test]
+fn ctrl_c_leaves_no_half_result() {
+    let place = Place::new();
+    place.disk("a.raw", 48 << 20, 1);
+    let id = one_line(&place.ok(&["snapshot", "a.raw"]), "snap-");
+    let mut interrupted = 0;
+    for delay_ms in [5, 15, 30, 60, 90, 120] {
+        let mut child = place.command(&["export", &id, "out.raw", "--threads", "1"]).stderr(Stdio::null()).spawn().unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(delay_ms));
+        let _ = Command::new("kill").args(["-INT", &child.id().to_string()]).status();
+        match child.wait().unwrap().code() {
+            Some(8) => {
+                interrupted += 1;
+                assert!(!place.path("out.raw").exists());
+            }
+            // Too early, before signals are handled, or too late, when it was done.
+            None | Some(0) => {
+                let _ = fs::remove_file(place.path("out.raw"));
+            }
+            other => panic!("exit code {other:?}"),
+        }
+        let left: Vec<_> = fs::read_dir(place.folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        let half = left.iter().find(|name| name.to_string_lossy().contains("imgstore-"));
+        if interrupted > 0 {
+            assert!(half.is_none(), "{left:?}");
+        }
+    }
+    assert!(interrupted > 0, "no export was caught in the middle");
+}
+
+#[test]
+fn copies_between_regions_survive_the_loss_of_the_source() {
+    let place = Place::new();
+    let bytes = place.disk("a.raw", 3 << 20, 1);
+    let image = one_line(&place.ok(&["import", "a.raw", "--name", "one", "--tag", "env=prod"]), "ami-");
+    place.ok(&["region", "add", "backup", "away"]);
+    let copy = one_line(&place.ok(&["copy", &image, "--to", "backup", "--copy-tags"]), "ami-");
+    fs::remove_dir_all(place.path("home/regions/local")).unwrap();
+    let shown = place.json(&["--region", "backup", "show", &copy]);
+    assert_eq!(shown["source_image_id"], image);
+    assert_eq!(shown["tags"][0]["key"], "env");
+    place.ok(&["--region", "backup", "export", &copy, "out.raw"]);
+    assert!(fs::read(place.path("out.raw")).unwrap() == bytes);
+}
+
+#[test]
+fn damage_is_reported_with_exit_code_5_and_never_exported() {
+    let place = Place::new();
+    place.disk("a.raw", 1 << 20, 1);
+    let id = one_line(&place.ok(&["snapshot", "a.raw"]), "snap-");
+    let packs = place.path("home/regions/local/packs");
+    let session = fs::read_dir(packs).unwrap().next().unwrap().unwrap().path();
+    let pack = fs::read_dir(session).unwrap().next().unwrap().unwrap().path();
+    fs::set_permissions(&pack, fs::Permissions::from_mode(0o600)).unwrap();
+    let mut bytes = fs::read(&pack).unwrap();
+    bytes[200] ^= 1;
+    fs::write(&pack, &bytes).unwrap();
+    let report = place.run(&["verify"]);
+    assert_eq!(report.status.code(), Some(5));
+    assert!(String::from_utf8_lossy(&report.stdout).contains(&format!("affects {id}")));
+    assert_eq!(place.fails(&["export", &id, "out.raw"]).0, 5);
+    assert!(!place.path("out.raw").exists());
+    fs::remove_file(&pack).unwrap();
+    assert_eq!(place.run(&["verify"]).status.code(), Some(5));
+    assert_eq!(place.fails(&["export", &id, "out.raw"]).0, 5);
+}
+
+#[test]
+fn help_completions_and_manual_are_there() {
+    let place = Place::new();
+    assert!(place.ok(&["--help"]).contains("Examples:"));
+    assert!(place.ok(&["completions", "bash"]).contains("imgstore"));
+    assert!(place.ok(&["man"]).contains(".TH"));
+    assert!(!place.path("home").exists(), "these make no home");
+}
+
+#[test]
+fn regions_are_added_listed_and_forgotten() {
+    let place = Place::new();
+    place.ok(&["region", "add", "backup", "away"]);
+    assert_eq!(place.json(&["region", "list"])["regions"].as_array().unwrap().len(), 2);
+    let (local, backup) = (place.json(&["region", "show"]), place.json(&["region", "show", "backup"]));
+    assert_eq!(local["chunker"], backup["chunker"], "regions deduplicate with each other");
+    assert_ne!(local["region_id"], backup["region_id"]);
+    assert!(place.ok(&["region", "remove", "backup"]).contains("still"));
+    assert!(place.path("away/region").exists());
+    place.ok(&["region", "add", "again", "away"]);
+}

@@ -1,0 +1,76 @@
+//! kill -9 in the middle of real commands on a real file system: nothing acknowledged is lost.
+//!
+//! `IMGSTORE_KILL_ROUNDS=10000 cargo test --release --test kill` is the long run.
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+fn imgstore(home: &Path, args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_imgstore"));
+    command.env_clear().env("IMGSTORE_HOME", home).arg("--quiet").args(args);
+    command
+}
+
+fn output(home: &Path, args: &[&str]) -> Vec<u8> {
+    let output = imgstore(home, args).output().unwrap();
+    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    output.stdout
+}
+
+#[test]
+fn a_killed_process_loses_nothing_that_it_acknowledged() {
+    let rounds: u64 = std::env::var("IMGSTORE_KILL_ROUNDS").ok().and_then(|t| t.parse().ok()).unwrap_or(100);
+    let folder = tempfile::tempdir().unwrap();
+    let (home, disk) = (folder.path().join("home"), folder.path().join("disk.raw"));
+    let disk_arg = disk.to_string_lossy().into_owned();
+    let mut draw = common::Draw::new(11);
+    let mut bytes = common::volume(6 << 20, 1);
+    let mut kept: Vec<(String, Vec<u8>)> = Vec::new();
+    let (mut killed, mut acknowledged) = (0, 0);
+    fs::write(&disk, &bytes).unwrap();
+    let started = Instant::now();
+    output(&home, &["snapshot", &disk_arg]);
+    // Half of the kills come before a command's usual end, on whatever machine this is.
+    let usual_us = usize::try_from(started.elapsed().as_micros()).unwrap();
+    output(&home, &["region", "add", "backup", &folder.path().join("away").to_string_lossy()]);
+    for round in 0..rounds {
+        // A few changed blocks, and sometimes more.
+        for _ in 0..1 + draw.below(40) {
+            let at = draw.below(bytes.len() / 4096) * 4096;
+            let fresh = common::volume(4096, draw.next());
+            bytes[at..at + 4096].copy_from_slice(&fresh);
+        }
+        fs::write(&disk, &bytes).unwrap();
+        let copied = kept.last().map(|(id, _)| id.clone()).filter(|_| round % 4 == 3);
+        let args: Vec<&str> = match &copied {
+            Some(id) => vec!["copy", id, "--to", "backup"],
+            None => vec!["snapshot", &disk_arg],
+        };
+        let mut child = imgstore(&home, &args).stdout(Stdio::piped()).spawn().unwrap();
+        std::thread::sleep(Duration::from_micros(draw.below(usual_us * 2) as u64));
+        killed += u64::from(child.kill().is_ok() && !child.wait().unwrap().success());
+        let printed = child.wait_with_output().unwrap().stdout;
+        let id = String::from_utf8(printed).unwrap().trim().to_owned();
+        if !id.is_empty() && copied.is_none() {
+            acknowledged += 1;
+            kept.push((id, bytes.clone()));
+        }
+        // The last ones each time, all of them at the end.
+        if let Some((id, expected)) = kept.last().filter(|_| round % 5 == 0) {
+            assert!(output(&home, &["export", id, "-"]) == *expected, "{id} after round {round}");
+        }
+    }
+    for (id, expected) in &kept {
+        assert!(output(&home, &["export", id, "-"]) == *expected, "{id} at the end");
+    }
+    for region in ["local", "backup"] {
+        assert_eq!(output(&home, &["--region", region, "verify"]), b"no damage found\n");
+    }
+    assert!(killed * 5 > rounds, "only {killed} of {rounds} were killed in time");
+    assert!(acknowledged > 0, "none came to its end");
+    println!("{rounds} rounds, {killed} killed, {acknowledged} acknowledged, none lost");
+}
