@@ -10,6 +10,8 @@
 //!
 //! The library prints nothing, reads no environment, and never exits.
 
+#![cfg_attr(not(test), warn(clippy::cast_possible_truncation, clippy::unwrap_used, clippy::panic))]
+
 pub mod chunk;
 pub mod disk;
 pub mod format;

@@ -23,7 +23,11 @@ impl Place {
 
     fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_imgstore"));
-        command.env_clear().env("IMGSTORE_HOME", self.path("home")).current_dir(self.folder.path()).args(args);
+        command
+            .env_clear()
+            .env("IMGSTORE_HOME", self.path("home"))
+            .current_dir(self.folder.path())
+            .args(args);
         command
     }
 
@@ -92,16 +96,35 @@ fn json_has_the_keys_that_programs_rely_on() {
     let place = Place::new();
     let bytes = place.disk("a.raw", 2 << 20, 1);
     let taken = place.json(&["snapshot", "a.raw", "--tag", "k=v", "--description", "text"]);
-    for key in ["snapshot_id", "region", "owner_id", "volume_bytes", "data_bytes", "new_bytes", "stored_bytes",
-        "chunks", "new_chunks", "elapsed_seconds"] {
+    for key in [
+        "snapshot_id",
+        "region",
+        "owner_id",
+        "volume_bytes",
+        "data_bytes",
+        "new_bytes",
+        "stored_bytes",
+        "chunks",
+        "new_chunks",
+        "elapsed_seconds",
+    ] {
         assert!(!taken[key].is_null(), "{key}");
     }
     assert_eq!(taken["volume_bytes"], bytes.len());
     assert_eq!(taken["tags"][0]["value"], "v");
     let id = taken["snapshot_id"].as_str().unwrap();
     let stats = place.json(&["stats"]);
-    for key in ["volume_bytes", "data_bytes", "unique_bytes", "store_bytes", "index_bytes", "images", "snapshots",
-        "chunks", "packs"] {
+    for key in [
+        "volume_bytes",
+        "data_bytes",
+        "unique_bytes",
+        "store_bytes",
+        "index_bytes",
+        "images",
+        "snapshots",
+        "chunks",
+        "packs",
+    ] {
         assert!(stats[key].is_u64(), "{key}");
     }
     let items = place.json(&["stats", id]);
@@ -195,7 +218,9 @@ fn everything_is_private_whatever_the_umask() {
     let place = Place::new();
     place.disk("a.raw", 1 << 20, 1);
     let binary = env!("CARGO_BIN_EXE_imgstore");
-    let script = format!("umask 0; {binary} import a.raw --name one && {binary} launch $({binary} images --json | grep -o 'ami-[0-9a-f]*' | head -1) --output vms");
+    let script = format!(
+        "umask 0; {binary} import a.raw --name one && {binary} launch $({binary} images --json | grep -o 'ami-[0-9a-f]*' | head -1) --output vms"
+    );
     let status = Command::new("sh")
         .args(["-c", &script])
         .env("IMGSTORE_HOME", place.path("home"))
@@ -247,7 +272,11 @@ fn ctrl_c_leaves_no_half_result() {
     let id = one_line(&place.ok(&["snapshot", "a.raw"]), "snap-");
     let mut interrupted = 0;
     for delay_ms in [5, 15, 30, 60, 90, 120] {
-        let mut child = place.command(&["export", &id, "out.raw", "--threads", "1"]).stderr(Stdio::null()).spawn().unwrap();
+        let mut child = place
+            .command(&["export", &id, "out.raw", "--threads", "1"])
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
         std::thread::sleep(std::time::Duration::from_millis(delay_ms));
         let _ = Command::new("kill").args(["-INT", &child.id().to_string()]).status();
         match child.wait().unwrap().code() {
@@ -261,7 +290,8 @@ fn ctrl_c_leaves_no_half_result() {
             }
             other => panic!("exit code {other:?}"),
         }
-        let left: Vec<_> = fs::read_dir(place.folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        let left: Vec<_> =
+            fs::read_dir(place.folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
         let half = left.iter().find(|name| name.to_string_lossy().contains("imgstore-"));
         if interrupted > 0 {
             assert!(half.is_none(), "{left:?}");

@@ -167,7 +167,8 @@ fn region_violation(
         Ok(catalog) => catalog,
         Err(error) => return Some(error.to_string()),
     };
-    let deleted = |id: &SnapshotId| acks.iter().any(|ack| matches!(ack, Ack::Deleted(of, d) if *of == root && d == id));
+    let deleted =
+        |id: &SnapshotId| acks.iter().any(|ack| matches!(ack, Ack::Deleted(of, d) if *of == root && d == id));
     for ack in acks {
         match ack {
             Ack::Snapshot(of, id, bytes) if *of == root && catalog.snapshots.contains_key(id) => {
@@ -234,10 +235,16 @@ fn crash_everywhere(history: &History, states: usize, stop_at_first: bool) -> (u
                     if at > operations || (stop_at_first && !violations.lock().unwrap().is_empty()) {
                         return;
                     }
-                    let acks: Vec<Ack> =
-                        history.acks.iter().filter(|(when, _)| *when <= at).map(|(_, ack)| ack.clone()).collect();
+                    let acks: Vec<Ack> = history
+                        .acks
+                        .iter()
+                        .filter(|(when, _)| *when <= at)
+                        .map(|(_, ack)| ack.clone())
+                        .collect();
                     let mixed = (0..mixtures as u64).map(|seed| CrashMode::Mixed(seed << 20 | at as u64));
-                    for (number, mode) in [CrashMode::DropUnsynced, CrashMode::KeepAll].into_iter().chain(mixed).enumerate() {
+                    for (number, mode) in
+                        [CrashMode::DropUnsynced, CrashMode::KeepAll].into_iter().chain(mixed).enumerate()
+                    {
                         let files = history.files.crash(at, mode);
                         tried.fetch_add(1, Ordering::Relaxed);
                         let go_on = number % 16 < 2;
@@ -276,13 +283,18 @@ fn every_operation_may_fail_once_and_nothing_acknowledged_suffers() {
         for at in 0..operations {
             let count = AtomicUsize::new(0);
             let hook: Hook = Arc::new(move |_: &SimOp| {
-                if count.fetch_add(1, Ordering::SeqCst) == at { Verdict::Fail(kind) } else { Verdict::Proceed }
+                if count.fetch_add(1, Ordering::SeqCst) == at {
+                    Verdict::Fail(kind)
+                } else {
+                    Verdict::Proceed
+                }
             });
             let history = record(&honest(), Some(hook));
             let acks: Vec<Ack> = history.acks.iter().map(|(_, ack)| ack.clone()).collect();
             let end = history.files.operations();
             for mode in [CrashMode::DropUnsynced, CrashMode::KeepAll] {
-                let fault = violation(&caller, &history.files.crash(end, mode), &acks, &history.contents, true);
+                let fault =
+                    violation(&caller, &history.files.crash(end, mode), &acks, &history.contents, true);
                 assert_eq!(fault, None, "{kind:?} at operation {at}, then {mode:?}");
             }
         }
@@ -525,7 +537,8 @@ fn a_log_that_replaces_records_is_caught() {
             let op = imgstore::model::op::Op::CreateSnapshot { snapshot: Box::new(copy), packs: vec![] };
             Ok((vec![op], SnapshotId::from_random(77)))
         });
-        let Ok(catalog) = World { files, wrap: honest() }.open(HOME).and_then(|region| region.catalog()) else {
+        let Ok(catalog) = World { files, wrap: honest() }.open(HOME).and_then(|region| region.catalog())
+        else {
             return false;
         };
         made.is_ok_and(|id| catalog.snapshots.contains_key(&id))
@@ -576,7 +589,8 @@ fn finds_damage(caller: &Caller, files: &SimFiles, contents: &[Arc<Vec<u8>>]) ->
         }
     };
     let report = verify(&region, &VerifyOptions::default(), &caller.context()).unwrap();
-    let ids: Vec<SnapshotId> = region.catalog().map(|c| c.snapshots.keys().copied().collect()).unwrap_or_default();
+    let ids: Vec<SnapshotId> =
+        region.catalog().map(|c| c.snapshots.keys().copied().collect()).unwrap_or_default();
     for id in &ids {
         if let Ok(bytes) = caller.read_back(&region, *id) {
             assert!(contents.iter().any(|content| **content == bytes), "{id} gives wrong bytes");

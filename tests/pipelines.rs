@@ -34,7 +34,12 @@ fn image_options(name: &str) -> ImageOptions {
     }
 }
 
-fn import_disks(region: &Region, caller: &Caller, name: &str, disks: Vec<Vec<u8>>) -> imgstore::model::image::Image {
+fn import_disks(
+    region: &Region,
+    caller: &Caller,
+    name: &str,
+    disks: Vec<Vec<u8>>,
+) -> imgstore::model::image::Image {
     let disks: Vec<_> = disks
         .into_iter()
         .zip(["/dev/xvda", "/dev/xvdb", "/dev/xvdc"])
@@ -58,7 +63,10 @@ fn every_length_comes_back_with_one_thread_and_with_several() {
             let bytes = volume(len, seed as u64);
             let taken = caller.snapshot(&region, &MemoryDisk::new(bytes.clone())).unwrap();
             assert_eq!(taken.snapshot.volume_bytes, len as u64);
-            assert!(caller.read_back(&region, taken.snapshot.id).unwrap() == bytes, "{len} bytes, {threads} threads");
+            assert!(
+                caller.read_back(&region, taken.snapshot.id).unwrap() == bytes,
+                "{len} bytes, {threads} threads"
+            );
         }
         let report = verify(&region, &VerifyOptions::default(), &caller.context()).unwrap();
         assert_eq!(report.findings, []);
@@ -147,7 +155,7 @@ impl DiskRead for Synthetic {
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), DiskError> {
         for (at, byte) in (offset..).zip(buffer) {
             let inside = self.data.iter().any(|&(start, end)| (start..end).contains(&at));
-            *byte = if inside { (at / 97 ^ at >> 17) as u8 | 1 } else { 0 };
+            *byte = if inside { ((at / 97) ^ (at >> 17)) as u8 | 1 } else { 0 };
         }
         Ok(())
     }
@@ -187,7 +195,12 @@ fn sixty_four_tebibytes_with_little_data_take_little() {
     const TIB: u64 = 1 << 40;
     let synthetic = || Synthetic {
         len: 64 * TIB - 5,
-        data: vec![(0, 4096), (TIB + 12288, TIB + 12288 + (8 << 20)), (63 * TIB, 63 * TIB + 100), (64 * TIB - 9, 64 * TIB - 5)],
+        data: vec![
+            (0, 4096),
+            (TIB + 12288, TIB + 12288 + (8 << 20)),
+            (63 * TIB, 63 * TIB + 100),
+            (64 * TIB - 9, 64 * TIB - 5),
+        ],
     };
     let caller = Caller::new(2);
     let region = memory_region(&Memory::new(), &small_packs());
@@ -218,7 +231,11 @@ impl DiskRead for Failing {
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), DiskError> {
         if offset + buffer.len() as u64 > self.from {
-            return Err(DiskError::Shrank { path: "disk".into(), expected: self.len_bytes(), found: self.from });
+            return Err(DiskError::Shrank {
+                path: "disk".into(),
+                expected: self.len_bytes(),
+                found: self.from,
+            });
         }
         self.inner.read_at(offset, buffer)
     }
@@ -372,12 +389,8 @@ fn launched_volumes_have_the_content_and_the_size_asked_for() {
         volume_bytes: Some(8 << 20),
         ..DeviceOverride::default()
     };
-    let options = LaunchOptions {
-        count: 2,
-        output: folder.path().join("vms"),
-        overrides: vec![larger],
-        tags: vec![],
-    };
+    let options =
+        LaunchOptions { count: 2, output: folder.path().join("vms"), overrides: vec![larger], tags: vec![] };
     let launched = launch(&region, image.id, &options, &caller.context()).unwrap();
     assert_eq!(launched.len(), 2);
     for made in &launched {
@@ -425,7 +438,8 @@ fn snapshots_in_use_stay_and_names_are_unique() {
     let expected = format!("The snapshot {snapshot} is currently in use by {}", image.id);
     assert_eq!(error.to_string(), expected);
 
-    let disks = [ImportDisk { device_name: "/dev/xvda".into(), disk: Box::new(MemoryDisk::new(vec![1; 4096])) }];
+    let disks =
+        [ImportDisk { device_name: "/dev/xvda".into(), disk: Box::new(MemoryDisk::new(vec![1; 4096])) }];
     let error = import(&region, &disks, &image_options("one"), None, &caller.context()).unwrap_err();
     assert_eq!(error.code(), "InvalidAMIName.Duplicate");
     assert_eq!(error.to_string(), format!("AMI name one is already in use by AMI {}", image.id));
@@ -444,7 +458,11 @@ fn stats_tell_what_deleting_would_free() {
     let own = [shared.clone(), volume(1 << 20, 2)].concat();
     let base = import_disks(&region, &caller, "base", vec![shared]);
     let more = import_disks(&region, &caller, "more", vec![own]);
-    let of = |id| stats::item_stats(&region, &[imgstore::ops::find::AnyId::Image(id)], &caller.context()).unwrap().remove(0);
+    let of = |id| {
+        stats::item_stats(&region, &[imgstore::ops::find::AnyId::Image(id)], &caller.context())
+            .unwrap()
+            .remove(0)
+    };
     let (base, more) = (of(base.id), of(more.id));
     assert!(more.shared_stored_bytes > 0 && base.shared_stored_bytes > 0);
     assert!(more.unique_stored_bytes > base.unique_stored_bytes);

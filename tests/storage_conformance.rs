@@ -26,7 +26,8 @@ fn on_each(contract: impl Fn(Arc<dyn Storage>, Arc<dyn Storage>)) {
 
     let files = SimFiles::new();
     let root = Path::new("/region");
-    let handle = |writer: &str| Directory::new(files.clone(), root, writer.into(), DirectoryOptions::default());
+    let handle =
+        |writer: &str| Directory::new(files.clone(), root, writer.into(), DirectoryOptions::default());
     handle("aa").initialize().unwrap();
     contract(Arc::new(handle("aa")), Arc::new(handle("bb")));
 }
@@ -46,7 +47,8 @@ fn of_many_racing_creates_exactly_one_wins() {
     on_each(|one, two| {
         for number in 0..50 {
             let name = format!("log/{number:03}");
-            let create = |storage: &Arc<dyn Storage>, byte: u8| storage.create(&name, &[&[byte; 100]]).unwrap();
+            let create =
+                |storage: &Arc<dyn Storage>, byte: u8| storage.create(&name, &[&[byte; 100]]).unwrap();
             let (a, b) = std::thread::scope(|scope| {
                 let other = scope.spawn(|| create(&two, 2));
                 (create(&one, 1), other.join().unwrap())
@@ -92,7 +94,8 @@ fn listing_is_whole_sorted_and_by_folder() {
         assert_eq!(names("packs"), ["packs/a/1", "packs/b/1", "packs/b/2"]);
         assert_eq!(names("packs/b"), ["packs/b/1", "packs/b/2"]);
         assert_eq!(names("nothing"), [""; 0]);
-        let all: BTreeSet<_> = names("").into_iter().filter(|n| n.starts_with("packs") || n.starts_with("log")).collect();
+        let all: BTreeSet<_> =
+            names("").into_iter().filter(|n| n.starts_with("packs") || n.starts_with("log")).collect();
         assert_eq!(all.len(), 4);
         assert!(two.list("packs").unwrap().iter().all(|listed| listed.len == 1));
     });
@@ -115,7 +118,9 @@ fn deleting_is_idempotent_and_open_objects_stay_readable() {
 #[test]
 fn names_that_could_leave_the_region_are_refused() {
     on_each(|one, _| {
-        for bad in ["", "/", "/etc/passwd", "../x", "a/../b", "a//b", "a/", ".hidden", "a/.b", "A", "a b", "ä"] {
+        for bad in
+            ["", "/", "/etc/passwd", "../x", "a/../b", "a//b", "a/", ".hidden", "a/.b", "A", "a b", "ä"]
+        {
             assert!(matches!(one.create(bad, &[b"x"]), Err(StorageError::BadName { .. })), "{bad:?}");
             assert!(matches!(one.open(bad), Err(StorageError::BadName { .. })), "{bad:?}");
             assert!(matches!(one.delete(bad), Err(StorageError::BadName { .. })), "{bad:?}");
@@ -168,7 +173,8 @@ fn files_of_a_directory_are_sealed_and_private_whatever_the_umask() {
 #[test]
 fn leftovers_of_dead_writers_are_removed_and_those_of_living_ones_stay() {
     let folder = tempfile::tempdir().unwrap();
-    let handle = |writer: &str| Directory::new(OsFiles, folder.path(), writer.into(), DirectoryOptions::default());
+    let handle =
+        |writer: &str| Directory::new(OsFiles, folder.path(), writer.into(), DirectoryOptions::default());
     handle("aa").initialize().unwrap();
     std::fs::write(folder.path().join("staging/dead-0"), b"x").unwrap();
     std::fs::write(folder.path().join("staging/bb-0"), b"x").unwrap();

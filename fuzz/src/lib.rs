@@ -28,8 +28,11 @@ use imgstore::model::units::{BLOCK_BYTES, CHUNK_BLOCKS_MAX};
 use imgstore::pack::segment::Segment;
 use std::sync::Arc;
 
+/// A target's name and function.
+pub type Target = (&'static str, fn(&[u8]));
+
 /// Every target by its name: the name of its binary, of its seeds' folder and of its finds' folder.
-pub const TARGETS: [(&str, fn(&[u8])); 8] = [
+pub const TARGETS: [Target; 8] = [
     ("checkpoint", checkpoint),
     ("detect", detect),
     ("frame", frame),

@@ -99,11 +99,8 @@ impl Cutter {
     /// Fewer zero blocks than a run are content.
     fn settle_zeros(&mut self, emit: &mut impl FnMut(Span)) {
         if self.zeros < ZERO_RUN_BLOCKS_MIN {
-            let zero = BlockFacts {
-                fingerprint: 0,
-                is_zero: true,
-                has_zero_tail: self.params.zero_tail_bytes > 0,
-            };
+            let zero =
+                BlockFacts { fingerprint: 0, is_zero: true, has_zero_tail: self.params.zero_tail_bytes > 0 };
             let (zeros, position) = (self.zeros, self.position);
             self.position -= zeros;
             for _ in 0..zeros {
@@ -164,8 +161,10 @@ mod tests {
     #[test]
     fn runs_of_four_zeros_are_no_content_shorter_ones_are() {
         let one = content(5);
-        assert_eq!(cut(&[one, ZERO, ZERO, ZERO, ZERO, one]),
-            [Span { start_block: 0, blocks: 1 }, Span { start_block: 5, blocks: 1 }]);
+        assert_eq!(
+            cut(&[one, ZERO, ZERO, ZERO, ZERO, one]),
+            [Span { start_block: 0, blocks: 1 }, Span { start_block: 5, blocks: 1 }]
+        );
         assert_eq!(cut(&[one, ZERO, ZERO, ZERO]), [Span { start_block: 0, blocks: 4 }]);
         assert_eq!(cut(&[ZERO, ZERO]), [Span { start_block: 0, blocks: 2 }], "a short volume of zeros");
         assert_eq!(cut(&[ZERO; 9]), []);

@@ -94,7 +94,7 @@ pub fn chunk_id(raw: &[u8]) -> ChunkId {
 /// Compression contexts for reuse by many threads: making one costs more than compressing a chunk.
 #[derive(Default)]
 pub struct CodecPool {
-    idle: Mutex<Vec<Box<Contexts>>>,
+    idle: Mutex<Vec<Contexts>>,
 }
 
 struct Contexts {
@@ -136,7 +136,9 @@ impl CodecPool {
         match codec {
             Codec::Raw if body.len() == raw.len() => raw.copy_from_slice(body),
             Codec::Raw => return Err(FrameError::Length { blocks, stored: body.len() }),
-            Codec::Zstd => self.with(|contexts| decode_zstd(&mut contexts.decompressor, body, raw.len(), raw))?,
+            Codec::Zstd => {
+                self.with(|contexts| decode_zstd(&mut contexts.decompressor, body, raw.len(), raw))?
+            }
         }
         let found = chunk_id(raw);
         if found == id { Ok(()) } else { Err(FrameError::Content { expected: id, found }) }
@@ -144,12 +146,10 @@ impl CodecPool {
 
     fn with<T>(&self, work: impl FnOnce(&mut Contexts) -> T) -> T {
         let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let mut contexts = idle.unwrap_or_else(|| {
-            Box::new(Contexts {
-                compressor: zstd_safe::CCtx::create(),
-                decompressor: zstd_safe::DCtx::create(),
-                scratch: Vec::new(),
-            })
+        let mut contexts = idle.unwrap_or_else(|| Contexts {
+            compressor: zstd_safe::CCtx::create(),
+            decompressor: zstd_safe::DCtx::create(),
+            scratch: Vec::new(),
         });
         let result = work(&mut contexts);
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(contexts);

@@ -132,7 +132,9 @@ pub enum Format {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  imgstore snapshot disk.raw\n  imgstore snapshot /dev/vg0/web --description 'before the upgrade' --tag env=prod")]
+#[command(
+    after_help = "Examples:\n  imgstore snapshot disk.raw\n  imgstore snapshot /dev/vg0/web --description 'before the upgrade' --tag env=prod"
+)]
 pub struct SnapshotArgs {
     /// A raw disk file or a block device
     #[arg(value_name = "DISK")]
@@ -181,7 +183,9 @@ pub struct ImageArgs {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = "The first disk becomes the root device, the others /dev/xvdb, /dev/xvdc, …\n\nExamples:\n  imgstore import web.raw --name web-1\n  imgstore import root.raw data.raw --name db-1 --tag team=data")]
+#[command(
+    after_help = "The first disk becomes the root device, the others /dev/xvdb, /dev/xvdc, …\n\nExamples:\n  imgstore import web.raw --name web-1\n  imgstore import root.raw data.raw --name db-1 --tag team=data"
+)]
 pub struct ImportArgs {
     /// Raw disk files or block devices
     #[arg(value_name = "DISK", required = true)]
@@ -197,7 +201,9 @@ pub struct ImportArgs {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  imgstore register --name web-2 --root snap-0123… --device /dev/xvdb=snap-0456…:size=20G,keep --device /dev/xvdc=:size=8G")]
+#[command(
+    after_help = "Example:\n  imgstore register --name web-2 --root snap-0123… --device /dev/xvdb=snap-0456…:size=20G,keep --device /dev/xvdc=:size=8G"
+)]
 pub struct RegisterArgs {
     #[command(flatten)]
     pub image: ImageArgs,
@@ -234,7 +240,9 @@ fn parse_owner(text: &str) -> Result<Owner, String> {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = "Interrupted? The same command goes on where it was.\n\nExamples:\n  imgstore copy ami-0123… --to backup --dry-run\n  imgstore copy ami-0123… --to backup --copy-tags")]
+#[command(
+    after_help = "Interrupted? The same command goes on where it was.\n\nExamples:\n  imgstore copy ami-0123… --to backup --dry-run\n  imgstore copy ami-0123… --to backup --copy-tags"
+)]
 pub struct CopyArgs {
     /// An image or a snapshot
     #[arg(value_name = "ID")]
@@ -263,7 +271,9 @@ pub struct CopyArgs {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = "Each instance gets a folder with a sparse raw file for each volume.\n\nExamples:\n  imgstore launch ami-0123… --output /srv/vms\n  imgstore launch ami-0123… --count 3 --device /dev/xvda:size=20G --device /dev/xvdb:none")]
+#[command(
+    after_help = "Each instance gets a folder with a sparse raw file for each volume.\n\nExamples:\n  imgstore launch ami-0123… --output /srv/vms\n  imgstore launch ami-0123… --count 3 --device /dev/xvda:size=20G --device /dev/xvdb:none"
+)]
 pub struct LaunchArgs {
     /// The image
     #[arg(value_name = "IMAGE")]
@@ -283,7 +293,9 @@ pub struct LaunchArgs {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  imgstore export ami-0123… web.raw\n  imgstore export ami-0123… data.raw --device /dev/xvdb\n  imgstore export snap-0123… - | ssh host 'cat > disk.raw'\n  imgstore export snap-0123… /dev/vg0/web --write-device")]
+#[command(
+    after_help = "Examples:\n  imgstore export ami-0123… web.raw\n  imgstore export ami-0123… data.raw --device /dev/xvdb\n  imgstore export snap-0123… - | ssh host 'cat > disk.raw'\n  imgstore export snap-0123… /dev/vg0/web --write-device"
+)]
 pub struct ExportArgs {
     /// An image or a snapshot
     #[arg(value_name = "ID")]
@@ -306,7 +318,9 @@ pub struct ExportArgs {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  imgstore verify\n  imgstore verify ami-0123…\n  imgstore verify --sample 5")]
+#[command(
+    after_help = "Examples:\n  imgstore verify\n  imgstore verify ami-0123…\n  imgstore verify --sample 5"
+)]
 pub struct VerifyArgs {
     /// Images and snapshots; none for the whole region
     #[arg(value_name = "ID")]

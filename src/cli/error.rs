@@ -42,7 +42,9 @@ pub enum CliError {
     #[error("{0}")]
     Usage(String),
     /// A name that the home does not know.
-    #[error("there is no region called {name} in this home; it has {known}. `imgstore region add {name} URL` makes it known")]
+    #[error(
+        "there is no region called {name} in this home; it has {known}. `imgstore region add {name} URL` makes it known"
+    )]
     NoRegion {
         /// The name.
         name: String,
@@ -60,7 +62,9 @@ pub enum CliError {
         source: std::io::Error,
     },
     /// The home belongs to somebody else.
-    #[error("{path} belongs to user {owner}, but imgstore runs as user {user}, and would leave files in it that {owner} cannot use. Run it as that user, or choose another home with --home")]
+    #[error(
+        "{path} belongs to user {owner}, but imgstore runs as user {user}, and would leave files in it that {owner} cannot use. Run it as that user, or choose another home with --home"
+    )]
     ForeignHome {
         /// The home.
         path: PathBuf,

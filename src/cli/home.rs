@@ -185,9 +185,9 @@ fn directory_of(url: &str) -> Result<PathBuf, CliError> {
     match url.split_once("://") {
         None => Ok(PathBuf::from(url)),
         Some(("file", path)) => Ok(PathBuf::from(path)),
-        Some((scheme, _)) => {
-            Err(CliError::Usage(format!("regions at {scheme}:// are not supported; a region is a directory's path")))
-        }
+        Some((scheme, _)) => Err(CliError::Usage(format!(
+            "regions at {scheme}:// are not supported; a region is a directory's path"
+        ))),
     }
 }
 

@@ -83,7 +83,12 @@ impl Phase {
         }
         self.last_line = Instant::now();
         let seconds = self.started.elapsed().as_secs_f64();
-        #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "for display")]
+        #[expect(
+            clippy::cast_precision_loss,
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "for display"
+        )]
         let (rate, eta) = {
             let rate = self.done as f64 / seconds;
             (rate as u64, (self.total.saturating_sub(self.done) as f64 / rate.max(1.0)) as u64)
@@ -104,7 +109,8 @@ impl Progress for Watcher {
     fn begin(&self, phase: &'static str, total_bytes: u64) {
         self.finish();
         let now = Instant::now();
-        let phase = Phase { name: phase, total: total_bytes, done: 0, started: now, last_line: now, bar: None };
+        let phase =
+            Phase { name: phase, total: total_bytes, done: 0, started: now, last_line: now, bar: None };
         *self.phase() = Some(phase);
     }
 

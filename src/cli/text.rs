@@ -94,7 +94,9 @@ pub fn table(header: &[&str], rows: &[Vec<String>]) -> String {
 
 /// A text from outside made safe for a terminal: control characters are shown, not obeyed.
 pub fn printable(text: &str) -> String {
-    text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect::<Vec<_>>() } else { vec![c] }).collect()
+    text.chars()
+        .flat_map(|c| if c.is_control() { c.escape_default().collect::<Vec<_>>() } else { vec![c] })
+        .collect()
 }
 
 #[cfg(test)]

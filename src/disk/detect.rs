@@ -36,7 +36,8 @@ pub const HEAD_BYTES: usize = 512;
 /// A fixed VHD has its signature only at its end, where a raw disk may have anything; it is raw but for its
 /// last sector, and is taken as raw.
 pub fn foreign_signature(head: &[u8]) -> Option<Foreign> {
-    let at = |offset: usize, signature: &[u8]| head.get(offset..).is_some_and(|rest| rest.starts_with(signature));
+    let at =
+        |offset: usize, signature: &[u8]| head.get(offset..).is_some_and(|rest| rest.starts_with(signature));
     if at(0, b"QFI\xfb") {
         Some(Foreign::Qcow2)
     } else if at(0, b"KDMV") || at(0, b"COWD") || at(0, b"# Disk DescriptorFile") {

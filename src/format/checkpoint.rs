@@ -8,11 +8,8 @@ use crate::model::ids::ObjectHash;
 use serde::{Deserialize, Serialize};
 
 /// A checkpoint's kind.
-pub const CHECKPOINT: Kind = Kind {
-    what: "checkpoint",
-    magic: *b"IMGSCKPT",
-    context: "imgstore 2026-11 checkpoint v1",
-};
+pub const CHECKPOINT: Kind =
+    Kind { what: "checkpoint", magic: *b"IMGSCKPT", context: "imgstore 2026-11 checkpoint v1" };
 
 /// The catalogue after a record.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

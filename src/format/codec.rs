@@ -5,7 +5,7 @@
 //! change of crate would not change them.
 
 use super::error::FormatError;
-use bincode::config::{Configuration, Fixint, LittleEndian, Limit};
+use bincode::config::{Configuration, Fixint, Limit, LittleEndian};
 use serde::{Serialize, de::DeserializeOwned};
 
 /// Largest encoded value: a bound on what decoding may allocate.

@@ -70,7 +70,8 @@ pub fn decode(bytes: &[u8]) -> Result<(BlockMap, ObjectHash), FormatError> {
         return Err(FormatError::Length { what, expected, found: table.len() as u64 });
     }
     let chunks = references.iter().map(decode_reference).collect();
-    let map = BlockMap::new(u64_at(16), chunks).map_err(|fault| FormatError::invalid(what, fault.to_string()))?;
+    let map =
+        BlockMap::new(u64_at(16), chunks).map_err(|fault| FormatError::invalid(what, fault.to_string()))?;
     Ok((map, hash))
 }
 
@@ -80,7 +81,6 @@ fn decode_reference(bytes: &[u8; CHUNK_REF_BYTES]) -> ChunkRef {
     let mut id = [0; 32];
     id.copy_from_slice(&bytes[8..]);
     let word = u64::from_le_bytes(word);
-    #[expect(clippy::cast_possible_truncation, reason = "16 bits are left")]
     let blocks = (word >> POSITION_BITS) as u16;
     ChunkRef { start_block: word & ((1 << POSITION_BITS) - 1), blocks, id: ChunkId(id) }
 }

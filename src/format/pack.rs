@@ -214,7 +214,7 @@ fn check_entries(entries: &[Entry], trailer_offset: u32) -> Result<(), FormatErr
         .collect();
     places.sort_unstable();
     let end = places.iter().try_fold(HEADER_BYTES as u64, |end, &(offset, len)| {
-        (offset == end && len as usize <= FRAME_HEADER_BYTES + BODY_BYTES_MAX).then_some(offset + len)
+        (offset == end && len <= (FRAME_HEADER_BYTES + BODY_BYTES_MAX) as u64).then_some(offset + len)
     });
     if end != Some(u64::from(trailer_offset)) || entries.iter().any(|e| e.pack != 0) {
         return Err(FormatError::invalid("pack trailer", "its frames do not lie end to end"));

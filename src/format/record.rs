@@ -10,18 +10,11 @@ use crate::model::units::TimeMs;
 use serde::{Deserialize, Serialize};
 
 /// A log record's kind.
-pub const RECORD: Kind = Kind {
-    what: "log record",
-    magic: *b"IMGSRECD",
-    context: "imgstore 2026-11 log record v1",
-};
+pub const RECORD: Kind =
+    Kind { what: "log record", magic: *b"IMGSRECD", context: "imgstore 2026-11 log record v1" };
 
 /// The kind of a list that was too long for its record.
-pub const LIST: Kind = Kind {
-    what: "list",
-    magic: *b"IMGSLIST",
-    context: "imgstore 2026-11 list v1",
-};
+pub const LIST: Kind = Kind { what: "list", magic: *b"IMGSLIST", context: "imgstore 2026-11 list v1" };
 
 /// Bytes of operations from which on they spill into a list of their own.
 pub const INLINE_BYTES_MAX: usize = 256 << 10;

@@ -8,11 +8,8 @@ use crate::model::ids::ObjectHash;
 use crate::model::region::RegionHeader;
 
 /// The region file's kind.
-pub const REGION: Kind = Kind {
-    what: "region file",
-    magic: *b"IMGSREGN",
-    context: "imgstore 2026-11 region file v1",
-};
+pub const REGION: Kind =
+    Kind { what: "region file", magic: *b"IMGSREGN", context: "imgstore 2026-11 region file v1" };
 
 /// Smallest and largest size from which on a pack is sealed. The largest is also what keeps every position
 /// in a pack within 32 bits.

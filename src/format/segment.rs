@@ -156,7 +156,8 @@ pub fn decode_header(bytes: &[u8]) -> Result<SegmentHeader, FormatError> {
     if header[48..PAGE_BYTES - 4].iter().any(|&byte| byte != 0) {
         return Err(FormatError::Newer { what, feature: "a reserved field that is not 0".into() });
     }
-    let table = &bytes[bytes.len() - HASH_BYTES - pack_count as usize * PACK_NAME_BYTES..bytes.len() - HASH_BYTES];
+    let table =
+        &bytes[bytes.len() - HASH_BYTES - pack_count as usize * PACK_NAME_BYTES..bytes.len() - HASH_BYTES];
     if crc32c::crc32c(table) != u32_at(28) {
         return Err(FormatError::Hash { what: "index segment pack table" });
     }
@@ -190,11 +191,8 @@ pub fn page<'a>(
     let page = page.ok_or_else(|| FormatError::length(PAGE, start + PAGE_BYTES, bytes.len()))?;
     let last = number + 1 == header.pages;
     #[expect(clippy::cast_possible_truncation, reason = "at most 85")]
-    let count = if last {
-        (header.entries - u64::from(number) * PAGE_ENTRIES as u64) as usize
-    } else {
-        PAGE_ENTRIES
-    };
+    let count =
+        if last { (header.entries - u64::from(number) * PAGE_ENTRIES as u64) as usize } else { PAGE_ENTRIES };
     if check {
         check_page(page, number, count)?;
     }

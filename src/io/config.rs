@@ -26,8 +26,12 @@ pub fn read(path: &Path) -> io::Result<Option<String>> {
 pub fn replace(path: &Path, text: &str) -> io::Result<()> {
     let temporary = path.with_extension(format!("new-{:016x}", random_u64()?));
     let written = (|| {
-        let mut file =
-            OpenOptions::new().write(true).create_new(true).mode(0o600).custom_flags(no_follow()).open(&temporary)?;
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .custom_flags(no_follow())
+            .open(&temporary)?;
         file.write_all(text.as_bytes())?;
         file.sync_all()?;
         fs::rename(&temporary, path)
@@ -42,7 +46,13 @@ pub fn replace(path: &Path, text: &str) -> io::Result<()> {
 /// Waits until no other process holds the lock, and holds it until what is returned is dropped. The lock goes
 /// with its process, so it is never stale.
 pub fn lock(path: &Path) -> io::Result<impl Sized + use<>> {
-    let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).custom_flags(no_follow()).open(path)?;
+    let file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .custom_flags(no_follow())
+        .open(path)?;
     fs2::FileExt::lock_exclusive(&file)?;
     Ok(file)
 }

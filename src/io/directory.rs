@@ -248,10 +248,15 @@ impl<F: Files> Storage for Directory<F> {
     fn lease(&self, session: &str) -> Result<Lease, StorageError> {
         check_name(session)?;
         self.check_latch(session)?;
-        let space = self.files.space(&self.root).map_err(|e| StorageError::io("look at space of", session, e))?;
+        let space =
+            self.files.space(&self.root).map_err(|e| StorageError::io("look at space of", session, e))?;
         let needed = self.options.reserve_bytes + space.total / 100;
         if space.available < needed {
-            return Err(StorageError::NoSpace { name: "a new session".into(), available: space.available, needed });
+            return Err(StorageError::NoSpace {
+                name: "a new session".into(),
+                available: space.available,
+                needed,
+            });
         }
         self.ensure_dir(&self.root.join(SESSIONS))?;
         let sign = self.root.join(SESSIONS).join(session);

@@ -70,7 +70,9 @@ pub enum DiskError {
         offset: u64,
     },
     /// The disk became shorter while it was read.
-    #[error("{path} ended at byte {found} while it was read; it had {expected} bytes when it was opened. Nothing uses it now? Then run the command again")]
+    #[error(
+        "{path} ended at byte {found} while it was read; it had {expected} bytes when it was opened. Nothing uses it now? Then run the command again"
+    )]
     Shrank {
         /// The disk.
         path: PathBuf,
@@ -110,7 +112,9 @@ pub enum DiskError {
         path: PathBuf,
     },
     /// A block device would be overwritten.
-    #[error("{path} is a block device; all of it would be overwritten. If that is what you want, add --write-device")]
+    #[error(
+        "{path} is a block device; all of it would be overwritten. If that is what you want, add --write-device"
+    )]
     IsDevice {
         /// The device.
         path: PathBuf,

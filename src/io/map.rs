@@ -29,7 +29,10 @@ impl std::fmt::Debug for Bytes {
 
 /// Maps a sealed file read-only. The caller gives only files of a region: synced, renamed into place, mode
 /// 0400, and never written or shortened again.
-#[expect(unsafe_code, reason = "a map is only sound while nobody changes the file, which the types cannot say")]
+#[expect(
+    unsafe_code,
+    reason = "a map is only sound while nobody changes the file, which the types cannot say"
+)]
 pub fn map_sealed(file: &File) -> std::io::Result<Bytes> {
     if file.metadata()?.len() == 0 {
         return Ok(Bytes::Owned(Arc::default()));

@@ -57,7 +57,8 @@ impl Storage for Memory {
 
     fn list(&self, folder: &str) -> Result<Vec<Listed>, StorageError> {
         let prefix = if folder.is_empty() { String::new() } else { format!("{folder}/") };
-        let listed = |(name, bytes): (&String, &Arc<Vec<u8>>)| Listed { name: name.clone(), len: bytes.len() as u64 };
+        let listed =
+            |(name, bytes): (&String, &Arc<Vec<u8>>)| Listed { name: name.clone(), len: bytes.len() as u64 };
         Ok(self.state().objects.iter().filter(|(name, _)| name.starts_with(&prefix)).map(listed).collect())
     }
 
@@ -93,9 +94,9 @@ impl Object for MemoryObject {
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), StorageError> {
         let end = offset.saturating_add(buffer.len() as u64);
         let range = usize::try_from(offset).ok().zip(usize::try_from(end).ok());
-        let bytes = range.and_then(|(start, end)| self.bytes.get(start..end)).ok_or_else(|| {
-            StorageError::Short { name: self.name.clone(), len: self.len(), offset, end }
-        })?;
+        let bytes = range
+            .and_then(|(start, end)| self.bytes.get(start..end))
+            .ok_or_else(|| StorageError::Short { name: self.name.clone(), len: self.len(), offset, end })?;
         buffer.copy_from_slice(bytes);
         Ok(())
     }

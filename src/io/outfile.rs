@@ -27,7 +27,9 @@ impl NewFile {
             Ok(metadata) if !metadata.is_file() => {
                 return Err(DiskError::NotADisk { path: path.to_owned(), found: "not a regular file" });
             }
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(DiskError::io("look at", path, 0, e)),
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                return Err(DiskError::io("look at", path, 0, e));
+            }
             _ => {}
         }
         let failed = |e| DiskError::io("create", path, 0, e);
@@ -188,7 +190,11 @@ pub fn is_block_device(path: &Path) -> bool {
 
 /// Makes a directory, for its owner only, and those above it that are missing.
 pub fn make_dirs(path: &Path) -> Result<(), DiskError> {
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|e| DiskError::io("make", path, 0, e))
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(|e| DiskError::io("make", path, 0, e))
 }
 
 /// Removes a directory with the given files in it, and nothing else: what is left of a launch that failed.

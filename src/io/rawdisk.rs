@@ -70,7 +70,9 @@ impl DiskRead for RawDisk {
         let extent = match self.seek_extent(offset) {
             Ok(extent) => Extent { end: extent.end.min(self.len), ..extent },
             // Not for block devices, nor where the file system has no such call: read everything.
-            Err(rustix::io::Errno::INVAL | rustix::io::Errno::NXIO | rustix::io::Errno::OPNOTSUPP) => all_data,
+            Err(rustix::io::Errno::INVAL | rustix::io::Errno::NXIO | rustix::io::Errno::OPNOTSUPP) => {
+                all_data
+            }
             Err(e) => return Err(DiskError::io("look for data in", &self.path, offset, e.into())),
         };
         // A hole that moved under us while we looked: take it as data, content decides.

@@ -378,11 +378,13 @@ fn crashed(log: &[SimOp], mode: CrashMode) -> State {
         disk.perform(op);
     }
     // A file or directory whose parent was lost cannot be reached.
-    let lost: Vec<_> = disk.names.keys().filter(|path| disk.require_dir(path.parent()).is_err()).cloned().collect();
+    let lost: Vec<_> =
+        disk.names.keys().filter(|path| disk.require_dir(path.parent()).is_err()).cloned().collect();
     for path in lost {
         disk.names.retain(|name, _| !name.starts_with(&path));
     }
-    let inodes: Vec<_> = disk.names.values().filter_map(|n| if let Node::File(i) = n { Some(*i) } else { None }).collect();
+    let inodes: Vec<_> =
+        disk.names.values().filter_map(|n| if let Node::File(i) = n { Some(*i) } else { None }).collect();
     for inode in inodes {
         let bytes = surviving_bytes(log, inode, mode, &mut draw);
         disk.contents.insert(inode, Arc::new(bytes));
@@ -425,7 +427,10 @@ fn surviving_names<'a>(log: &'a [SimOp], mode: CrashMode, draw: &mut Draw) -> Ve
         .iter()
         .filter_map(|&at| if let SimOp::Rename(from, _) = &log[at] { Some(from) } else { None })
         .collect();
-    let creations = log.iter().enumerate().filter(|(_, op)| matches!(op, SimOp::Create(path, _) if renamed.contains(path)));
+    let creations = log
+        .iter()
+        .enumerate()
+        .filter(|(_, op)| matches!(op, SimOp::Create(path, _) if renamed.contains(path)));
     kept.extend(creations.map(|(at, _)| at));
     kept.sort_unstable();
     kept.dedup();

@@ -90,7 +90,9 @@ pub enum StorageError {
         name: String,
     },
     /// The storage is full, or would be.
-    #[error("no space for {name}: {available} bytes available, {needed} needed; free some space or use another region")]
+    #[error(
+        "no space for {name}: {available} bytes available, {needed} needed; free some space or use another region"
+    )]
     NoSpace {
         /// What was to be written.
         name: String,
@@ -110,7 +112,9 @@ pub enum StorageError {
         source: std::io::Error,
     },
     /// It failed at a moment after which the object may exist, or may come to exist.
-    #[error("{action} {name} failed and may or may not have taken effect: {source}; run the command again to find out")]
+    #[error(
+        "{action} {name} failed and may or may not have taken effect: {source}; run the command again to find out"
+    )]
     UnknownOutcome {
         /// What was tried.
         action: &'static str,
@@ -120,7 +124,9 @@ pub enum StorageError {
         source: std::io::Error,
     },
     /// An earlier write failed, so this handle writes no more.
-    #[error("not writing {name}: an earlier write failed, so nothing after it may count; run the command again")]
+    #[error(
+        "not writing {name}: an earlier write failed, so nothing after it may count; run the command again"
+    )]
     Latched {
         /// What was to be written.
         name: String,

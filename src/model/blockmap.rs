@@ -102,7 +102,8 @@ impl BlockMap {
     /// Bytes of the volume that chunks cover; the rest are zero runs.
     pub fn data_bytes(&self) -> u64 {
         let covered: u64 = self.chunks.iter().map(|c| block_offset(u64::from(c.blocks))).sum();
-        let over = self.chunks.last().map_or(0, |c| block_offset(c.end_block()).saturating_sub(self.volume_bytes));
+        let over =
+            self.chunks.last().map_or(0, |c| block_offset(c.end_block()).saturating_sub(self.volume_bytes));
         covered - over
     }
 

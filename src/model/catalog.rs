@@ -123,9 +123,10 @@ impl Catalog {
             Op::CreateSnapshot { snapshot, packs } => self.create_snapshot(snapshot, packs),
             Op::DeleteSnapshot { id } => self.delete_snapshot(*id),
             Op::RegisterImage(image) => self.register_image(image),
-            Op::DeregisterImage { id } => {
-                Arc::make_mut(&mut self.images).remove(id).map(drop).ok_or_else(|| Rejection::Missing(id.to_string()))
-            }
+            Op::DeregisterImage { id } => Arc::make_mut(&mut self.images)
+                .remove(id)
+                .map(drop)
+                .ok_or_else(|| Rejection::Missing(id.to_string())),
             Op::RunInstance { instance, volumes } => self.run_instance(instance, volumes),
         }
     }
@@ -181,7 +182,9 @@ impl Catalog {
         if let Some(image) = self.image_using(id) {
             return Err(Rejection::SnapshotInUse(id, image));
         }
-        let snapshot = Arc::make_mut(&mut self.snapshots).remove(&id).ok_or_else(|| Rejection::Missing(id.to_string()))?;
+        let snapshot = Arc::make_mut(&mut self.snapshots)
+            .remove(&id)
+            .ok_or_else(|| Rejection::Missing(id.to_string()))?;
         if self.volumes.values().any(|volume| volume.snapshot_id == Some(id)) {
             Arc::make_mut(&mut self.retained_manifests).insert(id, snapshot);
         }
@@ -308,7 +311,8 @@ mod tests {
             Err(Rejection::PackUnavailable(first))
         );
         catalog.apply(&record(1, vec![pack(0, vec![]), snapshot(2, &[0])])).unwrap();
-        Arc::make_mut(&mut catalog.packs).get_mut(&first).unwrap().state = PackState::Condemned { since_ms: 1 };
+        Arc::make_mut(&mut catalog.packs).get_mut(&first).unwrap().state =
+            PackState::Condemned { since_ms: 1 };
         catalog.apply(&record(2, vec![snapshot(3, &[0])])).unwrap();
         assert_eq!(catalog.packs[&first].state, PackState::Live);
         Arc::make_mut(&mut catalog.packs).get_mut(&first).unwrap().state = PackState::Sweeping;

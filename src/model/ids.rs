@@ -198,8 +198,16 @@ mod tests {
         let text = "ami-0123456789abcdef0";
         assert_eq!(text.parse::<ImageId>().unwrap().to_string(), text);
         assert!("ami-f123456789abcdef0".parse::<ImageId>().is_ok(), "any first digit is well-formed");
-        for bad in ["", "ami-", "ami-0123456789ABCDEF0", "snap-0123456789abcdef0", "ami-0123456789abcdef",
-            "ami-0123456789abcdef01", "ami-+123456789abcdef0", " ami-0123456789abcdef0"] {
+        for bad in [
+            "",
+            "ami-",
+            "ami-0123456789ABCDEF0",
+            "snap-0123456789abcdef0",
+            "ami-0123456789abcdef",
+            "ami-0123456789abcdef01",
+            "ami-+123456789abcdef0",
+            " ami-0123456789abcdef0",
+        ] {
             assert!(bad.parse::<ImageId>().is_err(), "{bad:?}");
         }
     }

@@ -20,7 +20,7 @@ pub struct ChunkerParams {
 
 impl ChunkerParams {
     /// The parameters of new regions; measured in docs/LAYOUT.md.
-    pub const DEFAULT: Self = Self { min_blocks: 4, avg_blocks: 32, max_blocks: 64, zero_tail_bytes: 32 };
+    pub const DEFAULT: Self = Self { min_blocks: 4, avg_blocks: 32, max_blocks: 64, zero_tail_bytes: 256 };
 
     /// Whether these can be cut with: 1 <= min <= avg <= max <= 256 blocks, a tail within a block.
     pub const fn is_valid(&self) -> bool {

@@ -59,7 +59,8 @@ impl CopyPlan {
     /// Bytes that will be moved: stored frames and manifests that the target lacks.
     pub fn transfer_bytes(&self) -> u64 {
         let manifests = self.snapshots.iter().zip(&self.manifests_missing);
-        let manifest_bytes: u64 = manifests.filter(|(_, missing)| **missing).map(|(s, _)| s.manifest.len).sum();
+        let manifest_bytes: u64 =
+            manifests.filter(|(_, missing)| **missing).map(|(s, _)| s.manifest.len).sum();
         self.missing.stored_bytes + manifest_bytes
     }
 
@@ -119,7 +120,15 @@ pub fn plan(
     let missing = find_missing(source, target, &maps, context)?;
     let there = target.catalog()?;
     let manifests_missing = snapshots.iter().map(|s| known_manifest(&there, &s.manifest).is_none()).collect();
-    Ok(CopyPlan { what, image, snapshots, maps, source_sequence: catalog.sequence, missing, manifests_missing })
+    Ok(CopyPlan {
+        what,
+        image,
+        snapshots,
+        maps,
+        source_sequence: catalog.sequence,
+        missing,
+        manifests_missing,
+    })
 }
 
 /// Carries out a plan.
@@ -154,7 +163,8 @@ pub fn apply(
     }
     session.flush()?;
     let snapshots = copied_snapshots(source, target, plan, &manifests, options, context)?;
-    let image = plan.image.as_ref().map(|i| copied_image(source, target, i, plan, &snapshots, options, context));
+    let image =
+        plan.image.as_ref().map(|i| copied_image(source, target, i, plan, &snapshots, options, context));
     let image = image.transpose()?;
     target.commit::<_, OpsError>(context.account, |catalog| {
         let create = |s: &Snapshot| Op::CreateSnapshot { snapshot: Box::new(s.clone()), packs: used.clone() };
@@ -252,7 +262,8 @@ fn made_before(
             if !same || copy.name != copy_name(image, options) {
                 return mismatch();
             }
-            let snapshots = copy.snapshot_ids().filter_map(|id| catalog.snapshots.get(&id).cloned()).collect();
+            let snapshots =
+                copy.snapshot_ids().filter_map(|id| catalog.snapshots.get(&id).cloned()).collect();
             made(Some(copy.clone()), snapshots)
         }
         (CopyWhat::Snapshot(id), _) => {

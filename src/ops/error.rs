@@ -101,7 +101,9 @@ pub enum OpsError {
     #[error(transparent)]
     Disk(#[from] DiskError),
     /// A chunk did not survive being compressed and decompressed: nothing refers to it.
-    #[error("a chunk at block {block} failed its proof before it was stored: {source}. Memory or processor may be faulty; test them before you trust this machine")]
+    #[error(
+        "a chunk at block {block} failed its proof before it was stored: {source}. Memory or processor may be faulty; test them before you trust this machine"
+    )]
     Proof {
         /// Where in the volume.
         block: u64,
@@ -135,7 +137,9 @@ pub enum OpsError {
 impl From<RegionError> for OpsError {
     fn from(error: RegionError) -> Self {
         match error {
-            RegionError::Rejected(Rejection::SnapshotInUse(snapshot, image)) => Self::snapshot_in_use(snapshot, image),
+            RegionError::Rejected(Rejection::SnapshotInUse(snapshot, image)) => {
+                Self::snapshot_in_use(snapshot, image)
+            }
             RegionError::Rejected(Rejection::NameTaken(name, image)) => Self::name_taken(&name, image),
             error => Self::Region(error),
         }

@@ -69,7 +69,8 @@ pub fn import(
         snapshots.push(describe(region, &volume, &said, context)?);
         ingested.push(volume);
     }
-    let devices: Vec<_> = disks.iter().zip(&snapshots).map(|(disk, snapshot)| spec(disk, snapshot.id)).collect();
+    let devices: Vec<_> =
+        disks.iter().zip(&snapshots).map(|(disk, snapshot)| spec(disk, snapshot.id)).collect();
     let size_of = |id| {
         let snapshot = snapshots.iter().find(|snapshot| snapshot.id == id);
         snapshot.map(|snapshot| snapshot.volume_bytes).ok_or_else(|| OpsError::snapshot_not_found(id))

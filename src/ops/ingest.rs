@@ -20,6 +20,7 @@ use crate::model::ids::ChunkId;
 use crate::model::objects::{ManifestRecord, PackName};
 use crate::model::region::ChunkerParams;
 use crate::model::units::{BLOCK_BYTES, ZERO_RUN_BLOCKS_MIN, block_offset, blocks_for_bytes};
+
 use crate::region::session::Session;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use rayon::prelude::*;
@@ -29,6 +30,9 @@ use std::thread;
 const BUFFERS: usize = 6;
 /// Holes shorter than this are read as data: a seek costs more.
 const HOLE_BLOCKS_MIN: u64 = 16;
+/// Zero blocks that may wait to be content or a zero run: one less than a run has.
+const ZERO_BLOCKS_PENDING_MAX: usize = 3;
+const _: () = assert!(ZERO_BLOCKS_PENDING_MAX as u64 + 1 == ZERO_RUN_BLOCKS_MIN);
 /// Blocks whose facts are computed by one task.
 const FACTS_BLOCKS: usize = 64;
 
@@ -130,7 +134,7 @@ pub fn ingest(
 
 /// Room before a buffer's data for the bytes of a chunk that began in the buffer before.
 fn headroom(params: ChunkerParams) -> usize {
-    (usize::from(params.max_blocks) + ZERO_RUN_BLOCKS_MIN as usize) * BLOCK_BYTES
+    (usize::from(params.max_blocks) + ZERO_BLOCKS_PENDING_MAX) * BLOCK_BYTES
 }
 
 /// First stage: fills buffers. Ends when the disk does, or when nobody takes them.
@@ -225,7 +229,12 @@ fn facts_of(data: &[u8], params: ChunkerParams, context: &Context<'_>) -> Vec<Bl
 }
 
 /// The chunks that end in a piece, with the offsets of their bytes in its buffer.
-fn cut_piece(cutter: &mut Cutter, parts: &[Part], facts: &[BlockFacts], headroom: usize) -> Vec<(Span, usize)> {
+fn cut_piece(
+    cutter: &mut Cutter,
+    parts: &[Part],
+    facts: &[BlockFacts],
+    headroom: usize,
+) -> Vec<(Span, usize)> {
     let mut chunks = Vec::new();
     let mut facts = facts.iter();
     // The byte at `anchor_offset` of the buffer is that of block `anchor`; a chunk never spans a hole.
@@ -310,7 +319,8 @@ impl Store {
     ) -> Result<(), OpsError> {
         let ids: Vec<ChunkId> = batch.chunks.iter().map(|cut| cut.id).collect();
         let is_new = session.reserve(&ids)?;
-        let new: Vec<&Cut> = batch.chunks.iter().zip(is_new).filter_map(|(cut, new)| new.then_some(cut)).collect();
+        let new: Vec<&Cut> =
+            batch.chunks.iter().zip(is_new).filter_map(|(cut, new)| new.then_some(cut)).collect();
         let region = session.region().clone();
         let encode = |cut: &&Cut| {
             region

@@ -64,7 +64,8 @@ pub fn launch(
     context: &Context<'_>,
 ) -> Result<Vec<Launched>, OpsError> {
     if options.count == 0 || options.count > INSTANCES_MAX {
-        let why = format!("count is {}; 1 to {INSTANCES_MAX} instances can be launched at once", options.count);
+        let why =
+            format!("count is {}; 1 to {INSTANCES_MAX} instances can be launched at once", options.count);
         return Err(OpsError::rule(Code::InvalidParameterValue, why));
     }
     super::find::check_tags(&options.tags)?;
@@ -148,7 +149,8 @@ impl Content {
     }
 
     fn write(&self, region: &Region, path: &Path, context: &Context<'_>) -> Result<(), OpsError> {
-        let mut target: Box<dyn DiskWrite> = open_target(path, self.ebs.volume_bytes, TargetOptions::default())?;
+        let mut target: Box<dyn DiskWrite> =
+            open_target(path, self.ebs.volume_bytes, TargetOptions::default())?;
         if let Some((snapshot, map)) = &self.map {
             restore(region, *snapshot, map, &mut *target, context)?;
         }

@@ -7,8 +7,8 @@ use crate::model::account::Tag;
 use crate::model::catalog::Catalog;
 use crate::model::ids::{ImageId, SnapshotId};
 use crate::model::image::{
-    Architecture, BlockDeviceMapping, BootMode, DeviceTarget, EbsBlockDevice, Image, ImageState, RootDeviceType,
-    VirtualizationType, VolumeType, is_device_name, is_image_name,
+    Architecture, BlockDeviceMapping, BootMode, DeviceTarget, EbsBlockDevice, Image, ImageState,
+    RootDeviceType, VirtualizationType, VolumeType, is_device_name, is_image_name,
 };
 use crate::model::op::Op;
 use crate::region::Region;
@@ -91,7 +91,10 @@ pub(super) fn check(options: &ImageOptions, devices: &[DeviceSpec]) -> Result<()
     }
     let root = devices.iter().find(|device| device.device_name == options.root_device_name);
     if root.is_none_or(|root| root.snapshot_id.is_none()) {
-        return refuse(format!("The root device '{}' needs a mapping with a snapshot", options.root_device_name));
+        return refuse(format!(
+            "The root device '{}' needs a mapping with a snapshot",
+            options.root_device_name
+        ));
     }
     Ok(())
 }

@@ -64,7 +64,12 @@ pub fn restore(
     })
 }
 
-fn fetch(region: &Region, map: &BlockMap, context: &Context<'_>, loaded: &Sender<Loaded>) -> Result<(), OpsError> {
+fn fetch(
+    region: &Region,
+    map: &BlockMap,
+    context: &Context<'_>,
+    loaded: &Sender<Loaded>,
+) -> Result<(), OpsError> {
     let limit = context.buffer_bytes() / BLOCK_BYTES;
     let mut runs = map.runs().peekable();
     while runs.peek().is_some() {

@@ -95,7 +95,8 @@ fn item(region: &Region, catalog: &Catalog, id: AnyId, context: &Context<'_>) ->
             let other_image = |snapshot: &SnapshotId| {
                 catalog.images.values().any(|i| i.id != id && i.snapshot_ids().any(|s| s == *snapshot))
             };
-            let kept: Vec<_> = snapshots.iter().filter(|s| other_image(s) || under_volume(catalog, **s)).copied().collect();
+            let kept: Vec<_> =
+                snapshots.iter().filter(|s| other_image(s) || under_volume(catalog, **s)).copied().collect();
             (id.to_string(), snapshots, kept)
         }
         AnyId::Snapshot(id) => {
@@ -155,7 +156,8 @@ fn manifest_bytes(catalog: &Catalog, snapshots: &[SnapshotId]) -> u64 {
     let mut own = BTreeMap::new();
     for snapshot in snapshots.iter().filter_map(|id| catalog.snapshots.get(id)) {
         let name = snapshot.manifest.name;
-        let elsewhere = catalog.roots().any(|other| other.manifest.name == name && !snapshots.contains(&other.id));
+        let elsewhere =
+            catalog.roots().any(|other| other.manifest.name == name && !snapshots.contains(&other.id));
         if !elsewhere {
             own.insert(name, snapshot.manifest.len);
         }

@@ -55,7 +55,8 @@ pub fn find_missing(
     for ids in ids.chunks(ASKED_AT_ONCE) {
         context.check_cancelled()?;
         let present = target.has_chunks(ids)?;
-        let absent: Vec<ChunkId> = ids.iter().zip(present).filter_map(|(&id, has)| (!has).then_some(id)).collect();
+        let absent: Vec<ChunkId> =
+            ids.iter().zip(present).filter_map(|(&id, has)| (!has).then_some(id)).collect();
         located.extend(source.locate(&absent)?);
     }
     located.sort_unstable_by_key(|(_, location)| (location.pack, location.offset));

@@ -56,7 +56,8 @@ pub struct Report {
 
 /// Checks a region, or some images and snapshots of it.
 pub fn verify(region: &Region, options: &VerifyOptions, context: &Context<'_>) -> Result<Report, OpsError> {
-    let mut check = Check { region, context, report: Report::default(), bad: HashMap::new(), uses: HashMap::new() };
+    let mut check =
+        Check { region, context, report: Report::default(), bad: HashMap::new(), uses: HashMap::new() };
     let (catalog, caches) = match region.audit_log() {
         Ok(audit) => audit,
         Err(error) => {
@@ -90,7 +91,11 @@ pub fn verify(region: &Region, options: &VerifyOptions, context: &Context<'_>) -
 }
 
 /// The snapshots to check.
-fn select(catalog: &Catalog, options: &VerifyOptions, context: &Context<'_>) -> Result<BTreeSet<SnapshotId>, OpsError> {
+fn select(
+    catalog: &Catalog,
+    options: &VerifyOptions,
+    context: &Context<'_>,
+) -> Result<BTreeSet<SnapshotId>, OpsError> {
     if options.ids.is_empty() {
         return Ok(catalog.roots().map(|snapshot| snapshot.id).collect());
     }
@@ -138,11 +143,18 @@ impl Check<'_> {
                 // A manifest that cannot be read is found again, and reported, below.
                 let Ok(map) = self.region.load_map(&snapshot.manifest) else { continue };
                 let ids: Vec<ChunkId> = map.chunks().iter().map(|chunk| chunk.id).collect();
-                needed.extend(self.region.try_locate(&ids)?.into_iter().flatten().map(|location| location.pack));
+                needed.extend(
+                    self.region.try_locate(&ids)?.into_iter().flatten().map(|location| location.pack),
+                );
             }
         }
-        let mut records: Vec<_> = catalog.packs.values().map(|p| &p.record).filter(|r| needed.contains(&r.name)).collect();
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0 to the number of packs")]
+        let mut records: Vec<_> =
+            catalog.packs.values().map(|p| &p.record).filter(|r| needed.contains(&r.name)).collect();
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "0 to the number of packs"
+        )]
         let count = (records.len() as f64 * options.sample_percent.clamp(0.0, 100.0) / 100.0).ceil() as usize;
         // A different sample each time, so that all packs come to be checked.
         for at in 0..count.min(records.len()) {

@@ -3,9 +3,7 @@
 use crate::chunk::frame::Frame;
 use crate::format::entry::Entry;
 use crate::format::error::FormatError;
-use crate::format::pack::{
-    HEADER_BYTES, encode_frame_header, encode_header, encode_trailer,
-};
+use crate::format::pack::{HEADER_BYTES, encode_frame_header, encode_header, encode_trailer};
 use crate::model::ids::{ChunkId, RegionId};
 use crate::model::objects::{PackName, PackRecord};
 use crate::model::units::BLOCK_BYTES;

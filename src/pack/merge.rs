@@ -52,7 +52,8 @@ pub fn merge(
     let packs: Vec<PackName> = packs.into_iter().collect();
     let place = |pack: PackName| u32::try_from(packs.partition_point(|&p| p < pack)).unwrap_or(u32::MAX);
 
-    let entries = index.loose_entries() + segments.iter().map(|s| s.entries() as usize).sum::<usize>();
+    let entries = index.loose_entries()
+        + segments.iter().map(|s| usize::try_from(s.entries()).unwrap_or(0)).sum::<usize>();
     let mut writer = SegmentWriter::new(entries);
     let mut sources: Vec<Source<'_>> = Vec::new();
     for (&pack, trailer) in index.loose() {

@@ -113,7 +113,12 @@ pub fn stored_frame<'a>(
 ) -> Result<&'a [u8], PackError> {
     let start = usize::try_from(u64::from(location.offset) - run.offset).unwrap_or(usize::MAX);
     frame_body(run_bytes.get(start..).unwrap_or_default(), &location.entry(id)).map_err(|source| {
-        PackError::DamagedFrame { pack: location.pack, offset: location.offset, chunk: id, source: source.into() }
+        PackError::DamagedFrame {
+            pack: location.pack,
+            offset: location.offset,
+            chunk: id,
+            source: source.into(),
+        }
     })
 }
 
@@ -130,13 +135,11 @@ mod tests {
 
     #[test]
     fn near_frames_are_read_together_in_pack_order() {
-        let wanted = [at(2, 64, 100), at(1, 5000, 88), at(1, 64, 88), at(1, 64 + 100, 88), at(1, 200_000, 10)];
+        let wanted =
+            [at(2, 64, 100), at(1, 5000, 88), at(1, 64, 88), at(1, 64 + 100, 88), at(1, 200_000, 10)];
         let runs = plan_reads(&wanted);
         let of: Vec<_> = runs.iter().map(|r| (r.pack.number, r.offset, r.len, r.members.clone())).collect();
-        assert_eq!(
-            of,
-            [(1, 64, 5036, vec![2, 3, 1]), (1, 200_000, 22, vec![4]), (2, 64, 112, vec![0])]
-        );
+        assert_eq!(of, [(1, 64, 5036, vec![2, 3, 1]), (1, 200_000, 22, vec![4]), (2, 64, 112, vec![0])]);
     }
 
     #[test]

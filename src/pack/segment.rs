@@ -31,7 +31,9 @@ impl Segment {
     pub fn from_bytes(bytes: Bytes, region: RegionId, record: &SegmentRecord) -> Result<Self, PackError> {
         let damaged = |source| PackError::damaged(record.name, source);
         let header = segment::decode_header(bytes.as_ref()).map_err(damaged)?;
-        if header.region != region || header.entries != record.entries || bytes.as_ref().len() as u64 != record.len
+        if header.region != region
+            || header.entries != record.entries
+            || bytes.as_ref().len() as u64 != record.len
         {
             let why = format!("it has {} entries of region {}", header.entries, header.region);
             return Err(damaged(FormatError::invalid("index segment", why)));

@@ -20,7 +20,11 @@ pub fn read_trailer(
 }
 
 /// As [`read_trailer`], from the open object.
-pub fn read_trailer_of(object: &dyn Object, region: RegionId, record: &PackRecord) -> Result<Trailer, PackError> {
+pub fn read_trailer_of(
+    object: &dyn Object,
+    region: RegionId,
+    record: &PackRecord,
+) -> Result<Trailer, PackError> {
     let damaged = |source| PackError::damaged(record.name, source);
     let len = object.len();
     if len != record.len || !((HEADER_BYTES + FOOTER_BYTES) as u64..=PACK_BYTES_MAX).contains(&len) {

@@ -107,7 +107,8 @@ impl Region {
 
     /// Records that cannot be reached because one before them is missing.
     fn records_after(&self, tail: u64) -> Result<Option<RegionError>, RegionError> {
-        let sequence_of = |listed: &Listed| listed.name.rsplit('/').next().and_then(|n| n.parse::<u64>().ok());
+        let sequence_of =
+            |listed: &Listed| listed.name.rsplit('/').next().and_then(|n| n.parse::<u64>().ok());
         let last = self.0.storage.list("log")?.iter().filter_map(sequence_of).max().unwrap_or(0);
         Ok((last > tail).then(|| RegionError::BrokenLog {
             sequence: tail + 1,

@@ -25,7 +25,9 @@ pub enum RegionError {
         source: FormatError,
     },
     /// A record's place or predecessor is not what the log says, or it does not apply.
-    #[error("log record {sequence} does not continue the log: {why}; `imgstore verify` says how much is affected")]
+    #[error(
+        "log record {sequence} does not continue the log: {why}; `imgstore verify` says how much is affected"
+    )]
     BrokenLog {
         /// The record.
         sequence: u64,
@@ -33,7 +35,9 @@ pub enum RegionError {
         why: String,
     },
     /// No pack holds the chunk.
-    #[error("chunk {chunk} is in no readable pack ({unreadable} packs cannot be read); `imgstore verify` says what is affected")]
+    #[error(
+        "chunk {chunk} is in no readable pack ({unreadable} packs cannot be read); `imgstore verify` says what is affected"
+    )]
     MissingChunk {
         /// The chunk.
         chunk: ChunkId,
@@ -84,7 +88,9 @@ impl RegionError {
         let damage = |source: &FormatError| !matches!(source, FormatError::Newer { .. });
         match self {
             Self::Pack(PackError::Damaged { source, .. }) | Self::Damaged { source, .. } => damage(source),
-            Self::Pack(PackError::DamagedFrame { .. }) | Self::BrokenLog { .. } | Self::MissingChunk { .. } => true,
+            Self::Pack(PackError::DamagedFrame { .. })
+            | Self::BrokenLog { .. }
+            | Self::MissingChunk { .. } => true,
             Self::Storage(StorageError::NotFound { .. } | StorageError::Short { .. }) => true,
             _ => false,
         }

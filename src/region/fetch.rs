@@ -94,7 +94,12 @@ impl Region {
     }
 
     /// Encodes a chunk's bytes as a frame that is proved to give them back.
-    pub fn encode(&self, raw: &[u8], id: ChunkId, level: i32) -> Result<Frame, crate::chunk::frame::FrameError> {
+    pub fn encode(
+        &self,
+        raw: &[u8],
+        id: ChunkId,
+        level: i32,
+    ) -> Result<Frame, crate::chunk::frame::FrameError> {
         self.0.codecs.encode(raw, id, level)
     }
 

@@ -111,9 +111,8 @@ impl Head {
         names.reverse();
         // A checkpoint is a cache: one that cannot be used costs time and nothing else.
         let usable = names.iter().find_map(|listed| usable_checkpoint(storage, &listed.name));
-        let (catalog, position) = usable.unwrap_or_else(|| {
-            (Catalog::default(), LogPosition { sequence: 0, hash: region_hash })
-        });
+        let (catalog, position) =
+            usable.unwrap_or_else(|| (Catalog::default(), LogPosition { sequence: 0, hash: region_hash }));
         let last_checkpoint = position.sequence;
         // Records before the checkpoint were seen through it: their folder counts as read.
         let unsynced = (position.sequence > 0).then(|| shard(position.sequence)).into_iter().collect();
@@ -242,7 +241,7 @@ fn usable_checkpoint(storage: &dyn Storage, name: &str) -> Option<(Catalog, LogP
     let sequence = checkpoint.catalog.sequence;
     let record = read_record(storage, sequence).ok()??;
     let fits = checkpoint_name(sequence) == name && record.hash == checkpoint.record_hash;
-    fits.then(|| (checkpoint.catalog, LogPosition { sequence, hash: record.hash }))
+    fits.then_some((checkpoint.catalog, LogPosition { sequence, hash: record.hash }))
 }
 
 pub(super) fn read_checkpoint(storage: &dyn Storage, name: &str) -> Result<Checkpoint, RegionError> {

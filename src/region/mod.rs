@@ -146,7 +146,8 @@ impl Region {
     pub fn open(storage: Arc<dyn Storage>, session: SessionId) -> Result<Self, RegionError> {
         let bytes = read_whole(&*storage, REGION_FILE, REGION_FILE_BYTES_MAX)
             .map_err(|e| if e.is_not_found() { RegionError::NotARegion } else { e.into() })?;
-        let (header, header_hash) = region_file::decode(&bytes).map_err(|e| RegionError::damaged(REGION_FILE, e))?;
+        let (header, header_hash) =
+            region_file::decode(&bytes).map_err(|e| RegionError::damaged(REGION_FILE, e))?;
         let head = Head::open(&*storage, header_hash)?;
         let reader = PackReader::new(storage.clone());
         Ok(Self(Arc::new(Inner {
@@ -222,7 +223,11 @@ impl Region {
         let (map, hash) = manifest::decode(&bytes).map_err(damaged)?;
         if hash != manifest.hash {
             let (expected, found) = (manifest.hash, hash);
-            return Err(damaged(crate::format::error::FormatError::Identity { what: "manifest", expected, found }));
+            return Err(damaged(crate::format::error::FormatError::Identity {
+                what: "manifest",
+                expected,
+                found,
+            }));
         }
         Ok(map)
     }
@@ -258,7 +263,8 @@ impl Region {
             return Ok(());
         }
         let name = SegmentName { session: self.0.session, number: self.next_number() };
-        let merged = self.with_index(|index| merge::merge(index, &merge::choose(index), self.0.header.id, name))?;
+        let merged =
+            self.with_index(|index| merge::merge(index, &merge::choose(index), self.0.header.id, name))?;
         if self.0.storage.create(&name.to_string(), &[&merged.bytes])? == Created::Existed {
             return Err(RegionError::NameReused(name.to_string()));
         }
@@ -287,8 +293,14 @@ impl Region {
     }
 
     fn rebuild_index(&self, cached: &mut CachedIndex, catalog: &Catalog) {
-        let mut index =
-            Index::refresh(&cached.index, &cached.written, &*self.0.storage, self.0.header.id, catalog, &cached.bad_segments);
+        let mut index = Index::refresh(
+            &cached.index,
+            &cached.written,
+            &*self.0.storage,
+            self.0.header.id,
+            catalog,
+            &cached.bad_segments,
+        );
         index.shrink_to_fit();
         cached.written.retain(|pack, _| index.loose().contains_key(pack));
         cached.index = Arc::new(index);

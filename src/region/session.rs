@@ -94,7 +94,9 @@ impl Session {
         let located = match ids.iter().map(|&id| index.locate_for_use(id)).collect::<Result<Vec<_>, _>>() {
             Ok(located) => located,
             // A damaged segment: the region leaves it out.
-            Err(_) => self.region.with_index(|index| ids.iter().map(|&id| index.locate_for_use(id)).collect())?,
+            Err(_) => {
+                self.region.with_index(|index| ids.iter().map(|&id| index.locate_for_use(id)).collect())?
+            }
         };
         let mut is_new = Vec::with_capacity(ids.len());
         for (&id, location) in ids.iter().zip(located) {

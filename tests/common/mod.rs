@@ -65,8 +65,18 @@ pub fn volume(len: usize, seed: u64) -> Vec<u8> {
 }
 
 const WORDS: [&str; 12] = [
-    "volume ", "snapshot ", "image ", "region ", "chunk ", "pack\n", "block ", "root=/dev/xvda ", "#!/bin/sh\n",
-    "0x7f454c46 ", "GET /index.html 200 ", "lib",
+    "volume ",
+    "snapshot ",
+    "image ",
+    "region ",
+    "chunk ",
+    "pack\n",
+    "block ",
+    "root=/dev/xvda ",
+    "#!/bin/sh\n",
+    "0x7f454c46 ",
+    "GET /index.html 200 ",
+    "lib",
 ];
 
 /// A disk in memory. Its holes are runs of zeros of at least `hole_blocks` blocks.

@@ -10,29 +10,31 @@ use std::path::Path;
 pub type Result<T> = std::result::Result<T, String>;
 /// A `ChunkId` or `Hash`.
 pub type Hash = [u8; 32];
+/// A `RegionId` or `SessionId`.
+pub type Id16 = [u8; 16];
 /// Milliseconds since 1970-01-01T00:00:00Z.
 pub type Time = u64;
 
 const BLOCK: usize = 4096;
-const ENTRY: usize = 48;
 
 fn ensure(holds: bool, what: &str) -> Result<()> {
     if holds { Ok(()) } else { Err(format!("damaged: {what}")) }
 }
 
-fn reserved(is_zero: bool, what: &str) -> Result<()> {
-    if is_zero { Ok(()) } else { Err(format!("a newer imgstore is needed: {what}")) }
+fn reserved(as_written: bool, what: &str) -> Result<()> {
+    if as_written { Ok(()) } else { Err(format!("a newer imgstore is needed: {what}")) }
 }
 
 fn all_zero(bytes: &[u8]) -> bool {
     bytes.iter().all(|byte| *byte == 0)
 }
 
-fn keyed(context: &str, parts: &[&[u8]]) -> Hash {
+/// `B3` of the page.
+fn b3(context: &str, parts: &[&[u8]]) -> Hash {
     let mut hasher = blake3::Hasher::new_derive_key(context);
-    for part in parts {
+    parts.iter().for_each(|part| {
         hasher.update(part);
-    }
+    });
     *hasher.finalize().as_bytes()
 }
 
@@ -84,66 +86,49 @@ pub fn value<T: Value>(bytes: &[u8]) -> Result<T> {
     Ok(value)
 }
 
+/// Decodes the value that begins at an offset.
 fn at<T: Value>(bytes: &[u8], offset: usize) -> Result<T> {
     Reader(bytes.get(offset..).ok_or("damaged: ends too early")?).get()
 }
 
-impl<const N: usize> Value for [u8; N] {
-    fn read(from: &mut Reader<'_>) -> Result<Self> {
-        from.take(N)?.try_into().map_err(|_| "not reached: take gives N bytes".to_owned())
-    }
-}
-
-macro_rules! integers {
-    ($($int:ty)*) => { $(impl Value for $int {
-        fn read(from: &mut Reader<'_>) -> Result<Self> {
-            Ok(<$int>::from_le_bytes(from.get()?))
+macro_rules! values {
+    ($([$($generics:tt)*] $type:ty, $from:ident => $read:expr;)*) => { $(
+        impl<$($generics)*> Value for $type {
+            fn read($from: &mut Reader<'_>) -> Result<Self> {
+                $read
+            }
         }
-    })* };
-}
-integers!(u8 u16 u32 u64 u128);
-
-impl Value for bool {
-    fn read(from: &mut Reader<'_>) -> Result<Self> {
-        let byte: u8 = from.get()?;
-        ensure(byte <= 1, "a bool is neither 0 nor 1")?;
-        Ok(byte == 1)
-    }
+    )* };
 }
 
-impl Value for String {
-    fn read(from: &mut Reader<'_>) -> Result<Self> {
-        let length: u64 = from.get()?;
-        let bytes = from.take(usize::try_from(length).map_err(|_| "damaged: a string's length")?)?;
-        String::from_utf8(bytes.to_vec()).map_err(|_| "damaged: a string is not UTF-8".to_owned())
-    }
-}
-
-impl<T: Value> Value for Vec<T> {
-    fn read(from: &mut Reader<'_>) -> Result<Self> {
+values! {
+    [const N: usize] [u8; N], from => from.take(N)?.try_into().map_err(|_| "take gave too few".to_owned());
+    [] u8, from => from.get().map(u8::from_le_bytes);
+    [] u16, from => from.get().map(u16::from_le_bytes);
+    [] u32, from => from.get().map(u32::from_le_bytes);
+    [] u64, from => from.get().map(u64::from_le_bytes);
+    [] u128, from => from.get().map(u128::from_le_bytes);
+    [] (), _from => Ok(());
+    [] bool, from => match from.get::<u8>()? {
+        0 => Ok(false),
+        1 => Ok(true),
+        _ => Err("damaged: a bool is neither 0 nor 1".to_owned()),
+    };
+    [] String, from => {
+        let length = usize::try_from(from.get::<u64>()?).map_err(|_| "damaged: a string's length")?;
+        String::from_utf8(from.take(length)?.to_vec()).map_err(|_| "damaged: a string is not UTF-8".to_owned())
+    };
+    [T: Value] Vec<T>, from => {
         let count: u64 = from.get()?;
         let mut items = Vec::new(); // grows with the bytes that are there, not with what the count claims
         for _ in 0..count {
             items.push(from.get()?);
         }
         Ok(items)
-    }
-}
-
-impl<T: Value> Value for Option<T> {
-    fn read(from: &mut Reader<'_>) -> Result<Self> {
-        if from.get::<bool>()? { Ok(Some(from.get()?)) } else { Ok(None) }
-    }
-}
-
-impl<T: Value> Value for Box<T> {
-    fn read(from: &mut Reader<'_>) -> Result<Self> {
-        Ok(Box::new(from.get()?))
-    }
-}
-
-impl<K: Value + Ord, V: Value> Value for BTreeMap<K, V> {
-    fn read(from: &mut Reader<'_>) -> Result<Self> {
+    };
+    [T: Value] Option<T>, from => if from.get()? { from.get().map(Some) } else { Ok(None) };
+    [T: Value] Box<T>, from => from.get().map(Box::new);
+    [K: Value + Ord, V: Value] BTreeMap<K, V>, from => {
         let count: u64 = from.get()?;
         let mut map = BTreeMap::new();
         for _ in 0..count {
@@ -152,49 +137,47 @@ impl<K: Value + Ord, V: Value> Value for BTreeMap<K, V> {
             map.insert(key, from.get()?);
         }
         Ok(map)
-    }
-}
-
-impl<K: Value + Ord> Value for BTreeSet<K> {
-    fn read(from: &mut Reader<'_>) -> Result<Self> {
-        let count: u64 = from.get()?;
-        let mut set = BTreeSet::new();
-        for _ in 0..count {
-            let key: K = from.get()?;
-            ensure(set.last().is_none_or(|last| *last < key), "keys do not ascend")?;
-            set.insert(key);
-        }
-        Ok(set)
-    }
+    };
+    [K: Value + Ord] BTreeSet<K>, from => Ok(from.get::<BTreeMap<K, ()>>()?.into_keys().collect());
+    [] ShortId, from => {
+        let id = from.get()?;
+        ensure(id < 1 << 68, "an id of more than 17 hex digits")?;
+        Ok(ShortId(id))
+    };
+    [] AccountId, from => {
+        let id = from.get()?;
+        ensure(id < 1_000_000_000_000, "an account of more than 12 digits")?;
+        Ok(AccountId(id))
+    };
+    [] ChunkRef, from => {
+        let mut first = [0; 8];
+        first[..6].copy_from_slice(from.take(6)?);
+        Ok(ChunkRef { first: u64::from_le_bytes(first), blocks: from.get()?, id: from.get()? })
+    };
 }
 
 /// An `ImageId`, `SnapshotId`, `VolumeId` or `InstanceId`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ShortId(pub u128);
 
-impl Value for ShortId {
-    fn read(from: &mut Reader<'_>) -> Result<Self> {
-        let id: u128 = from.get()?;
-        ensure(id < 1 << 68, "an id of more than 17 hex digits")?;
-        Ok(ShortId(id))
-    }
-}
-
 /// An `AccountId`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct AccountId(pub u64);
 
-impl Value for AccountId {
-    fn read(from: &mut Reader<'_>) -> Result<Self> {
-        let id: u64 = from.get()?;
-        ensure(id < 1_000_000_000_000, "an account of more than 12 digits")?;
-        Ok(AccountId(id))
-    }
+/// A chunk reference of a manifest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChunkRef {
+    /// The first block.
+    pub first: u64,
+    /// How many blocks.
+    pub blocks: u16,
+    /// The chunk's id.
+    pub id: Hash,
 }
 
 macro_rules! structs {
     ($($name:ident { $($field:ident $type:ty,)* })*) => { $(
-        #[doc = concat!("`", stringify!($name), "` of the table of values.")]
+        #[doc = concat!("`", stringify!($name), "`, as the page has it.")]
         #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
         pub struct $name { $(
             #[doc = concat!("`", stringify!($field), "`.")]
@@ -210,7 +193,7 @@ macro_rules! structs {
 
 macro_rules! choices {
     ($($name:ident { $($number:literal $variant:ident $(($($type:ty),*))?,)* })*) => { $(
-        #[doc = concat!("`", stringify!($name), "` of the table of values.")]
+        #[doc = concat!("`", stringify!($name), "`, as the page has it.")]
         #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
         pub enum $name { $(
             #[doc = concat!("Number ", stringify!($number), ".")]
@@ -230,13 +213,21 @@ macro_rules! choices {
 }
 
 structs! {
-    Name { session [u8; 16], number u64, }
+    Preamble { magic [u8; 8], version u16, suite u8, flags u8, }
+    PackHeader { preamble Preamble, zero u32, region Id16, name Name, key u64, }
+    FrameHeader { stored u32, blocks u16, codec u8, flags u8, crc u32, }
+    Entry { id Hash, pack u32, offset u32, stored u32, blocks u16, codec u8, flags u8, }
+    Footer { magic [u8; 8], frames u32, trailer_at u32, raw_bytes u64, zero u64, hash Hash, }
+    SegmentHeader { preamble Preamble, packs u32, entries u64, pages u32, table_crc u32, region Id16, }
+    PageEnd { entries u32, number u32, zero u32, crc u32, }
+    ManifestHeader { preamble Preamble, zero u32, volume_bytes u64, chunks u64, key u64, }
+    Name { session Id16, number u64, }
     RegionHeader {
-        id [u8; 16], name String, created Time, chunker Chunker, zstd_level u8, pack_bytes u32,
+        id Id16, name String, created Time, chunker Chunker, zstd_level u8, pack_bytes u32,
     }
     Chunker { min_blocks u16, avg_blocks u16, max_blocks u16, zero_tail_bytes u16, }
-    StoredRecord { sequence u64, previous Hash, nonce [u8; 16], time Time, author Author, body Body, }
-    Author { account AccountId, session [u8; 16], }
+    StoredRecord { sequence u64, previous Hash, nonce Id16, time Time, author Author, body Body, }
+    Author { account AccountId, session Id16, }
     PackRecord {
         name Name, len u64, frames u32, raw_bytes u64, trailer_hash Hash, bases Vec<Name>,
     }
@@ -248,7 +239,7 @@ structs! {
         source Option<SnapshotSource>, create_volume_permissions Vec<Permission>,
         client_token Option<String>, manifest ManifestRecord,
     }
-    SnapshotSource { region_id [u8; 16], region String, snapshot_id ShortId, sequence u64, }
+    SnapshotSource { region_id Id16, region String, snapshot_id ShortId, sequence u64, }
     Tag { key String, value String, }
     Image {
         id ShortId, name String, description String, owner AccountId, state ImageState,
@@ -261,7 +252,7 @@ structs! {
         source_instance Option<ShortId>, predecessor Option<ShortId>, client_token Option<String>,
     }
     Device { device_name String, target Target, }
-    ImageSource { region_id [u8; 16], region String, image_id ShortId, owner AccountId, }
+    ImageSource { region_id Id16, region String, image_id ShortId, owner AccountId, }
     Instance {
         id ShortId, owner AccountId, image_id ShortId, state InstanceState, launched Time,
         root_device_name String, path String, tags Vec<Tag>,
@@ -277,7 +268,7 @@ structs! {
         sequence u64, packs BTreeMap<Name, Pack>, segments BTreeMap<Name, SegmentRecord>,
         snapshots BTreeMap<ShortId, Snapshot>, images BTreeMap<ShortId, Image>,
         volumes BTreeMap<ShortId, Volume>, instances BTreeMap<ShortId, Instance>,
-        retained_manifests BTreeMap<ShortId, Snapshot>, fenced_sessions BTreeSet<[u8; 16]>,
+        retained_manifests BTreeMap<ShortId, Snapshot>, fenced_sessions BTreeSet<Id16>,
     }
     Pack { record PackRecord, state PackState, }
 }
@@ -309,15 +300,14 @@ choices! {
 
 fn preamble(bytes: &[u8], magic: &[u8; 8]) -> Result<()> {
     ensure(bytes.starts_with(magic), "the magic is another")?;
-    reserved(at::<u16>(bytes, 8)? == 1, "version")?;
-    reserved(at::<u8>(bytes, 10)? == 0, "encryption suite")?;
-    reserved(at::<u8>(bytes, 11)? == 0, "flags")
+    let Preamble { version, suite, flags, .. } = at(bytes, 0)?;
+    reserved((version, suite, flags) == (1, 0, 0), "version, encryption suite or flags")
 }
 
 /// Checks that the last 32 bytes are the hash of what is before them, and returns both.
 fn sealed<'a>(bytes: &'a [u8], context: &str) -> Result<(&'a [u8], Hash)> {
     let (content, hash) = bytes.split_last_chunk::<32>().ok_or("damaged: ends too early")?;
-    ensure(keyed(context, &[content]) == *hash, "the hash is another")?;
+    ensure(b3(context, &[content]) == *hash, "the hash is another")?;
     Ok((content, *hash))
 }
 
@@ -384,142 +374,97 @@ fn fingerprint(block: &[u8; BLOCK]) -> u64 {
     lanes.iter().fold(0, |f, lane| mix(f ^ lane))
 }
 
-/// A chunk reference of a manifest.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ChunkRef {
-    /// The first block.
-    pub first: u64,
-    /// How many blocks.
-    pub blocks: u16,
-    /// The chunk's id.
-    pub id: Hash,
-}
-
-/// Cuts a volume as a writer must, so that its chunks are found again.
+/// Cuts a volume as a writer does, so that its chunks are found again.
 pub fn cut(volume: &[u8], chunker: &Chunker) -> Result<Vec<ChunkRef>> {
     let threshold = u64::MAX.checked_div(u64::from(chunker.avg_blocks)).ok_or("avg_blocks is 0")?;
-    let blocks: Vec<[u8; BLOCK]> = volume.chunks(BLOCK).map(|piece| {
-        let mut block = [0; BLOCK];
-        block.iter_mut().zip(piece).for_each(|(to, from)| *to = *from);
-        block
-    });
+    let tail = usize::from(chunker.zero_tail_bytes);
+    let mut padded = volume.to_vec();
+    padded.resize(volume.len().next_multiple_of(BLOCK), 0);
+    let blocks = padded.as_chunks::<BLOCK>().0;
     let mut references: Vec<ChunkRef> = Vec::new();
-    let mut end_chunk = |first: usize, chunk: &[[u8; BLOCK]]| -> Result<()> {
-        let blocks = u16::try_from(chunk.len()).map_err(|_| "max_blocks was not obeyed")?;
-        if blocks > 0 {
-            let id = *blake3::hash(chunk.as_flattened()).as_bytes();
-            references.push(ChunkRef { first: first as u64, blocks, id });
+    let mut end_chunk = |begin: usize, end: usize| -> Result<()> {
+        let length = u16::try_from(end - begin).map_err(|_| "max_blocks was not obeyed")?;
+        if length > 0 {
+            let id = *blake3::hash(blocks[begin..end].as_flattened()).as_bytes();
+            references.push(ChunkRef { first: begin as u64, blocks: length, id });
         }
         Ok(())
     };
     let (mut begin, mut place, mut previous) = (0, 0, 0u64);
     while let Some(block) = blocks.get(place) {
         let zeros = blocks[place..].iter().take_while(|block| all_zero(*block)).count();
+        // The rest of a short run counts anew here, and is short too.
         if zeros >= 4 {
-            end_chunk(begin, &blocks[begin..place])?;
+            end_chunk(begin, place)?;
             place += zeros;
             (begin, previous) = (place, 0);
             continue;
         }
-        // The short run that begins here, or this one content block.
         let f = fingerprint(block);
-        place += 1;
-        let length = place - begin;
-        let tail = usize::from(chunker.zero_tail_bytes);
-        let at_edge = mix(previous.rotate_left(23) ^ f) <= threshold
-            || (tail != 0 && block.iter().rev().take(tail).all(|byte| *byte == 0));
+        let falls_below = mix(previous.rotate_left(23) ^ f) <= threshold;
+        let ends_in_zeros = tail != 0 && block.iter().rev().take(tail).all(|byte| *byte == 0);
         previous = f;
-        if length >= usize::from(chunker.max_blocks) || (length >= usize::from(chunker.min_blocks) && at_edge) {
-            end_chunk(begin, &blocks[begin..place])?;
+        place += 1;
+        let is_long_enough = place - begin >= usize::from(chunker.min_blocks);
+        let is_full = place - begin >= usize::from(chunker.max_blocks);
+        if is_full || is_long_enough && (falls_below || ends_in_zeros) {
+            end_chunk(begin, place)?;
             begin = place;
         }
     }
-    end_chunk(begin, &blocks[begin..])?;
+    end_chunk(begin, place)?;
     Ok(references)
 }
 
 // ---- Packs
 
-/// An entry of a trailer or segment.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Entry {
-    /// The chunk's id.
-    pub id: Hash,
-    /// 0 in a trailer; in a segment the place in the pack table.
-    pub pack: u32,
-    /// Offset of the frame's header in the pack.
-    pub offset: u32,
-    /// Stored length of the frame's body.
-    pub stored: u32,
-    /// Raw length in blocks.
-    pub blocks: u16,
-    /// The codec.
-    pub codec: u8,
-}
-
-fn entries(bytes: &[u8], last: Option<Hash>) -> Result<Vec<Entry>> {
-    let mut last = last;
-    let mut entries = Vec::new();
-    for bytes in bytes.chunks(ENTRY) {
-        let mut reader = Reader(bytes);
-        let entry = Entry {
-            id: reader.get()?,
-            pack: reader.get()?,
-            offset: reader.get()?,
-            stored: reader.get()?,
-            blocks: reader.get()?,
-            codec: reader.get()?,
-        };
-        reserved(reader.get::<u8>()? == 0, "an entry's flags")?;
-        reserved(entry.codec <= 1, "an entry's codec")?;
-        ensure(last.is_none_or(|last| last < entry.id), "entries do not ascend")?;
+/// Decodes a table of entries.
+fn entries(bytes: &[u8]) -> Result<Vec<Entry>> {
+    let entries = bytes.chunks(48).map(value).collect::<Result<Vec<Entry>>>()?;
+    for entry in &entries {
+        reserved(entry.flags == 0 && entry.codec <= 1, "an entry's flags or codec")?;
         ensure((1..=256).contains(&entry.blocks), "an entry's length in blocks")?;
         ensure((1..=1 << 20).contains(&entry.stored), "an entry's stored length")?;
-        last = Some(entry.id);
-        entries.push(entry);
     }
     Ok(entries)
+}
+
+fn ascend(entries: &[Entry]) -> Result<()> {
+    ensure(entries.is_sorted_by(|one, next| one.id < next.id), "entries do not ascend")
 }
 
 /// A pack, all of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PackFile {
-    /// The region.
-    pub region: [u8; 16],
-    /// The pack's name.
-    pub name: Name,
+    /// The header.
+    pub header: PackHeader,
     /// The trailer.
     pub entries: Vec<Entry>,
-    /// Raw bytes of all chunks.
-    pub raw_bytes: u64,
-    /// The footer's hash.
-    pub hash: Hash,
+    /// The footer.
+    pub footer: Footer,
     /// The chunks' contents.
     pub chunks: BTreeMap<Hash, Vec<u8>>,
 }
 
+/// Decodes the frame at the front of the bytes into its chunk.
 fn frame(bytes: &[u8], entry: &Entry) -> Result<Vec<u8>> {
-    let (header, rest) = bytes.split_at_checked(12).ok_or("damaged: a frame ends too early")?;
-    let body = Reader(rest).take(entry.stored as usize)?;
-    ensure(at::<u32>(header, 0)? == entry.stored, "a frame's stored length is not its entry's")?;
-    ensure(at::<u16>(header, 4)? == entry.blocks, "a frame's raw length is not its entry's")?;
-    ensure(at::<u8>(header, 6)? == entry.codec, "a frame's codec is not its entry's")?;
-    reserved(at::<u8>(header, 7)? == 0, "a frame's flags")?;
-    let crc = crc32c::crc32c_append(crc32c::crc32c(&header[..8]), body);
-    ensure(at::<u32>(header, 8)? == crc, "a frame's crc32c")?;
-    let raw_bytes = usize::from(entry.blocks) * BLOCK;
-    let raw = match entry.codec {
-        0 => body.to_vec(),
-        1 => {
-            use zstd::zstd_safe::{find_frame_compressed_size, get_dict_id_from_frame, get_frame_content_size};
-            ensure(body.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]), "not a zstd frame")?;
-            ensure(find_frame_compressed_size(body) == Ok(body.len()), "not exactly one zstd frame")?;
-            let declared = get_frame_content_size(body).ok().flatten();
-            ensure(declared == Some(raw_bytes as u64), "the zstd frame's content size")?;
-            ensure(get_dict_id_from_frame(body).is_none(), "the zstd frame wants a dictionary")?;
-            zstd::bulk::decompress(body, raw_bytes).map_err(|error| format!("damaged: zstd: {error}"))?
-        }
-        codec => return Err(format!("a newer imgstore is needed: codec {codec}")),
+    use zstd::zstd_safe::{find_frame_compressed_size, get_dict_id_from_frame, get_frame_content_size};
+    let FrameHeader { stored, blocks, codec, flags, crc } = at(bytes, 0)?;
+    reserved(flags == 0, "a frame's flags")?;
+    let agree = (stored, blocks, codec) == (entry.stored, entry.blocks, entry.codec);
+    ensure(agree, "a frame's header is not what its entry says")?;
+    let body = Reader(bytes.get(12..).unwrap_or_default()).take(stored as usize)?;
+    ensure(crc == crc32c::crc32c_append(crc32c::crc32c(&bytes[..8]), body), "a frame's crc32c")?;
+    let raw_bytes = usize::from(blocks) * BLOCK;
+    let raw = if codec == 0 {
+        body.to_vec()
+    } else {
+        ensure(body.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]), "not a zstd frame")?;
+        ensure(find_frame_compressed_size(body) == Ok(body.len()), "not exactly one zstd frame")?;
+        let declared = get_frame_content_size(body).ok().flatten();
+        ensure(declared == Some(raw_bytes as u64), "the zstd frame's content size")?;
+        ensure(get_dict_id_from_frame(body).is_none(), "the zstd frame wants a dictionary")?;
+        zstd::bulk::decompress(body, raw_bytes).map_err(|error| format!("damaged: zstd: {error}"))?
     };
     ensure(raw.len() == raw_bytes, "a chunk's length")?;
     ensure(*blake3::hash(&raw).as_bytes() == entry.id, "a chunk's content is not its id")?;
@@ -529,35 +474,37 @@ fn frame(bytes: &[u8], entry: &Entry) -> Result<Vec<u8>> {
 /// Decodes a pack with all its frames.
 pub fn pack(bytes: &[u8]) -> Result<PackFile> {
     preamble(bytes, b"IMGSPACK")?;
+    let header: PackHeader = at(bytes, 0)?;
+    reserved(header.zero == 0 && header.key == 0, "the pack's header")?;
     ensure((128..=128 << 20).contains(&bytes.len()), "the pack's length")?;
-    let (content, footer) = bytes.split_at(bytes.len() - 64);
-    reserved(at::<u32>(bytes, 12)? == 0 && at::<u64>(bytes, 56)? == 0, "the pack's header")?;
-    ensure(footer.starts_with(b"IMGSPEND"), "the footer's magic is another")?;
-    reserved(at::<u64>(footer, 24)? == 0, "the footer")?;
-    let (count, trailer_at): (u32, u32) = (at(footer, 8)?, at(footer, 12)?);
-    let trailer = content.get(trailer_at as usize..).ok_or("damaged: the trailer's offset")?;
-    ensure(trailer_at >= 64, "the trailer's offset")?;
-    ensure(count > 0 && trailer.len() as u64 == u64::from(count) * ENTRY as u64, "the number of frames")?;
-    let hash: Hash = at(footer, 32)?;
-    let context = "imgstore 2026-11 pack trailer v1";
-    ensure(keyed(context, &[&bytes[..64], trailer, &footer[..32]]) == hash, "the pack's hash is another")?;
+    let (content, footer_bytes) = bytes.split_at(bytes.len() - 64);
+    let footer: Footer = value(footer_bytes)?;
+    ensure(footer.magic == *b"IMGSPEND", "the footer's magic is another")?;
+    reserved(footer.zero == 0, "the footer")?;
+    let trailer_at = footer.trailer_at as usize;
+    let trailer = content.get(trailer_at..).ok_or("damaged: the trailer's offset")?;
+    let covered = [&bytes[..64], trailer, &footer_bytes[..32]];
+    ensure(b3("imgstore 2026-11 pack trailer v1", &covered) == footer.hash, "the pack's hash is another")?;
+    let frames = u64::from(footer.frames);
+    ensure(frames > 0 && trailer.len() as u64 == frames * 48, "the number of frames")?;
 
-    let entries = entries(trailer, None)?;
+    let entries = entries(trailer)?;
+    ascend(&entries)?;
     let mut by_offset: Vec<&Entry> = entries.iter().collect();
     by_offset.sort_by_key(|entry| entry.offset);
-    let mut end = 64u64;
+    let mut end = 64;
     let mut chunks = BTreeMap::new();
     for entry in by_offset {
-        ensure(entry.pack == 0, "a trailer's entry with a pack number")?;
-        ensure(u64::from(entry.offset) == end, "a gap or overlap of frames")?;
-        end += 12 + u64::from(entry.stored);
-        ensure(end <= u64::from(trailer_at), "a frame in the trailer")?;
-        chunks.insert(entry.id, frame(&bytes[entry.offset as usize..trailer_at as usize], entry)?);
+        reserved(entry.pack == 0, "a trailer's entry with a place in a pack table")?;
+        ensure(entry.offset as usize == end, "a gap or overlap of frames")?;
+        end += 12 + entry.stored as usize;
+        let bytes = content.get(entry.offset as usize..end.min(trailer_at)).unwrap_or_default();
+        chunks.insert(entry.id, frame(bytes, entry)?);
     }
-    ensure(end == u64::from(trailer_at), "a gap before the trailer")?;
-    let raw_bytes: u64 = at(footer, 16)?;
-    ensure(chunks.values().map(|chunk| chunk.len() as u64).sum::<u64>() == raw_bytes, "the sum of raw bytes")?;
-    Ok(PackFile { region: at(bytes, 16)?, name: at(bytes, 32)?, entries, raw_bytes, hash, chunks })
+    ensure(end == trailer_at, "the frames do not end where the trailer begins")?;
+    let raw_bytes: u64 = chunks.values().map(|chunk| chunk.len() as u64).sum();
+    ensure(raw_bytes == footer.raw_bytes, "the sum of raw bytes")?;
+    Ok(PackFile { header, entries, footer, chunks })
 }
 
 // ---- Index segments
@@ -565,8 +512,8 @@ pub fn pack(bytes: &[u8]) -> Result<PackFile> {
 /// A segment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Segment {
-    /// The region.
-    pub region: [u8; 16],
+    /// The header page.
+    pub header: SegmentHeader,
     /// The entries of all pages.
     pub entries: Vec<Entry>,
     /// The pack table.
@@ -575,40 +522,37 @@ pub struct Segment {
     pub hash: Hash,
 }
 
-fn page(bytes: &[u8], number: u64) -> Result<&[u8]> {
-    let begin = usize::try_from(number).ok().and_then(|number| number.checked_mul(BLOCK));
-    let page = begin.and_then(|begin| bytes.get(begin..)?.get(..BLOCK)).ok_or("damaged: a page is missing")?;
-    ensure(at::<u32>(page, 4092)? == crc32c::crc32c(&page[..4092]), "a page's crc32c")?;
-    Ok(page)
-}
-
 /// Decodes a segment.
 pub fn segment(bytes: &[u8]) -> Result<Segment> {
     preamble(bytes, b"IMGSSEGM")?;
+    let header: SegmentHeader = at(bytes, 0)?;
     let (content, hash) = sealed(bytes, "imgstore 2026-11 index segment v1")?;
-    let header = page(content, 0)?;
-    reserved(all_zero(&header[48..4092]), "the segment's header page")?;
-    let (pack_count, entry_count): (u32, u64) = (at(header, 12)?, at(header, 16)?);
-    let page_count: u32 = at(header, 24)?;
-    ensure(u64::from(page_count) == entry_count.div_ceil(85), "the number of pages")?;
-    let mut found: Vec<Entry> = Vec::new();
-    for number in 0..page_count {
-        let page = page(content, u64::from(number) + 1)?;
-        let used: u32 = at(page, 4080)?;
-        ensure(u64::from(used) == (entry_count - found.len() as u64).min(85), "the entries of a page")?;
-        ensure(at::<u32>(page, 4084)? == number, "the number of a page")?;
-        reserved(at::<u32>(page, 4088)? == 0, "a page's end")?;
-        let (used, unused) = page[..4080].split_at(used as usize * ENTRY);
-        reserved(all_zero(unused), "a page's unused entries")?;
-        found.extend(entries(used, found.last().map(|entry| entry.id))?);
+    let pages_end = (header.pages as usize).saturating_add(1).saturating_mul(BLOCK);
+    let (pages, table) = content.split_at_checked(pages_end).ok_or("damaged: pages are missing")?;
+    ensure(u64::from(header.pages) == header.entries.div_ceil(85), "the number of pages")?;
+    let mut found = Vec::new();
+    for (place, page) in pages.as_chunks::<BLOCK>().0.iter().enumerate() {
+        let PageEnd { entries: used, number, zero, crc } = at(page, 4080)?;
+        ensure(crc == crc32c::crc32c(&page[..4092]), "a page's crc32c")?;
+        let Some(expected) = place.checked_sub(1) else {
+            reserved(all_zero(&page[48..4092]), "the segment's header page")?;
+            continue;
+        };
+        reserved(zero == 0, "a page's end")?;
+        ensure(number as usize == expected, "a page's number")?;
+        let rest = header.entries - found.len() as u64; // not negative: only the last page is not full
+        ensure(u64::from(used) == rest.min(85), "a page's number of entries")?;
+        let (used, unused) = page[..4080].split_at(used as usize * 48);
+        ensure(all_zero(unused), "a page's unused entries")?;
+        found.extend(entries(used)?);
     }
-    let table = content.get((page_count as usize + 1) * BLOCK..).ok_or("damaged: no pack table")?;
-    ensure(table.len() as u64 == u64::from(pack_count) * 24, "the pack table's length")?;
-    ensure(at::<u32>(header, 28)? == crc32c::crc32c(table), "the pack table's crc32c")?;
+    ascend(&found)?;
+    ensure(table.len() as u64 == u64::from(header.packs) * 24, "the pack table's length")?;
+    ensure(header.table_crc == crc32c::crc32c(table), "the pack table's crc32c")?;
     let packs = table.chunks(24).map(value).collect::<Result<Vec<Name>>>()?;
     ensure(packs.is_sorted_by(|one, next| one < next), "the pack table does not ascend")?;
-    ensure(found.iter().all(|entry| entry.pack < pack_count), "an entry of no pack of the table")?;
-    Ok(Segment { region: at(header, 32)?, entries: found, packs, hash })
+    ensure(found.iter().all(|entry| entry.pack < header.packs), "an entry of no pack of the table")?;
+    Ok(Segment { header, entries: found, packs, hash })
 }
 
 // ---- Manifests
@@ -616,8 +560,8 @@ pub fn segment(bytes: &[u8]) -> Result<Segment> {
 /// A manifest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Manifest {
-    /// The volume's length.
-    pub volume_bytes: u64,
+    /// The header.
+    pub header: ManifestHeader,
     /// Where which chunk stands.
     pub chunks: Vec<ChunkRef>,
     /// The hash at its end.
@@ -628,89 +572,87 @@ pub struct Manifest {
 pub fn manifest(bytes: &[u8]) -> Result<Manifest> {
     preamble(bytes, b"IMGSMANI")?;
     let (content, hash) = sealed(bytes, "imgstore 2026-11 manifest v1")?;
-    reserved(at::<u32>(content, 12)? == 0 && at::<u64>(content, 32)? == 0, "the manifest's header")?;
-    let (volume_bytes, count): (u64, u64) = (at(content, 16)?, at(content, 24)?);
-    ensure(volume_bytes > 0, "a volume without bytes")?;
-    let table = content.get(40..).ok_or("damaged: ends too early")?;
-    ensure(count.checked_mul(40) == Some(table.len() as u64), "the number of chunk references")?;
+    let header: ManifestHeader = at(content, 0)?;
+    reserved(header.zero == 0 && header.key == 0, "the manifest's header")?;
+    ensure(header.volume_bytes > 0, "a volume without bytes")?;
+    let table = content.get(40..).unwrap_or_default();
+    ensure(header.chunks.checked_mul(40) == Some(table.len() as u64), "the number of chunk references")?;
+    let chunks = table.chunks(40).map(value).collect::<Result<Vec<ChunkRef>>>()?;
     let mut end = 0;
-    let mut chunks = Vec::new();
-    for reference in table.chunks(40) {
-        let place: u64 = at(reference, 0)?;
-        // Six bytes of block number and two of length are one word: the length is the upper 16 bits.
-        let (first, blocks) = (place & 0xffff_ffff_ffff, at::<u16>(reference, 6)?);
-        ensure((1..=256).contains(&blocks), "a reference's length")?;
-        ensure(first >= end, "references do not ascend")?;
-        end = first + u64::from(blocks);
-        ensure(end <= volume_bytes.div_ceil(BLOCK as u64), "a reference after the volume's end")?;
-        chunks.push(ChunkRef { first, blocks, id: at(reference, 8)? });
+    for reference in &chunks {
+        ensure((1..=256).contains(&reference.blocks), "a reference's length")?;
+        ensure(reference.first >= end, "references overlap or do not ascend")?;
+        end = reference.first + u64::from(reference.blocks);
     }
-    Ok(Manifest { volume_bytes, chunks, hash })
+    ensure(end <= header.volume_bytes.div_ceil(BLOCK as u64), "a reference after the volume's end")?;
+    Ok(Manifest { header, chunks, hash })
 }
 
 // ---- Log
 
-fn apply(catalog: &mut Catalog, op: Op) -> Result<()> {
-    let usable = |catalog: &Catalog, packs: &[Name]| {
-        let good = |name| catalog.packs.get(name).is_some_and(|pack| pack.state != PackState::Sweeping);
-        ensure(packs.iter().all(good), "an operation on a pack that is not there")
-    };
-    let revive = |catalog: &mut Catalog, packs: &[Name]| {
-        let named = catalog.packs.iter_mut().filter(|(name, _)| packs.contains(name));
-        named.for_each(|(_, pack)| pack.state = PackState::Live);
-    };
-    match op {
-        Op::NoOp => {}
-        Op::RegisterPack(record) => {
-            usable(catalog, &record.bases)?;
-            revive(catalog, &record.bases);
-            let pack = Pack { record, state: PackState::Live };
-            ensure(catalog.packs.insert(pack.record.name.clone(), pack).is_none(), "a pack twice")?;
+fn insert<K: Ord, V>(map: &mut BTreeMap<K, V>, key: K, value: V) -> Result<()> {
+    ensure(map.insert(key, value).is_none(), "an operation makes what exists")
+}
+
+fn remove<K: Ord, V>(map: &mut BTreeMap<K, V>, key: &K) -> Result<V> {
+    map.remove(key).ok_or_else(|| "damaged: an operation removes what does not exist".to_owned())
+}
+
+impl Catalog {
+    fn use_packs(&mut self, names: &[Name]) -> Result<()> {
+        for name in names {
+            let pack = self.packs.get_mut(name).filter(|pack| pack.state != PackState::Sweeping);
+            pack.ok_or("damaged: an operation uses a pack that is not there")?.state = PackState::Live;
         }
-        Op::RegisterSegment(record) => {
-            ensure(!catalog.segments.contains_key(&record.name), "a segment twice")?;
-            for name in &record.replaces {
-                ensure(catalog.segments.remove(name).is_some(), "a replaced segment that is not there")?;
+        Ok(())
+    }
+
+    fn apply(&mut self, op: Op) -> Result<()> {
+        let uses = |image: &Image, which: &dyn Fn(&ShortId) -> bool| {
+            let mut devices = image.devices.iter();
+            devices.any(|device| matches!(&device.target, Target::Ebs(Some(id), ..) if which(id)))
+        };
+        match op {
+            Op::NoOp => Ok(()),
+            Op::RegisterPack(record) => {
+                self.use_packs(&record.bases)?;
+                insert(&mut self.packs, record.name.clone(), Pack { record, state: PackState::Live })
             }
-            catalog.segments.insert(record.name.clone(), record);
-        }
-        Op::CreateSnapshot(snapshot, packs) => {
-            usable(catalog, &packs)?;
-            revive(catalog, &packs);
-            ensure(catalog.snapshots.insert(snapshot.id, *snapshot).is_none(), "a snapshot twice")?;
-        }
-        Op::DeleteSnapshot(id) => {
-            let uses = |device: &Device| matches!(device.target, Target::Ebs(Some(used), ..) if used == id);
-            let used = catalog.images.values().any(|image| image.devices.iter().any(uses));
-            ensure(!used, "a deleted snapshot that an image uses")?;
-            let snapshot = catalog.snapshots.remove(&id).ok_or("damaged: no such snapshot")?;
-            if catalog.volumes.values().any(|volume| volume.snapshot_id == Some(id)) {
-                catalog.retained_manifests.insert(id, snapshot);
+            Op::RegisterSegment(record) => {
+                record.replaces.iter().try_for_each(|name| remove(&mut self.segments, name).map(drop))?;
+                insert(&mut self.segments, record.name.clone(), record)
             }
-        }
-        Op::RegisterImage(image) => {
-            let exists = |device: &Device| match &device.target {
-                Target::Ebs(Some(id), ..) => catalog.snapshots.contains_key(id),
-                _ => true,
-            };
-            ensure(image.devices.iter().all(exists), "an image of a snapshot that is not there")?;
-            let same = |other: &Image| (&other.owner, &other.name) == (&image.owner, &image.name);
-            ensure(!catalog.images.values().any(same), "two images of one owner and name")?;
-            ensure(catalog.images.insert(image.id, *image).is_none(), "an image twice")?;
-        }
-        Op::DeregisterImage(id) => {
-            ensure(catalog.images.remove(&id).is_some(), "no such image")?;
-        }
-        Op::RunInstance(instance, volumes) => {
-            for volume in volumes {
-                let exists = volume.snapshot_id.is_none_or(|id| catalog.snapshots.contains_key(&id));
-                ensure(exists, "a volume of a snapshot that is not there")?;
-                ensure(catalog.volumes.insert(volume.id, volume).is_none(), "a volume twice")?;
+            Op::CreateSnapshot(snapshot, packs) => {
+                self.use_packs(&packs)?;
+                insert(&mut self.snapshots, snapshot.id, *snapshot)
             }
-            ensure(catalog.instances.insert(instance.id, *instance).is_none(), "an instance twice")?;
+            Op::DeleteSnapshot(id) => {
+                let in_use = self.images.values().any(|image| uses(image, &|used| *used == id));
+                ensure(!in_use, "a deleted snapshot that an image uses")?;
+                let snapshot = remove(&mut self.snapshots, &id)?;
+                if self.volumes.values().any(|volume| volume.snapshot_id == Some(id)) {
+                    self.retained_manifests.insert(id, snapshot);
+                }
+                Ok(())
+            }
+            Op::RegisterImage(image) => {
+                let is_gone = |id: &ShortId| !self.snapshots.contains_key(id);
+                ensure(!uses(&image, &is_gone), "an image of a snapshot that is not there")?;
+                let same = |other: &Image| (&other.owner, &other.name) == (&image.owner, &image.name);
+                ensure(!self.images.values().any(same), "two images of one owner and name")?;
+                insert(&mut self.images, image.id, *image)
+            }
+            Op::DeregisterImage(id) => remove(&mut self.images, &id).map(drop),
+            Op::RunInstance(instance, volumes) => {
+                for volume in volumes {
+                    let exists = volume.snapshot_id.is_none_or(|id| self.snapshots.contains_key(&id));
+                    ensure(exists, "a volume of a snapshot that is not there")?;
+                    insert(&mut self.volumes, volume.id, volume)?;
+                }
+                insert(&mut self.instances, instance.id, *instance)
+            }
         }
     }
-    Ok(())
 }
 
 fn object(root: &Path, path: &str) -> Result<Vec<u8>> {
@@ -741,7 +683,7 @@ pub fn replay(root: &Path) -> Result<(RegionHeader, Hash, Catalog)> {
             }
         };
         for operation in operations {
-            apply(&mut catalog, operation).map_err(|error| format!("{path}: {error}"))?;
+            catalog.apply(operation).map_err(|error| format!("{path}: {error}"))?;
         }
         (previous, catalog.sequence) = (hash, sequence);
     }
@@ -757,22 +699,24 @@ pub fn read_manifest(root: &Path, record: &ManifestRecord) -> Result<Manifest> {
     Ok(manifest)
 }
 
-fn read_segment(root: &Path, region: [u8; 16], record: &SegmentRecord) -> Result<Segment> {
+fn read_segment(root: &Path, region: Id16, record: &SegmentRecord) -> Result<Segment> {
     let bytes = object(root, &object_path("index", &record.name))?;
     let segment = segment(&bytes)?;
-    let as_recorded = (bytes.len() as u64, segment.hash, segment.entries.len() as u64);
-    ensure(as_recorded == (record.len, record.hash, record.entries), "the segment is not the recorded one")?;
-    ensure(segment.region == region, "a segment of another region")?;
+    let found = (bytes.len() as u64, segment.hash, segment.header.entries, segment.header.region);
+    ensure(
+        found == (record.len, record.hash, record.entries, region),
+        "the segment is not the recorded one",
+    )?;
     Ok(segment)
 }
 
-fn read_pack(root: &Path, region: [u8; 16], record: &PackRecord) -> Result<PackFile> {
+fn read_pack(root: &Path, region: Id16, record: &PackRecord) -> Result<PackFile> {
     let bytes = object(root, &object_path("packs", &record.name))?;
     let pack = pack(&bytes)?;
-    let found = (bytes.len() as u64, pack.hash, pack.entries.len() as u64, pack.raw_bytes);
-    let recorded = (record.len, record.trailer_hash, u64::from(record.frames), record.raw_bytes);
+    let found = (bytes.len() as u64, pack.footer.hash, pack.footer.frames, pack.footer.raw_bytes);
+    let recorded = (record.len, record.trailer_hash, record.frames, record.raw_bytes);
     ensure(found == recorded, "the pack is not the recorded one")?;
-    ensure(pack.region == region && pack.name == record.name, "a pack of another region or name")?;
+    ensure((pack.header.region, &pack.header.name) == (region, &record.name), "the pack's region or name")?;
     Ok(pack)
 }
 
@@ -783,31 +727,27 @@ pub fn read_volume(root: &Path, snapshot_id: &str) -> Result<Vec<u8>> {
     let id = u128::from_str_radix(digits, 16).map_err(|error| format!("{snapshot_id}: {error}"))?;
     let snapshot = catalog.snapshots.get(&ShortId(id)).ok_or_else(|| format!("no snapshot {snapshot_id}"))?;
     let manifest = read_manifest(root, &snapshot.manifest)?;
-    ensure(manifest.volume_bytes == snapshot.volume_bytes, "the snapshot has another length")?;
+    ensure(manifest.header.volume_bytes == snapshot.volume_bytes, "the snapshot has another length")?;
 
+    let mut packs = BTreeMap::new();
+    for (name, pack) in catalog.packs.iter().filter(|(_, pack)| pack.state != PackState::Sweeping) {
+        packs.insert(name.clone(), read_pack(root, header.id, &pack.record)?);
+    }
     let mut places: BTreeMap<Hash, (Name, Entry)> = BTreeMap::new();
     let mut listed = BTreeSet::new();
     for record in catalog.segments.values() {
         let segment = read_segment(root, header.id, record)?;
         for entry in segment.entries {
             let pack = segment.packs.get(entry.pack as usize).ok_or("damaged: no such pack")?;
-            if catalog.packs.contains_key(pack) {
-                places.insert(entry.id, (pack.clone(), Entry { pack: 0, ..entry }));
-            }
+            places.insert(entry.id, (pack.clone(), Entry { pack: 0, ..entry }));
         }
         listed.extend(segment.packs);
     }
-    let mut packs = BTreeMap::new();
-    for (name, pack) in catalog.packs.iter().filter(|(_, pack)| pack.state != PackState::Sweeping) {
-        let pack = read_pack(root, header.id, &pack.record)?;
-        if !listed.contains(name) {
-            let entries = pack.entries.iter().cloned();
-            places.extend(entries.map(|entry| (entry.id, (name.clone(), entry))));
-        }
-        packs.insert(name, pack);
+    for (name, pack) in packs.iter().filter(|(name, _)| !listed.contains(name)) {
+        places.extend(pack.entries.iter().map(|entry| (entry.id, (name.clone(), entry.clone()))));
     }
 
-    let length = usize::try_from(manifest.volume_bytes).map_err(|_| "the volume is too long")?;
+    let length = usize::try_from(snapshot.volume_bytes).map_err(|_| "the volume is too long")?;
     let mut volume = Vec::new();
     volume.try_reserve_exact(length).map_err(|error| format!("the volume is too long: {error}"))?;
     volume.resize(length, 0);
@@ -817,9 +757,10 @@ pub fn read_volume(root: &Path, snapshot_id: &str) -> Result<Vec<u8>> {
         ensure(entry.blocks == blocks, "a reference's length is not its chunk's")?;
         ensure(pack.entries.contains(entry), "a segment's entry is not the trailer's")?;
         let chunk = pack.chunks.get(&id).ok_or("damaged: a chunk is not in its pack")?;
+        let (_, place) = volume.split_at_mut_checked(first as usize * BLOCK).ok_or("damaged: a place")?;
+        let inside = place.len().min(chunk.len());
+        place[..inside].copy_from_slice(&chunk[..inside]);
         // The last chunk may reach over the volume's end, with zeros.
-        volume.iter_mut().skip(first as usize * BLOCK).zip(chunk).for_each(|(to, from)| *to = *from);
-        let inside = length.saturating_sub(first as usize * BLOCK).min(chunk.len());
         ensure(all_zero(&chunk[inside..]), "bytes after the volume's end")?;
     }
     Ok(volume)

@@ -58,8 +58,11 @@ fn volumes_bytes(image: &Image) -> u64 {
 pub fn snapshots(session: &Session<'_>, args: &ListArgs) -> Result<(), CliError> {
     let catalog = session.home.open_region()?.catalog()?;
     let account = session.context.account;
-    let mut snapshots: Vec<_> =
-        catalog.snapshots.values().filter(|s| s.readable_by(account) && wanted(session, args, s.owner)).collect();
+    let mut snapshots: Vec<_> = catalog
+        .snapshots
+        .values()
+        .filter(|s| s.readable_by(account) && wanted(session, args, s.owner))
+        .collect();
     snapshots.sort_by_key(|snapshot| (snapshot.created_ms, snapshot.id));
     session.output.answer(
         || json!({ "snapshots": snapshots.iter().map(|snapshot| json::snapshot(snapshot)).collect::<Value>() }),
@@ -116,7 +119,9 @@ pub fn instances(session: &Session<'_>, args: &ListArgs) -> Result<(), CliError>
     instances.sort_by_key(|instance| (instance.launched_ms, instance.id));
     session.output.answer(
         || {
-            let one = |i: &&imgstore::model::instance::Instance| json::instance(i, find::volumes_of(&catalog, i.id));
+            let one = |i: &&imgstore::model::instance::Instance| {
+                json::instance(i, find::volumes_of(&catalog, i.id))
+            };
             json!({ "instances": instances.iter().map(one).collect::<Value>() })
         },
         || {

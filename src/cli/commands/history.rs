@@ -28,7 +28,9 @@ pub fn log(session: &Session<'_>, follow: bool) -> Result<(), CliError> {
             break;
         }
         if session.output.is_json() {
-            return Err(CliError::Usage("--follow never ends, and a JSON document must; leave one out".into()));
+            return Err(CliError::Usage(
+                "--follow never ends, and a JSON document must; leave one out".into(),
+            ));
         }
         session.output.finish()?;
         if session.watcher.is_cancelled() {

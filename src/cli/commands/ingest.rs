@@ -153,7 +153,8 @@ pub fn register(session: &Session<'_>, args: &RegisterArgs) -> Result<(), CliErr
 
 /// Reads `NAME=SNAP[:size=BYTES][,keep]`.
 fn parse_device(text: &str) -> Result<DeviceSpec, CliError> {
-    let usage = |why: &str| CliError::Usage(format!("--device {text}: {why}; write NAME=SNAP[:size=BYTES][,keep]"));
+    let usage =
+        |why: &str| CliError::Usage(format!("--device {text}: {why}; write NAME=SNAP[:size=BYTES][,keep]"));
     let (name, rest) = text.split_once('=').ok_or_else(|| usage("no '=' after the device's name"))?;
     let (snapshot, options) = rest.split_once(':').unwrap_or((rest, ""));
     let mut spec = DeviceSpec {

@@ -73,14 +73,20 @@ pub fn run(cli: &Cli, output: &Output, watcher: &Watcher) -> Result<u8, CliError
 fn print_completions(shell: clap_complete::Shell, output: &Output) -> Result<u8, CliError> {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Cli::command(), "imgstore", &mut script);
-    output.answer(|| serde_json::json!({ "script": String::from_utf8_lossy(&script) }), || String::from_utf8_lossy(&script).into_owned());
+    output.answer(
+        || serde_json::json!({ "script": String::from_utf8_lossy(&script) }),
+        || String::from_utf8_lossy(&script).into_owned(),
+    );
     Ok(0)
 }
 
 fn print_manual(output: &Output) -> Result<u8, CliError> {
     let mut page = Vec::new();
     clap_mangen::Man::new(Cli::command()).render(&mut page).map_err(CliError::Output)?;
-    output.answer(|| serde_json::json!({ "page": String::from_utf8_lossy(&page) }), || String::from_utf8_lossy(&page).into_owned());
+    output.answer(
+        || serde_json::json!({ "page": String::from_utf8_lossy(&page) }),
+        || String::from_utf8_lossy(&page).into_owned(),
+    );
     Ok(0)
 }
 

@@ -123,7 +123,9 @@ pub fn launch(session: &Session<'_>, args: &LaunchArgs) -> Result<(), CliError> 
 
 /// Reads `NAME:size=BYTES,keep|delete|none`.
 fn parse_override(text: &str) -> Result<DeviceOverride, CliError> {
-    let usage = |why: &str| CliError::Usage(format!("--device {text}: {why}; write NAME:size=BYTES,keep|delete|none"));
+    let usage = |why: &str| {
+        CliError::Usage(format!("--device {text}: {why}; write NAME:size=BYTES,keep|delete|none"))
+    };
     let (name, options) = text.split_once(':').ok_or_else(|| usage("no ':' after the device's name"))?;
     let mut change = DeviceOverride { device_name: name.to_owned(), ..DeviceOverride::default() };
     for option in options.split(',') {

@@ -16,7 +16,8 @@ use std::time::Instant;
 pub fn deregister(session: &Session<'_>, id: ImageId) -> Result<(), CliError> {
     let region = session.home.open_region()?;
     delete::deregister(&region, id, &session.context)?;
-    let document = || json!({ "image_id": id, "region": session.home.region_name(), "state": "deregistered" });
+    let document =
+        || json!({ "image_id": id, "region": session.home.region_name(), "state": "deregistered" });
     session.output.answer(document, || format!("{id}\n"));
     Ok(())
 }
@@ -123,9 +124,7 @@ pub fn verify(session: &Session<'_>, args: &VerifyArgs) -> Result<u8, CliError> 
 }
 
 fn report_document(session: &Session<'_>, report: &Report, started: Instant) -> Value {
-    let finding = |finding: &imgstore::ops::verify::Finding| {
-        json!({ "object": finding.object, "problem": finding.problem, "affected": finding.affected })
-    };
+    let finding = |finding: &imgstore::ops::verify::Finding| json!({ "object": finding.object, "problem": finding.problem, "affected": finding.affected });
     json!({
         "region": session.home.region_name(),
         "findings": report.findings.iter().map(finding).collect::<Value>(),
