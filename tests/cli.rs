@@ -358,3 +358,59 @@ fn regions_are_added_listed_and_forgotten() {
     assert!(place.path("away/region").exists());
     place.ok(&["region", "add", "again", "away"]);
 }
+
+#[test]
+fn wrong_calls_are_documents_too_if_a_program_asks() {
+    let place = Place::new();
+    for (args, code) in [
+        (["show", "ami-12"], "InvalidAMIID.Malformed"),
+        (["delete-snapshot", "x"], "InvalidSnapshotID.Malformed"),
+        (["nonsense", "x"], "InvalidParameterValue"),
+    ] {
+        let output = place.command(&args).arg("--json").output().unwrap();
+        assert_eq!(output.status.code(), Some(2));
+        let document: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(document["error"]["code"], code, "{args:?}");
+    }
+}
+
+#[test]
+fn a_fifo_is_refused_at_once() {
+    let place = Place::new();
+    assert!(Command::new("mkfifo").arg(place.path("fifo")).status().unwrap().success());
+    let (code, message) = place.fails(&["snapshot", "fifo"]);
+    assert_eq!(code, 6);
+    assert!(message.contains("special file"), "{message}");
+}
+
+#[test]
+fn a_home_can_be_moved_and_copied() {
+    let place = Place::new();
+    let bytes = place.disk("a.raw", 1 << 20, 1);
+    let id = one_line(&place.ok(&["snapshot", "a.raw"]), "snap-");
+    fs::rename(place.path("home"), place.path("moved")).unwrap();
+    let moved = place.command(&["export", &id, "-"]).arg("--home").arg(place.path("moved")).output().unwrap();
+    assert!(moved.stdout == bytes, "{}", String::from_utf8_lossy(&moved.stderr));
+}
+
+#[test]
+fn a_damaged_region_file_or_record_is_a_finding() {
+    let place = Place::new();
+    place.disk("a.raw", 1 << 20, 1);
+    place.ok(&["snapshot", "a.raw"]);
+    let local = place.path("home/regions/local");
+    for (file, at) in [("region", 8), ("region", 40), ("log/00000000000000000/00000000000000000001", 9)] {
+        let path = local.join(file);
+        let good = fs::read(&path).unwrap();
+        let mut bad = good.clone();
+        bad[at] ^= 4;
+        fs::remove_file(&path).unwrap();
+        fs::write(&path, &bad).unwrap();
+        let output = place.command(&["verify", "--json"]).output().unwrap();
+        assert_eq!(output.status.code(), Some(5), "{file} at {at}");
+        let document: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(document["findings"].as_array().unwrap().len(), 1);
+        fs::write(&path, &good).unwrap();
+    }
+    assert_eq!(place.ok(&["verify"]), "no damage found\n");
+}

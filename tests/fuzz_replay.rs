@@ -213,11 +213,12 @@ fn seeds() -> Vec<(&'static str, &'static str, Vec<u8>)> {
         id: REGION,
         name: "eu-home-1".into(),
         created_ms: 1_795_000_000_000,
-        chunker: ChunkerParams::DEFAULT,
+        // Not the defaults: those may be tuned without a change of the format.
+        chunker: ChunkerParams { min_blocks: 4, avg_blocks: 32, max_blocks: 64, zero_tail_bytes: 32 },
         zstd_level: 3,
         pack_bytes: 32 << 20,
     };
-    seeds.push(("region", "default", region::encode(&header).expect("it encodes").0));
+    seeds.push(("region", "region", region::encode(&header).expect("it encodes").0));
 
     let chunk = |start_block, blocks: u16| ChunkRef { start_block, blocks, id: id(start_block) };
     let map = |bytes, chunks| manifest::encode(&BlockMap::new(bytes, chunks).expect("a map")).0;

@@ -553,3 +553,104 @@ fn a_target_that_is_not_empty_gets_its_zeros() {
     assert!(caller.read_back(&region, taken.snapshot.id).unwrap() == bytes);
     assert!(MemoryTarget::new(4).bytes() == [0xaa; 4], "targets of tests begin with other bytes");
 }
+
+#[test]
+fn a_lost_record_is_not_taken_for_the_end_of_the_log() {
+    let caller = Caller::new(1);
+    let storage = Memory::new();
+    let region = memory_region(&storage, &small_packs());
+    for seed in 0..4 {
+        caller.snapshot(&region, &MemoryDisk::new(volume(50_000, seed))).unwrap();
+    }
+    let records = storage.list("log").unwrap();
+    storage.delete(&records[2].name).unwrap();
+    let error = Region::open(Arc::new(storage.clone()), session()).err().unwrap();
+    assert!(error.is_damage() && error.to_string().contains("missing"), "{error}");
+    assert_eq!(storage.list("log").unwrap().len(), records.len() - 1, "nothing was written in its place");
+}
+
+#[test]
+fn chunks_of_a_pack_that_is_gone_are_stored_again() {
+    let caller = Caller::new(2);
+    let storage = Memory::new();
+    let options = RegionOptions { pack_bytes: 16 << 10, ..RegionOptions::named("test") };
+    let region = memory_region(&storage, &options);
+    let disk = MemoryDisk::new(volume(12 << 20, 1));
+    let first = caller.snapshot(&region, &disk).unwrap().snapshot.id;
+    assert!(!storage.list("index").unwrap().is_empty(), "a segment lists the packs");
+    for listed in storage.list("packs").unwrap().into_iter().step_by(3) {
+        storage.delete(&listed.name).unwrap();
+    }
+    let region = Region::open(Arc::new(storage), session()).unwrap();
+    assert!(caller.read_back(&region, first).is_err());
+    let second = caller.snapshot(&region, &disk).unwrap();
+    assert!(second.ingested.new_chunks > 0);
+    assert!(caller.read_back(&region, second.snapshot.id).unwrap() == disk.bytes);
+    let report = verify(&region, &VerifyOptions::default(), &caller.context()).unwrap();
+    assert!(!report.findings.is_empty(), "the packs are still missed");
+    assert!(caller.read_back(&region, first).unwrap() == disk.bytes, "what was stored again heals the first");
+}
+
+#[test]
+fn a_damaged_segment_is_replaced_by_the_next_writer() {
+    let caller = Caller::new(2);
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().join("r");
+    let options = RegionOptions { pack_bytes: 16 << 10, ..RegionOptions::named("test") };
+    let region = Region::create_directory(&root, &options, DirectoryOptions::default()).unwrap();
+    let disk = MemoryDisk::new(volume(12 << 20, 1));
+    let id = caller.snapshot(&region, &disk).unwrap().snapshot.id;
+    drop(region);
+    let session = std::fs::read_dir(root.join("index")).unwrap().next().unwrap().unwrap().path();
+    let segment = std::fs::read_dir(session).unwrap().next().unwrap().unwrap().path();
+    let mut bytes = std::fs::read(&segment).unwrap();
+    bytes[4096 + 50] ^= 1;
+    std::fs::remove_file(&segment).unwrap();
+    std::fs::write(&segment, &bytes).unwrap();
+    let open = || Region::open_directory(&root, DirectoryOptions::default()).unwrap();
+    assert!(!verify(&open(), &VerifyOptions::default(), &caller.context()).unwrap().findings.is_empty());
+    assert!(caller.read_back(&open(), id).unwrap() == disk.bytes, "the trailers say the same");
+    assert_eq!(caller.snapshot(&open(), &disk).unwrap().ingested.new_chunks, 0);
+    assert_eq!(verify(&open(), &VerifyOptions::default(), &caller.context()).unwrap().findings, []);
+}
+
+#[test]
+fn racing_copies_with_one_token_make_one_copy() {
+    let caller = Caller::new(1);
+    let source = memory_region(&Memory::new(), &small_packs());
+    let storage = Memory::new();
+    memory_region(&storage, &small_packs());
+    let image = import_disks(&source, &caller, "one", vec![volume(1 << 20, 1)]);
+    let options = CopyOptions { client_token: Some("t".into()), ..CopyOptions::default() };
+    let copy = || {
+        let caller = Caller::new(1);
+        let target = Region::open(Arc::new(storage.clone()), session()).unwrap();
+        let plan = plan(&source, &target, CopyWhat::Image(image.id), &options, &caller.context()).unwrap();
+        apply(&source, &target, &plan, &options, &caller.context()).unwrap().image.unwrap().id
+    };
+    let ids: Vec<_> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..4).map(|_| scope.spawn(copy)).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    assert!(ids.iter().all(|id| *id == ids[0]), "{ids:?}");
+}
+
+#[test]
+fn devices_that_are_one_in_the_guest_and_sizes_over_the_limit_are_refused() {
+    use imgstore::ops::register::{DeviceSpec, register};
+    let caller = Caller::new(1);
+    let region = memory_region(&Memory::new(), &small_packs());
+    let id = caller.snapshot(&region, &MemoryDisk::new(volume(50_000, 1))).unwrap().snapshot.id;
+    let device = |name: &str, volume_bytes: Option<u64>| DeviceSpec {
+        device_name: name.into(),
+        snapshot_id: volume_bytes.is_none().then_some(id),
+        volume_bytes,
+        volume_type: "gp3".parse().unwrap(),
+        delete_on_termination: true,
+    };
+    for second in [device("xvda", Some(1 << 30)), device("/dev/xvdb", Some(1 << 60))] {
+        let devices = [device("/dev/xvda", None), second];
+        let error = register(&region, &image_options("image"), &devices, &caller.context()).unwrap_err();
+        assert_eq!(error.code(), "InvalidBlockDeviceMapping", "{error}");
+    }
+}

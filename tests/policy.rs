@@ -26,13 +26,17 @@ fn everything_comes_from_the_one_registry() {
     assert!(packages.len() > 30);
     for (name, _, source) in packages {
         let own = name == "imgstore" && source.is_empty();
-        assert!(own || source == "registry+https://github.com/rust-lang/crates.io-index", "{name} from {source}");
+        assert!(
+            own || source == "registry+https://github.com/rust-lang/crates.io-index",
+            "{name} from {source}"
+        );
     }
 }
 
 #[test]
 fn versions_that_are_known_to_be_bad_are_not_used() {
-    let number = |version: &str| -> Vec<u64> { version.split('.').map(|part| part.parse().unwrap_or(0)).collect() };
+    let number =
+        |version: &str| -> Vec<u64> { version.split('.').map(|part| part.parse().unwrap_or(0)).collect() };
     for (name, version, _) in locked() {
         match name.as_str() {
             "bincode" => assert_eq!(version, "2.0.1"),
@@ -66,7 +70,8 @@ fn licences_are_on_the_list_and_dependencies_in_the_docs() {
         // An expression is good if one of its alternatives is; all are joined by OR or a slash.
         let good = |alternative: &str| {
             let all = alternative.trim().trim_matches(['(', ')']);
-            all.split(" AND ").all(|part| allowed.contains(&format!("\"{}\"", part.trim().trim_matches(['(', ')']))))
+            all.split(" AND ")
+                .all(|part| allowed.contains(&format!("\"{}\"", part.trim().trim_matches(['(', ')']))))
         };
         assert!(licence.replace('/', " OR ").split(" OR ").any(good), "{name}: {licence}");
         if name == "imgstore" {

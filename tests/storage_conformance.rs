@@ -70,7 +70,7 @@ fn ranges_are_read_and_ends_are_noticed() {
         object.read_at(3, &mut range).unwrap();
         assert_eq!(&range, b"3456");
         assert!(matches!(object.read_at(7, &mut range), Err(StorageError::Short { .. })));
-        assert!(matches!(object.read_at(u64::MAX - 1, &mut range), Err(_)));
+        assert!(object.read_at(u64::MAX - 1, &mut range).is_err());
         assert_eq!(object.bytes().unwrap().as_ref(), b"0123456789");
         assert!(read_whole(&*one, "manifests/aa/1", 9).is_err(), "a limit is a limit");
     });
@@ -176,11 +176,28 @@ fn leftovers_of_dead_writers_are_removed_and_those_of_living_ones_stay() {
     let handle =
         |writer: &str| Directory::new(OsFiles, folder.path(), writer.into(), DirectoryOptions::default());
     handle("aa").initialize().unwrap();
-    std::fs::write(folder.path().join("staging/dead-0"), b"x").unwrap();
-    std::fs::write(folder.path().join("staging/bb-0"), b"x").unwrap();
-    let alive = handle("bb");
-    let _lease = alive.lease("bb").unwrap();
-    handle("cc").initialize().unwrap();
-    let left: Vec<_> = alive.list("staging").unwrap().into_iter().map(|l| l.name).collect();
-    assert_eq!(left, ["staging/bb-0"]);
+    let [dead, living, own] = ["d", "b", "c"].map(|digit| digit.repeat(32));
+    let alive = handle(&living);
+    let _lease = alive.lease(&living).unwrap();
+    let staged = |name: &str| std::fs::write(folder.path().join("staging").join(name), b"x").unwrap();
+    for name in [format!("{dead}-0"), format!("{dead}-probe"), format!("{living}-0"), "notes".into()] {
+        staged(&name);
+    }
+    std::fs::write(folder.path().join("sessions").join(&dead), b"").unwrap();
+    let _own = handle(&own).lease(&own).unwrap();
+    let left = |folder| alive.list(folder).unwrap().into_iter().map(|l| l.name).collect::<Vec<_>>();
+    assert_eq!(left("staging"), [format!("staging/{living}-0"), "staging/notes".into()]);
+    assert_eq!(left("sessions"), [format!("sessions/{living}"), format!("sessions/{own}")]);
+}
+
+#[test]
+fn a_directory_with_other_things_in_it_does_not_become_a_region() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("staging")).unwrap();
+    std::fs::write(folder.path().join("staging/build-1.bin"), b"precious").unwrap();
+    std::fs::write(folder.path().join("notes.txt"), b"precious").unwrap();
+    let storage = Directory::new(OsFiles, folder.path(), "aa".into(), DirectoryOptions::default());
+    let error = storage.initialize().unwrap_err();
+    assert!(error.to_string().contains("notes.txt"), "{error}");
+    assert!(folder.path().join("staging/build-1.bin").exists());
 }

@@ -42,8 +42,8 @@ pub fn fill_noise(bytes: &mut [u8], random: &mut Random) {
     }
 }
 
-/// Writes text: words of which few are frequent, as in prose, source and configuration. zstd at level 3 makes
-/// about a third of it.
+/// Writes text: words of which few are frequent, as in prose, source and configuration. zstd at level 3 leaves
+/// a little less than half of it.
 pub struct Text {
     words: Vec<Vec<u8>>,
 }

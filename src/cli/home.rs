@@ -111,7 +111,9 @@ impl Home {
             return Err(CliError::NoRegion { name: name.to_owned(), known });
         };
         let at = |error: RegionError| region_error(name, &known.url, error);
-        Region::open_directory(&directory_of(&known.url)?, self.directory).map_err(at)
+        let root = self.path.join(directory_of(&known.url)?);
+        check_owner(&root)?;
+        Region::open_directory(&root, self.directory).map_err(at)
     }
 
     /// Makes a region known under a name; one that is not there is made.
@@ -121,7 +123,8 @@ impl Home {
             return Err(CliError::Usage(why));
         }
         let root = absolute(&directory_of(url)?)?;
-        let url = root.to_string_lossy().into_owned();
+        check_owner(&root)?;
+        let url = self.url_of(&root)?;
         let _lock = lock(&self.path)?;
         if let Some(config) = read_config(&self.path)? {
             self.config = config;
@@ -135,6 +138,16 @@ impl Home {
         self.config.regions.insert(name.to_owned(), KnownRegion { url });
         write_config(&self.path, &self.config)?;
         Ok(region)
+    }
+
+    /// How the configuration names a directory: by its path; one inside the home relative to it, so that a home
+    /// can be moved and copied.
+    fn url_of(&self, root: &Path) -> Result<String, CliError> {
+        let inside = root.strip_prefix(&self.path).unwrap_or(root);
+        let text = inside.to_str().filter(|text| !text.is_empty());
+        text.map(str::to_owned).ok_or_else(|| {
+            CliError::Usage(format!("{} cannot name a region: it is the home, or not UTF-8", root.display()))
+        })
     }
 
     /// Forgets a region; its data stay.
@@ -171,13 +184,19 @@ fn default_path() -> Result<PathBuf, CliError> {
         .ok_or_else(|| CliError::Usage("neither IMGSTORE_HOME nor HOME is set; say --home DIR".into()))
 }
 
-/// Root would leave files in a user's home that the user cannot change or even read.
+/// Root would leave files in a user's place that the user cannot change or even read. A place that is not
+/// there belongs to whoever has the folder that it would be made in.
 fn check_owner(path: &Path) -> Result<(), CliError> {
     let user = config::current_user();
-    match config::owner(path).map_err(home_error("look at", path))? {
-        Some(owner) if owner != user => Err(CliError::ForeignHome { path: path.to_owned(), owner, user }),
-        _ => Ok(()),
+    let there = |path: &&Path| path.exists();
+    let Some(nearest) = path.ancestors().find(there) else { return Ok(()) };
+    let owner = config::owner(nearest).map_err(home_error("look at", nearest))?.unwrap_or(user);
+    // Others than root are stopped by the file system where they may not write; /tmp is everybody's.
+    let foreign = if nearest == path { owner != user } else { user == 0 && owner != 0 };
+    if foreign {
+        return Err(CliError::ForeignHome { path: nearest.to_owned(), owner, user });
     }
+    Ok(())
 }
 
 /// The directory that a URL names.
@@ -209,6 +228,9 @@ fn read_config(home: &Path) -> Result<Option<Config>, CliError> {
         let why = "new_regions.chunker must have 1 <= min_blocks <= avg_blocks <= max_blocks <= 256".into();
         return Err(CliError::Config { path, why });
     }
+    if !(1..=12).contains(&parsed.new_regions.zstd_level) {
+        return Err(CliError::Config { path, why: "new_regions.zstd_level must be 1 to 12".into() });
+    }
     Ok(Some(parsed))
 }
 
@@ -227,8 +249,8 @@ fn create(path: &Path, directory: DirectoryOptions) -> Result<Config, CliError> 
         return Ok(config);
     }
     let new_regions = NewRegions { chunker: ChunkerParams::DEFAULT, zstd_level: 3 };
-    let root = path.join("regions").join(FIRST_REGION);
-    let url = root.to_string_lossy().into_owned();
+    let url = format!("regions/{FIRST_REGION}");
+    let root = path.join(&url);
     open_or_create(&root, FIRST_REGION, &new_regions, directory)
         .map_err(|error| region_error(FIRST_REGION, &url, error))?;
     let config = Config {

@@ -12,19 +12,34 @@ mod text;
 use args::Cli;
 use clap::Parser;
 use error::CliError;
+use imgstore::model::ids::MalformedId;
 use output::Output;
 use progress::Watcher;
 use std::process::ExitCode;
+
+/// Help and version are answers, everything else is a wrong call. Arguments that cannot be read still say
+/// whether a program asks.
+fn wrong_call(error: &clap::Error) -> ExitCode {
+    let asks_for_json = std::env::args_os().any(|argument| argument == "--json");
+    if !error.use_stderr() || !asks_for_json {
+        // Nothing more can be done if the terminal is gone.
+        let _ = error.print();
+        return ExitCode::from(if error.use_stderr() { error::USAGE } else { 0 });
+    }
+    let malformed = std::error::Error::source(error).and_then(|source| source.downcast_ref::<MalformedId>());
+    let error = match malformed {
+        Some(malformed) => CliError::Ops(malformed.clone().into()),
+        None => CliError::Usage(error.render().to_string().trim().to_owned()),
+    };
+    Output::new(true).error(&error);
+    ExitCode::from(error.exit_code())
+}
 
 /// The program.
 pub fn run() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) => {
-            // Help and version are answers, everything else is a wrong call.
-            let _ = error.print();
-            return ExitCode::from(if error.use_stderr() { error::USAGE } else { 0 });
-        }
+        Err(error) => return wrong_call(&error),
     };
     let output = Output::new(cli.global.json);
     let watcher = Watcher::new(cli.global.quiet);

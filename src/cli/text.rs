@@ -2,22 +2,10 @@
 
 use imgstore::model::account::Tag;
 use imgstore::model::units::TimeMs;
+
+pub use imgstore::model::units::display_bytes as bytes;
 use std::fmt::Write as _;
 use std::time::{Duration, UNIX_EPOCH};
-
-const UNITS: [&str; 7] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
-
-/// A number of bytes: `1.5 GiB`.
-#[expect(clippy::cast_precision_loss, reason = "three digits are shown")]
-pub fn bytes(count: u64) -> String {
-    let mut value = count as f64;
-    let mut unit = 0;
-    while value >= 1023.95 && unit + 1 < UNITS.len() {
-        value /= 1024.0;
-        unit += 1;
-    }
-    if unit == 0 { format!("{count} B") } else { format!("{value:.1} {}", UNITS[unit]) }
-}
 
 /// A part of a whole: `12.3 %`.
 #[expect(clippy::cast_precision_loss, reason = "three digits are shown")]
@@ -102,15 +90,6 @@ pub fn printable(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn bytes_read_well() {
-        assert_eq!(bytes(0), "0 B");
-        assert_eq!(bytes(1023), "1023 B");
-        assert_eq!(bytes(1024), "1.0 KiB");
-        assert_eq!(bytes((1 << 20) - 1), "1.0 MiB");
-        assert_eq!(bytes(u64::MAX), "16.0 EiB");
-    }
 
     #[test]
     fn sizes_are_read_in_both_systems() {

@@ -1,6 +1,6 @@
 //! The one place that knows bincode: values to bytes and back, canonically and within limits.
 //!
-//! Fixed-width little-endian integers. Decoding consumes all bytes, allocates within the input's own length,
+//! Fixed-width little-endian integers. Decoding consumes all bytes, allocates in proportion to the input's length,
 //! and accepts only what encoding would have written. docs/FORMAT.md, "Values", gives the bytes, so that a
 //! change of crate would not change them.
 

@@ -63,7 +63,7 @@ impl Kind {
         let Some(body_len) = bytes.len().checked_sub(HEADER_BYTES + HASH_BYTES) else {
             return Err(FormatError::length(what, HEADER_BYTES + HASH_BYTES, bytes.len()));
         };
-        check_preamble(self, bytes)?;
+        check_magic(self, bytes)?;
         let declared = u32::from_le_bytes([bytes[12], bytes[13], bytes[14], bytes[15]]) as usize;
         if declared != body_len {
             return Err(FormatError::length(what, declared, body_len));
@@ -73,8 +73,15 @@ impl Kind {
         if hash.0 != stored {
             return Err(FormatError::Hash { what });
         }
+        check_preamble(self, bytes)?;
         Ok((&covered[HEADER_BYTES..], hash))
     }
+}
+
+/// Checks the first eight bytes. The hash is checked next, and only then what the other fields say: a flipped
+/// bit in a version number is damage, and no newer version.
+pub fn check_magic(kind: &Kind, bytes: &[u8]) -> Result<(), FormatError> {
+    if bytes.starts_with(&kind.magic) { Ok(()) } else { Err(FormatError::Magic { what: kind.what }) }
 }
 
 /// Checks magic, version, suite and flags: the first twelve bytes of every object.

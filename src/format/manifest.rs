@@ -11,10 +11,11 @@
 //!        32  8 key id, 0
 //! ```
 
-use super::envelope::{HASH_BYTES, Kind, VERSION, check_preamble};
+use super::envelope::{HASH_BYTES, Kind, VERSION, check_magic, check_preamble};
 use super::error::FormatError;
 use crate::model::blockmap::{BlockMap, ChunkRef};
 use crate::model::ids::{ChunkId, ObjectHash};
+use crate::model::units::MAP_CHUNKS_MAX;
 
 /// A manifest's kind.
 pub const MANIFEST: Kind =
@@ -24,6 +25,8 @@ pub const MANIFEST: Kind =
 pub const HEADER_BYTES: usize = 40;
 /// Bytes of a chunk reference.
 pub const CHUNK_REF_BYTES: usize = 40;
+/// Bytes of the largest manifest.
+pub const BYTES_MAX: u64 = (HEADER_BYTES + MAP_CHUNKS_MAX * CHUNK_REF_BYTES + HASH_BYTES) as u64;
 /// Bits of a chunk reference's first word that hold the first block.
 const POSITION_BITS: u32 = 48;
 
@@ -53,12 +56,13 @@ pub fn decode(bytes: &[u8]) -> Result<(BlockMap, ObjectHash), FormatError> {
     let Some(table_len) = bytes.len().checked_sub(HEADER_BYTES + HASH_BYTES) else {
         return Err(FormatError::length(what, HEADER_BYTES + HASH_BYTES, bytes.len()));
     };
-    check_preamble(&MANIFEST, bytes)?;
+    check_magic(&MANIFEST, bytes)?;
     let (covered, stored_hash) = bytes.split_at(HEADER_BYTES + table_len);
     let hash = MANIFEST.hash(&[covered]);
     if hash.0 != stored_hash {
         return Err(FormatError::Hash { what });
     }
+    check_preamble(&MANIFEST, bytes)?;
     let (header, table) = covered.split_at(HEADER_BYTES);
     let u64_at = |at: usize| u64::from_le_bytes(header[at..at + 8].try_into().unwrap_or_default());
     if header[12..16] != [0; 4] || u64_at(32) != 0 {

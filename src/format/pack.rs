@@ -72,9 +72,7 @@ pub fn decode_header(bytes: &[u8; HEADER_BYTES]) -> Result<(RegionId, PackName),
 
 /// The header of a frame, which stands before its body.
 pub fn encode_frame_header(frame: &Frame) -> Result<[u8; FRAME_HEADER_BYTES], FormatError> {
-    if frame.body.is_empty() || frame.body.len() > BODY_BYTES_MAX {
-        return Err(FormatError::length(FRAME, BODY_BYTES_MAX, frame.body.len()));
-    }
+    check_lengths(frame.codec, frame.raw_blocks, frame.body.len())?;
     let mut bytes = [0; FRAME_HEADER_BYTES];
     #[expect(clippy::cast_possible_truncation, reason = "at most 1 MiB, checked above")]
     bytes[..4].copy_from_slice(&(frame.body.len() as u32).to_le_bytes());
@@ -127,7 +125,20 @@ pub fn scan_frame(bytes: &[u8]) -> Result<(Frame, usize), FormatError> {
         return Err(FormatError::Newer { what: FRAME, feature: format!("flags {:#04x}", header[7]) });
     }
     let raw_blocks = u16::from_le_bytes([header[4], header[5]]);
+    check_lengths(codec, raw_blocks, stored_len)?;
     Ok((Frame { codec, raw_blocks, body: body.to_vec() }, len))
+}
+
+/// A chunk has 1 to 256 blocks, a body 1 byte to 1 MiB, and a raw one exactly the chunk's.
+fn check_lengths(codec: Codec, raw_blocks: u16, stored_len: usize) -> Result<(), FormatError> {
+    let raw_bytes = usize::from(raw_blocks) * BLOCK_BYTES;
+    if raw_blocks == 0 || raw_blocks > CHUNK_BLOCKS_MAX {
+        return Err(FormatError::invalid(FRAME, format!("a chunk of {raw_blocks} blocks")));
+    }
+    if stored_len == 0 || stored_len > BODY_BYTES_MAX || (codec == Codec::Raw && stored_len != raw_bytes) {
+        return Err(FormatError::length(FRAME, raw_bytes, stored_len));
+    }
+    Ok(())
 }
 
 /// A pack's trailer: the entries of its frames, ascending by id, and the hash that the log knows it by.
@@ -208,14 +219,17 @@ fn check_entries(entries: &[Entry], trailer_offset: u32) -> Result<(), FormatErr
     if entries.is_empty() || !entries.is_sorted_by(|a, b| a.id < b.id) {
         return Err(FormatError::invalid("pack trailer", "it is empty or its ids do not ascend"));
     }
+    for entry in entries {
+        check_lengths(entry.codec, entry.raw_blocks, entry.stored_len as usize)?;
+    }
     let mut places: Vec<(u64, u64)> = entries
         .iter()
         .map(|e| (u64::from(e.offset), FRAME_HEADER_BYTES as u64 + u64::from(e.stored_len)))
         .collect();
     places.sort_unstable();
-    let end = places.iter().try_fold(HEADER_BYTES as u64, |end, &(offset, len)| {
-        (offset == end && len <= (FRAME_HEADER_BYTES + BODY_BYTES_MAX) as u64).then_some(offset + len)
-    });
+    let end = places
+        .iter()
+        .try_fold(HEADER_BYTES as u64, |end, &(offset, len)| (offset == end).then_some(offset + len));
     if end != Some(u64::from(trailer_offset)) || entries.iter().any(|e| e.pack != 0) {
         return Err(FormatError::invalid("pack trailer", "its frames do not lie end to end"));
     }

@@ -18,7 +18,7 @@
 //! table only, however large it is. All pages but the last are full.
 
 use super::entry::{ENTRY_BYTES, Entry, entry_arrays, entry_id};
-use super::envelope::{HASH_BYTES, Kind, VERSION, check_preamble};
+use super::envelope::{HASH_BYTES, Kind, VERSION, check_magic, check_preamble};
 use super::error::FormatError;
 use crate::model::ids::{ChunkId, ObjectHash, RegionId, SessionId};
 use crate::model::objects::PackName;
@@ -136,11 +136,12 @@ pub struct SegmentHeader {
 /// used, by [`page`].
 pub fn decode_header(bytes: &[u8]) -> Result<SegmentHeader, FormatError> {
     let what = SEGMENT.what;
-    check_preamble(&SEGMENT, bytes)?;
+    check_magic(&SEGMENT, bytes)?;
     let header = bytes.get(..PAGE_BYTES).ok_or_else(|| FormatError::length(what, PAGE_BYTES, bytes.len()))?;
     if crc32c::crc32c(&header[..PAGE_BYTES - 4]).to_le_bytes() != header[PAGE_BYTES - 4..] {
         return Err(FormatError::Hash { what: "index segment header" });
     }
+    check_preamble(&SEGMENT, bytes)?;
     let u32_at = |at: usize| u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
     let (pack_count, pages) = (u32_at(12), u32_at(24));
     let entries = u64::from(u32_at(16)) | u64::from(u32_at(20)) << 32;

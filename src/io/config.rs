@@ -5,7 +5,7 @@ use super::clock::random_u64;
 use super::os::no_follow;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 /// Largest file that is read.
@@ -32,6 +32,7 @@ pub fn replace(path: &Path, text: &str) -> io::Result<()> {
             .mode(0o600)
             .custom_flags(no_follow())
             .open(&temporary)?;
+        file.set_permissions(fs::Permissions::from_mode(0o600))?;
         file.write_all(text.as_bytes())?;
         file.sync_all()?;
         fs::rename(&temporary, path)
@@ -53,6 +54,7 @@ pub fn lock(path: &Path) -> io::Result<impl Sized + use<>> {
         .mode(0o600)
         .custom_flags(no_follow())
         .open(path)?;
+    file.set_permissions(fs::Permissions::from_mode(0o600))?;
     fs2::FileExt::lock_exclusive(&file)?;
     Ok(file)
 }

@@ -4,7 +4,7 @@
 //! replacement, fsync the directory. A directory's own name is made durable in its parent before the first
 //! object in it is. After any failed write, sync or rename the handle writes no more.
 
-use super::files::{Files, ReadFile};
+use super::files::{DirEntry, Files, ReadFile};
 use super::map::Bytes;
 use super::storage::{Created, Lease, Listed, Object, Storage, StorageError, check_name};
 use std::collections::HashSet;
@@ -15,8 +15,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 const STAGING: &str = "staging";
 const SESSIONS: &str = "sessions";
+/// Hex digits of a writer's name.
+const WRITER_LEN: usize = 32;
 /// Written once when the directory becomes a region's; also the proof that names are never replaced.
 const PROBE: &str = "probe";
+
+/// What stands behind the writer in the name of a staging file.
+fn is_staged_number(text: &str) -> bool {
+    text == PROBE || (!text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()))
+}
 
 /// How a directory is used.
 #[derive(Debug, Clone, Copy)]
@@ -61,19 +68,19 @@ impl<F: Files> Directory<F> {
     }
 
     /// Makes `root` and, where they are missing, the directories above it; then proves that the file system
-    /// refuses to replace a file on rename, without which two writers could both win.
+    /// refuses to replace a file on rename, without which two writers could both win. A directory in which
+    /// anything but a region's own folders stands is refused.
     pub fn initialize(&self) -> Result<(), StorageError> {
+        self.refuse_foreign()?;
         let missing: Vec<_> = self.root.ancestors().take_while(|dir| self.files.list(dir).is_err()).collect();
-        for dir in missing.into_iter().rev() {
+        // The root's own name, too, if somebody else made it and did not come to make it durable.
+        for dir in missing.into_iter().rev().chain([self.root.as_path()]) {
             self.writing("make directory", &dir.to_string_lossy(), || {
                 self.files.make_dir(dir)?;
                 dir.parent().filter(|p| !p.as_os_str().is_empty()).map_or(Ok(()), |p| self.files.sync_dir(p))
             })?;
         }
         self.ensure_dir(&self.root.join(STAGING))?;
-        for stage in self.leftovers()? {
-            self.delete(&stage)?;
-        }
         let probes = [self.stage(PROBE, &[b"1"])?, self.stage(PROBE, &[b"2"])?];
         let target = self.root.join(STAGING).join(format!("{}-{PROBE}", self.writer));
         let first = self.files.rename_new(&probes[0], &target);
@@ -92,19 +99,55 @@ impl<F: Files> Directory<F> {
         }
     }
 
-    /// Staging files of writers that are gone.
-    fn leftovers(&self) -> Result<Vec<String>, StorageError> {
-        let mut leftovers = Vec::new();
-        for listed in self.list(STAGING)? {
-            let file = listed.name.rsplit('/').next().unwrap_or_default();
-            let writer = file.split('-').next().unwrap_or_default();
-            let sign = self.root.join(SESSIONS).join(writer);
-            let alive = self.files.is_locked(&sign).map_err(|e| StorageError::io("look at", SESSIONS, e))?;
-            if writer != self.writer && !alive {
-                leftovers.push(listed.name);
+    /// A region is made in an empty directory, or where another process is just making one.
+    fn refuse_foreign(&self) -> Result<(), StorageError> {
+        let name = self.root.to_string_lossy().into_owned();
+        let entries = match self.files.list(&self.root) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            entries => entries.map_err(|e| StorageError::io("list", &name, e))?,
+        };
+        let ours = |name: &str| [STAGING, SESSIONS, "region", "log", "packs"].contains(&name);
+        match entries.iter().find(|entry| !ours(&entry.name)) {
+            Some(found) => Err(StorageError::Io {
+                action: "make a region in",
+                source: io::Error::other(format!(
+                    "it holds other things, {} for one; choose an empty or a new directory",
+                    found.name
+                )),
+                name,
+            }),
+            None => Ok(()),
+        }
+    }
+
+    /// Removes staging files and signs of life of writers that are gone: those whose lock nobody holds.
+    fn sweep_leftovers(&self) -> Result<(), StorageError> {
+        let looked = |e| StorageError::io("look at", SESSIONS, e);
+        for folder in [STAGING, SESSIONS] {
+            for entry in self.entries(folder)? {
+                let writer = match entry.name.split_once('-') {
+                    Some((writer, number)) if folder == STAGING && is_staged_number(number) => writer,
+                    None if folder == SESSIONS => entry.name.as_str(),
+                    _ => continue,
+                };
+                let ours = writer.len() == WRITER_LEN && writer.bytes().all(|b| b.is_ascii_hexdigit());
+                if entry.is_dir || !ours || writer == self.writer {
+                    continue;
+                }
+                if !self.files.is_locked(&self.root.join(SESSIONS).join(writer)).map_err(looked)? {
+                    self.delete(&format!("{folder}/{}", entry.name))?;
+                }
             }
         }
-        Ok(leftovers)
+        Ok(())
+    }
+
+    /// What stands directly in a folder; nothing if there is no such folder.
+    fn entries(&self, folder: &str) -> Result<Vec<DirEntry>, StorageError> {
+        match self.files.list(&self.root.join(folder)) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+            entries => entries.map_err(|e| StorageError::io("list", folder, e)),
+        }
     }
 
     fn check_latch(&self, name: &str) -> Result<(), StorageError> {
@@ -156,18 +199,14 @@ impl<F: Files> Directory<F> {
             file.seal()
         });
         if written.is_err() {
-            // Best effort: a leftover is removed by the next writer's `initialize`, or by collection.
+            // Best effort: a leftover is removed by the next writer.
             let _ = self.files.remove(&path);
         }
         written.map(|()| path)
     }
 
     fn list_below(&self, folder: &str, found: &mut Vec<Listed>) -> Result<(), StorageError> {
-        let entries = match self.files.list(&self.root.join(folder)) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-            entries => entries.map_err(|e| StorageError::io("list", folder, e))?,
-        };
-        for entry in entries {
+        for entry in self.entries(folder)? {
             let name = if folder.is_empty() { entry.name } else { format!("{folder}/{}", entry.name) };
             if check_name(&name).is_err() {
                 continue;
@@ -261,6 +300,7 @@ impl<F: Files> Storage for Directory<F> {
         self.ensure_dir(&self.root.join(SESSIONS))?;
         let sign = self.root.join(SESSIONS).join(session);
         let lock = self.writing("lock", session, || self.files.lock(&sign))?;
+        self.sweep_leftovers()?;
         Ok(Lease(lock))
     }
 }

@@ -1,5 +1,6 @@
 //! What a disk is to the pipelines: a length, extents, positioned reads; and a target of positioned writes.
 
+use crate::model::units::display_bytes;
 use std::io;
 use std::path::PathBuf;
 
@@ -120,7 +121,7 @@ pub enum DiskError {
         path: PathBuf,
     },
     /// The target cannot hold the volume.
-    #[error("{path} has {found} bytes, the volume has {expected}")]
+    #[error("{path} has {}, the volume has {}; choose a larger target", display_bytes(*found), display_bytes(*expected))]
     TooSmall {
         /// The target.
         path: PathBuf,

@@ -18,11 +18,17 @@ pub(super) fn no_follow() -> i32 {
     i32::from_ne_bytes(OFlags::NOFOLLOW.bits().to_ne_bytes())
 }
 
+/// `O_NONBLOCK`: opening a FIFO must not wait for somebody at its other end. Files do not mind.
+pub(super) fn no_waiting() -> i32 {
+    i32::from_ne_bytes(OFlags::NONBLOCK.bits().to_ne_bytes())
+}
+
 impl Files for OsFiles {
     fn make_dir(&self, path: &Path) -> io::Result<()> {
         match fs::DirBuilder::new().mode(0o700).create(path) {
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
-            made => made,
+            // Whatever the umask.
+            made => made.and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(0o700))),
         }
     }
 
@@ -41,7 +47,9 @@ impl Files for OsFiles {
             Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
                 // A file system without it: a hard link never replaces either.
                 fs::hard_link(from, to)?;
-                fs::remove_file(from)
+                // The new name stands; if the old one does, too, it is a leftover like any other.
+                let _ = fs::remove_file(from);
+                Ok(())
             }
             done => done.map_err(Into::into),
         }
@@ -52,7 +60,7 @@ impl Files for OsFiles {
     }
 
     fn open(&self, path: &Path) -> io::Result<Arc<dyn ReadFile>> {
-        let file = OpenOptions::new().read(true).custom_flags(no_follow()).open(path)?;
+        let file = OpenOptions::new().read(true).custom_flags(no_follow() | no_waiting()).open(path)?;
         let metadata = file.metadata()?;
         if !metadata.is_file() {
             return Err(io::Error::other("not a regular file"));
@@ -87,13 +95,17 @@ impl Files for OsFiles {
     }
 
     fn lock(&self, path: &Path) -> io::Result<Box<dyn Send + Sync>> {
+        // Under its name only once it is locked: who looks for dead writers must not take it for one.
+        let new = path.with_extension("new");
         let file = OpenOptions::new()
             .write(true)
             .create_new(true)
             .mode(0o600)
             .custom_flags(no_follow())
-            .open(path)?;
+            .open(&new)?;
+        file.set_permissions(fs::Permissions::from_mode(0o600))?;
         fs2::FileExt::try_lock_exclusive(&file)?;
+        fs::rename(&new, path)?;
         Ok(Box::new(Lock { _file: file, path: path.to_owned() }))
     }
 

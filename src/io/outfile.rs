@@ -6,7 +6,7 @@ use super::os::no_follow;
 use rustix::fs::{CWD, FallocateFlags, RenameFlags, renameat_with};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Seek, Write};
-use std::os::unix::fs::{DirBuilderExt, FileExt, FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, FileTypeExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 /// A new file that gets its name only when it is whole and durable.
@@ -23,10 +23,10 @@ impl NewFile {
     /// What stands at `path` is refused, or replaced at the end if `replace` and if it is a regular file.
     pub fn create(path: &Path, len: u64, replace: bool) -> Result<Self, DiskError> {
         match fs::symlink_metadata(path) {
-            Ok(_) if !replace => return Err(DiskError::Exists { path: path.to_owned() }),
             Ok(metadata) if !metadata.is_file() => {
-                return Err(DiskError::NotADisk { path: path.to_owned(), found: "not a regular file" });
+                return Err(DiskError::NotADisk { path: path.to_owned(), found: "neither" });
             }
+            Ok(_) if !replace => return Err(DiskError::Exists { path: path.to_owned() }),
             Err(e) if e.kind() != io::ErrorKind::NotFound => {
                 return Err(DiskError::io("look at", path, 0, e));
             }
@@ -46,6 +46,7 @@ impl NewFile {
             .open(&temporary)
             .map_err(failed)?;
         let new = Self { file, path: path.to_owned(), temporary: Some(temporary), replace };
+        new.file.set_permissions(fs::Permissions::from_mode(0o600)).map_err(failed)?;
         new.file.set_len(len).map_err(|e| DiskError::io("set the length of", path, len, e))?;
         Ok(new)
     }
@@ -110,6 +111,9 @@ impl BlockDevice {
         let failed = |e| DiskError::io("open", path, 0, e);
         let exclusive = i32::from_ne_bytes(rustix::fs::OFlags::EXCL.bits().to_ne_bytes());
         let mut file = OpenOptions::new().write(true).custom_flags(exclusive).open(path).map_err(failed)?;
+        if !file.metadata().map_err(failed)?.file_type().is_block_device() {
+            return Err(DiskError::NotADisk { path: path.to_owned(), found: "no block device any more" });
+        }
         let found = file.seek(io::SeekFrom::End(0)).map_err(failed)?;
         if found < len {
             return Err(DiskError::TooSmall { path: path.to_owned(), expected: len, found });
@@ -188,13 +192,19 @@ pub fn is_block_device(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|m| m.file_type().is_block_device())
 }
 
-/// Makes a directory, for its owner only, and those above it that are missing.
+/// Makes a directory, for its owner only, and those above it that are missing; their names are durable.
 pub fn make_dirs(path: &Path) -> Result<(), DiskError> {
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(path)
-        .map_err(|e| DiskError::io("make", path, 0, e))
+    let missing: Vec<&Path> =
+        path.ancestors().take_while(|dir| !dir.as_os_str().is_empty() && !dir.exists()).collect();
+    let make = |dir: &Path| {
+        match fs::DirBuilder::new().mode(0o700).create(dir) {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists && dir.is_dir() => {}
+            made => made.and_then(|()| fs::set_permissions(dir, fs::Permissions::from_mode(0o700)))?,
+        }
+        let parent = dir.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        File::open(parent)?.sync_all()
+    };
+    missing.into_iter().rev().try_for_each(|dir| make(dir).map_err(|e| DiskError::io("make", dir, 0, e)))
 }
 
 /// Removes a directory with the given files in it, and nothing else: what is left of a launch that failed.

@@ -1,10 +1,11 @@
 //! Raw disks: a regular file or a block device, as it is.
 
 use super::disk::{DiskError, DiskRead, Extent};
+use super::os::no_waiting;
 use rustix::fs::SeekFrom;
 use std::fs::File;
 use std::io::{self, Seek};
-use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// A raw disk open for reading.
@@ -18,7 +19,8 @@ pub struct RawDisk {
 impl RawDisk {
     /// Opens a regular file or block device; an empty one is refused.
     pub fn open(path: &Path) -> Result<Self, DiskError> {
-        let mut file = File::open(path).map_err(|e| DiskError::io("open", path, 0, e))?;
+        let open = std::fs::OpenOptions::new().read(true).custom_flags(no_waiting()).open(path);
+        let mut file = open.map_err(|e| DiskError::io("open", path, 0, e))?;
         let kind = file.metadata().map_err(|e| DiskError::io("open", path, 0, e))?.file_type();
         if !kind.is_file() && !kind.is_block_device() {
             let found = if kind.is_dir() { "a directory" } else { "a special file" };
@@ -32,11 +34,6 @@ impl RawDisk {
         // A hint only: one reader, front to back.
         let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::Sequential);
         Ok(Self { file, path: path.to_owned(), len })
-    }
-
-    /// Where it is.
-    pub fn path(&self) -> &Path {
-        &self.path
     }
 
     /// Data or hole by SEEK_DATA and SEEK_HOLE. File systems that cannot tell say "all data".

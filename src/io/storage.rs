@@ -3,6 +3,7 @@
 //! `tests/storage_conformance.rs` runs every contract below on every implementation.
 
 use super::map::Bytes;
+use crate::model::units::display_bytes;
 use std::sync::Arc;
 
 /// How [`Storage::create`] ended.
@@ -91,7 +92,7 @@ pub enum StorageError {
     },
     /// The storage is full, or would be.
     #[error(
-        "no space for {name}: {available} bytes available, {needed} needed; free some space or use another region"
+        "no space for {name}: {} available, {} needed; free some space or use another region", display_bytes(*available), display_bytes(*needed)
     )]
     NoSpace {
         /// What was to be written.

@@ -4,7 +4,7 @@
 //! costs what its content costs, whatever the volume's size, and no position has two spellings.
 
 use super::ids::ChunkId;
-use super::units::{CHUNK_BLOCKS_MAX, VOLUME_BLOCKS_MAX, block_offset, blocks_for_bytes};
+use super::units::{CHUNK_BLOCKS_MAX, MAP_CHUNKS_MAX, VOLUME_BLOCKS_MAX, block_offset, blocks_for_bytes};
 use std::fmt;
 
 /// A chunk at a position.
@@ -52,6 +52,8 @@ pub enum BlockMapFault {
     Order,
     /// A reference ends after the volume does.
     PastEnd,
+    /// More than 2^27 chunks.
+    TooManyChunks,
 }
 
 impl fmt::Display for BlockMapFault {
@@ -62,6 +64,7 @@ impl fmt::Display for BlockMapFault {
             Self::Length => "a chunk is not 1 to 256 blocks long",
             Self::Order => "chunks overlap or are out of order",
             Self::PastEnd => "a chunk ends after the volume",
+            Self::TooManyChunks => "the volume has more than 2^27 chunks of data; split it",
         })
     }
 }
@@ -77,6 +80,9 @@ impl BlockMap {
     /// A map of a volume of `volume_bytes` bytes; every invariant is checked.
     pub fn new(volume_bytes: u64, chunks: Vec<ChunkRef>) -> Result<Self, BlockMapFault> {
         let mut builder = BlockMapBuilder::new(volume_bytes)?;
+        if chunks.len() > MAP_CHUNKS_MAX {
+            return Err(BlockMapFault::TooManyChunks);
+        }
         for chunk in &chunks {
             builder.check(chunk)?;
         }
@@ -148,6 +154,9 @@ impl BlockMapBuilder {
     /// Adds the chunk that follows, perhaps after a zero run.
     pub fn push(&mut self, chunk: ChunkRef) -> Result<(), BlockMapFault> {
         self.check(&chunk)?;
+        if self.chunks.len() >= MAP_CHUNKS_MAX {
+            return Err(BlockMapFault::TooManyChunks);
+        }
         self.chunks.push(chunk);
         Ok(())
     }

@@ -92,8 +92,9 @@ impl Catalog {
     /// Applies a record: all of its operations or, on a rejection, none (the catalogue is then unchanged
     /// only if the caller kept a copy: see `region::log`).
     pub fn apply(&mut self, record: &LogRecord) -> Result<(), Rejection> {
-        if record.sequence != self.sequence + 1 {
-            return Err(Rejection::OutOfSequence { expected: self.sequence + 1 });
+        let expected = self.sequence.saturating_add(1);
+        if record.sequence != expected || record.sequence == self.sequence {
+            return Err(Rejection::OutOfSequence { expected });
         }
         if self.fenced_sessions.contains(&record.author.session) {
             return Err(Rejection::SessionFenced(record.author.session));

@@ -11,13 +11,14 @@ use super::transfer::{Missing, find_missing, transfer};
 use crate::model::account::Tag;
 use crate::model::blockmap::BlockMap;
 use crate::model::catalog::Catalog;
-use crate::model::ids::{ImageId, SnapshotId};
+use crate::model::ids::{ImageId, ObjectHash, SnapshotId};
 use crate::model::image::{DeviceTarget, Image, ImageSource, is_image_name};
 use crate::model::objects::ManifestRecord;
 use crate::model::op::Op;
 use crate::model::snapshot::{Snapshot, SnapshotSource};
 use crate::region::Region;
 use crate::region::session::Session;
+use std::collections::BTreeMap;
 
 /// What is copied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,17 +52,14 @@ pub struct CopyPlan {
     maps: Vec<BlockMap>,
     source_sequence: u64,
     missing: Missing,
-    /// Manifests that the target lacks, by place in `snapshots`.
-    manifests_missing: Vec<bool>,
+    /// Bytes of manifests that the target lacks.
+    manifest_bytes: u64,
 }
 
 impl CopyPlan {
     /// Bytes that will be moved: stored frames and manifests that the target lacks.
     pub fn transfer_bytes(&self) -> u64 {
-        let manifests = self.snapshots.iter().zip(&self.manifests_missing);
-        let manifest_bytes: u64 =
-            manifests.filter(|(_, missing)| **missing).map(|(s, _)| s.manifest.len).sum();
-        self.missing.stored_bytes + manifest_bytes
+        self.missing.stored_bytes + self.manifest_bytes
     }
 
     /// Chunks that will be moved.
@@ -119,16 +117,10 @@ pub fn plan(
     let maps = snapshots.iter().map(|s| source.load_map(&s.manifest)).collect::<Result<Vec<_>, _>>()?;
     let missing = find_missing(source, target, &maps, context)?;
     let there = target.catalog()?;
-    let manifests_missing = snapshots.iter().map(|s| known_manifest(&there, &s.manifest).is_none()).collect();
-    Ok(CopyPlan {
-        what,
-        image,
-        snapshots,
-        maps,
-        source_sequence: catalog.sequence,
-        missing,
-        manifests_missing,
-    })
+    let lacking = snapshots.iter().map(|s| &s.manifest).filter(|m| known_manifest(&there, m).is_none());
+    let lacking: BTreeMap<ObjectHash, u64> = lacking.map(|manifest| (manifest.hash, manifest.len)).collect();
+    let manifest_bytes = lacking.values().sum();
+    Ok(CopyPlan { what, image, snapshots, maps, source_sequence: catalog.sequence, missing, manifest_bytes })
 }
 
 /// Carries out a plan.
@@ -139,7 +131,11 @@ pub fn apply(
     options: &CopyOptions,
     context: &Context<'_>,
 ) -> Result<Copied, OpsError> {
-    if let Some(made) = made_before(&target.catalog()?, plan, source, options, context)? {
+    // Without operations a commit makes durable what it saw, and appends nothing.
+    let made = target.commit::<_, OpsError>(context.account, |catalog| {
+        Ok((vec![], made_before(catalog, plan, source, options, context)?))
+    })?;
+    if let Some(made) = made {
         return Ok(made);
     }
     if let Some(image) = &plan.image {
@@ -150,33 +146,53 @@ pub fn apply(
     context.progress.begin("copy", plan.missing.stored_bytes);
     let mut transferred_bytes = transfer(source, &mut session, &plan.missing, context)?;
     let used = reserve_all(&mut session, plan)?;
-    let mut manifests = Vec::new();
-    let there = target.catalog()?;
-    for (snapshot, map) in plan.snapshots.iter().zip(&plan.maps) {
-        manifests.push(match known_manifest(&there, &snapshot.manifest) {
-            Some(known) => known,
-            None => {
-                transferred_bytes += snapshot.manifest.len;
-                session.write_manifest(map)?
-            }
-        });
-    }
+    let (manifests, manifest_bytes) = place_manifests(&mut session, target, plan)?;
+    transferred_bytes += manifest_bytes;
     session.flush()?;
     let snapshots = copied_snapshots(source, target, plan, &manifests, options, context)?;
     let image =
         plan.image.as_ref().map(|i| copied_image(source, target, i, plan, &snapshots, options, context));
     let image = image.transpose()?;
-    target.commit::<_, OpsError>(context.account, |catalog| {
+    let made = target.commit::<_, OpsError>(context.account, |catalog| {
+        // The same request may have been faster, from another process.
+        if let Some(made) = made_before(catalog, plan, source, options, context)? {
+            return Ok((vec![], Some(made)));
+        }
         let create = |s: &Snapshot| Op::CreateSnapshot { snapshot: Box::new(s.clone()), packs: used.clone() };
         let mut ops: Vec<Op> = snapshots.iter().map(create).collect();
         if let Some(image) = &image {
             check_name_free(catalog, image)?;
             ops.push(Op::RegisterImage(Box::new(image.clone())));
         }
-        Ok((ops, ()))
+        Ok((ops, None))
     })?;
+    if let Some(made) = made {
+        return Ok(made);
+    }
     let stored_bytes = session.stored_bytes();
     Ok(Copied { image, snapshots, transferred_bytes, stored_bytes, was_made_before: false })
+}
+
+/// The manifests at the target: those that it has, the others written, each once.
+fn place_manifests(
+    session: &mut Session,
+    target: &Region,
+    plan: &CopyPlan,
+) -> Result<(Vec<ManifestRecord>, u64), OpsError> {
+    let there = target.catalog()?;
+    let (mut placed, mut written_bytes): (Vec<ManifestRecord>, u64) = (Vec::new(), 0);
+    for (snapshot, map) in plan.snapshots.iter().zip(&plan.maps) {
+        let same = |known: &&ManifestRecord| known.hash == snapshot.manifest.hash;
+        let known = placed.iter().find(same).cloned();
+        placed.push(match known.or_else(|| known_manifest(&there, &snapshot.manifest)) {
+            Some(known) => known,
+            None => {
+                written_bytes += snapshot.manifest.len;
+                session.write_manifest(map)?
+            }
+        });
+    }
+    Ok((placed, written_bytes))
 }
 
 /// Makes sure that every chunk of every map is at the target now, and gives the packs that hold them.
@@ -191,7 +207,7 @@ fn reserve_all(
         if let Some(at) = lacking {
             // Collected at the target between plan and now; the next try carries it over.
             let chunk = ids[at];
-            return Err(crate::region::error::RegionError::MissingChunk { chunk, unreadable: 0 }.into());
+            return Err(session.region().missing(chunk).into());
         }
     }
     Ok(session.used_packs())
@@ -259,7 +275,8 @@ fn made_before(
             let used = |i: &&Image| i.owner == context.account && i.client_token.as_ref() == Some(token);
             let Some(copy) = catalog.images.values().find(used) else { return Ok(None) };
             let same = copy.source.as_ref().is_some_and(|s| s.image_id == id && s.region_id == region_id);
-            if !same || copy.name != copy_name(image, options) {
+            let described = options.description.as_ref().unwrap_or(&image.description);
+            if !same || copy.name != copy_name(image, options) || copy.description != *described {
                 return mismatch();
             }
             let snapshots =
@@ -269,8 +286,15 @@ fn made_before(
         (CopyWhat::Snapshot(id), _) => {
             let used = |s: &&Snapshot| s.owner == context.account && s.client_token.as_ref() == Some(token);
             let Some(copy) = catalog.snapshots.values().find(used) else { return Ok(None) };
+            let described = options.description.as_ref().or(plan.snapshots.first().map(|s| &s.description));
             match &copy.source {
-                Some(s) if s.snapshot_id == id && s.region_id == region_id => made(None, vec![copy.clone()]),
+                Some(s)
+                    if s.snapshot_id == id
+                        && s.region_id == region_id
+                        && described == Some(&copy.description) =>
+                {
+                    made(None, vec![copy.clone()])
+                }
                 _ => mismatch(),
             }
         }

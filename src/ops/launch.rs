@@ -13,7 +13,7 @@ use crate::model::ids::{ImageId, InstanceId, SnapshotId, VolumeId};
 use crate::model::image::{DeviceTarget, EbsBlockDevice, Image};
 use crate::model::instance::{Attachment, Instance, InstanceState, Volume, VolumeState};
 use crate::model::op::Op;
-use crate::model::units::TimeMs;
+use crate::model::units::{TimeMs, VOLUME_BYTES_MAX};
 use crate::region::Region;
 use std::path::{Path, PathBuf};
 
@@ -55,8 +55,8 @@ pub struct Launched {
 /// Most instances that one launch makes.
 pub const INSTANCES_MAX: u32 = 1000;
 
-/// Launches instances: their volumes are written whole, then they are put on record. What was written for an
-/// instance that does not come about is removed.
+/// Launches instances: the volumes of all are written whole, then all are put on record at once. What was
+/// written for a launch that does not come about is removed.
 pub fn launch(
     region: &Region,
     id: ImageId,
@@ -78,13 +78,54 @@ pub fn launch(
     }
     let output = absolute(&options.output)?;
     make_dirs(&output)?;
-    let bytes: u64 = contents.iter().map(Content::restored_bytes).sum();
-    context.progress.begin("launch", bytes * u64::from(options.count));
+    let bytes = contents.iter().map(Content::restored_bytes).fold(0, u64::saturating_add);
+    context.progress.begin("launch", bytes.saturating_mul(u64::from(options.count)));
+    let mut written = Written::default();
+    let result = launch_all(region, image, &contents, &output, options, context, &mut written);
+    // Where nobody knows whether the record exists, the disks stay: the record may need them.
+    match &result {
+        Err(OpsError::Region(error)) if error.is_unknown_outcome() => {}
+        Err(_) => written.remove(),
+        Ok(_) => {}
+    }
+    result
+}
+
+/// What a launch has written so far.
+#[derive(Default)]
+struct Written(Vec<(PathBuf, Vec<PathBuf>)>);
+
+impl Written {
+    fn remove(&self) {
+        for (folder, files) in &self.0 {
+            remove_dir_with(folder, files);
+        }
+    }
+}
+
+/// Writes all volumes, then puts all instances on record at once.
+fn launch_all(
+    region: &Region,
+    image: &Image,
+    contents: &[Content],
+    output: &Path,
+    options: &LaunchOptions,
+    context: &Context<'_>,
+    written: &mut Written,
+) -> Result<Vec<Launched>, OpsError> {
     let mut launched = Vec::new();
     for _ in 0..options.count {
-        let made = launch_one(region, image, &contents, &output, options, context)?;
-        launched.push(made);
+        launched.push(write_one(region, image, contents, output, options, context, written)?);
     }
+    context.check_cancelled()?;
+    region.commit::<_, OpsError>(context.account, |catalog| {
+        find_image(catalog, context.account, image.id)?;
+        let run = |made: &Launched| Op::RunInstance {
+            instance: Box::new(made.instance.clone()),
+            volumes: made.volumes.clone(),
+        };
+        Ok((launched.iter().map(run).collect(), ()))
+    })?;
     Ok(launched)
 }
 
@@ -106,6 +147,9 @@ fn resolve(image: &Image, overrides: &[DeviceOverride]) -> Result<Vec<(String, E
         if let Some(change) = overrides.iter().find(|change| change.device_name == device.device_name) {
             if change.no_device {
                 continue;
+            }
+            if change.volume_bytes.is_some_and(|bytes| bytes > VOLUME_BYTES_MAX) {
+                return refuse(format!("{}: a volume has at most 64 TiB", change.device_name));
             }
             ebs.volume_bytes = change.volume_bytes.unwrap_or(ebs.volume_bytes);
             ebs.delete_on_termination = change.delete_on_termination.unwrap_or(ebs.delete_on_termination);
@@ -159,48 +203,41 @@ impl Content {
     }
 }
 
-fn launch_one(
+/// Writes the volumes of one instance.
+fn write_one(
     region: &Region,
     image: &Image,
     contents: &[Content],
     output: &Path,
     options: &LaunchOptions,
     context: &Context<'_>,
+    written: &mut Written,
 ) -> Result<Launched, OpsError> {
     let id = InstanceId::from_random(region.random_id()?);
     let folder = output.join(id.to_string());
     make_dirs(&folder)?;
-    let mut written = Vec::new();
-    let result = (|| {
-        let now = region.now_ms();
-        let mut volumes = Vec::new();
-        for content in contents {
-            let path = folder.join(content.file_name());
-            content.write(region, &path, context)?;
-            written.push(path.clone());
-            volumes.push(volume(region, id, content, &path, now, context)?);
+    written.0.push((folder.clone(), Vec::new()));
+    let now = region.now_ms();
+    let mut volumes = Vec::new();
+    for content in contents {
+        let path = folder.join(content.file_name());
+        content.write(region, &path, context)?;
+        if let Some((_, files)) = written.0.last_mut() {
+            files.push(path.clone());
         }
-        let instance = Instance {
-            id,
-            owner: context.account,
-            image_id: image.id,
-            state: InstanceState::Stopped,
-            launched_ms: now,
-            root_device_name: image.root_device_name.clone(),
-            path: text(&folder)?,
-            tags: options.tags.clone(),
-        };
-        region.commit::<_, OpsError>(context.account, |catalog| {
-            find_image(catalog, context.account, image.id)?;
-            let op = Op::RunInstance { instance: Box::new(instance.clone()), volumes: volumes.clone() };
-            Ok((vec![op], ()))
-        })?;
-        Ok(Launched { instance, volumes })
-    })();
-    if result.is_err() {
-        remove_dir_with(&folder, &written);
+        volumes.push(volume(region, id, content, &path, now, context)?);
     }
-    result
+    let instance = Instance {
+        id,
+        owner: context.account,
+        image_id: image.id,
+        state: InstanceState::Stopped,
+        launched_ms: now,
+        root_device_name: image.root_device_name.clone(),
+        path: text(&folder)?,
+        tags: options.tags.clone(),
+    };
+    Ok(Launched { instance, volumes })
 }
 
 fn volume(

@@ -11,6 +11,7 @@ use crate::model::image::{
     RootDeviceType, VirtualizationType, VolumeType, is_device_name, is_image_name,
 };
 use crate::model::op::Op;
+use crate::model::units::VOLUME_BYTES_MAX;
 use crate::region::Region;
 
 /// A device of an image to be: sizes may be left out where a snapshot has one.
@@ -82,8 +83,12 @@ pub(super) fn check(options: &ImageOptions, devices: &[DeviceSpec]) -> Result<()
         if !is_device_name(name) {
             return refuse(format!("'{name}' is not a device name; one looks like /dev/xvda"));
         }
-        if devices[..at].iter().any(|other| other.device_name == *name) {
+        let bare = |name: &str| name.trim_start_matches("/dev/").to_owned();
+        if devices[..at].iter().any(|other| bare(&other.device_name) == bare(name)) {
             return refuse(format!("The device '{name}' is used in more than one block-device mapping"));
+        }
+        if device.volume_bytes.is_some_and(|bytes| bytes > VOLUME_BYTES_MAX) {
+            return refuse(format!("{name} is larger than {}, the largest volume", in_gib(VOLUME_BYTES_MAX)));
         }
         if device.snapshot_id.is_none() && device.volume_bytes.is_none() {
             return refuse(format!("Either snapshot ID or volume size must be provided for: {name}"));

@@ -23,6 +23,9 @@ const BUFFERS: usize = 3;
 /// Batches that are fetched ahead of decoding.
 const FETCHED_AHEAD: usize = 2;
 
+/// Most zeros that a target is asked for at once.
+const ZERO_BYTES_MAX: u64 = 256 << 20;
+
 /// Consecutive runs whose chunks fit one buffer.
 struct Plan {
     runs: Vec<Run>,
@@ -165,12 +168,25 @@ fn write(
                 let len = usize::try_from(len).unwrap_or(usize::MAX);
                 target.write_at(block_offset(start), &buffer[offset..offset + len])?;
                 offset += usize::try_from(block_offset(blocks)).unwrap_or(usize::MAX);
+                context.progress.advance(len as u64);
             } else {
-                target.zero_at(block_offset(start), len)?;
+                zero(target, block_offset(start), len, context)?;
             }
-            context.progress.advance(len);
         }
         let _ = free.send(buffer);
+    }
+    Ok(())
+}
+
+/// Zeros a range in pieces, so that even a very long one can be watched and stopped.
+fn zero(target: &mut dyn DiskWrite, offset: u64, len: u64, context: &Context<'_>) -> Result<(), OpsError> {
+    let mut done = 0;
+    while done < len {
+        context.check_cancelled()?;
+        let piece = (len - done).min(ZERO_BYTES_MAX);
+        target.zero_at(offset + done, piece)?;
+        context.progress.advance(piece);
+        done += piece;
     }
     Ok(())
 }

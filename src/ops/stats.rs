@@ -70,8 +70,8 @@ pub fn region_stats(region: &Region, context: &Context<'_>) -> Result<RegionStat
     let objects = region.objects()?;
     let sum = |prefix: &str| objects.iter().filter(|o| o.name.starts_with(prefix)).map(|o| o.len).sum();
     Ok(RegionStats {
-        volume_bytes: catalog.snapshots.values().map(|s| s.volume_bytes).sum(),
-        data_bytes: catalog.snapshots.values().map(|s| s.data_bytes).sum(),
+        volume_bytes: catalog.snapshots.values().map(|s| s.volume_bytes).fold(0, u64::saturating_add),
+        data_bytes: catalog.snapshots.values().map(|s| s.data_bytes).fold(0, u64::saturating_add),
         unique_bytes: references.chunks.values().map(|chunk| chunk.raw_bytes).sum(),
         store_bytes: sum(""),
         index_bytes: sum("index/"),

@@ -22,6 +22,19 @@ pub struct VerifyOptions {
     pub content: bool,
 }
 
+impl Report {
+    /// The report on a region that could not even be opened.
+    pub fn unopenable(error: &RegionError) -> Self {
+        let finding = Finding {
+            object: "region".into(),
+            problem: error.to_string(),
+            affected: Vec::new(),
+            affected_of_others: 0,
+        };
+        Self { findings: vec![finding], ..Self::default() }
+    }
+}
+
 impl Default for VerifyOptions {
     fn default() -> Self {
         Self { ids: Vec::new(), sample_percent: 100.0, content: true }
@@ -35,8 +48,10 @@ pub struct Finding {
     pub object: String,
     /// What is wrong with it.
     pub problem: String,
-    /// Images and snapshots whose content it touches.
+    /// Images and snapshots of the caller's whose content it touches.
     pub affected: Vec<String>,
+    /// Number of other accounts' snapshots, and of deleted ones under volumes, that it touches.
+    pub affected_of_others: u64,
 }
 
 /// What was looked at and found.
@@ -56,8 +71,14 @@ pub struct Report {
 
 /// Checks a region, or some images and snapshots of it.
 pub fn verify(region: &Region, options: &VerifyOptions, context: &Context<'_>) -> Result<Report, OpsError> {
-    let mut check =
-        Check { region, context, report: Report::default(), bad: HashMap::new(), uses: HashMap::new() };
+    let mut check = Check {
+        region,
+        context,
+        report: Report::default(),
+        bad: HashMap::new(),
+        bad_packs: HashMap::new(),
+        uses: HashMap::new(),
+    };
     let (catalog, caches) = match region.audit_log() {
         Ok(audit) => audit,
         Err(error) => {
@@ -118,13 +139,20 @@ struct Check<'a> {
     report: Report,
     /// Chunks with a damaged frame, by place in the findings.
     bad: HashMap<ChunkId, usize>,
+    /// Packs that cannot be read, by place in the findings.
+    bad_packs: HashMap<PackName, usize>,
     /// Snapshots that a finding touches.
     uses: HashMap<usize, BTreeSet<SnapshotId>>,
 }
 
 impl Check<'_> {
     fn add(&mut self, object: &str, error: &RegionError) -> usize {
-        let finding = Finding { object: object.to_owned(), problem: error.to_string(), affected: Vec::new() };
+        let finding = Finding {
+            object: object.to_owned(),
+            problem: error.to_string(),
+            affected: Vec::new(),
+            affected_of_others: 0,
+        };
         self.report.findings.push(finding);
         self.report.findings.len() - 1
     }
@@ -171,7 +199,8 @@ impl Check<'_> {
         let pack = match self.region.load_pack(record) {
             Ok(pack) => pack,
             Err(error) => {
-                self.add(&record.name.to_string(), &error);
+                let finding = self.add(&record.name.to_string(), &error);
+                self.bad_packs.insert(record.name, finding);
                 return;
             }
         };
@@ -193,7 +222,8 @@ impl Check<'_> {
     fn unread_trailers(&mut self, catalog: &Catalog, read: &HashSet<PackName>) {
         for pack in catalog.packs.values().filter(|pack| !read.contains(&pack.record.name)) {
             if let Err(error) = self.region.check_trailer(&pack.record) {
-                self.add(&pack.record.name.to_string(), &error);
+                let finding = self.add(&pack.record.name.to_string(), &error);
+                self.bad_packs.insert(pack.record.name, finding);
             }
         }
     }
@@ -217,6 +247,11 @@ impl Check<'_> {
                 if let Some(&finding) = self.bad.get(&chunk.id) {
                     self.touch(finding, snapshot.id);
                 }
+                // A segment may still list what an unreadable pack held.
+                let pack = location.and_then(|location| self.bad_packs.get(&location.pack));
+                if let Some(&finding) = pack {
+                    self.touch(finding, snapshot.id);
+                }
                 if location.is_none_or(|location| location.raw_blocks != chunk.blocks) {
                     missing += 1;
                 }
@@ -226,6 +261,7 @@ impl Check<'_> {
                     object: snapshot.manifest.name.to_string(),
                     problem: format!("{missing} of its chunks are in no readable pack"),
                     affected: Vec::new(),
+                    affected_of_others: 0,
                 };
                 self.report.findings.push(finding);
                 self.touch(self.report.findings.len() - 1, snapshot.id);
@@ -238,20 +274,27 @@ impl Check<'_> {
         self.uses.entry(finding).or_default().insert(snapshot);
     }
 
-    /// Names what each finding touches: snapshots, and the images on them.
+    /// Names what each finding touches: snapshots, and the images on them, as far as the caller may see them.
     fn finish(mut self, catalog: &Catalog) -> Report {
+        let account = self.context.account;
         let mut images: BTreeMap<SnapshotId, Vec<String>> = BTreeMap::new();
-        for image in catalog.images.values() {
+        for image in catalog.images.values().filter(|image| image.visible_to(account)) {
             for snapshot in image.snapshot_ids() {
                 images.entry(snapshot).or_default().push(image.id.to_string());
             }
         }
         for (finding, snapshots) in self.uses {
-            let affected = &mut self.report.findings[finding].affected;
-            for snapshot in snapshots {
-                affected.push(snapshot.to_string());
-                affected.extend(images.get(&snapshot).into_iter().flatten().cloned());
+            let finding = &mut self.report.findings[finding];
+            let mut hidden = 0;
+            for id in snapshots {
+                if catalog.snapshots.get(&id).is_some_and(|snapshot| snapshot.readable_by(account)) {
+                    finding.affected.push(id.to_string());
+                } else {
+                    hidden += 1;
+                }
+                finding.affected.extend(images.get(&id).into_iter().flatten().cloned());
             }
+            finding.affected_of_others = hidden;
         }
         self.report
     }

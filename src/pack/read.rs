@@ -35,24 +35,33 @@ pub fn plan_reads(wanted: &[(ChunkId, Location)]) -> Vec<ReadRun> {
     let mut order: Vec<usize> = (0..wanted.len()).collect();
     order.sort_unstable_by_key(|&at| (wanted[at].1.pack, wanted[at].1.offset));
     let mut runs: Vec<ReadRun> = Vec::new();
+    // Wanted bytes of the last run: gaps may at most double what is read, however the frames lie.
+    let mut useful = 0;
     for at in order {
         let location = &wanted[at].1;
         let start = u64::from(location.offset);
         let end = start + FRAME_HEADER_BYTES as u64 + u64::from(location.stored_len);
         if let Some(run) = runs.last_mut()
             && run.pack == location.pack
-            && start <= run.offset + run.len as u64 + GAP_BYTES_MAX
+            && start.saturating_sub(run.offset + run.len as u64) <= allowed_gap(run, useful)
             && end - run.offset <= RUN_BYTES_MAX
         {
             let len = usize::try_from(end - run.offset).unwrap_or(usize::MAX);
+            useful += end - start;
             run.len = run.len.max(len);
             run.members.push(at);
             continue;
         }
-        let len = usize::try_from(end - start).unwrap_or(usize::MAX);
+        useful = end - start;
+        let len = usize::try_from(useful).unwrap_or(usize::MAX);
         runs.push(ReadRun { pack: location.pack, offset: start, len, members: vec![at] });
     }
     runs
+}
+
+/// How many more unwanted bytes a run may take in: in all as many as it has wanted ones.
+fn allowed_gap(run: &ReadRun, useful: u64) -> u64 {
+    GAP_BYTES_MAX.min((2 * useful).saturating_sub(run.len as u64))
 }
 
 /// Reads from packs, a number of which it keeps open.
@@ -135,11 +144,17 @@ mod tests {
 
     #[test]
     fn near_frames_are_read_together_in_pack_order() {
-        let wanted =
-            [at(2, 64, 100), at(1, 5000, 88), at(1, 64, 88), at(1, 64 + 100, 88), at(1, 200_000, 10)];
+        let wanted = [at(2, 64, 100), at(1, 300, 88), at(1, 64, 88), at(1, 64 + 100, 88), at(1, 200_000, 10)];
         let runs = plan_reads(&wanted);
         let of: Vec<_> = runs.iter().map(|r| (r.pack.number, r.offset, r.len, r.members.clone())).collect();
-        assert_eq!(of, [(1, 64, 5036, vec![2, 3, 1]), (1, 200_000, 22, vec![4]), (2, 64, 112, vec![0])]);
+        assert_eq!(of, [(1, 64, 336, vec![2, 3, 1]), (1, 200_000, 22, vec![4]), (2, 64, 112, vec![0])]);
+    }
+
+    #[test]
+    fn gaps_never_make_more_than_half_of_what_is_read() {
+        let wanted: Vec<_> = (0..1000).map(|n| at(1, 64 + n * 60_000, 500)).collect();
+        let read: usize = plan_reads(&wanted).iter().map(|run| run.len).sum();
+        assert!(read <= 2 * 1000 * 512, "{read}");
     }
 
     #[test]

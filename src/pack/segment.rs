@@ -10,6 +10,9 @@ use crate::model::ids::{ChunkId, RegionId};
 use crate::model::objects::{PackName, SegmentRecord};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+/// Guesses by interpolation before bisection.
+const INTERPOLATIONS_MAX: u32 = 6;
+
 /// An open segment. Pages are checked when they are first touched.
 #[derive(Debug)]
 pub struct Segment {
@@ -63,28 +66,26 @@ impl Segment {
         self.search(id).map_err(|source| PackError::damaged(self.record.name, source))
     }
 
-    /// Ids are uniform, so the page is guessed by interpolation, and the guess corrected by neighbours whose
-    /// distance doubles: one or two pages are touched as a rule.
+    /// Ids are uniform, so the page is guessed by interpolation between what is known of the bracket's ends:
+    /// two or three pages are touched as a rule. Ids that are not uniform end in bisection.
     fn search(&self, id: ChunkId) -> Result<Option<(Entry, PackName)>, FormatError> {
         let (mut low, mut high) = (0, self.header.pages);
-        let mut guess = interpolate(id, self.header.pages);
-        let mut step = 1;
+        let (mut low_key, mut high_key) = (0, u64::MAX);
+        let mut interpolations = 0..INTERPOLATIONS_MAX;
         while low < high {
+            let guess = match interpolations.next() {
+                Some(_) => low + interpolate(leading(id), low_key, high_key, high - low),
+                None => low + (high - low) / 2,
+            };
             let page = self.page(guess)?;
             let (first, last) = (entry_id(&page[0]), entry_id(&page[page.len() - 1]));
             if id < first {
-                high = guess;
-                guess = guess.saturating_sub(step).max(low);
+                (high, high_key) = (guess, leading(first));
             } else if id > last {
-                low = guess + 1;
-                guess = (guess + step).min(high.saturating_sub(1));
+                (low, low_key) = (guess + 1, leading(last));
             } else {
                 let found = page.binary_search_by(|entry| entry_id(entry).cmp(&id));
                 return found.ok().map(|at| self.resolve(Entry::decode(&page[at])?)).transpose();
-            }
-            step *= 2;
-            if step > 64 {
-                guess = low + (high - low) / 2;
             }
         }
         Ok(None)
@@ -96,13 +97,22 @@ impl Segment {
         Ok((entry, *pack))
     }
 
-    /// Every entry, ascending.
+    /// Every entry, ascending; an entry out of order is an error.
     pub fn iter(&self) -> impl Iterator<Item = Result<(Entry, PackName), PackError>> + '_ {
+        let mut last = None;
         let entries = (0..self.header.pages).flat_map(move |number| match self.page(number) {
             Ok(page) => page.iter().map(|bytes| self.resolve(Entry::decode(bytes)?)).collect(),
             Err(e) => vec![Err(e)],
         });
-        entries.map(|entry| entry.map_err(|source| PackError::damaged(self.record.name, source)))
+        let mut in_order = move |(entry, pack): (Entry, PackName)| {
+            if last.replace(entry.id).is_some_and(|last| last >= entry.id) {
+                return Err(FormatError::invalid("index segment", "ids do not ascend"));
+            }
+            Ok((entry, pack))
+        };
+        entries.map(move |entry| {
+            entry.and_then(&mut in_order).map_err(|source| PackError::damaged(self.record.name, source))
+        })
     }
 
     /// Checks the whole segment against the hash in the log.
@@ -130,10 +140,16 @@ impl Segment {
     }
 }
 
-/// The page in which an id lies if ids are spread evenly.
-fn interpolate(id: ChunkId, pages: u32) -> u32 {
+/// The first eight bytes of an id, as a number in the order of ids.
+fn leading(id: ChunkId) -> u64 {
     let [a, b, c, d, e, f, g, h, ..] = id.0;
-    let high = u64::from_be_bytes([a, b, c, d, e, f, g, h]);
-    let page = (u128::from(high) * u128::from(pages)) >> 64;
-    u32::try_from(page).unwrap_or(0)
+    u64::from_be_bytes([a, b, c, d, e, f, g, h])
+}
+
+/// Which of `pages` pages between two keys a key lies in if keys are spread evenly.
+fn interpolate(key: u64, low_key: u64, high_key: u64, pages: u32) -> u32 {
+    let above = u128::from(key.saturating_sub(low_key));
+    let span = u128::from(high_key.saturating_sub(low_key)) + 1;
+    let page = above * u128::from(pages) / span;
+    u32::try_from(page).unwrap_or(u32::MAX).min(pages.saturating_sub(1))
 }

@@ -33,14 +33,15 @@ pub fn read_trailer_of(
     let (mut header, mut footer) = ([0; HEADER_BYTES], [0; FOOTER_BYTES]);
     object.read_at(0, &mut header)?;
     object.read_at(len - FOOTER_BYTES as u64, &mut footer)?;
-    let (of_region, name) = decode_header(&header).map_err(damaged)?;
-    if of_region != region || name != record.name {
-        return Err(damaged(FormatError::invalid("pack", format!("it is {name} of region {of_region}"))));
-    }
     let start = u64::from(trailer_offset(&footer, len).map_err(damaged)?);
     let mut bytes = vec![0; usize::try_from(len - start).unwrap_or(usize::MAX)];
     object.read_at(start, &mut bytes)?;
     let trailer = decode_trailer(&header, &bytes).map_err(damaged)?;
+    // The trailer's hash covers the header, too: what that says is only now worth reading.
+    let (of_region, name) = decode_header(&header).map_err(damaged)?;
+    if of_region != region || name != record.name {
+        return Err(damaged(FormatError::invalid("pack", format!("it is {name} of region {of_region}"))));
+    }
     if trailer.hash != record.trailer_hash {
         let (expected, found) = (record.trailer_hash, trailer.hash);
         return Err(damaged(FormatError::Identity { what: "pack", expected, found }));

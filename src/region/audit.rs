@@ -3,7 +3,7 @@
 //! Findings are data: a check that finds damage goes on and tells what it found.
 
 use super::error::RegionError;
-use super::log::{follow, read_checkpoint, read_record};
+use super::log::{follow, read_checkpoint, read_record, sequence_in};
 use super::{REGION_FILE, REGION_FILE_BYTES_MAX, Region};
 use crate::format::entry::Entry;
 use crate::format::region as region_file;
@@ -107,9 +107,8 @@ impl Region {
 
     /// Records that cannot be reached because one before them is missing.
     fn records_after(&self, tail: u64) -> Result<Option<RegionError>, RegionError> {
-        let sequence_of =
-            |listed: &Listed| listed.name.rsplit('/').next().and_then(|n| n.parse::<u64>().ok());
-        let last = self.0.storage.list("log")?.iter().filter_map(sequence_of).max().unwrap_or(0);
+        let listed = self.0.storage.list("log")?;
+        let last = listed.iter().filter_map(|listed| sequence_in(&listed.name)).max().unwrap_or(0);
         Ok((last > tail).then(|| RegionError::BrokenLog {
             sequence: tail + 1,
             why: format!("it is missing, but record {last} is there"),

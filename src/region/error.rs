@@ -36,13 +36,16 @@ pub enum RegionError {
     },
     /// No pack holds the chunk.
     #[error(
-        "chunk {chunk} is in no readable pack ({unreadable} packs cannot be read); `imgstore verify` says what is affected"
+        "chunk {chunk} is in no readable pack ({damaged} packs are damaged or gone, {out_of_reach} cannot be \
+         read now); `imgstore verify` says what is affected"
     )]
     MissingChunk {
         /// The chunk.
         chunk: ChunkId,
-        /// Packs whose trailers could not be read.
-        unreadable: usize,
+        /// Packs that are damaged or gone.
+        damaged: usize,
+        /// Packs that the storage could not read: they may hold it.
+        out_of_reach: usize,
     },
     /// There is no region file.
     #[error("there is no region here")]
@@ -78,6 +81,11 @@ impl RegionError {
         Self::Damaged { name: name.to_owned(), source }
     }
 
+    /// Whether what was to be made may exist in spite of the error.
+    pub const fn is_unknown_outcome(&self) -> bool {
+        matches!(self, Self::Storage(error) if error.is_unknown_outcome())
+    }
+
     /// Whether the storage is full.
     pub const fn is_no_space(&self) -> bool {
         matches!(self, Self::Storage(StorageError::NoSpace { .. }))
@@ -88,9 +96,9 @@ impl RegionError {
         let damage = |source: &FormatError| !matches!(source, FormatError::Newer { .. });
         match self {
             Self::Pack(PackError::Damaged { source, .. }) | Self::Damaged { source, .. } => damage(source),
-            Self::Pack(PackError::DamagedFrame { .. })
-            | Self::BrokenLog { .. }
-            | Self::MissingChunk { .. } => true,
+            Self::Pack(PackError::DamagedFrame { .. }) | Self::BrokenLog { .. } => true,
+            // A pack that cannot be read now may hold it: an I/O error is never absence.
+            Self::MissingChunk { out_of_reach, .. } => *out_of_reach == 0,
             Self::Storage(StorageError::NotFound { .. } | StorageError::Short { .. }) => true,
             _ => false,
         }

@@ -60,12 +60,24 @@ impl Region {
     /// Where chunks are; one that is nowhere is an error.
     pub fn locate(&self, ids: &[ChunkId]) -> Result<Vec<Located>, RegionError> {
         let found = self.try_locate(ids)?;
-        let unreadable = || self.index().map_or(0, |index| index.unreadable().len());
         let required = |(&id, location): (&ChunkId, Option<Location>)| match location {
             Some(location) => Ok((id, location)),
-            None => Err(RegionError::MissingChunk { chunk: id, unreadable: unreadable() }),
+            None => Err(self.missing(id)),
         };
         ids.iter().zip(found).map(required).collect()
+    }
+
+    /// What to say of a chunk that no readable pack holds.
+    pub(crate) fn missing(&self, chunk: ChunkId) -> RegionError {
+        let Ok(index) = self.index() else {
+            return RegionError::MissingChunk { chunk, damaged: 0, out_of_reach: 0 };
+        };
+        let is_damage = |error: &PackError| {
+            let io = matches!(error, PackError::Storage(e) if !e.is_not_found());
+            !io || matches!(error, PackError::Storage(StorageError::Short { .. }))
+        };
+        let damaged = index.unreadable().iter().filter(|pack| is_damage(&pack.error)).count();
+        RegionError::MissingChunk { chunk, damaged, out_of_reach: index.unreadable().len() - damaged }
     }
 
     /// Where chunks are, those that are anywhere.

@@ -17,6 +17,8 @@ use std::time::Duration;
 
 /// Records in a sub-folder of the log.
 const SHARD_RECORDS: u64 = 1000;
+/// No log has so many records: a larger number is no record's.
+const SEQUENCE_MAX: u64 = 1 << 62;
 /// Records between checkpoints.
 const CHECKPOINT_RECORDS: u64 = 64;
 const CHECKPOINTS: &str = "checkpoints";
@@ -46,6 +48,11 @@ pub(super) fn record_name(sequence: u64) -> String {
 
 fn checkpoint_name(sequence: u64) -> String {
     format!("{CHECKPOINTS}/{sequence:020}")
+}
+
+/// The number at the end of a record's or checkpoint's name.
+pub(super) fn sequence_in(name: &str) -> Option<u64> {
+    name.rsplit('/').next()?.parse().ok()
 }
 
 /// A record as it was read.
@@ -118,7 +125,31 @@ impl Head {
         let unsynced = (position.sequence > 0).then(|| shard(position.sequence)).into_iter().collect();
         let mut head = Self { catalog, position, unsynced, last_checkpoint };
         head.advance(storage)?;
+        let newest = names.first().and_then(|listed| sequence_in(&listed.name)).unwrap_or(0);
+        head.check_tail(storage, newest)?;
         Ok(head)
+    }
+
+    /// Where the log seems to end it must end: a later record, or a checkpoint of one, means that one is
+    /// lost, and a new record in its place would make the loss final.
+    fn check_tail(&mut self, storage: &dyn Storage, newest_checkpoint: u64) -> Result<(), RegionError> {
+        loop {
+            let tail = self.position.sequence;
+            let mut last = newest_checkpoint;
+            for folder in [shard(tail + 1), shard(tail + 1 + SHARD_RECORDS)] {
+                let listed = storage.list(&folder)?;
+                last = listed.iter().filter_map(|listed| sequence_in(&listed.name)).fold(last, u64::max);
+            }
+            if last <= tail {
+                return Ok(());
+            }
+            // Others may have appended meanwhile.
+            self.advance(storage)?;
+            if self.position.sequence == tail {
+                let why = format!("it is missing, but record {last} was written");
+                return Err(RegionError::BrokenLog { sequence: tail + 1, why });
+            }
+        }
     }
 
     pub(super) fn catalog(&self) -> &Catalog {
@@ -240,7 +271,9 @@ fn usable_checkpoint(storage: &dyn Storage, name: &str) -> Option<(Catalog, LogP
     let checkpoint = read_checkpoint(storage, name).ok()?;
     let sequence = checkpoint.catalog.sequence;
     let record = read_record(storage, sequence).ok()??;
-    let fits = checkpoint_name(sequence) == name && record.hash == checkpoint.record_hash;
+    // Numbers are 20 digits in names, but a log never comes near their end.
+    let fits =
+        sequence < SEQUENCE_MAX && checkpoint_name(sequence) == name && record.hash == checkpoint.record_hash;
     fits.then_some((checkpoint.catalog, LogPosition { sequence, hash: record.hash }))
 }
 

@@ -5,6 +5,7 @@
 //! is in docs/ARCHITECTURE.md; what the bytes are, in docs/FORMAT.md.
 
 pub mod audit;
+mod compact;
 pub mod error;
 pub mod fetch;
 mod log;
@@ -16,7 +17,7 @@ use crate::format::{manifest, record, region as region_file};
 use crate::io::clock::{now_ms, random_bytes, random_u64};
 use crate::io::directory::{Directory, DirectoryOptions};
 use crate::io::os::OsFiles;
-use crate::io::storage::{Created, Storage, read_whole};
+use crate::io::storage::{Created, Lease, Storage, read_whole};
 use crate::model::account::AccountId;
 use crate::model::blockmap::BlockMap;
 use crate::model::catalog::Catalog;
@@ -25,9 +26,9 @@ use crate::model::objects::{ListName, ManifestRecord, PackName, SegmentName};
 use crate::model::op::{Author, Op};
 use crate::model::region::{ChunkerParams, RegionHeader};
 use crate::model::units::TimeMs;
+use crate::pack::error::PackError;
 use crate::pack::index::Index;
 use crate::pack::read::PackReader;
-use crate::pack::{error::PackError, merge};
 use error::RegionError;
 use log::{Head, Race};
 use std::collections::{HashMap, HashSet};
@@ -39,13 +40,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 pub const REGION_FILE: &str = "region";
 /// Largest region file.
 const REGION_FILE_BYTES_MAX: u64 = 64 << 10;
-/// Largest manifest: 16 million chunks.
-const MANIFEST_BYTES_MAX: u64 = 640 << 20;
-/// Entries that are looked up in trailers before a segment is written for them.
-const LOOSE_ENTRIES_MAX: usize = 64 << 10;
-/// Packs whose trailers are read at each opening before a segment is written for them.
-const LOOSE_PACKS_MAX: usize = 64;
-
 /// What a new region shall be.
 #[derive(Debug, Clone)]
 pub struct RegionOptions {
@@ -82,6 +76,8 @@ struct Inner {
     index: Mutex<CachedIndex>,
     reader: PackReader,
     codecs: CodecPool,
+    /// The sign of life, from the first session on.
+    lease: Mutex<Option<Lease>>,
 }
 
 #[derive(Default)]
@@ -160,6 +156,7 @@ impl Region {
             index: Mutex::default(),
             reader,
             codecs: CodecPool::new(),
+            lease: Mutex::default(),
         })))
     }
 
@@ -192,7 +189,7 @@ impl Region {
 
     /// Appends one record of what `build` makes of the state at the log's tail, and returns when it is
     /// durable. If another writer is faster, `build` sees the new state. If it gives no operations nothing
-    /// is appended, and the state that it saw is durable.
+    /// is appended, and the state that it saw is durable. `build` must not use this region: the log is held.
     pub fn commit<T, E: From<RegionError>>(
         &self,
         account: AccountId,
@@ -219,7 +216,7 @@ impl Region {
     pub fn load_map(&self, manifest: &ManifestRecord) -> Result<BlockMap, RegionError> {
         let name = manifest.name.to_string();
         let damaged = |e| RegionError::damaged(&name, e);
-        let bytes = read_whole(&*self.0.storage, &name, manifest.len.min(MANIFEST_BYTES_MAX))?;
+        let bytes = read_whole(&*self.0.storage, &name, manifest.len.min(manifest::BYTES_MAX))?;
         let (map, hash) = manifest::decode(&bytes).map_err(damaged)?;
         if hash != manifest.hash {
             let (expected, found) = (manifest.hash, hash);
@@ -256,31 +253,6 @@ impl Region {
         }
     }
 
-    /// Writes a segment for packs that have none, once there are many of them.
-    pub(crate) fn compact_index(&self, account: AccountId) -> Result<(), RegionError> {
-        let index = self.index()?;
-        if index.loose_entries() <= LOOSE_ENTRIES_MAX && index.loose().len() <= LOOSE_PACKS_MAX {
-            return Ok(());
-        }
-        let name = SegmentName { session: self.0.session, number: self.next_number() };
-        let merged =
-            self.with_index(|index| merge::merge(index, &merge::choose(index), self.0.header.id, name))?;
-        if self.0.storage.create(&name.to_string(), &[&merged.bytes])? == Created::Existed {
-            return Err(RegionError::NameReused(name.to_string()));
-        }
-        let replaces = merged.record.replaces.clone();
-        let registered = self.commit::<bool, RegionError>(account, |catalog| {
-            // Another process may have merged some of them meanwhile; then this segment is not needed.
-            let all_there = replaces.iter().all(|old| catalog.segments.contains_key(old));
-            let ops = if all_there { vec![Op::RegisterSegment(merged.record.clone())] } else { vec![] };
-            Ok((ops, all_there))
-        })?;
-        // Whoever still reads a replaced segment finds it gone, replays the log, and uses the new one.
-        let unused = if registered { replaces } else { vec![name] };
-        unused.iter().try_for_each(|segment| self.0.storage.delete(&segment.to_string()))?;
-        Ok(())
-    }
-
     fn leave_out_segment(&self, name: &str) -> bool {
         let Some(segment) = SegmentName::parse(name) else { return false };
         let mut cached = self.cached_index();
@@ -305,6 +277,15 @@ impl Region {
         cached.written.retain(|pack, _| index.loose().contains_key(pack));
         cached.index = Arc::new(index);
         cached.sequence = Some(catalog.sequence);
+    }
+
+    /// Shows a sign of life from now on.
+    fn ensure_lease(&self) -> Result<(), RegionError> {
+        let mut lease = self.0.lease.lock().unwrap_or_else(PoisonError::into_inner);
+        if lease.is_none() {
+            *lease = Some(self.0.storage.lease(&self.0.session.to_string())?);
+        }
+        Ok(())
     }
 
     fn remember_trailer(&self, pack: PackName, entries: Arc<Vec<Entry>>) {

@@ -8,7 +8,7 @@ use super::Region;
 use super::error::RegionError;
 use crate::chunk::frame::Frame;
 use crate::format::manifest;
-use crate::io::storage::{Created, Lease};
+use crate::io::storage::Created;
 use crate::model::account::AccountId;
 use crate::model::blockmap::BlockMap;
 use crate::model::ids::ChunkId;
@@ -17,7 +17,7 @@ use crate::model::op::Op;
 use crate::pack::build::{PackBuilder, SealedPack};
 use crate::pack::index::Index;
 use crossbeam_channel::{Receiver, Sender, bounded};
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
@@ -37,7 +37,10 @@ pub struct Session {
     /// Packs that the chunks asked about are in.
     used: BTreeSet<PackName>,
     stored_bytes: u64,
-    _lease: Lease,
+    /// Packs that were looked at before their chunks were counted on, and whether they are there.
+    checked: HashMap<PackName, bool>,
+    /// A step failed: what was put may be lost, so nothing may be built on it.
+    has_failed: bool,
 }
 
 struct PackWriter {
@@ -48,7 +51,7 @@ struct PackWriter {
 impl Region {
     /// Opens a session for storing on behalf of `account`. Refused where the storage is nearly full.
     pub fn begin(&self, account: AccountId) -> Result<Session, RegionError> {
-        let lease = self.0.storage.lease(&self.0.session.to_string())?;
+        self.ensure_lease()?;
         Ok(Session {
             region: self.clone(),
             account,
@@ -58,8 +61,21 @@ impl Region {
             writer: None,
             used: BTreeSet::new(),
             stored_bytes: 0,
-            _lease: lease,
+            checked: HashMap::new(),
+            has_failed: false,
         })
+    }
+
+    /// Whether a registered pack is there in its length.
+    fn pack_is_there(&self, name: PackName) -> Result<bool, RegionError> {
+        let Some(len) = self.catalog()?.packs.get(&name).map(|pack| pack.record.len) else {
+            return Ok(false);
+        };
+        match self.0.storage.open(&name.to_string()) {
+            Ok(object) => Ok(object.len() == len),
+            Err(e) if e.is_not_found() => Ok(false),
+            Err(e) => Err(e.into()),
+        }
     }
 
     /// Writes and registers packs until the queue is closed.
@@ -101,7 +117,7 @@ impl Session {
         let mut is_new = Vec::with_capacity(ids.len());
         for (&id, location) in ids.iter().zip(located) {
             match location {
-                Some(location) if !self.fresh.contains(&id) => {
+                Some(location) if !self.fresh.contains(&id) && self.is_there(location.pack)? => {
                     self.used.insert(location.pack);
                     is_new.push(false);
                 }
@@ -109,6 +125,17 @@ impl Session {
             }
         }
         Ok(is_new)
+    }
+
+    /// Whether a pack can be counted on: it is looked at once, before anything new refers to it. A segment
+    /// still lists what was lost since.
+    fn is_there(&mut self, pack: PackName) -> Result<bool, RegionError> {
+        if let Some(&known) = self.checked.get(&pack) {
+            return Ok(known);
+        }
+        let is_there = self.region.pack_is_there(pack)?;
+        self.checked.insert(pack, is_there);
+        Ok(is_there)
     }
 
     /// Stores the frame of a chunk that was new.
@@ -123,21 +150,21 @@ impl Session {
             }
         };
         open.push(id, frame).map_err(|e| RegionError::damaged("pack", e))?;
-        self.stored_bytes += frame.stored_bytes();
         if open.len_bytes() >= capacity {
             self.seal()?;
         }
         Ok(())
     }
 
-    /// Bytes of frames put so far.
+    /// Bytes of packs and manifests that this session made so far.
     pub fn stored_bytes(&self) -> u64 {
-        self.stored_bytes
+        self.stored_bytes + self.open.as_ref().map_or(0, |open| open.len_bytes() as u64)
     }
 
     /// Waits until every chunk that was put is in a durable, registered pack. From then on the index answers
     /// for them.
     pub fn flush(&mut self) -> Result<(), RegionError> {
+        self.check_failed()?;
         if self.open.is_some() {
             self.seal()?;
         }
@@ -166,9 +193,11 @@ impl Session {
     }
 
     fn seal(&mut self) -> Result<(), RegionError> {
+        self.check_failed()?;
         let Some(open) = self.open.take() else { return Ok(()) };
         let sealed = open.seal().map_err(|e| RegionError::damaged("pack", e))?;
         self.used.insert(sealed.record.name);
+        self.stored_bytes += sealed.record.len;
         let (region, account) = (&self.region, self.account);
         let writer = self.writer.get_or_insert_with(|| {
             // One pack waits while one is written: with the one being filled, three are in memory.
@@ -187,7 +216,13 @@ impl Session {
     fn join_writer(&mut self) -> Result<(), RegionError> {
         let Some(PackWriter { queue, thread }) = self.writer.take() else { return Ok(()) };
         drop(queue);
-        thread.join().unwrap_or(Err(RegionError::WriterGone))
+        let result = thread.join().unwrap_or(Err(RegionError::WriterGone));
+        self.has_failed |= result.is_err();
+        result
+    }
+
+    fn check_failed(&self) -> Result<(), RegionError> {
+        if self.has_failed { Err(RegionError::WriterGone) } else { Ok(()) }
     }
 }
 

@@ -1,10 +1,9 @@
-//! A second decoder of imgstore's format, written from `docs/FORMAT.md` alone. It shares no code with the library:
-//! where the two disagree, one of them or the page is wrong. Sections are in the page's order.
+//! A second decoder of imgstore's format, written from `docs/FORMAT.md` alone; it shares no code with the
+//! library. Where the two disagree, one of them or the page is wrong. Sections are in the page's order.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write as _;
-use std::io::ErrorKind;
 use std::path::Path;
+use zstd::zstd_safe::{find_frame_compressed_size, get_dict_id_from_frame, get_frame_content_size};
 
 /// What every function here returns: a value, or a sentence about what is wrong.
 pub type Result<T> = std::result::Result<T, String>;
@@ -12,8 +11,6 @@ pub type Result<T> = std::result::Result<T, String>;
 pub type Hash = [u8; 32];
 /// A `RegionId` or `SessionId`.
 pub type Id16 = [u8; 16];
-/// Milliseconds since 1970-01-01T00:00:00Z.
-pub type Time = u64;
 
 const BLOCK: usize = 4096;
 
@@ -29,12 +26,9 @@ fn all_zero(bytes: &[u8]) -> bool {
     bytes.iter().all(|byte| *byte == 0)
 }
 
-/// `B3` of the page.
 fn b3(context: &str, parts: &[&[u8]]) -> Hash {
     let mut hasher = blake3::Hasher::new_derive_key(context);
-    parts.iter().for_each(|part| {
-        hasher.update(part);
-    });
+    parts.iter().fold(&mut hasher, |hasher, part| hasher.update(part));
     *hasher.finalize().as_bytes()
 }
 
@@ -42,12 +36,8 @@ fn b3(context: &str, parts: &[&[u8]]) -> Hash {
 
 /// The path of a pack, segment, manifest or list in a region.
 pub fn object_path(kind: &str, name: &Name) -> String {
-    let mut path = format!("{kind}/");
-    for byte in name.session {
-        let _ = write!(path, "{byte:02x}");
-    }
-    let _ = write!(path, "/{:06}", name.number);
-    path
+    let session: String = name.session.iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("{kind}/{session}/{:06}", name.number)
 }
 
 /// The path of a log record.
@@ -66,10 +56,6 @@ impl<'a> Reader<'a> {
         self.0 = rest;
         Ok(taken)
     }
-
-    fn get<T: Value>(&mut self) -> Result<T> {
-        T::read(self)
-    }
 }
 
 /// Something that has an encoding.
@@ -81,14 +67,14 @@ pub trait Value: Sized {
 /// Decodes bytes that are exactly one value.
 pub fn value<T: Value>(bytes: &[u8]) -> Result<T> {
     let mut reader = Reader(bytes);
-    let value = reader.get()?;
+    let value = T::read(&mut reader)?;
     ensure(reader.0.is_empty(), "bytes after the value")?;
     Ok(value)
 }
 
 /// Decodes the value that begins at an offset.
 fn at<T: Value>(bytes: &[u8], offset: usize) -> Result<T> {
-    Reader(bytes.get(offset..).ok_or("damaged: ends too early")?).get()
+    T::read(&mut Reader(bytes.get(offset..).unwrap_or_default()))
 }
 
 macro_rules! values {
@@ -103,113 +89,80 @@ macro_rules! values {
 
 values! {
     [const N: usize] [u8; N], from => from.take(N)?.try_into().map_err(|_| "take gave too few".to_owned());
-    [] u8, from => from.get().map(u8::from_le_bytes);
-    [] u16, from => from.get().map(u16::from_le_bytes);
-    [] u32, from => from.get().map(u32::from_le_bytes);
-    [] u64, from => from.get().map(u64::from_le_bytes);
-    [] u128, from => from.get().map(u128::from_le_bytes);
+    [] u8, from => Value::read(from).map(u8::from_le_bytes);
+    [] u16, from => Value::read(from).map(u16::from_le_bytes);
+    [] u32, from => Value::read(from).map(u32::from_le_bytes);
+    [] u64, from => Value::read(from).map(u64::from_le_bytes);
+    [] u128, from => Value::read(from).map(u128::from_le_bytes);
     [] (), _from => Ok(());
-    [] bool, from => match from.get::<u8>()? {
-        0 => Ok(false),
-        1 => Ok(true),
-        _ => Err("damaged: a bool is neither 0 nor 1".to_owned()),
-    };
+    [] bool, from => { let byte: u8 = Value::read(from)?; ensure(byte <= 1, "a bool").map(|()| byte == 1) };
+    [] ShortId, from => { let id = u128::read(from)?; ensure(id < 1 << 68, "id").map(|()| ShortId(id)) };
+    [] AccountId, from => u64::read(from).and_then(|n| ensure(n < 10u64.pow(12), "id").map(|()| AccountId(n)));
     [] String, from => {
-        let length = usize::try_from(from.get::<u64>()?).map_err(|_| "damaged: a string's length")?;
-        String::from_utf8(from.take(length)?.to_vec()).map_err(|_| "damaged: a string is not UTF-8".to_owned())
+        let length = usize::try_from(u64::read(from)?).map_err(|_| "damaged: a string's length")?;
+        String::from_utf8(from.take(length)?.to_vec()).map_err(|_| "damaged: not UTF-8".to_owned())
     };
-    [T: Value] Vec<T>, from => {
-        let count: u64 = from.get()?;
-        let mut items = Vec::new(); // grows with the bytes that are there, not with what the count claims
-        for _ in 0..count {
-            items.push(from.get()?);
-        }
-        Ok(items)
-    };
-    [T: Value] Option<T>, from => if from.get()? { from.get().map(Some) } else { Ok(None) };
-    [T: Value] Box<T>, from => from.get().map(Box::new);
+    // Collecting results grows with the items that are there, not with what the count claims.
+    [T: Value] Vec<T>, from => { let count = u64::read(from)?; (0..count).map(|_| T::read(from)).collect() };
+    [T: Value] Option<T>, from => if bool::read(from)? { T::read(from).map(Some) } else { Ok(None) };
+    [T: Value] Box<T>, from => Value::read(from).map(Box::new);
     [K: Value + Ord, V: Value] BTreeMap<K, V>, from => {
-        let count: u64 = from.get()?;
+        let count: u64 = Value::read(from)?;
         let mut map = BTreeMap::new();
         for _ in 0..count {
-            let key: K = from.get()?;
+            let key: K = Value::read(from)?;
             ensure(map.last_key_value().is_none_or(|(last, _)| *last < key), "keys do not ascend")?;
-            map.insert(key, from.get()?);
+            map.insert(key, Value::read(from)?);
         }
         Ok(map)
     };
-    [K: Value + Ord] BTreeSet<K>, from => Ok(from.get::<BTreeMap<K, ()>>()?.into_keys().collect());
-    [] ShortId, from => {
-        let id = from.get()?;
-        ensure(id < 1 << 68, "an id of more than 17 hex digits")?;
-        Ok(ShortId(id))
-    };
-    [] AccountId, from => {
-        let id = from.get()?;
-        ensure(id < 1_000_000_000_000, "an account of more than 12 digits")?;
-        Ok(AccountId(id))
-    };
+    [K: Value + Ord] BTreeSet<K>, from => Ok(BTreeMap::<K, ()>::read(from)?.into_keys().collect());
     [] ChunkRef, from => {
         let mut first = [0; 8];
         first[..6].copy_from_slice(from.take(6)?);
-        Ok(ChunkRef { first: u64::from_le_bytes(first), blocks: from.get()?, id: from.get()? })
+        Ok(ChunkRef { first: u64::from_le_bytes(first), blocks: Value::read(from)?, id: Value::read(from)? })
     };
 }
 
 /// An `ImageId`, `SnapshotId`, `VolumeId` or `InstanceId`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ShortId(pub u128);
-
 /// An `AccountId`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct AccountId(pub u64);
 
-/// A chunk reference of a manifest.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ChunkRef {
-    /// The first block.
-    pub first: u64,
-    /// How many blocks.
-    pub blocks: u16,
-    /// The chunk's id.
-    pub id: Hash,
-}
-
-macro_rules! structs {
+macro_rules! declare {
     ($($name:ident { $($field:ident $type:ty,)* })*) => { $(
         #[doc = concat!("`", stringify!($name), "`, as the page has it.")]
         #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-        pub struct $name { $(
-            #[doc = concat!("`", stringify!($field), "`.")]
-            pub $field: $type,
-        )* }
-        impl Value for $name {
-            fn read(from: &mut Reader<'_>) -> Result<Self> {
-                Ok($name { $($field: from.get()?,)* })
-            }
-        }
+        pub struct $name { $(#[doc = concat!("`", stringify!($field), "`.")] pub $field: $type,)* }
     )* };
+}
+
+macro_rules! structs {
+    ($($name:ident { $($field:ident $type:ty,)* })*) => {
+        declare! { $($name { $($field $type,)* })* }
+        values! { $([] $name, from => Ok($name { $($field: Value::read(from)?,)* });)* }
+    };
 }
 
 macro_rules! choices {
     ($($name:ident { $($number:literal $variant:ident $(($($type:ty),*))?,)* })*) => { $(
         #[doc = concat!("`", stringify!($name), "`, as the page has it.")]
         #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-        pub enum $name { $(
-            #[doc = concat!("Number ", stringify!($number), ".")]
-            $variant $(($($type),*))?,
-        )* }
-        impl Value for $name {
-            fn read(from: &mut Reader<'_>) -> Result<Self> {
-                match from.get::<u32>()? {
-                    $($number => Ok($name::$variant $(($(from.get::<$type>()?),*))?),)*
-                    other => Err(format!(
-                        "damaged, or a newer imgstore is needed: {} {other}", stringify!($name)
-                    )),
-                }
-            }
-        }
+        pub enum $name { $(#[doc = concat!("Number ", $number, ".")] $variant $(($($type),*))?,)* }
+        values! { [] $name, from => match u32::read(from)? {
+            $($number => Ok($name::$variant $(($(<$type>::read(from)?),*))?),)*
+            other => Err(format!("damaged, or a newer imgstore is needed: {} {other}", stringify!($name))),
+        }; }
     )* };
+}
+
+declare! {
+    ChunkRef { first u64, blocks u16, id Hash, }
+    PackFile { header PackHeader, entries Vec<Entry>, footer Footer, chunks BTreeMap<Hash, Vec<u8>>, }
+    Segment { header SegmentHeader, entries Vec<Entry>, packs Vec<Name>, hash Hash, }
+    Manifest { header ManifestHeader, chunks Vec<ChunkRef>, hash Hash, }
 }
 
 structs! {
@@ -221,79 +174,55 @@ structs! {
     SegmentHeader { preamble Preamble, packs u32, entries u64, pages u32, table_crc u32, region Id16, }
     PageEnd { entries u32, number u32, zero u32, crc u32, }
     ManifestHeader { preamble Preamble, zero u32, volume_bytes u64, chunks u64, key u64, }
-    Name { session Id16, number u64, }
-    RegionHeader {
-        id Id16, name String, created Time, chunker Chunker, zstd_level u8, pack_bytes u32,
-    }
+    RegionHeader { id Id16, name String, created u64, chunker Chunker, zstd_level u8, pack_bytes u32, }
     Chunker { min_blocks u16, avg_blocks u16, max_blocks u16, zero_tail_bytes u16, }
-    StoredRecord { sequence u64, previous Hash, nonce Id16, time Time, author Author, body Body, }
-    Author { account AccountId, session Id16, }
-    PackRecord {
-        name Name, len u64, frames u32, raw_bytes u64, trailer_hash Hash, bases Vec<Name>,
-    }
+    StoredRecord { sequence u64, previous Hash, nonce Id16, time u64, author Author, body Body, }
+    Author { account AccountId, session Id16, } Name { session Id16, number u64, }
+    PackRecord { name Name, len u64, frames u32, raw_bytes u64, trailer_hash Hash, bases Vec<Name>, }
     SegmentRecord { name Name, len u64, entries u64, hash Hash, replaces Vec<Name>, }
     ManifestRecord { name Name, len u64, hash Hash, chunks u64, }
-    Snapshot {
-        id ShortId, owner AccountId, description String, volume_bytes u64, data_bytes u64,
-        state SnapshotState, created Time, tags Vec<Tag>, parent Option<ShortId>, volume Option<ShortId>,
+    Snapshot { id ShortId, owner AccountId, description String, volume_bytes u64, data_bytes u64,
+        state SnapshotState, created u64, tags Vec<Tag>, parent Option<ShortId>, volume Option<ShortId>,
         source Option<SnapshotSource>, create_volume_permissions Vec<Permission>,
-        client_token Option<String>, manifest ManifestRecord,
-    }
+        client_token Option<String>, manifest ManifestRecord, }
     SnapshotSource { region_id Id16, region String, snapshot_id ShortId, sequence u64, }
-    Tag { key String, value String, }
-    Image {
-        id ShortId, name String, description String, owner AccountId, state ImageState,
+    Tag { key String, value String, } Device { device_name String, target Target, }
+    Image { id ShortId, name String, description String, owner AccountId, state ImageState,
         architecture Architecture, platform Option<String>, virtualization_type Virtualization,
         boot_mode Option<BootMode>, tpm_support Option<String>, ena_support bool,
         imds_support Option<String>, kernel_id Option<String>, ramdisk_id Option<String>,
         root_device_name String, root_device_type RootDevice, devices Vec<Device>,
-        launch_permissions Vec<Permission>, product_codes Vec<String>, tags Vec<Tag>, created Time,
-        deprecation Option<Time>, deregistration_protected bool, source Option<ImageSource>,
-        source_instance Option<ShortId>, predecessor Option<ShortId>, client_token Option<String>,
-    }
-    Device { device_name String, target Target, }
+        launch_permissions Vec<Permission>, product_codes Vec<String>, tags Vec<Tag>, created u64,
+        deprecation Option<u64>, deregistration_protected bool, source Option<ImageSource>,
+        source_instance Option<ShortId>, predecessor Option<ShortId>, client_token Option<String>, }
     ImageSource { region_id Id16, region String, image_id ShortId, owner AccountId, }
-    Instance {
-        id ShortId, owner AccountId, image_id ShortId, state InstanceState, launched Time,
-        root_device_name String, path String, tags Vec<Tag>,
-    }
-    Volume {
-        id ShortId, owner AccountId, volume_bytes u64, volume_type VolumeType,
-        snapshot_id Option<ShortId>, state VolumeState, created Time, attachment Option<Attachment>,
-        path String, tags Vec<Tag>,
-    }
+    Instance { id ShortId, owner AccountId, image_id ShortId, state InstanceState, launched u64,
+        root_device_name String, path String, tags Vec<Tag>, }
+    Volume { id ShortId, owner AccountId, volume_bytes u64, volume_type VolumeType,
+        snapshot_id Option<ShortId>, state VolumeState, created u64, attachment Option<Attachment>,
+        path String, tags Vec<Tag>, }
     Attachment { instance_id ShortId, device_name String, delete_on_termination bool, }
-    Checkpoint { record_hash Hash, catalog Catalog, }
-    Catalog {
-        sequence u64, packs BTreeMap<Name, Pack>, segments BTreeMap<Name, SegmentRecord>,
+    Catalog { sequence u64, packs BTreeMap<Name, Pack>, segments BTreeMap<Name, SegmentRecord>,
         snapshots BTreeMap<ShortId, Snapshot>, images BTreeMap<ShortId, Image>,
         volumes BTreeMap<ShortId, Volume>, instances BTreeMap<ShortId, Instance>,
-        retained_manifests BTreeMap<ShortId, Snapshot>, fenced_sessions BTreeSet<Id16>,
-    }
-    Pack { record PackRecord, state PackState, }
+        retained_manifests BTreeMap<ShortId, Snapshot>, fenced_sessions BTreeSet<Id16>, }
+    Checkpoint { record_hash Hash, catalog Catalog, } Pack { record PackRecord, state PackState, }
 }
 
 choices! {
-    Body { 0 Inline(Vec<Op>), 1 Spilled(Name, Hash), }
-    Op {
-        0 NoOp, 1 RegisterPack(PackRecord), 2 RegisterSegment(SegmentRecord),
+    Op { 0 NoOp, 1 RegisterPack(PackRecord), 2 RegisterSegment(SegmentRecord),
         3 CreateSnapshot(Box<Snapshot>, Vec<Name>), 4 DeleteSnapshot(ShortId), 5 RegisterImage(Box<Image>),
-        6 DeregisterImage(ShortId), 7 RunInstance(Box<Instance>, Vec<Volume>),
-    }
-    SnapshotState { 0 Pending, 1 Completed, 2 Error, }
-    Permission { 0 All, 1 Account(AccountId), }
-    ImageState {
-        0 Pending, 1 Available, 2 Invalid, 3 Deregistered, 4 Transient, 5 Failed, 6 Error, 7 Disabled,
-    }
+        6 DeregisterImage(ShortId), 7 RunInstance(Box<Instance>, Vec<Volume>), }
+    Body { 0 Inline(Vec<Op>), 1 Spilled(Name, Hash), } SnapshotState { 0 Pending, 1 Completed, 2 Error, }
+    Permission { 0 All, 1 Account(AccountId), } VolumeState { 0 Available, 1 InUse, }
+    ImageState { 0 Pending, 1 Available, 2 Invalid, 3 Deregistered, 4 Transient, 5 Failed, 6 Error,
+        7 Disabled, }
     Architecture { 0 I386, 1 X86_64, 2 Arm64, 3 X86_64Mac, 4 Arm64Mac, }
-    Virtualization { 0 Hvm, 1 Paravirtual, }
-    BootMode { 0 LegacyBios, 1 Uefi, 2 UefiPreferred, }
-    RootDevice { 0 Ebs, 1 InstanceStore, }
+    Virtualization { 0 Hvm, 1 Paravirtual, } RootDevice { 0 Ebs, 1 InstanceStore, }
+    BootMode { 0 LegacyBios, 1 Uefi, 2 UefiPreferred, } PackState { 0 Live, 1 Condemned(u64), 2 Sweeping, }
     VolumeType { 0 Gp3, 1 Gp2, 2 Io1, 3 Io2, 4 St1, 5 Sc1, 6 Standard, }
     Target { 0 Ebs(Option<ShortId>, u64, VolumeType, Option<u32>, bool), 1 Ephemeral(u8), }
     InstanceState { 0 Stopped, 1 Running, 2 Terminated, }
-    VolumeState { 0 Available, 1 InUse, }
-    PackState { 0 Live, 1 Condemned(Time), 2 Sweeping, }
 }
 
 // ---- Preamble and envelope
@@ -311,53 +240,46 @@ fn sealed<'a>(bytes: &'a [u8], context: &str) -> Result<(&'a [u8], Hash)> {
     Ok((content, *hash))
 }
 
-fn envelope<T: Value>(bytes: &[u8], magic: &[u8; 8], context: &str) -> Result<(T, Hash)> {
+/// Magic and context of a kind of object in an envelope.
+pub type Kind<'a> = (&'a [u8; 8], &'a str);
+/// The kind of a region file: a [`RegionHeader`], which [`region_file`] checks.
+pub const REGION: Kind = (b"IMGSREGN", "imgstore 2026-11 region file v1");
+/// The kind of a record: a [`StoredRecord`].
+pub const RECORD: Kind = (b"IMGSRECD", "imgstore 2026-11 log record v1");
+/// The kind of a list: a [`Vec`] of [`Op`].
+pub const LIST: Kind = (b"IMGSLIST", "imgstore 2026-11 list v1");
+/// The kind of a checkpoint: a [`Checkpoint`].
+pub const CHECKPOINT: Kind = (b"IMGSCKPT", "imgstore 2026-11 checkpoint v1");
+
+/// Decodes an object in an envelope, and gives its hash with it.
+pub fn envelope<T: Value>(bytes: &[u8], (magic, context): Kind) -> Result<(T, Hash)> {
     preamble(bytes, magic)?;
     let (content, hash) = sealed(bytes, context)?;
-    let length: u32 = at(content, 12)?;
     let body = content.get(16..).ok_or("damaged: ends too early")?;
-    ensure(body.len() as u64 == u64::from(length), "the body has another length")?;
+    ensure(body.len() == at::<u32>(content, 12)? as usize, "the body has another length")?;
     Ok((value(body)?, hash))
 }
 
-/// Decodes a region file. The hash is the object's.
+/// Decodes a region file, and gives its hash with it.
 pub fn region_file(bytes: &[u8]) -> Result<(RegionHeader, Hash)> {
-    let (header, hash): (RegionHeader, _) = envelope(bytes, b"IMGSREGN", "imgstore 2026-11 region file v1")?;
+    let (header, hash): (RegionHeader, Hash) = envelope(bytes, REGION)?;
     let Chunker { min_blocks, avg_blocks, max_blocks, zero_tail_bytes } = header.chunker;
-    let sizes_fit = 1 <= min_blocks && min_blocks <= avg_blocks && avg_blocks <= max_blocks;
-    ensure(sizes_fit && max_blocks <= 256 && zero_tail_bytes <= 4096, "the chunker's parameters")?;
+    let ascend = [1, min_blocks, avg_blocks, max_blocks, 256].is_sorted();
+    ensure(ascend && zero_tail_bytes <= 4096, "the chunker's parameters")?;
     ensure((1..=12).contains(&header.zstd_level), "the zstd level")?;
     ensure((16_384..=67_108_864).contains(&header.pack_bytes), "the size of packs")?;
-    let letters = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-    let name = header.name.as_bytes();
-    let name_fits = (1..=63).contains(&name.len()) && !name.starts_with(b"-");
-    ensure(name_fits && name.iter().all(|byte| letters(*byte)), "the region's name")?;
+    let is_good = |letter| matches!(letter, 'a'..='z' | '0'..='9' | '-');
+    let length_fits = (1..=63).contains(&header.name.len());
+    ensure(length_fits && !header.name.starts_with('-'), "the length or beginning of the name")?;
+    ensure(header.name.chars().all(is_good), "a letter of the name")?;
     Ok((header, hash))
-}
-
-/// Decodes a log record. The hash is the object's.
-pub fn record(bytes: &[u8]) -> Result<(StoredRecord, Hash)> {
-    envelope(bytes, b"IMGSRECD", "imgstore 2026-11 log record v1")
-}
-
-/// Decodes a list. The hash is the object's.
-pub fn list(bytes: &[u8]) -> Result<(Vec<Op>, Hash)> {
-    envelope(bytes, b"IMGSLIST", "imgstore 2026-11 list v1")
-}
-
-/// Decodes a checkpoint. The hash is the object's.
-pub fn checkpoint(bytes: &[u8]) -> Result<(Checkpoint, Hash)> {
-    envelope(bytes, b"IMGSCKPT", "imgstore 2026-11 checkpoint v1")
 }
 
 // ---- Chunking
 
-fn mix(mut v: u64) -> u64 {
-    v ^= v >> 33;
-    v = v.wrapping_mul(0xff51_afd7_ed55_8ccd);
-    v ^= v >> 33;
-    v = v.wrapping_mul(0xc4ce_b9fe_1a85_ec53);
-    v ^ (v >> 33)
+fn mix(v: u64) -> u64 {
+    let step = |v: u64, factor| (v ^ (v >> 33)).wrapping_mul(factor);
+    step(step(step(v, 0xff51_afd7_ed55_8ccd), 0xc4ce_b9fe_1a85_ec53), 1)
 }
 
 fn fingerprint(block: &[u8; BLOCK]) -> u64 {
@@ -375,27 +297,19 @@ fn fingerprint(block: &[u8; BLOCK]) -> u64 {
 }
 
 /// Cuts a volume as a writer does, so that its chunks are found again.
-pub fn cut(volume: &[u8], chunker: &Chunker) -> Result<Vec<ChunkRef>> {
-    let threshold = u64::MAX.checked_div(u64::from(chunker.avg_blocks)).ok_or("avg_blocks is 0")?;
-    let tail = usize::from(chunker.zero_tail_bytes);
+pub fn cut(volume: &[u8], chunker: &Chunker) -> Vec<ChunkRef> {
+    let [min, max, tail] = [chunker.min_blocks, chunker.max_blocks, chunker.zero_tail_bytes].map(usize::from);
+    let threshold = u64::MAX / u64::from(chunker.avg_blocks.max(1));
     let mut padded = volume.to_vec();
     padded.resize(volume.len().next_multiple_of(BLOCK), 0);
     let blocks = padded.as_chunks::<BLOCK>().0;
-    let mut references: Vec<ChunkRef> = Vec::new();
-    let mut end_chunk = |begin: usize, end: usize| -> Result<()> {
-        let length = u16::try_from(end - begin).map_err(|_| "max_blocks was not obeyed")?;
-        if length > 0 {
-            let id = *blake3::hash(blocks[begin..end].as_flattened()).as_bytes();
-            references.push(ChunkRef { first: begin as u64, blocks: length, id });
-        }
-        Ok(())
-    };
+    let mut spans = Vec::new();
     let (mut begin, mut place, mut previous) = (0, 0, 0u64);
     while let Some(block) = blocks.get(place) {
         let zeros = blocks[place..].iter().take_while(|block| all_zero(*block)).count();
-        // The rest of a short run counts anew here, and is short too.
+        // What is left of a short run is counted again at each of its blocks, and is short too.
         if zeros >= 4 {
-            end_chunk(begin, place)?;
+            spans.push((begin, place));
             place += zeros;
             (begin, previous) = (place, 0);
             continue;
@@ -403,17 +317,20 @@ pub fn cut(volume: &[u8], chunker: &Chunker) -> Result<Vec<ChunkRef>> {
         let f = fingerprint(block);
         let falls_below = mix(previous.rotate_left(23) ^ f) <= threshold;
         let ends_in_zeros = tail != 0 && block.iter().rev().take(tail).all(|byte| *byte == 0);
-        previous = f;
-        place += 1;
-        let is_long_enough = place - begin >= usize::from(chunker.min_blocks);
-        let is_full = place - begin >= usize::from(chunker.max_blocks);
-        if is_full || is_long_enough && (falls_below || ends_in_zeros) {
-            end_chunk(begin, place)?;
+        (place, previous) = (place + 1, f);
+        if place - begin >= max || place - begin >= min && (falls_below || ends_in_zeros) {
+            spans.push((begin, place));
             begin = place;
         }
     }
-    end_chunk(begin, place)?;
-    Ok(references)
+    spans.push((begin, place));
+    spans.retain(|(begin, end)| begin < end);
+    let reference = |(begin, end)| ChunkRef {
+        first: begin as u64,
+        blocks: u16::try_from(end - begin).unwrap_or(u16::MAX),
+        id: *blake3::hash(blocks[begin..end].as_flattened()).as_bytes(),
+    };
+    spans.into_iter().map(reference).collect()
 }
 
 // ---- Packs
@@ -426,29 +343,12 @@ fn entries(bytes: &[u8]) -> Result<Vec<Entry>> {
         ensure((1..=256).contains(&entry.blocks), "an entry's length in blocks")?;
         ensure((1..=1 << 20).contains(&entry.stored), "an entry's stored length")?;
     }
+    ensure(entries.is_sorted_by(|one, next| one.id < next.id), "entries do not ascend")?;
     Ok(entries)
-}
-
-fn ascend(entries: &[Entry]) -> Result<()> {
-    ensure(entries.is_sorted_by(|one, next| one.id < next.id), "entries do not ascend")
-}
-
-/// A pack, all of it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PackFile {
-    /// The header.
-    pub header: PackHeader,
-    /// The trailer.
-    pub entries: Vec<Entry>,
-    /// The footer.
-    pub footer: Footer,
-    /// The chunks' contents.
-    pub chunks: BTreeMap<Hash, Vec<u8>>,
 }
 
 /// Decodes the frame at the front of the bytes into its chunk.
 fn frame(bytes: &[u8], entry: &Entry) -> Result<Vec<u8>> {
-    use zstd::zstd_safe::{find_frame_compressed_size, get_dict_id_from_frame, get_frame_content_size};
     let FrameHeader { stored, blocks, codec, flags, crc } = at(bytes, 0)?;
     reserved(flags == 0, "a frame's flags")?;
     let agree = (stored, blocks, codec) == (entry.stored, entry.blocks, entry.codec);
@@ -485,11 +385,8 @@ pub fn pack(bytes: &[u8]) -> Result<PackFile> {
     let trailer = content.get(trailer_at..).ok_or("damaged: the trailer's offset")?;
     let covered = [&bytes[..64], trailer, &footer_bytes[..32]];
     ensure(b3("imgstore 2026-11 pack trailer v1", &covered) == footer.hash, "the pack's hash is another")?;
-    let frames = u64::from(footer.frames);
-    ensure(frames > 0 && trailer.len() as u64 == frames * 48, "the number of frames")?;
-
+    ensure(footer.frames > 0 && trailer.len() as u64 == u64::from(footer.frames) * 48, "the frames")?;
     let entries = entries(trailer)?;
-    ascend(&entries)?;
     let mut by_offset: Vec<&Entry> = entries.iter().collect();
     by_offset.sort_by_key(|entry| entry.offset);
     let mut end = 64;
@@ -509,19 +406,6 @@ pub fn pack(bytes: &[u8]) -> Result<PackFile> {
 
 // ---- Index segments
 
-/// A segment.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Segment {
-    /// The header page.
-    pub header: SegmentHeader,
-    /// The entries of all pages.
-    pub entries: Vec<Entry>,
-    /// The pack table.
-    pub packs: Vec<Name>,
-    /// The hash at its end.
-    pub hash: Hash,
-}
-
 /// Decodes a segment.
 pub fn segment(bytes: &[u8]) -> Result<Segment> {
     preamble(bytes, b"IMGSSEGM")?;
@@ -531,42 +415,29 @@ pub fn segment(bytes: &[u8]) -> Result<Segment> {
     let (pages, table) = content.split_at_checked(pages_end).ok_or("damaged: pages are missing")?;
     ensure(u64::from(header.pages) == header.entries.div_ceil(85), "the number of pages")?;
     let mut found = Vec::new();
-    for (place, page) in pages.as_chunks::<BLOCK>().0.iter().enumerate() {
+    ensure(at::<PageEnd>(pages, 4080)?.crc == crc32c::crc32c(&pages[..4092]), "the header page's crc32c")?;
+    reserved(all_zero(&pages[48..4092]), "the segment's header page")?;
+    for (place, page) in pages.as_chunks::<BLOCK>().0.iter().enumerate().skip(1) {
         let PageEnd { entries: used, number, zero, crc } = at(page, 4080)?;
         ensure(crc == crc32c::crc32c(&page[..4092]), "a page's crc32c")?;
-        let Some(expected) = place.checked_sub(1) else {
-            reserved(all_zero(&page[48..4092]), "the segment's header page")?;
-            continue;
-        };
         reserved(zero == 0, "a page's end")?;
-        ensure(number as usize == expected, "a page's number")?;
-        let rest = header.entries - found.len() as u64; // not negative: only the last page is not full
+        ensure(number as usize + 1 == place, "a page's number")?;
+        let rest = header.entries - found.len() as u64 / 48; // not negative: only the last page is not full
         ensure(u64::from(used) == rest.min(85), "a page's number of entries")?;
         let (used, unused) = page[..4080].split_at(used as usize * 48);
         ensure(all_zero(unused), "a page's unused entries")?;
-        found.extend(entries(used)?);
+        found.extend(used);
     }
-    ascend(&found)?;
+    let entries = entries(&found)?;
     ensure(table.len() as u64 == u64::from(header.packs) * 24, "the pack table's length")?;
     ensure(header.table_crc == crc32c::crc32c(table), "the pack table's crc32c")?;
     let packs = table.chunks(24).map(value).collect::<Result<Vec<Name>>>()?;
     ensure(packs.is_sorted_by(|one, next| one < next), "the pack table does not ascend")?;
-    ensure(found.iter().all(|entry| entry.pack < header.packs), "an entry of no pack of the table")?;
-    Ok(Segment { header, entries: found, packs, hash })
+    ensure(entries.iter().all(|entry| entry.pack < header.packs), "an entry of no pack of the table")?;
+    Ok(Segment { header, entries, packs, hash })
 }
 
 // ---- Manifests
-
-/// A manifest.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Manifest {
-    /// The header.
-    pub header: ManifestHeader,
-    /// Where which chunk stands.
-    pub chunks: Vec<ChunkRef>,
-    /// The hash at its end.
-    pub hash: Hash,
-}
 
 /// Decodes a manifest.
 pub fn manifest(bytes: &[u8]) -> Result<Manifest> {
@@ -600,18 +471,14 @@ fn remove<K: Ord, V>(map: &mut BTreeMap<K, V>, key: &K) -> Result<V> {
 
 impl Catalog {
     fn use_packs(&mut self, names: &[Name]) -> Result<()> {
-        for name in names {
+        names.iter().try_for_each(|name| {
             let pack = self.packs.get_mut(name).filter(|pack| pack.state != PackState::Sweeping);
-            pack.ok_or("damaged: an operation uses a pack that is not there")?.state = PackState::Live;
-        }
-        Ok(())
+            pack.map(|pack| pack.state = PackState::Live).ok_or_else(|| "damaged: a used pack".to_owned())
+        })
     }
 
+    /// What an operation does. Of the rules, only those without which it could not be done.
     fn apply(&mut self, op: Op) -> Result<()> {
-        let uses = |image: &Image, which: &dyn Fn(&ShortId) -> bool| {
-            let mut devices = image.devices.iter();
-            devices.any(|device| matches!(&device.target, Target::Ebs(Some(id), ..) if which(id)))
-        };
         match op {
             Op::NoOp => Ok(()),
             Op::RegisterPack(record) => {
@@ -627,28 +494,16 @@ impl Catalog {
                 insert(&mut self.snapshots, snapshot.id, *snapshot)
             }
             Op::DeleteSnapshot(id) => {
-                let in_use = self.images.values().any(|image| uses(image, &|used| *used == id));
-                ensure(!in_use, "a deleted snapshot that an image uses")?;
                 let snapshot = remove(&mut self.snapshots, &id)?;
                 if self.volumes.values().any(|volume| volume.snapshot_id == Some(id)) {
                     self.retained_manifests.insert(id, snapshot);
                 }
                 Ok(())
             }
-            Op::RegisterImage(image) => {
-                let is_gone = |id: &ShortId| !self.snapshots.contains_key(id);
-                ensure(!uses(&image, &is_gone), "an image of a snapshot that is not there")?;
-                let same = |other: &Image| (&other.owner, &other.name) == (&image.owner, &image.name);
-                ensure(!self.images.values().any(same), "two images of one owner and name")?;
-                insert(&mut self.images, image.id, *image)
-            }
+            Op::RegisterImage(image) => insert(&mut self.images, image.id, *image),
             Op::DeregisterImage(id) => remove(&mut self.images, &id).map(drop),
             Op::RunInstance(instance, volumes) => {
-                for volume in volumes {
-                    let exists = volume.snapshot_id.is_none_or(|id| self.snapshots.contains_key(&id));
-                    ensure(exists, "a volume of a snapshot that is not there")?;
-                    insert(&mut self.volumes, volume.id, volume)?;
-                }
+                volumes.into_iter().try_for_each(|volume| insert(&mut self.volumes, volume.id, volume))?;
                 insert(&mut self.instances, instance.id, *instance)
             }
         }
@@ -663,83 +518,60 @@ fn object(root: &Path, path: &str) -> Result<Vec<u8>> {
 pub fn replay(root: &Path) -> Result<(RegionHeader, Hash, Catalog)> {
     let (header, mut previous) = region_file(&object(root, "region")?)?;
     let mut catalog: Catalog = value(&[0; 9 * 8])?; // sequence 0, and eight times nothing
-    for sequence in 1.. {
-        let path = record_path(sequence);
-        let bytes = match std::fs::read(root.join(&path)) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == ErrorKind::NotFound => break,
-            Err(error) => return Err(format!("{path}: {error}")),
-        };
-        let (record, hash) = record(&bytes)?;
-        ensure(record.sequence == sequence, "a record has another's sequence")?;
+    while root.join(record_path(catalog.sequence + 1)).exists() {
+        catalog.sequence += 1;
+        let bytes = object(root, &record_path(catalog.sequence))?;
+        let (record, hash): (StoredRecord, Hash) = envelope(&bytes, RECORD)?;
+        ensure(record.sequence == catalog.sequence, "a record has another's sequence")?;
         ensure(record.previous == previous, "a record does not follow the one before it")?;
         ensure(!catalog.fenced_sessions.contains(&record.author.session), "a record of a fenced session")?;
-        let operations = match record.body {
+        let operations: Vec<Op> = match record.body {
             Body::Inline(operations) => operations,
             Body::Spilled(name, expected) => {
-                let (operations, hash) = list(&object(root, &object_path("lists", &name))?)?;
+                let (operations, hash) = envelope(&object(root, &object_path("lists", &name))?, LIST)?;
                 ensure(hash == expected, "a list is not the one its record names")?;
                 operations
             }
         };
-        for operation in operations {
-            catalog.apply(operation).map_err(|error| format!("{path}: {error}"))?;
-        }
-        (previous, catalog.sequence) = (hash, sequence);
+        operations.into_iter().try_for_each(|operation| catalog.apply(operation))?;
+        previous = hash;
     }
     Ok((header, previous, catalog))
 }
 
-/// Reads the manifest of a snapshot and compares it with what the log says of it.
-pub fn read_manifest(root: &Path, record: &ManifestRecord) -> Result<Manifest> {
-    let bytes = object(root, &object_path("manifests", &record.name))?;
-    let manifest = manifest(&bytes)?;
-    let as_recorded = (bytes.len() as u64, manifest.hash, manifest.chunks.len() as u64);
-    ensure(as_recorded == (record.len, record.hash, record.chunks), "the manifest is not the recorded one")?;
-    Ok(manifest)
-}
-
-fn read_segment(root: &Path, region: Id16, record: &SegmentRecord) -> Result<Segment> {
-    let bytes = object(root, &object_path("index", &record.name))?;
-    let segment = segment(&bytes)?;
-    let found = (bytes.len() as u64, segment.hash, segment.header.entries, segment.header.region);
-    ensure(
-        found == (record.len, record.hash, record.entries, region),
-        "the segment is not the recorded one",
-    )?;
-    Ok(segment)
-}
-
-fn read_pack(root: &Path, region: Id16, record: &PackRecord) -> Result<PackFile> {
-    let bytes = object(root, &object_path("packs", &record.name))?;
-    let pack = pack(&bytes)?;
-    let found = (bytes.len() as u64, pack.footer.hash, pack.footer.frames, pack.footer.raw_bytes);
-    let recorded = (record.len, record.trailer_hash, record.frames, record.raw_bytes);
-    ensure(found == recorded, "the pack is not the recorded one")?;
-    ensure((pack.header.region, &pack.header.name) == (region, &record.name), "the pack's region or name")?;
-    Ok(pack)
-}
-
-/// Reads the volume of a snapshot out of a directory region. The id is 17 hex digits, after any prefix and `-`.
+/// Reads a snapshot's volume out of a directory region. The id is 17 hex digits, after any prefix and `-`.
 pub fn read_volume(root: &Path, snapshot_id: &str) -> Result<Vec<u8>> {
     let (header, _, catalog) = replay(root)?;
     let digits = snapshot_id.rsplit('-').next().unwrap_or_default();
     let id = u128::from_str_radix(digits, 16).map_err(|error| format!("{snapshot_id}: {error}"))?;
-    let snapshot = catalog.snapshots.get(&ShortId(id)).ok_or_else(|| format!("no snapshot {snapshot_id}"))?;
-    let manifest = read_manifest(root, &snapshot.manifest)?;
-    ensure(manifest.header.volume_bytes == snapshot.volume_bytes, "the snapshot has another length")?;
-
+    let snapshot = catalog.snapshots.get(&ShortId(id)).ok_or("no such snapshot")?;
+    let record = &snapshot.manifest;
+    let bytes = object(root, &object_path("manifests", &record.name))?;
+    let manifest = manifest(&bytes)?;
+    let found = (bytes.len() as u64, manifest.hash, manifest.header.chunks, manifest.header.volume_bytes);
+    let recorded = (record.len, record.hash, record.chunks, snapshot.volume_bytes);
+    ensure(found == recorded, "a manifest is not the recorded one")?;
     let mut packs = BTreeMap::new();
-    for (name, pack) in catalog.packs.iter().filter(|(_, pack)| pack.state != PackState::Sweeping) {
-        packs.insert(name.clone(), read_pack(root, header.id, &pack.record)?);
+    for (name, Pack { record, .. }) in &catalog.packs {
+        let bytes = object(root, &object_path("packs", name))?;
+        let pack = pack(&bytes)?;
+        let found = (bytes.len() as u64, pack.footer.hash, pack.footer.frames, pack.footer.raw_bytes);
+        let recorded = (record.len, record.trailer_hash, record.frames, record.raw_bytes);
+        ensure(found == recorded, "a pack is not the recorded one")?;
+        ensure((pack.header.region, &pack.header.name) == (header.id, name), "a pack's region or name")?;
+        packs.insert(name.clone(), pack);
     }
     let mut places: BTreeMap<Hash, (Name, Entry)> = BTreeMap::new();
     let mut listed = BTreeSet::new();
-    for record in catalog.segments.values() {
-        let segment = read_segment(root, header.id, record)?;
+    for (name, record) in &catalog.segments {
+        let bytes = object(root, &object_path("index", name))?;
+        let segment = segment(&bytes)?;
+        let found = (bytes.len() as u64, segment.hash, segment.header.entries, segment.header.region);
+        let recorded = (record.len, record.hash, record.entries, header.id);
+        ensure(found == recorded, "a segment is not the recorded one")?;
         for entry in segment.entries {
-            let pack = segment.packs.get(entry.pack as usize).ok_or("damaged: no such pack")?;
-            places.insert(entry.id, (pack.clone(), Entry { pack: 0, ..entry }));
+            let pack = segment.packs.get(entry.pack as usize).filter(|name| packs.contains_key(name));
+            places.extend(pack.map(|pack| (entry.id, (pack.clone(), Entry { pack: 0, ..entry }))));
         }
         listed.extend(segment.packs);
     }
@@ -747,7 +579,7 @@ pub fn read_volume(root: &Path, snapshot_id: &str) -> Result<Vec<u8>> {
         places.extend(pack.entries.iter().map(|entry| (entry.id, (name.clone(), entry.clone()))));
     }
 
-    let length = usize::try_from(snapshot.volume_bytes).map_err(|_| "the volume is too long")?;
+    let length = usize::try_from(snapshot.volume_bytes).unwrap_or(usize::MAX);
     let mut volume = Vec::new();
     volume.try_reserve_exact(length).map_err(|error| format!("the volume is too long: {error}"))?;
     volume.resize(length, 0);

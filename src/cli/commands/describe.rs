@@ -52,7 +52,7 @@ fn volumes_bytes(image: &Image) -> u64 {
         DeviceTarget::Ebs(ebs) => ebs.volume_bytes,
         DeviceTarget::Ephemeral(_) => 0,
     };
-    image.devices.iter().map(|device| length(&device.target)).sum()
+    image.devices.iter().map(|device| length(&device.target)).fold(0, u64::saturating_add)
 }
 
 pub fn snapshots(session: &Session<'_>, args: &ListArgs) -> Result<(), CliError> {

@@ -5,6 +5,7 @@ use crate::cli::error::CliError;
 use crate::cli::text::{bytes, printable, time_millis};
 use imgstore::model::op::{LogRecord, Op};
 use imgstore::ops::context::Progress;
+use imgstore::ops::error::OpsError;
 use serde_json::{Value, json};
 use std::time::Duration;
 
@@ -18,6 +19,10 @@ pub fn log(session: &Session<'_>, follow: bool) -> Result<(), CliError> {
     loop {
         while let Some(record) = region.record(sequence)? {
             sequence += 1;
+            // What a caller may not see does not exist for it.
+            if record.author.account != session.context.account {
+                continue;
+            }
             if session.output.is_json() {
                 documents.push(document(&record));
             } else {
@@ -34,7 +39,7 @@ pub fn log(session: &Session<'_>, follow: bool) -> Result<(), CliError> {
         }
         session.output.finish()?;
         if session.watcher.is_cancelled() {
-            break;
+            return Err(OpsError::Interrupted.into());
         }
         std::thread::sleep(POLL);
     }

@@ -3,7 +3,7 @@
 use super::Session;
 use crate::cli::args::RegionCommand;
 use crate::cli::error::CliError;
-use crate::cli::text::{table, time, time_millis};
+use crate::cli::text::{printable, table, time, time_millis};
 use serde_json::{Value, json};
 
 pub fn region(session: &mut Session<'_>, command: &RegionCommand) -> Result<(), CliError> {
@@ -37,7 +37,7 @@ fn list(session: &Session<'_>) -> Result<(), CliError> {
         || {
             let mark = |name: &String| if name == session.home.region_name() { "*" } else { "" };
             let row = |(name, known): (&String, &crate::cli::home::KnownRegion)| {
-                vec![name.clone(), mark(name).to_owned(), known.url.clone()]
+                vec![name.clone(), mark(name).to_owned(), printable(&known.url)]
             };
             table(&["REGION", "IN USE", "URL"], &regions.iter().map(row).collect::<Vec<_>>())
         },
@@ -68,12 +68,13 @@ fn show(session: &Session<'_>, name: &str) -> Result<(), CliError> {
             format!(
                 "region      {name}\n\
                  id          {}\n\
-                 url         {url}\n\
+                 url         {}\n\
                  created     {}\n\
                  chunks      {} to {} blocks of 4 KiB, a cut about every {}\n\
                  zstd level  {}\n\
                  log         {records} records\n",
                 header.id,
+                printable(url),
                 time(header.created_ms),
                 chunker.min_blocks,
                 chunker.max_blocks,
@@ -89,7 +90,7 @@ fn remove(session: &mut Session<'_>, name: &str) -> Result<(), CliError> {
     let known = session.home.remove_region(name)?;
     session.output.answer(
         || json!({ "region": name, "url": known.url }),
-        || format!("{name} is forgotten; its data are still in {}\n", known.url),
+        || format!("{name} is forgotten; its data are still in {}\n", printable(&known.url)),
     );
     Ok(())
 }

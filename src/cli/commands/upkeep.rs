@@ -7,6 +7,7 @@ use crate::cli::text::{bytes, percent, printable, table};
 use imgstore::model::ids::{ImageId, SnapshotId};
 use imgstore::ops::context::Progress;
 use imgstore::ops::delete;
+use imgstore::ops::error::OpsError;
 use imgstore::ops::find::AnyId;
 use imgstore::ops::stats::{RegionStats, item_stats, region_stats};
 use imgstore::ops::verify::{Report, VerifyOptions, verify as run_verify};
@@ -107,10 +108,16 @@ pub fn verify(session: &Session<'_>, args: &VerifyArgs) -> Result<u8, CliError> 
         return Err(CliError::Usage("--sample takes a percentage, 0 to 100".into()));
     }
     let started = Instant::now();
-    let region = session.home.open_region()?;
     let options =
         VerifyOptions { ids: args.ids.clone(), sample_percent: args.sample, content: !args.checksums };
-    let report = run_verify(&region, &options, &session.context)?;
+    let report = match session.home.open_region() {
+        Ok(region) => run_verify(&region, &options, &session.context)?,
+        // Damage that keeps a region from being opened is a finding like any other.
+        Err(CliError::Region { source: OpsError::Region(error), .. }) if error.is_damage() => {
+            Report::unopenable(&error)
+        }
+        Err(error) => return Err(error),
+    };
     session.watcher.note(&format!(
         "{} snapshots, {} packs, {} chunks, {} read, {:.1} s",
         report.snapshots,
@@ -124,7 +131,14 @@ pub fn verify(session: &Session<'_>, args: &VerifyArgs) -> Result<u8, CliError> 
 }
 
 fn report_document(session: &Session<'_>, report: &Report, started: Instant) -> Value {
-    let finding = |finding: &imgstore::ops::verify::Finding| json!({ "object": finding.object, "problem": finding.problem, "affected": finding.affected });
+    let finding = |finding: &imgstore::ops::verify::Finding| {
+        json!({
+            "object": finding.object,
+            "problem": finding.problem,
+            "affected": finding.affected,
+            "affected_of_others": finding.affected_of_others,
+        })
+    };
     json!({
         "region": session.home.region_name(),
         "findings": report.findings.iter().map(finding).collect::<Value>(),
@@ -143,6 +157,9 @@ fn report_text(report: &Report) -> String {
     let mut text = format!("{} findings:\n", report.findings.len());
     for finding in &report.findings {
         text += &format!("- {}: {}\n", finding.object, printable(&finding.problem));
+        if finding.affected_of_others > 0 {
+            text += &format!("  affects {} snapshots of others\n", finding.affected_of_others);
+        }
         if !finding.affected.is_empty() {
             text += &format!("  affects {}\n", finding.affected.join(", "));
         }

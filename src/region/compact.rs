@@ -1,0 +1,54 @@
+//! Segments for packs that have none, once there are many of them; and in place of segments that are damaged.
+
+use super::Region;
+use super::error::RegionError;
+use crate::io::storage::Created;
+use crate::model::account::AccountId;
+use crate::model::catalog::Catalog;
+use crate::model::objects::SegmentName;
+use crate::model::op::Op;
+use crate::pack::index::Index;
+use crate::pack::merge;
+use std::collections::HashSet;
+
+/// Entries that are looked up in trailers before a segment is written for them.
+const LOOSE_ENTRIES_MAX: usize = 64 << 10;
+/// Packs whose trailers are read at each opening before a segment is written for them.
+const LOOSE_PACKS_MAX: usize = 64;
+
+/// Registered segments that could not be opened: the packs that they list count as loose.
+fn unusable(index: &Index, catalog: &Catalog) -> Vec<SegmentName> {
+    let open: HashSet<_> = index.segments().iter().map(|segment| segment.record().name).collect();
+    catalog.segments.keys().filter(|name| !open.contains(name)).copied().collect()
+}
+
+impl Region {
+    /// Writes a segment if there is reason to, and removes those that it replaces.
+    pub(crate) fn compact_index(&self, account: AccountId) -> Result<(), RegionError> {
+        let (index, catalog) = (self.index()?, self.catalog()?);
+        let few = index.loose_entries() <= LOOSE_ENTRIES_MAX && index.loose().len() <= LOOSE_PACKS_MAX;
+        if index.loose().is_empty() || (few && unusable(&index, &catalog).is_empty()) {
+            return Ok(());
+        }
+        let name = SegmentName { session: self.0.session, number: self.next_number() };
+        let merged = self.with_index(|index| {
+            let mut merged = merge::merge(index, &merge::choose(index), self.0.header.id, name)?;
+            merged.record.replaces.extend(unusable(index, &catalog));
+            Ok(merged)
+        })?;
+        if self.0.storage.create(&name.to_string(), &[&merged.bytes])? == Created::Existed {
+            return Err(RegionError::NameReused(name.to_string()));
+        }
+        let replaces = merged.record.replaces.clone();
+        let registered = self.commit::<bool, RegionError>(account, |catalog| {
+            // Another process may have merged some of them meanwhile; then this segment is not needed.
+            let all_there = replaces.iter().all(|old| catalog.segments.contains_key(old));
+            let ops = if all_there { vec![Op::RegisterSegment(merged.record.clone())] } else { vec![] };
+            Ok((ops, all_there))
+        })?;
+        // Whoever still reads a replaced segment finds it gone, replays the log, and uses the new one.
+        let unused = if registered { replaces } else { vec![name] };
+        unused.iter().try_for_each(|segment| self.0.storage.delete(&segment.to_string()))?;
+        Ok(())
+    }
+}

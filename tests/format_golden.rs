@@ -1,0 +1,2 @@
+//! x
+mod format_decoder;
