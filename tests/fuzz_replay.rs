@@ -233,8 +233,8 @@ fn seeds() -> Vec<(&'static str, &'static str, Vec<u8>)> {
     let mixed = [&text[..BLOCK_BYTES], &noise[..1000], &[0; BLOCK_BYTES - 1000]].concat();
     let codecs = CodecPool::new();
     let name = PackName { session: SESSION, number: 1 };
-    let mut whole = PackBuilder::new(REGION, name, 0);
-    let mut small = PackBuilder::new(REGION, name, 0);
+    let mut whole = PackBuilder::new(REGION, name, 0, Vec::new());
+    let mut small = PackBuilder::new(REGION, name, 0, Vec::new());
     for (name, raw) in [("text", &text), ("noise", &noise), ("mixed", &mixed)] {
         let frame = codecs.encode(raw, chunk_id(raw), 3).expect("it encodes");
         whole.push(chunk_id(raw), &frame).expect("it fits");

@@ -24,8 +24,8 @@ pub fn decode<T: Serialize + DeserializeOwned>(what: &'static str, bytes: &[u8])
     if bytes.len() > VALUE_BYTES_MAX {
         return Err(FormatError::length(what, VALUE_BYTES_MAX, bytes.len()));
     }
-    let (value, consumed) = bincode::serde::decode_from_slice::<T, _>(bytes, CONFIG)
-        .map_err(|e| FormatError::invalid(what, e.to_string()))?;
+    let (value, consumed) =
+        bincode::serde::decode_from_slice::<T, _>(bytes, CONFIG).map_err(|e| fault(what, &e))?;
     if consumed != bytes.len() {
         return Err(FormatError::length(what, consumed, bytes.len()));
     }
@@ -33,6 +33,15 @@ pub fn decode<T: Serialize + DeserializeOwned>(what: &'static str, bytes: &[u8])
         return Err(FormatError::invalid(what, "it is not in its one canonical form"));
     }
     Ok(value)
+}
+
+/// What is decoded stood under a good hash: a choice that this version does not know is a newer one's.
+fn fault(what: &'static str, error: &bincode::error::DecodeError) -> FormatError {
+    let text = error.to_string();
+    if text.contains("variant index") {
+        return FormatError::Newer { what, feature: format!("a choice ({text})") };
+    }
+    FormatError::invalid(what, text)
 }
 
 #[cfg(test)]
@@ -61,6 +70,14 @@ mod tests {
         assert!(decode::<Vec<u64>>("test", &hostile).is_err());
         assert!(decode::<String>("test", &hostile).is_err());
         assert!(decode::<Vec<String>>("test", &hostile).is_err());
+    }
+
+    #[test]
+    fn a_choice_that_is_not_known_is_a_newer_one() {
+        use crate::model::op::Op;
+        let unknown = 8u32.to_le_bytes();
+        assert!(matches!(decode::<Op>("test", &unknown), Err(FormatError::Newer { .. })));
+        assert!(decode::<Op>("test", &0u32.to_le_bytes()).is_ok());
     }
 
     #[test]

@@ -201,8 +201,11 @@ pub fn decode_trailer(header: &[u8; HEADER_BYTES], trailer: &[u8]) -> Result<Tra
         return Err(FormatError::Hash { what: "pack trailer" });
     }
     let frames = u32::from_le_bytes([footer[8], footer[9], footer[10], footer[11]]) as usize;
-    if footer[..8] != FOOTER_MAGIC || table.len() != frames * ENTRY_BYTES || footer[24..32] != [0; 8] {
+    if footer[..8] != FOOTER_MAGIC || table.len() != frames * ENTRY_BYTES {
         return Err(FormatError::invalid("pack trailer", "its footer does not fit it"));
+    }
+    if footer[24..32] != [0; 8] {
+        return Err(FormatError::Newer { what: PACK.what, feature: "a reserved field that is not 0".into() });
     }
     let trailer_offset = u32::from_le_bytes([footer[12], footer[13], footer[14], footer[15]]);
     let entries = entry_arrays(table).iter().map(Entry::decode).collect::<Result<Vec<_>, _>>()?;

@@ -8,14 +8,19 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt, FileTypeExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::JoinHandle;
 
 /// A new file that gets its name only when it is whole and durable.
 #[derive(Debug)]
 pub struct NewFile {
-    file: File,
+    file: Arc<File>,
     path: PathBuf,
     temporary: Option<PathBuf>,
     replace: bool,
+    /// Bytes written since the last write-back was begun.
+    unsynced_bytes: usize,
+    write_back: Option<JoinHandle<io::Result<()>>>,
 }
 
 impl NewFile {
@@ -45,13 +50,39 @@ impl NewFile {
             .custom_flags(no_follow())
             .open(&temporary)
             .map_err(failed)?;
-        let new = Self { file, path: path.to_owned(), temporary: Some(temporary), replace };
+        let new = Self {
+            file: Arc::new(file),
+            path: path.to_owned(),
+            temporary: Some(temporary),
+            replace,
+            unsynced_bytes: 0,
+            write_back: None,
+        };
         new.file.set_permissions(fs::Permissions::from_mode(0o600)).map_err(failed)?;
         new.file.set_len(len).map_err(|e| DiskError::io("set the length of", path, len, e))?;
         Ok(new)
     }
 
+    /// Lets the disk work while the rest is still being made, rather than all at the end. A failure of an
+    /// earlier write-back is this file's: a later sync would not tell of it again.
+    fn begin_write_back(&mut self) -> io::Result<()> {
+        if self.write_back.as_ref().is_some_and(|running| !running.is_finished()) {
+            return Ok(());
+        }
+        self.end_write_back()?;
+        self.unsynced_bytes = 0;
+        let file = self.file.clone();
+        self.write_back = Some(std::thread::spawn(move || file.sync_data()));
+        Ok(())
+    }
+
+    fn end_write_back(&mut self) -> io::Result<()> {
+        let Some(running) = self.write_back.take() else { return Ok(()) };
+        running.join().unwrap_or_else(|_| Err(io::Error::other("the write-back thread is gone")))
+    }
+
     fn publish(&mut self) -> io::Result<()> {
+        self.end_write_back()?;
         self.file.sync_all()?;
         let Some(temporary) = &self.temporary else { return Ok(()) };
         if self.replace {
@@ -73,6 +104,8 @@ impl NewFile {
 
 impl Drop for NewFile {
     fn drop(&mut self) {
+        // A file that is given up may fail to be written.
+        let _ = self.end_write_back();
         if let Some(temporary) = &self.temporary {
             // Nothing half-made stays; if this fails, the name says what it is.
             let _ = fs::remove_file(temporary);
@@ -82,7 +115,11 @@ impl Drop for NewFile {
 
 impl DiskWrite for NewFile {
     fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<(), DiskError> {
-        self.file.write_all_at(bytes, offset).map_err(|e| DiskError::io("write", &self.path, offset, e))
+        let written = self.file.write_all_at(bytes, offset).and_then(|()| {
+            self.unsynced_bytes += bytes.len();
+            if self.unsynced_bytes >= WRITE_BACK_BYTES { self.begin_write_back() } else { Ok(()) }
+        });
+        written.map_err(|e| DiskError::io("write", &self.path, offset, e))
     }
 
     /// A new file reads as zeros where nothing was written.
@@ -149,6 +186,8 @@ impl DiskWrite for BlockDevice {
 }
 
 const ZERO_BYTES: usize = 1 << 20;
+/// Bytes after which a write-back is begun.
+const WRITE_BACK_BYTES: usize = 64 << 20;
 
 /// A stream, such as standard output: everything is written, zeros too, front to back.
 pub struct Stream<W> {

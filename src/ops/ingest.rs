@@ -3,7 +3,8 @@
 //! ```text
 //! read      extents, large reads; holes are only counted
 //! cut       zero test, fingerprints, chunk ends, BLAKE3
-//! store     which are new? compress and prove those, put them into packs
+//! encode    compress what is new, and prove it
+//! store     which are new? put those into packs, all into the block map
 //! (write)   the session's own thread writes full packs
 //! ```
 //!
@@ -13,7 +14,7 @@ use super::context::Context;
 use super::error::OpsError;
 use crate::chunk::cut::{Cutter, Span};
 use crate::chunk::fingerprint::{BlockFacts, block_facts};
-use crate::chunk::frame::chunk_id;
+use crate::chunk::frame::{Frame, chunk_id};
 use crate::disk::DiskRead;
 use crate::model::blockmap::{BlockMapBuilder, ChunkRef};
 use crate::model::ids::ChunkId;
@@ -21,6 +22,7 @@ use crate::model::objects::{ManifestRecord, PackName};
 use crate::model::region::ChunkerParams;
 use crate::model::units::{BLOCK_BYTES, ZERO_RUN_BLOCKS_MIN, block_offset, blocks_for_bytes};
 
+use crate::region::Region;
 use crate::region::session::Session;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use rayon::prelude::*;
@@ -28,6 +30,8 @@ use std::thread;
 
 /// Buffers that go round.
 const BUFFERS: usize = 6;
+/// Batches that are encoded or wait for it while the next is looked up.
+const ENCODED_AHEAD: usize = 2;
 /// Holes shorter than this are read as data: a seek costs more.
 const HOLE_BLOCKS_MIN: u64 = 16;
 /// Zero blocks that may wait to be content or a zero run: one less than a run has.
@@ -292,6 +296,7 @@ impl Store {
         Ok(Self { map, new_chunks: 0, new_bytes: 0 })
     }
 
+    /// Asks the session, lets the encoder work on up to [`ENCODED_AHEAD`] batches, and puts what comes back.
     fn run(
         &mut self,
         session: &mut Session,
@@ -300,35 +305,47 @@ impl Store {
         batches: &Receiver<Batch>,
         free: &Sender<Vec<u8>>,
     ) -> Result<(), OpsError> {
-        for batch in batches {
-            context.check_cancelled()?;
-            self.store(session, level, context, &batch)?;
-            context.progress.advance(batch.passed_bytes);
-            // Nobody waits for buffers any more when the reader has reached the end.
-            let _ = free.send(batch.buffer);
-        }
-        Ok(())
+        let region = session.region().clone();
+        thread::scope(|scope| {
+            let (work_in, work_out) = bounded::<Work>(ENCODED_AHEAD);
+            let (done_in, done_out) = bounded(ENCODED_AHEAD);
+            let encoder = scope.spawn(move || encode(&region, level, context, &work_out, &done_in));
+            let result = (|| {
+                let mut under_way = 0;
+                for batch in batches {
+                    context.check_cancelled()?;
+                    let ids: Vec<ChunkId> = batch.chunks.iter().map(|cut| cut.id).collect();
+                    let is_new = session.reserve(&ids)?;
+                    if work_in.send(Work { batch, is_new }).is_err() {
+                        break;
+                    }
+                    under_way += 1;
+                    if under_way == ENCODED_AHEAD {
+                        let Ok(done) = done_out.recv() else { break };
+                        self.put(session, done, context, free)?;
+                        under_way -= 1;
+                    }
+                }
+                drop(work_in);
+                done_out.iter().try_for_each(|done| self.put(session, done, context, free))
+            })();
+            drop(done_out);
+            encoder.join().unwrap_or(Err(OpsError::WorkerGone)).and(result)
+        })
     }
 
-    fn store(
+    /// Puts the frames of a batch, and all of its chunks into the block map.
+    fn put(
         &mut self,
         session: &mut Session,
-        level: i32,
+        done: Encoded,
         context: &Context<'_>,
-        batch: &Batch,
+        free: &Sender<Vec<u8>>,
     ) -> Result<(), OpsError> {
-        let ids: Vec<ChunkId> = batch.chunks.iter().map(|cut| cut.id).collect();
-        let is_new = session.reserve(&ids)?;
-        let new: Vec<&Cut> =
-            batch.chunks.iter().zip(is_new).filter_map(|(cut, new)| new.then_some(cut)).collect();
-        let region = session.region().clone();
-        let encode = |cut: &&Cut| {
-            region
-                .encode(cut.bytes(&batch.buffer), cut.id, level)
-                .map_err(|source| OpsError::Proof { block: cut.span.start_block, source })
-        };
-        let frames: Vec<_> = context.pool.install(|| new.par_iter().map(encode).collect::<Result<_, _>>())?;
-        for (cut, frame) in new.iter().zip(&frames) {
+        context.check_cancelled()?;
+        let Work { batch, is_new } = done.work;
+        let new = batch.chunks.iter().zip(is_new).filter_map(|(cut, new)| new.then_some(cut));
+        for (cut, frame) in new.zip(&done.frames) {
             session.put(cut.id, frame)?;
             self.new_chunks += 1;
             self.new_bytes += block_offset(u64::from(cut.span.blocks));
@@ -337,6 +354,45 @@ impl Store {
             let chunk = ChunkRef { start_block: span.start_block, blocks: span.blocks, id: *id };
             self.map.push(chunk).map_err(OpsError::Volume)?;
         }
+        context.progress.advance(batch.passed_bytes);
+        // Nobody waits for buffers any more when the reader has reached the end.
+        let _ = free.send(batch.buffer);
         Ok(())
     }
+}
+
+/// A batch of which the session has said what is new.
+struct Work {
+    batch: Batch,
+    is_new: Vec<bool>,
+}
+
+/// The frames of what is new in a batch, in its order.
+struct Encoded {
+    work: Work,
+    frames: Vec<Frame>,
+}
+
+/// Third stage: compresses what is new, and proves it.
+fn encode(
+    region: &Region,
+    level: i32,
+    context: &Context<'_>,
+    work: &Receiver<Work>,
+    done: &Sender<Encoded>,
+) -> Result<(), OpsError> {
+    for work in work {
+        let new = work.batch.chunks.iter().zip(&work.is_new);
+        let new: Vec<&Cut> = new.filter_map(|(cut, new)| new.then_some(cut)).collect();
+        let encode = |cut: &&Cut| {
+            region
+                .encode(cut.bytes(&work.batch.buffer), cut.id, level)
+                .map_err(|source| OpsError::Proof { block: cut.span.start_block, source })
+        };
+        let frames = context.pool.install(|| new.par_iter().map(encode).collect::<Result<_, _>>())?;
+        if done.send(Encoded { work, frames }).is_err() {
+            break;
+        }
+    }
+    Ok(())
 }

@@ -27,9 +27,10 @@ pub struct SealedPack {
 }
 
 impl PackBuilder {
-    /// An empty pack with room for about `capacity` bytes.
-    pub fn new(region: RegionId, name: PackName, capacity: usize) -> Self {
-        let mut bytes = Vec::with_capacity(capacity + capacity / 32);
+    /// An empty pack with room for about `capacity` bytes, in a buffer that may have served before.
+    pub fn new(region: RegionId, name: PackName, capacity: usize, mut bytes: Vec<u8>) -> Self {
+        bytes.clear();
+        bytes.reserve(capacity + capacity / 32);
         bytes.extend(encode_header(region, name));
         Self { name, bytes, entries: Vec::new() }
     }
@@ -49,11 +50,6 @@ impl PackBuilder {
     /// Bytes so far, without the trailer.
     pub fn len_bytes(&self) -> usize {
         self.bytes.len()
-    }
-
-    /// Whether it has no frame yet.
-    pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
     }
 
     /// The finished pack.

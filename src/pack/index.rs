@@ -130,9 +130,14 @@ impl Index {
         self.find(id, |pack| self.usable.contains(pack) || self.sweeping.contains(pack))
     }
 
-    /// Where a chunk is that something new may refer to: not in a pack that is being swept.
-    pub fn locate_for_use(&self, id: ChunkId) -> Result<Option<Location>, PackError> {
-        self.find(id, |pack| self.usable.contains(pack))
+    /// Where a chunk is that something new may refer to: not in a pack that is being swept, nor in one that
+    /// `is_lost` says cannot be counted on.
+    pub fn locate_for_use(
+        &self,
+        id: ChunkId,
+        is_lost: impl Fn(&PackName) -> bool,
+    ) -> Result<Option<Location>, PackError> {
+        self.find(id, |pack| self.usable.contains(pack) && !is_lost(pack))
     }
 
     fn find(&self, id: ChunkId, admits: impl Fn(&PackName) -> bool) -> Result<Option<Location>, PackError> {

@@ -66,19 +66,20 @@ pub fn merge(
     for (number, source) in sources.iter_mut().enumerate() {
         if let Some(first) = source.next() {
             let (entry, pack) = first?;
-            heap.push(Reverse((entry, pack, number)));
+            heap.push(Reverse((entry.id, number, entry, pack)));
         }
     }
     let mut last = None;
-    while let Some(Reverse((entry, pack, number))) = heap.pop() {
-        // Two processes may have stored a chunk at the same time: one place is enough to find it.
+    while let Some(Reverse((_, number, entry, pack))) = heap.pop() {
+        // A chunk can have several places: two writers stored it at once, or it was stored again because its
+        // pack was lost. One is enough to find it, and the loose packs, which are newer, come first.
         if last != Some(entry.id) {
             last = Some(entry.id);
             writer.push(Entry { pack: place(pack), ..entry }).map_err(damaged)?;
         }
         if let Some(next) = sources[number].next() {
             let (entry, pack) = next?;
-            heap.push(Reverse((entry, pack, number)));
+            heap.push(Reverse((entry.id, number, entry, pack)));
         }
     }
     let (bytes, hash, entries) = writer.finish(region, &packs).map_err(damaged)?;

@@ -87,7 +87,9 @@ impl Region {
 
     /// Whether chunks are stored, such that something new may refer to them.
     pub fn has_chunks(&self, ids: &[ChunkId]) -> Result<Vec<bool>, RegionError> {
-        self.with_index(|index| ids.iter().map(|&id| Ok(index.locate_for_use(id)?.is_some())).collect())
+        self.with_index(|index| {
+            ids.iter().map(|&id| Ok(index.locate_for_use(id, |_| false)?.is_some())).collect()
+        })
     }
 
     /// Reads the stored frames of chunks, near ones together. If a pack is gone, the log is replayed and the

@@ -15,7 +15,7 @@ use crate::model::ids::ChunkId;
 use crate::model::objects::{ManifestName, ManifestRecord, PackName};
 use crate::model::op::Op;
 use crate::pack::build::{PackBuilder, SealedPack};
-use crate::pack::index::Index;
+use crate::pack::index::{Index, Location};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -41,6 +41,8 @@ pub struct Session {
     checked: HashMap<PackName, bool>,
     /// A step failed: what was put may be lost, so nothing may be built on it.
     has_failed: bool,
+    /// Buffers of packs that were written.
+    spare: (Sender<Vec<u8>>, Receiver<Vec<u8>>),
 }
 
 struct PackWriter {
@@ -63,6 +65,7 @@ impl Region {
             stored_bytes: 0,
             checked: HashMap::new(),
             has_failed: false,
+            spare: bounded(2),
         })
     }
 
@@ -79,14 +82,20 @@ impl Region {
     }
 
     /// Writes and registers packs until the queue is closed.
-    fn write_packs(&self, account: AccountId, queue: Receiver<SealedPack>) -> Result<(), RegionError> {
+    fn write_packs(
+        &self,
+        account: AccountId,
+        queue: &Receiver<SealedPack>,
+        spare: &Sender<Vec<u8>>,
+    ) -> Result<(), RegionError> {
         for pack in queue {
             let SealedPack { bytes, record, entries } = pack;
             let name = record.name;
             if self.0.storage.create(&name.to_string(), &[&bytes])? == Created::Existed {
                 return Err(RegionError::NameReused(name.to_string()));
             }
-            drop(bytes);
+            // Fresh memory costs more than it seems: the next pack is filled where this one was.
+            let _ = spare.try_send(bytes);
             self.remember_trailer(name, entries);
             self.commit::<(), RegionError>(account, |_| Ok((vec![Op::RegisterPack(record.clone())], ())))?;
         }
@@ -106,25 +115,37 @@ impl Session {
         if self.fresh.len() > FRESH_CHUNKS_MAX {
             self.flush()?;
         }
-        let index = self.index.clone();
-        let located = match ids.iter().map(|&id| index.locate_for_use(id)).collect::<Result<Vec<_>, _>>() {
-            Ok(located) => located,
-            // A damaged segment: the region leaves it out.
-            Err(_) => {
-                self.region.with_index(|index| ids.iter().map(|&id| index.locate_for_use(id)).collect())?
-            }
-        };
         let mut is_new = Vec::with_capacity(ids.len());
-        for (&id, location) in ids.iter().zip(located) {
-            match location {
-                Some(location) if !self.fresh.contains(&id) && self.is_there(location.pack)? => {
+        for &id in ids {
+            is_new.push(match self.find_usable(id)? {
+                Some(location) if !self.fresh.contains(&id) => {
                     self.used.insert(location.pack);
-                    is_new.push(false);
+                    false
                 }
-                _ => is_new.push(self.fresh.insert(id)),
-            }
+                _ => self.fresh.insert(id),
+            });
         }
         Ok(is_new)
+    }
+
+    /// Where a chunk is, in a pack that was found to be there.
+    fn find_usable(&mut self, id: ChunkId) -> Result<Option<Location>, RegionError> {
+        loop {
+            let is_lost = |pack: &PackName| self.checked.get(pack) == Some(&false);
+            let located = match self.index.locate_for_use(id, is_lost) {
+                Ok(located) => located,
+                // A damaged segment: the region leaves it out.
+                Err(_) => {
+                    let located = self.region.with_index(|index| index.locate_for_use(id, is_lost))?;
+                    self.index = self.region.index()?;
+                    located
+                }
+            };
+            match located {
+                Some(location) if !self.is_there(location.pack)? => {}
+                located => return Ok(located),
+            }
+        }
     }
 
     /// Whether a pack can be counted on: it is looked at once, before anything new refers to it. A segment
@@ -146,7 +167,8 @@ impl Session {
             Some(open) => open,
             none => {
                 let name = PackName { session: self.region.0.session, number: self.region.next_number() };
-                none.insert(PackBuilder::new(header.id, name, capacity))
+                let spare = self.spare.1.try_recv().unwrap_or_default();
+                none.insert(PackBuilder::new(header.id, name, capacity, spare))
             }
         };
         open.push(id, frame).map_err(|e| RegionError::damaged("pack", e))?;
@@ -203,7 +225,9 @@ impl Session {
             // One pack waits while one is written: with the one being filled, three are in memory.
             let (queue, packs) = bounded(1);
             let region = region.clone();
-            PackWriter { queue, thread: std::thread::spawn(move || region.write_packs(account, packs)) }
+            let spare = self.spare.0.clone();
+            let thread = std::thread::spawn(move || region.write_packs(account, &packs, &spare));
+            PackWriter { queue, thread }
         });
         if writer.queue.send(sealed).is_err() {
             // The writer ended early, which it does only with an error.
