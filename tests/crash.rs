@@ -11,7 +11,7 @@ mod common;
 use common::{Caller, MemoryDisk, session, volume};
 use imgstore::io::directory::{Directory, DirectoryOptions};
 use imgstore::io::sim::{CrashMode, Hook, SimFiles, SimOp, Verdict};
-use imgstore::io::storage::{Created, Lease, Listed, Object, Storage, StorageError};
+use imgstore::io::storage::{Created, Listed, Object, Storage, StorageError};
 use imgstore::model::ids::SnapshotId;
 use imgstore::model::region::ChunkerParams;
 use imgstore::ops::copy::{CopyOptions, CopyWhat, apply, plan};
@@ -425,8 +425,8 @@ impl Storage for Faulty {
         if self.fault == Fault::SkipPersist { Ok(()) } else { self.inner.persist(folder) }
     }
 
-    fn lease(&self, session: &str) -> Result<Lease, StorageError> {
-        self.inner.lease(session)
+    fn admit_writer(&self) -> Result<(), StorageError> {
+        self.inner.admit_writer()
     }
 }
 

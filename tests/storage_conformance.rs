@@ -138,11 +138,11 @@ fn persisting_a_folder_that_is_not_there_is_fine() {
 }
 
 #[test]
-fn leases_are_taken_by_each_writer() {
+fn several_writers_are_admitted_at_once() {
     on_each(|one, two| {
-        let first = one.lease("aa").unwrap();
-        let _second = two.lease("bb").unwrap();
-        drop(first);
+        one.admit_writer().unwrap();
+        two.admit_writer().unwrap();
+        one.admit_writer().unwrap();
     });
 }
 
@@ -178,13 +178,14 @@ fn leftovers_of_dead_writers_are_removed_and_those_of_living_ones_stay() {
     handle("aa").initialize().unwrap();
     let [dead, living, own] = ["d", "b", "c"].map(|digit| digit.repeat(32));
     let alive = handle(&living);
-    let _lease = alive.lease(&living).unwrap();
+    alive.create("log/1", &[b"a writer that only commits is alive, too"]).unwrap();
     let staged = |name: &str| std::fs::write(folder.path().join("staging").join(name), b"x").unwrap();
     for name in [format!("{dead}-0"), format!("{dead}-probe"), format!("{living}-0"), "notes".into()] {
         staged(&name);
     }
     std::fs::write(folder.path().join("sessions").join(&dead), b"").unwrap();
-    let _own = handle(&own).lease(&own).unwrap();
+    let own_handle = handle(&own);
+    own_handle.admit_writer().unwrap();
     let left = |folder| alive.list(folder).unwrap().into_iter().map(|l| l.name).collect::<Vec<_>>();
     assert_eq!(left("staging"), [format!("staging/{living}-0"), "staging/notes".into()]);
     assert_eq!(left("sessions"), [format!("sessions/{living}"), format!("sessions/{own}")]);

@@ -6,7 +6,7 @@
 
 use super::files::{DirEntry, Files, ReadFile};
 use super::map::Bytes;
-use super::storage::{Created, Lease, Listed, Object, Storage, StorageError, check_name};
+use super::storage::{Created, Listed, Object, Storage, StorageError, check_name};
 use std::collections::HashSet;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -51,6 +51,7 @@ pub struct Directory<F> {
     latched: AtomicBool,
     /// Directories whose own names this handle made durable.
     durable_dirs: Mutex<HashSet<PathBuf>>,
+    sign: Mutex<Option<Box<dyn Send + Sync>>>,
 }
 
 impl<F: Files> Directory<F> {
@@ -64,6 +65,7 @@ impl<F: Files> Directory<F> {
             staged: AtomicU64::new(0),
             latched: AtomicBool::new(false),
             durable_dirs: Mutex::default(),
+            sign: Mutex::new(None),
         }
     }
 
@@ -189,8 +191,21 @@ impl<F: Files> Directory<F> {
         self.durable_dirs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Locks this writer's sign of life, once, and keeps it: without it others take what it stages for the
+    /// leftovers of a dead writer.
+    fn show_life(&self) -> Result<(), StorageError> {
+        let mut sign = self.sign.lock().unwrap_or_else(PoisonError::into_inner);
+        if sign.is_none() {
+            self.ensure_dir(&self.root.join(SESSIONS))?;
+            let path = self.root.join(SESSIONS).join(&self.writer);
+            *sign = Some(self.writing("lock", &self.writer, || self.files.lock(&path))?);
+        }
+        Ok(())
+    }
+
     /// A sealed file in staging.
     fn stage(&self, name: &str, parts: &[&[u8]]) -> Result<PathBuf, StorageError> {
+        self.show_life()?;
         let number = self.staged.fetch_add(1, Ordering::Relaxed);
         let path = self.root.join(STAGING).join(format!("{}-{number}", self.writer));
         let written = self.writing("write", name, || {
@@ -284,24 +299,17 @@ impl<F: Files> Storage for Directory<F> {
         self.writing("sync directory", folder, || self.files.sync_dir(&self.root.join(folder)))
     }
 
-    fn lease(&self, session: &str) -> Result<Lease, StorageError> {
-        check_name(session)?;
-        self.check_latch(session)?;
+    fn admit_writer(&self) -> Result<(), StorageError> {
+        const WHAT: &str = "a new session";
+        self.check_latch(WHAT)?;
         let space =
-            self.files.space(&self.root).map_err(|e| StorageError::io("look at space of", session, e))?;
+            self.files.space(&self.root).map_err(|e| StorageError::io("look at the space for", WHAT, e))?;
         let needed = self.options.reserve_bytes + space.total / 100;
         if space.available < needed {
-            return Err(StorageError::NoSpace {
-                name: "a new session".into(),
-                available: space.available,
-                needed,
-            });
+            return Err(StorageError::NoSpace { name: WHAT.into(), available: space.available, needed });
         }
-        self.ensure_dir(&self.root.join(SESSIONS))?;
-        let sign = self.root.join(SESSIONS).join(session);
-        let lock = self.writing("lock", session, || self.files.lock(&sign))?;
-        self.sweep_leftovers()?;
-        Ok(Lease(lock))
+        self.show_life()?;
+        self.sweep_leftovers()
     }
 }
 

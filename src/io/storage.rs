@@ -24,22 +24,6 @@ pub struct Listed {
     pub len: u64,
 }
 
-/// Keeps a writer's sign of life up until it is dropped.
-pub struct Lease(#[expect(dead_code, reason = "held for its Drop")] pub(super) Box<dyn Send + Sync>);
-
-impl Lease {
-    /// A lease where nothing needs to be kept up.
-    pub fn none() -> Self {
-        Self(Box::new(()))
-    }
-}
-
-impl std::fmt::Debug for Lease {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Lease")
-    }
-}
-
 /// Whole immutable objects by name. Names are parts of lower-case letters, digits, dots and dashes joined by
 /// `/`; no part starts with a dot.
 pub trait Storage: Send + Sync {
@@ -61,9 +45,9 @@ pub trait Storage: Send + Sync {
     /// it, what was read from there survives a crash.
     fn persist(&self, folder: &str) -> Result<(), StorageError>;
 
-    /// Declares writer `session` alive until the lease is dropped or the process ends, however it ends.
-    /// Refuses with [`StorageError::NoSpace`] where a writer would fill the storage up.
-    fn lease(&self, session: &str) -> Result<Lease, StorageError>;
+    /// Asked before a writer stores anything large: refuses with [`StorageError::NoSpace`] where it would fill
+    /// the storage up, and cleans up after writers that died.
+    fn admit_writer(&self) -> Result<(), StorageError>;
 }
 
 /// An immutable object that was opened. It stays readable even if it is deleted, where the storage can do

@@ -17,7 +17,7 @@ use crate::format::{manifest, record, region as region_file};
 use crate::io::clock::{now_ms, random_bytes, random_u64};
 use crate::io::directory::{Directory, DirectoryOptions};
 use crate::io::os::OsFiles;
-use crate::io::storage::{Created, Lease, Storage, read_whole};
+use crate::io::storage::{Created, Storage, read_whole};
 use crate::model::account::AccountId;
 use crate::model::blockmap::BlockMap;
 use crate::model::catalog::Catalog;
@@ -76,8 +76,6 @@ struct Inner {
     index: Mutex<CachedIndex>,
     reader: PackReader,
     codecs: CodecPool,
-    /// The sign of life, from the first session on.
-    lease: Mutex<Option<Lease>>,
 }
 
 #[derive(Default)]
@@ -156,7 +154,6 @@ impl Region {
             index: Mutex::default(),
             reader,
             codecs: CodecPool::new(),
-            lease: Mutex::default(),
         })))
     }
 
@@ -277,15 +274,6 @@ impl Region {
         cached.written.retain(|pack, _| index.loose().contains_key(pack));
         cached.index = Arc::new(index);
         cached.sequence = Some(catalog.sequence);
-    }
-
-    /// Shows a sign of life from now on.
-    fn ensure_lease(&self) -> Result<(), RegionError> {
-        let mut lease = self.0.lease.lock().unwrap_or_else(PoisonError::into_inner);
-        if lease.is_none() {
-            *lease = Some(self.0.storage.lease(&self.0.session.to_string())?);
-        }
-        Ok(())
     }
 
     fn remember_trailer(&self, pack: PackName, entries: Arc<Vec<Entry>>) {

@@ -53,7 +53,7 @@ struct PackWriter {
 impl Region {
     /// Opens a session for storing on behalf of `account`. Refused where the storage is nearly full.
     pub fn begin(&self, account: AccountId) -> Result<Session, RegionError> {
-        self.ensure_lease()?;
+        self.0.storage.admit_writer()?;
         Ok(Session {
             region: self.clone(),
             account,
