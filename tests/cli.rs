@@ -414,3 +414,36 @@ fn a_damaged_region_file_or_record_is_a_finding() {
     }
     assert_eq!(place.ok(&["verify"]), "no damage found\n");
 }
+
+#[test]
+fn lists_are_filtered_and_paged() {
+    let place = Place::new();
+    place.disk("a.raw", 200_000, 1);
+    for number in 1..=5 {
+        let (name, tag) = (format!("web-{number}"), format!("n={number}"));
+        place.ok(&["import", "a.raw", "--name", &name, "--tag", &tag]);
+    }
+    let names = |document: &Value| -> Vec<String> {
+        document["images"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|i| i["name"].as_str().unwrap().to_owned())
+            .collect()
+    };
+    assert_eq!(names(&place.json(&["images", "--filter", "tag:n=2,4"])), ["web-2", "web-4"]);
+    let first = place.json(&["images", "--max-results", "3"]);
+    assert_eq!(names(&first), ["web-1", "web-2", "web-3"]);
+    let token = first["next_token"].as_str().unwrap();
+    let second = place.json(&["images", "--max-results", "3", "--next-token", token]);
+    assert_eq!(names(&second), ["web-4", "web-5"]);
+    assert!(second["next_token"].is_null());
+    assert_eq!(names(&place.json(&["images", "--latest", "web-?"])), ["web-5"]);
+    assert_eq!(names(&place.json(&["images", "--executable-by", "self"])), [""; 0]);
+    assert_eq!(
+        place.json(&["snapshots", "--filter", "volume-size=1"])["snapshots"].as_array().unwrap().len(),
+        5
+    );
+    assert_eq!(place.fails(&["images", "--filter", "colour=red"]).0, 2);
+    assert_eq!(place.fails(&["images", "--max-results", "0"]).0, 2);
+}

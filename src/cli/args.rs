@@ -5,6 +5,7 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use imgstore::model::account::{AccountId, Tag};
 use imgstore::model::ids::{ImageId, SnapshotId};
 use imgstore::model::image::{Architecture, BootMode, VirtualizationType};
+use imgstore::ops::describe::{Filter, Owner};
 use imgstore::ops::find::AnyId;
 use std::path::PathBuf;
 
@@ -67,7 +68,7 @@ pub enum Command {
     /// Register an image from snapshots; print its id
     Register(RegisterArgs),
     /// List images
-    Images(ListArgs),
+    Images(ImagesArgs),
     /// List snapshots
     Snapshots(ListArgs),
     /// List volumes
@@ -221,15 +222,35 @@ pub struct ListArgs {
     /// Whose: self, all that the account may see, or an account
     #[arg(long, value_name = "self|all|ID", default_value = "self", value_parser = parse_owner)]
     pub owner: Owner,
+    /// Only what has one of the values; * and ? are wildcards; may be repeated, then all must fit
+    #[arg(long = "filter", value_name = "NAME=V[,V]", value_parser = Filter::parse)]
+    pub filters: Vec<Filter>,
+    /// At most so many
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_results: Option<u32>,
+    /// The page after the one that gave this token
+    #[arg(long, value_name = "TOKEN")]
+    pub next_token: Option<String>,
 }
 
-/// Whose things are listed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Owner {
-    Caller,
-    All,
-    Account(AccountId),
+#[derive(Debug, Args)]
+#[command(after_help = LIST_EXAMPLES)]
+pub struct ImagesArgs {
+    #[command(flatten)]
+    pub list: ListArgs,
+    /// Only what was shared by name with everybody (all), or with an account (self, or its id)
+    #[arg(long, value_name = "self|all|ID", value_parser = parse_owner)]
+    pub executable_by: Option<Owner>,
+    /// Only the newest available image whose name fits
+    #[arg(long, value_name = "NAME-PATTERN")]
+    pub latest: Option<String>,
 }
+
+const LIST_EXAMPLES: &str = "\
+Examples:
+  imgstore images --filter 'name=web-*' --filter architecture=arm64,x86_64
+  imgstore images --filter tag:env=prod --max-results 20
+  imgstore images --latest 'web-*'";
 
 fn parse_owner(text: &str) -> Result<Owner, String> {
     match text {

@@ -7,6 +7,7 @@
 pub mod context;
 pub mod copy;
 pub mod delete;
+pub mod describe;
 pub mod error;
 pub mod export;
 pub mod find;

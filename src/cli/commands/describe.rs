@@ -1,33 +1,69 @@
 //! images, snapshots, volumes, instances, show.
 
 use super::Session;
-use crate::cli::args::{ListArgs, Owner};
+use crate::cli::args::{ImagesArgs, ListArgs};
 use crate::cli::error::CliError;
 use crate::cli::json;
 use crate::cli::text::{bytes, printable, table, time};
-use imgstore::model::account::{AccountId, Tag};
+use imgstore::model::account::{Permission, Tag};
 use imgstore::model::image::{DeviceTarget, Image};
+use imgstore::ops::context::Progress;
+use imgstore::ops::describe::{self, Owner, Query};
 use imgstore::ops::find::{self, AnyId};
 use serde_json::{Value, json};
 
-/// Whether something of `owner` is asked for.
-fn wanted(session: &Session<'_>, args: &ListArgs, owner: AccountId) -> bool {
-    match args.owner {
-        Owner::All => true,
-        Owner::Caller => owner == session.context.account,
-        Owner::Account(id) => owner == id,
+/// What a list is asked for.
+fn query(args: &ListArgs) -> Query {
+    Query {
+        owner: args.owner,
+        executable_by: None,
+        filters: args.filters.clone(),
+        results_max: args.max_results.and_then(|most| usize::try_from(most).ok()),
+        next_token: args.next_token.clone(),
     }
 }
 
-pub fn images(session: &Session<'_>, args: &ListArgs) -> Result<(), CliError> {
+/// A list for machines, with the token of its next page.
+fn document(plural: &str, items: Value, next_token: Option<&String>) -> Value {
+    let mut document = json!({ plural: items });
+    document["next_token"] = json!(next_token);
+    document
+}
+
+/// A list for people, with how to get the rest.
+fn listing(session: &Session<'_>, table: String, next_token: Option<&String>) -> String {
+    if let Some(token) = next_token {
+        session.watcher.note(&format!("there is more: --next-token {token}"));
+    }
+    table
+}
+
+pub fn images(session: &Session<'_>, args: &ImagesArgs) -> Result<(), CliError> {
     let catalog = session.home.open_region()?.catalog()?;
     let account = session.context.account;
-    let mut images: Vec<_> =
-        catalog.images.values().filter(|i| i.visible_to(account) && wanted(session, args, i.owner)).collect();
-    images.sort_by_key(|image| (image.created_ms, image.id));
+    let mut query = query(&args.list);
+    query.executable_by = args.executable_by.map(|by| match by {
+        Owner::All => Permission::All,
+        Owner::Caller => Permission::Account(account),
+        Owner::Account(id) => Permission::Account(id),
+    });
+    if query.executable_by.is_some() {
+        // Who asks for what was shared means everybody's.
+        query.owner = if query.owner == Owner::Caller { Owner::All } else { query.owner };
+    }
+    let (images, next_token) = match &args.latest {
+        Some(pattern) => {
+            (describe::latest(&catalog, account, &query, pattern)?.into_iter().collect::<Vec<_>>(), None)
+        }
+        None => {
+            let page = describe::images(&catalog, account, &query)?;
+            (page.items, page.next_token)
+        }
+    };
+    let next_token = next_token.as_ref();
     let size = |image: &Image| volumes_bytes(image);
     session.output.answer(
-        || json!({ "images": images.iter().map(|image| json::image(image)).collect::<Value>() }),
+        || document("images", images.iter().map(|image| json::image(image)).collect(), next_token),
         || {
             let row = |image: &&Image| {
                 vec![
@@ -40,7 +76,7 @@ pub fn images(session: &Session<'_>, args: &ListArgs) -> Result<(), CliError> {
                 ]
             };
             let header = ["IMAGE", "NAME", "STATE", "ARCHITECTURE", ">VOLUMES", "CREATED"];
-            table(&header, &images.iter().map(row).collect::<Vec<_>>())
+            listing(session, table(&header, &images.iter().map(row).collect::<Vec<_>>()), next_token)
         },
     );
     Ok(())
@@ -57,15 +93,16 @@ fn volumes_bytes(image: &Image) -> u64 {
 
 pub fn snapshots(session: &Session<'_>, args: &ListArgs) -> Result<(), CliError> {
     let catalog = session.home.open_region()?.catalog()?;
-    let account = session.context.account;
-    let mut snapshots: Vec<_> = catalog
-        .snapshots
-        .values()
-        .filter(|s| s.readable_by(account) && wanted(session, args, s.owner))
-        .collect();
-    snapshots.sort_by_key(|snapshot| (snapshot.created_ms, snapshot.id));
+    let page = describe::snapshots(&catalog, session.context.account, &query(args))?;
+    let (snapshots, next_token) = (page.items, page.next_token.as_ref());
     session.output.answer(
-        || json!({ "snapshots": snapshots.iter().map(|snapshot| json::snapshot(snapshot)).collect::<Value>() }),
+        || {
+            document(
+                "snapshots",
+                snapshots.iter().map(|snapshot| json::snapshot(snapshot)).collect(),
+                next_token,
+            )
+        },
         || {
             let rows: Vec<_> = snapshots
                 .iter()
@@ -79,7 +116,11 @@ pub fn snapshots(session: &Session<'_>, args: &ListArgs) -> Result<(), CliError>
                     ]
                 })
                 .collect();
-            table(&["SNAPSHOT", ">VOLUME", ">DATA", "CREATED", "DESCRIPTION"], &rows)
+            listing(
+                session,
+                table(&["SNAPSHOT", ">VOLUME", ">DATA", "CREATED", "DESCRIPTION"], &rows),
+                next_token,
+            )
         },
     );
     Ok(())
@@ -87,11 +128,10 @@ pub fn snapshots(session: &Session<'_>, args: &ListArgs) -> Result<(), CliError>
 
 pub fn volumes(session: &Session<'_>, args: &ListArgs) -> Result<(), CliError> {
     let catalog = session.home.open_region()?.catalog()?;
-    let own = |owner| owner == session.context.account && wanted(session, args, owner);
-    let mut volumes: Vec<_> = catalog.volumes.values().filter(|volume| own(volume.owner)).collect();
-    volumes.sort_by_key(|volume| (volume.created_ms, volume.id));
+    let page = describe::volumes(&catalog, session.context.account, &query(args))?;
+    let (volumes, next_token) = (page.items, page.next_token.as_ref());
     session.output.answer(
-        || json!({ "volumes": volumes.iter().map(|volume| json::volume(volume)).collect::<Value>() }),
+        || document("volumes", volumes.iter().map(|volume| json::volume(volume)).collect(), next_token),
         || {
             let rows: Vec<_> = volumes
                 .iter()
@@ -106,7 +146,7 @@ pub fn volumes(session: &Session<'_>, args: &ListArgs) -> Result<(), CliError> {
                     ]
                 })
                 .collect();
-            table(&["VOLUME", ">SIZE", "INSTANCE", "DEVICE", "PATH"], &rows)
+            listing(session, table(&["VOLUME", ">SIZE", "INSTANCE", "DEVICE", "PATH"], &rows), next_token)
         },
     );
     Ok(())
@@ -114,15 +154,14 @@ pub fn volumes(session: &Session<'_>, args: &ListArgs) -> Result<(), CliError> {
 
 pub fn instances(session: &Session<'_>, args: &ListArgs) -> Result<(), CliError> {
     let catalog = session.home.open_region()?.catalog()?;
-    let own = |owner| owner == session.context.account && wanted(session, args, owner);
-    let mut instances: Vec<_> = catalog.instances.values().filter(|instance| own(instance.owner)).collect();
-    instances.sort_by_key(|instance| (instance.launched_ms, instance.id));
+    let page = describe::instances(&catalog, session.context.account, &query(args))?;
+    let (instances, next_token) = (page.items, page.next_token.as_ref());
     session.output.answer(
         || {
             let one = |i: &&imgstore::model::instance::Instance| {
                 json::instance(i, find::volumes_of(&catalog, i.id))
             };
-            json!({ "instances": instances.iter().map(one).collect::<Value>() })
+            document("instances", instances.iter().map(one).collect(), next_token)
         },
         || {
             let rows: Vec<_> = instances
@@ -138,7 +177,7 @@ pub fn instances(session: &Session<'_>, args: &ListArgs) -> Result<(), CliError>
                     ]
                 })
                 .collect();
-            table(&["INSTANCE", "IMAGE", "STATE", "LAUNCHED", "PATH"], &rows)
+            listing(session, table(&["INSTANCE", "IMAGE", "STATE", "LAUNCHED", "PATH"], &rows), next_token)
         },
     );
     Ok(())

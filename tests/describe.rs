@@ -1,0 +1,146 @@
+//! Lists: who sees what, in which order, by which filters, in which pages; and how fast.
+
+mod common;
+
+use imgstore::model::account::{AccountId, Permission, Tag};
+use imgstore::model::catalog::Catalog;
+use imgstore::model::ids::ImageId;
+use imgstore::model::image::{Architecture, Image, ImageState};
+use imgstore::ops::describe::{Filter, Owner, Query, images, latest};
+use std::sync::Arc;
+use std::time::Instant;
+
+fn account(number: u64) -> AccountId {
+    AccountId::from_random(number)
+}
+
+fn image(number: u64, owner: AccountId) -> Image {
+    Image {
+        id: ImageId::from_random(number),
+        name: format!("web-{number}"),
+        description: String::new(),
+        owner,
+        state: ImageState::Available,
+        architecture: if number.is_multiple_of(2) { Architecture::X86_64 } else { Architecture::Arm64 },
+        platform: None,
+        virtualization_type: "hvm".parse().unwrap(),
+        boot_mode: None,
+        tpm_support: None,
+        ena_support: true,
+        imds_support: None,
+        kernel_id: None,
+        ramdisk_id: None,
+        root_device_name: "/dev/xvda".into(),
+        root_device_type: "ebs".parse().unwrap(),
+        devices: vec![],
+        launch_permissions: vec![],
+        product_codes: vec![],
+        tags: vec![Tag { key: "n".into(), value: (number % 10).to_string() }],
+        // Several are made in one millisecond.
+        created_ms: 1_800_000_000_000 + number / 3,
+        deprecation_ms: None,
+        deregistration_protected: false,
+        source: None,
+        source_instance: None,
+        predecessor: None,
+        client_token: None,
+    }
+}
+
+fn catalog(images: impl IntoIterator<Item = Image>) -> Catalog {
+    let mut catalog = Catalog::default();
+    Arc::make_mut(&mut catalog.images).extend(images.into_iter().map(|image| (image.id, image)));
+    catalog
+}
+
+fn query(filters: &[&str]) -> Query {
+    Query {
+        owner: Owner::Caller,
+        executable_by: None,
+        filters: filters.iter().map(|text| Filter::parse(text).unwrap()).collect(),
+        results_max: None,
+        next_token: None,
+    }
+}
+
+fn names(catalog: &Catalog, caller: AccountId, query: &Query) -> Vec<String> {
+    images(catalog, caller, query).unwrap().items.iter().map(|image| image.name.clone()).collect()
+}
+
+#[test]
+fn what_a_caller_may_not_see_is_in_no_list() {
+    let (own, other) = (account(1), account(2));
+    let shared = Image { launch_permissions: vec![Permission::Account(own)], ..image(2, other) };
+    let public = Image { launch_permissions: vec![Permission::All], ..image(3, other) };
+    let catalog = catalog([image(1, own), shared, public, image(4, other)]);
+    let list = |owner, executable_by| names(&catalog, own, &Query { owner, executable_by, ..query(&[]) });
+    assert_eq!(list(Owner::Caller, None), ["web-1"]);
+    assert_eq!(list(Owner::All, None), ["web-1", "web-2", "web-3"]);
+    assert_eq!(list(Owner::Account(other), None), ["web-2", "web-3"]);
+    assert_eq!(list(Owner::All, Some(Permission::Account(own))), ["web-2"]);
+    assert_eq!(list(Owner::All, Some(Permission::All)), ["web-3"]);
+}
+
+#[test]
+fn filters_are_anded_and_their_values_ored() {
+    let own = account(1);
+    let catalog = catalog((0..20).map(|number| image(number, own)));
+    let list = |filters: &[&str]| names(&catalog, own, &query(filters));
+    assert_eq!(list(&["name=web-3,web-5"]), ["web-3", "web-5"]);
+    assert_eq!(list(&["name=web-1?", "architecture=arm64", "tag:n=1,3"]), ["web-11", "web-13"]);
+    assert_eq!(list(&["tag-key=n", "name=web-7"]), ["web-7"]);
+    assert_eq!(list(&["is-public=true"]), [""; 0]);
+    assert_eq!(list(&["creation-date=2027-01-15T08:00:00.001Z"]).len(), 3);
+    let error = images(&catalog, own, &query(&["colour=red"])).unwrap_err();
+    assert_eq!(error.to_string(), "The filter 'colour' is invalid");
+    let nothing = Catalog::default();
+    assert!(images(&nothing, own, &query(&["colour=red"])).is_err(), "even if there is nothing to filter");
+}
+
+#[test]
+fn pages_are_the_list_cut_in_pieces_whatever_is_removed_between() {
+    let own = account(1);
+    let mut catalog = catalog((0..25).map(|number| image(number, own)));
+    let whole = names(&catalog, own, &query(&[]));
+    let (mut paged, mut next_token) = (Vec::new(), None);
+    loop {
+        let asked = Query { results_max: Some(7), next_token, ..query(&[]) };
+        let page = images(&catalog, own, &asked).unwrap();
+        paged.extend(page.items.iter().map(|image| image.name.clone()));
+        let last = page.items.last().unwrap().id;
+        next_token = page.next_token;
+        if next_token.is_none() {
+            break;
+        }
+        // The item that the token stands on goes away.
+        Arc::make_mut(&mut catalog.images).remove(&last);
+    }
+    assert_eq!(paged, whole);
+    for bad in ["x", "1", ".", "x.ami-1"] {
+        let asked = Query { next_token: Some(bad.into()), ..query(&[]) };
+        assert!(bad == "." || images(&catalog, own, &asked).is_err(), "{bad}");
+    }
+}
+
+#[test]
+fn the_latest_is_the_newest_available_one_that_fits() {
+    let own = account(1);
+    let newest = Image { state: ImageState::Disabled, ..image(30, own) };
+    let catalog = catalog((0..10).map(|number| image(number, own)).chain([newest]));
+    let found =
+        |pattern| latest(&catalog, own, &query(&[]), pattern).unwrap().map(|image| image.name.clone());
+    assert_eq!(found("web-*"), Some("web-9".into()));
+    assert_eq!(found("web-[0-4]"), None);
+    assert_eq!(found("db-*"), None);
+}
+
+#[test]
+fn a_hundred_thousand_images_are_listed_with_a_filter_in_under_a_second() {
+    let own = account(1);
+    let catalog = catalog((0..100_000).map(|number| image(number, own)));
+    let started = Instant::now();
+    let found = names(&catalog, own, &query(&["name=web-99*", "architecture=x86_64"]));
+    let seconds = started.elapsed().as_secs_f64();
+    assert_eq!(found.len(), 5 + 50 + 500, "even numbers that begin with 99");
+    assert!(seconds < 1.0, "{seconds} s");
+}
