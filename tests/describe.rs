@@ -6,7 +6,8 @@ use imgstore::model::account::{AccountId, Permission, Tag};
 use imgstore::model::catalog::Catalog;
 use imgstore::model::ids::ImageId;
 use imgstore::model::image::{Architecture, Image, ImageState};
-use imgstore::ops::describe::{Filter, Owner, Query, images, latest};
+use imgstore::ops::describe::{Owner, Query, images, latest};
+use imgstore::ops::filter::Filter;
 use std::sync::Arc;
 use std::time::Instant;
 

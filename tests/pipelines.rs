@@ -654,3 +654,72 @@ fn devices_that_are_one_in_the_guest_and_sizes_over_the_limit_are_refused() {
         assert_eq!(error.code(), "InvalidBlockDeviceMapping", "{error}");
     }
 }
+
+#[test]
+fn what_was_stored_again_stays_readable_whatever_segments_list_it() {
+    let caller = Caller::new(2);
+    for _ in 0..8 {
+        // Sessions are random, so segments sort differently each time.
+        let storage = Memory::new();
+        let options = RegionOptions { pack_bytes: 16 << 10, ..RegionOptions::named("test") };
+        memory_region(&storage, &options);
+        let open = || Region::open(Arc::new(storage.clone()), session()).unwrap();
+        let disk = MemoryDisk::new(volume(12 << 20, 1));
+        caller.snapshot(&open(), &disk).unwrap();
+        let lost = storage.list("packs").unwrap();
+        for listed in lost.iter().step_by(2) {
+            storage.delete(&listed.name).unwrap();
+        }
+        let second = caller.snapshot(&open(), &disk).unwrap().snapshot.id;
+        // Enough packs that the new places come into a segment, too.
+        caller.snapshot(&open(), &MemoryDisk::new(volume(4 << 20, 2))).unwrap();
+        assert!(caller.read_back(&open(), second).unwrap() == disk.bytes);
+        let third = caller.snapshot(&open(), &disk).unwrap();
+        assert_eq!(third.ingested.new_chunks, 0);
+        assert!(caller.read_back(&open(), third.snapshot.id).unwrap() == disk.bytes);
+        let target = memory_region(&Memory::new(), &small_packs());
+        let options = CopyOptions::default();
+        let what = CopyWhat::Snapshot(second);
+        let plan = plan(&open(), &target, what, &options, &caller.context()).unwrap();
+        let copied = apply(&open(), &target, &plan, &options, &caller.context()).unwrap();
+        assert!(caller.read_back(&target, copied.snapshots[0].id).unwrap() == disk.bytes);
+    }
+}
+
+#[test]
+fn a_session_knows_what_it_awaits_after_a_flush() {
+    let caller = Caller::new(1);
+    let region = memory_region(&Memory::new(), &small_packs());
+    let mut session = region.begin(caller.account).unwrap();
+    let raw = volume(8192, 3);
+    let id = imgstore::chunk::frame::chunk_id(&raw);
+    assert_eq!(session.reserve(&[id, id]).unwrap(), [true, false]);
+    session.flush().unwrap();
+    assert_eq!(session.reserve(&[id]).unwrap(), [false], "its frame is still under way");
+    session.put(id, &region.encode(&raw, id, 3).unwrap()).unwrap();
+    session.flush().unwrap();
+    assert_eq!(session.reserve(&[id]).unwrap(), [false]);
+}
+
+#[test]
+fn a_copy_does_not_count_on_a_manifest_that_is_gone() {
+    let caller = Caller::new(1);
+    let source = memory_region(&Memory::new(), &small_packs());
+    let storage = Memory::new();
+    let target = memory_region(&storage, &small_packs());
+    let disk = MemoryDisk::new(volume(1 << 20, 1));
+    let id = caller.snapshot(&source, &disk).unwrap().snapshot.id;
+    let options = CopyOptions::default();
+    let copy = || {
+        let plan = plan(&source, &target, CopyWhat::Snapshot(id), &options, &caller.context()).unwrap();
+        let copied = apply(&source, &target, &plan, &options, &caller.context()).unwrap();
+        assert_eq!(copied.transferred_bytes, plan.transfer_bytes());
+        copied.snapshots[0].id
+    };
+    copy();
+    for listed in storage.list("manifests").unwrap() {
+        storage.delete(&listed.name).unwrap();
+    }
+    let second = copy();
+    assert!(caller.read_back(&target, second).unwrap() == disk.bytes);
+}

@@ -202,3 +202,16 @@ fn a_directory_with_other_things_in_it_does_not_become_a_region() {
     assert!(error.to_string().contains("notes.txt"), "{error}");
     assert!(folder.path().join("staging/build-1.bin").exists());
 }
+
+#[test]
+fn a_fresh_mount_becomes_a_region_and_a_region_without_its_file_does_not() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("lost+found")).unwrap();
+    let storage = || Directory::new(OsFiles, folder.path(), "aa".into(), DirectoryOptions::default());
+    storage().initialize().unwrap();
+    storage().create("log/1", &[b"x"]).unwrap();
+    let error = storage().initialize().unwrap_err();
+    assert!(error.to_string().contains("bring that file back"), "{error}");
+    storage().create("region", &[b"x"]).unwrap();
+    storage().initialize().unwrap();
+}

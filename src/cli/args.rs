@@ -5,7 +5,8 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use imgstore::model::account::{AccountId, Tag};
 use imgstore::model::ids::{ImageId, SnapshotId};
 use imgstore::model::image::{Architecture, BootMode, VirtualizationType};
-use imgstore::ops::describe::{Filter, Owner};
+use imgstore::ops::describe::Owner;
+use imgstore::ops::filter::Filter;
 use imgstore::ops::find::AnyId;
 use std::path::PathBuf;
 

@@ -191,8 +191,8 @@ fn check_owner(path: &Path) -> Result<(), CliError> {
     let there = |path: &&Path| path.exists();
     let Some(nearest) = path.ancestors().find(there) else { return Ok(()) };
     let owner = config::owner(nearest).map_err(home_error("look at", nearest))?.unwrap_or(user);
-    // Others than root are stopped by the file system where they may not write; /tmp is everybody's.
-    let foreign = if nearest == path { owner != user } else { user == 0 && owner != 0 };
+    // Others than root are stopped by the file system where they may not write.
+    let foreign = user == 0 && owner != 0;
     if foreign {
         return Err(CliError::ForeignHome { path: nearest.to_owned(), owner, user });
     }

@@ -75,7 +75,7 @@ mod tests {
     #[test]
     fn a_choice_that_is_not_known_is_a_newer_one() {
         use crate::model::op::Op;
-        let unknown = 8u32.to_le_bytes();
+        let unknown = 9999u32.to_le_bytes();
         assert!(matches!(decode::<Op>("test", &unknown), Err(FormatError::Newer { .. })));
         assert!(decode::<Op>("test", &0u32.to_le_bytes()).is_ok());
     }

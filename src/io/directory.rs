@@ -79,7 +79,11 @@ impl<F: Files> Directory<F> {
         for dir in missing.into_iter().rev().chain([self.root.as_path()]) {
             self.writing("make directory", &dir.to_string_lossy(), || {
                 self.files.make_dir(dir)?;
-                dir.parent().filter(|p| !p.as_os_str().is_empty()).map_or(Ok(()), |p| self.files.sync_dir(p))
+                match dir.parent().filter(|p| !p.as_os_str().is_empty()).map(|p| self.files.sync_dir(p)) {
+                    // A folder that stood before, under one that the caller may not read.
+                    Some(Err(e)) if e.kind() == io::ErrorKind::PermissionDenied && dir == self.root => Ok(()),
+                    synced => synced.unwrap_or(Ok(())),
+                }
             })?;
         }
         self.ensure_dir(&self.root.join(STAGING))?;
@@ -108,25 +112,25 @@ impl<F: Files> Directory<F> {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
             entries => entries.map_err(|e| StorageError::io("list", &name, e))?,
         };
-        let ours = |name: &str| [STAGING, SESSIONS, "region", "log", "packs"].contains(&name);
-        match entries.iter().find(|entry| !ours(&entry.name)) {
-            Some(found) => Err(StorageError::Io {
-                action: "make a region in",
-                source: io::Error::other(format!(
-                    "it holds other things, {} for one; choose an empty or a new directory",
-                    found.name
-                )),
-                name,
-            }),
-            None => Ok(()),
+        let has = |name: &str| entries.iter().any(|entry| entry.name == name);
+        if has("region") {
+            return Ok(());
         }
+        let why = if has("log") || has("packs") {
+            "it holds a region whose file `region` is missing; bring that file back".to_owned()
+        } else {
+            let ours = |name: &str| [STAGING, SESSIONS, "lost+found"].contains(&name);
+            let Some(found) = entries.iter().find(|entry| !ours(&entry.name)) else { return Ok(()) };
+            format!("it holds other things, {} for one; choose an empty or a new directory", found.name)
+        };
+        Err(StorageError::Io { action: "make a region in", source: io::Error::other(why), name })
     }
 
-    /// Removes staging files and signs of life of writers that are gone: those whose lock nobody holds.
-    fn sweep_leftovers(&self) -> Result<(), StorageError> {
-        let looked = |e| StorageError::io("look at", SESSIONS, e);
+    /// Removes staging files and signs of life of writers that are gone: those whose lock nobody holds. What
+    /// cannot be told or removed stays, and costs space only.
+    fn sweep_leftovers(&self) {
         for folder in [STAGING, SESSIONS] {
-            for entry in self.entries(folder)? {
+            for entry in self.entries(folder).unwrap_or_default() {
                 let writer = match entry.name.split_once('-') {
                     Some((writer, number)) if folder == STAGING && is_staged_number(number) => writer,
                     None if folder == SESSIONS => entry.name.as_str(),
@@ -136,12 +140,12 @@ impl<F: Files> Directory<F> {
                 if entry.is_dir || !ours || writer == self.writer {
                     continue;
                 }
-                if !self.files.is_locked(&self.root.join(SESSIONS).join(writer)).map_err(looked)? {
-                    self.delete(&format!("{folder}/{}", entry.name))?;
+                let sign = self.root.join(SESSIONS).join(writer);
+                if matches!(self.files.is_locked(&sign), Ok(false)) {
+                    let _ = self.files.remove(&self.root.join(folder).join(&entry.name));
                 }
             }
         }
-        Ok(())
     }
 
     /// What stands directly in a folder; nothing if there is no such folder.
@@ -284,7 +288,8 @@ impl<F: Files> Storage for Directory<F> {
         self.check_latch(name)?;
         match self.files.remove(&self.root.join(name)) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-            done => self.writing("remove", name, || done),
+            // Nothing that was acknowledged hangs on it: no reason to stop writing.
+            done => done.map_err(|e| StorageError::io("remove", name, e)),
         }
     }
 
@@ -309,7 +314,8 @@ impl<F: Files> Storage for Directory<F> {
             return Err(StorageError::NoSpace { name: WHAT.into(), available: space.available, needed });
         }
         self.show_life()?;
-        self.sweep_leftovers()
+        self.sweep_leftovers();
+        Ok(())
     }
 }
 

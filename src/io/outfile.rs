@@ -72,7 +72,8 @@ impl NewFile {
         self.end_write_back()?;
         self.unsynced_bytes = 0;
         let file = self.file.clone();
-        self.write_back = Some(std::thread::spawn(move || file.sync_data()));
+        // Where no thread can be had, all is written back at the end.
+        self.write_back = std::thread::Builder::new().spawn(move || file.sync_data()).ok();
         Ok(())
     }
 
@@ -241,9 +242,18 @@ pub fn make_dirs(path: &Path) -> Result<(), DiskError> {
             made => made.and_then(|()| fs::set_permissions(dir, fs::Permissions::from_mode(0o700)))?,
         }
         let parent = dir.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        File::open(parent)?.sync_all()
+        match File::open(parent).and_then(|parent| parent.sync_all()) {
+            // A folder that stood before, under one that the caller may not read.
+            Err(e) if e.kind() == io::ErrorKind::PermissionDenied && dir == path => Ok(()),
+            synced => synced,
+        }
     };
-    missing.into_iter().rev().try_for_each(|dir| make(dir).map_err(|e| DiskError::io("make", dir, 0, e)))
+    // The last one's name, too, if somebody else made it and did not come to make it durable.
+    missing
+        .into_iter()
+        .rev()
+        .chain([path])
+        .try_for_each(|dir| make(dir).map_err(|e| DiskError::io("make", dir, 0, e)))
 }
 
 /// Removes a directory with the given files in it, and nothing else: what is left of a launch that failed.

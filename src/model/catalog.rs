@@ -5,10 +5,10 @@
 //! apply has met damage.
 
 use super::ids::{ImageId, InstanceId, ObjectHash, SessionId, SnapshotId, VolumeId};
-use super::image::Image;
+use super::image::{Image, ImageState};
 use super::instance::{Instance, Volume};
 use super::objects::{PackName, PackRecord, PackState, SegmentName, SegmentRecord};
-use super::op::{LogRecord, Op};
+use super::op::{ImageChange, LogRecord, Op, SnapshotChange};
 use super::snapshot::Snapshot;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -129,6 +129,8 @@ impl Catalog {
                 .map(drop)
                 .ok_or_else(|| Rejection::Missing(id.to_string())),
             Op::RunInstance { instance, volumes } => self.run_instance(instance, volumes),
+            Op::ModifyImage { id, change } => self.modify_image(*id, change),
+            Op::ModifySnapshot { id, change } => self.modify_snapshot(*id, change),
         }
     }
 
@@ -206,6 +208,35 @@ impl Catalog {
             None => Ok(()),
             Some(_) => Err(Rejection::Exists(image.id.to_string())),
         }
+    }
+
+    fn modify_image(&mut self, id: ImageId, change: &ImageChange) -> Result<(), Rejection> {
+        let images = Arc::make_mut(&mut self.images);
+        let image = images.get_mut(&id).ok_or_else(|| Rejection::Missing(id.to_string()))?;
+        match change {
+            ImageChange::LaunchPermissions(permissions) => image.launch_permissions = permissions.clone(),
+            ImageChange::Tags(tags) => image.tags = tags.clone(),
+            ImageChange::Deprecation(at) => image.deprecation_ms = *at,
+            ImageChange::Disable => {
+                image.state = ImageState::Disabled;
+                image.launch_permissions.clear();
+            }
+            ImageChange::Enable => image.state = ImageState::Available,
+            ImageChange::Protection(protected) => image.deregistration_protected = *protected,
+        }
+        Ok(())
+    }
+
+    fn modify_snapshot(&mut self, id: SnapshotId, change: &SnapshotChange) -> Result<(), Rejection> {
+        let snapshots = Arc::make_mut(&mut self.snapshots);
+        let snapshot = snapshots.get_mut(&id).ok_or_else(|| Rejection::Missing(id.to_string()))?;
+        match change {
+            SnapshotChange::CreateVolumePermissions(permissions) => {
+                snapshot.create_volume_permissions = permissions.clone();
+            }
+            SnapshotChange::Tags(tags) => snapshot.tags = tags.clone(),
+        }
+        Ok(())
     }
 
     fn run_instance(&mut self, instance: &Instance, volumes: &[Volume]) -> Result<(), Rejection> {

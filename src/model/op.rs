@@ -2,7 +2,7 @@
 //!
 //! The order of the variants is their number in the log: new ones go to the end, none is ever removed.
 
-use super::account::AccountId;
+use super::account::{AccountId, Permission, Tag};
 use super::ids::{ImageId, ObjectHash, SessionId, SnapshotId};
 use super::image::Image;
 use super::instance::{Instance, Volume};
@@ -46,6 +46,46 @@ pub enum Op {
         /// Its volumes.
         volumes: Vec<Volume>,
     },
+    /// An attribute of an image changes.
+    ModifyImage {
+        /// Which.
+        id: ImageId,
+        /// To what.
+        change: ImageChange,
+    },
+    /// An attribute of a snapshot changes.
+    ModifySnapshot {
+        /// Which.
+        id: SnapshotId,
+        /// To what.
+        change: SnapshotChange,
+    },
+}
+
+/// A new value of an image's attribute, whole.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ImageChange {
+    /// Who else may launch and copy it; each once, ascending.
+    LaunchPermissions(Vec<Permission>),
+    /// Its tags.
+    Tags(Vec<Tag>),
+    /// From when on it is deprecated; none for never.
+    Deprecation(Option<TimeMs>),
+    /// Switched off: nobody launches it, and its launch permissions are gone for good.
+    Disable,
+    /// Switched on again.
+    Enable,
+    /// Whether it may not be deregistered.
+    Protection(bool),
+}
+
+/// A new value of a snapshot's attribute, whole.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SnapshotChange {
+    /// Who else may read it and make volumes of it; each once, ascending.
+    CreateVolumePermissions(Vec<Permission>),
+    /// Its tags.
+    Tags(Vec<Tag>),
 }
 
 /// Who appends a record.

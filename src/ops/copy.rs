@@ -6,6 +6,7 @@
 use super::context::Context;
 use super::error::{Code, OpsError};
 use super::find::{check_description, image as find_image, snapshot as find_snapshot};
+use super::modify::check_available;
 use super::register::check_name_free;
 use super::transfer::{Missing, find_missing, transfer};
 use crate::model::account::Tag;
@@ -18,7 +19,7 @@ use crate::model::op::Op;
 use crate::model::snapshot::{Snapshot, SnapshotSource};
 use crate::region::Region;
 use crate::region::session::Session;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What is copied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -117,7 +118,8 @@ pub fn plan(
     let maps = snapshots.iter().map(|s| source.load_map(&s.manifest)).collect::<Result<Vec<_>, _>>()?;
     let missing = find_missing(source, target, &maps, context)?;
     let there = target.catalog()?;
-    let lacking = snapshots.iter().map(|s| &s.manifest).filter(|m| known_manifest(&there, m).is_none());
+    let lacking =
+        snapshots.iter().map(|s| &s.manifest).filter(|m| known_manifest(target, &there, m).is_none());
     let lacking: BTreeMap<ObjectHash, u64> = lacking.map(|manifest| (manifest.hash, manifest.len)).collect();
     let manifest_bytes = lacking.values().sum();
     Ok(CopyPlan { what, image, snapshots, maps, source_sequence: catalog.sequence, missing, manifest_bytes })
@@ -184,7 +186,7 @@ fn place_manifests(
     for (snapshot, map) in plan.snapshots.iter().zip(&plan.maps) {
         let same = |known: &&ManifestRecord| known.hash == snapshot.manifest.hash;
         let known = placed.iter().find(same).cloned();
-        placed.push(match known.or_else(|| known_manifest(&there, &snapshot.manifest)) {
+        placed.push(match known.or_else(|| known_manifest(target, &there, &snapshot.manifest)) {
             Some(known) => known,
             None => {
                 written_bytes += snapshot.manifest.len;
@@ -233,6 +235,7 @@ fn select(
         CopyWhat::Snapshot(id) => Ok((None, vec![find_snapshot(catalog, context.account, id)?.clone()])),
         CopyWhat::Image(id) => {
             let image = find_image(catalog, context.account, id)?;
+            check_available(image)?;
             let snapshots = image.snapshot_ids().map(|id| {
                 find_snapshot(catalog, context.account, id).cloned().map_err(|_| {
                     let why = "You do not have permission to access the storage of this ami";
@@ -244,9 +247,12 @@ fn select(
     }
 }
 
-/// The record of a manifest with the same bytes at the target.
-fn known_manifest(catalog: &Catalog, manifest: &ManifestRecord) -> Option<ManifestRecord> {
-    catalog.roots().map(|snapshot| &snapshot.manifest).find(|known| known.hash == manifest.hash).cloned()
+/// The record of a manifest with the same bytes at the target, if it can be read there.
+fn known_manifest(target: &Region, catalog: &Catalog, manifest: &ManifestRecord) -> Option<ManifestRecord> {
+    let same = catalog.roots().map(|snapshot| &snapshot.manifest).filter(|known| known.hash == manifest.hash);
+    let mut seen = BTreeSet::new();
+    let mut once = same.filter(|known| seen.insert(known.name));
+    once.find(|known| target.load_map(known).is_ok()).cloned()
 }
 
 fn copy_name(image: &Image, options: &CopyOptions) -> String {

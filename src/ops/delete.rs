@@ -1,7 +1,7 @@
 //! Removing: delete a snapshot, deregister an image. Only roots change; bytes are freed by collection.
 
 use super::context::Context;
-use super::error::OpsError;
+use super::error::{Code, OpsError};
 use super::find::{own_image, own_snapshot};
 use crate::model::ids::{ImageId, SnapshotId};
 use crate::model::op::Op;
@@ -21,7 +21,12 @@ pub fn delete_snapshot(region: &Region, id: SnapshotId, context: &Context<'_>) -
 /// Deregisters an image that the caller owns. Its snapshots stay; instances keep what they have.
 pub fn deregister(region: &Region, id: ImageId, context: &Context<'_>) -> Result<(), OpsError> {
     region.commit(context.account, |catalog| {
-        own_image(catalog, context.account, id)?;
+        let image = own_image(catalog, context.account, id)?;
+        if image.deregistration_protected {
+            let why =
+                format!("{id} is protected against deregistration; `imgstore protect {id} --off` ends that");
+            return Err(OpsError::rule(Code::OperationNotPermitted, why));
+        }
         Ok((vec![Op::DeregisterImage { id }], ()))
     })
 }

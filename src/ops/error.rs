@@ -68,6 +68,10 @@ codes! {
     VolumeNotFound = "InvalidVolume.NotFound", NotFound;
     /// An instance that is not there.
     InstanceNotFound = "InvalidInstanceID.NotFound", NotFound;
+    /// An image that is disabled.
+    ImageUnavailable = "InvalidAMIID.Unavailable", Refused;
+    /// An account or group that cannot be given a permission.
+    InvalidAttributeItem = "InvalidAMIAttributeItemValue", Usage;
     /// Any other text that is no id.
     IdMalformed = "InvalidID", Usage;
     /// A mapping that makes no sense.

@@ -3,6 +3,7 @@
 use super::context::Context;
 use super::error::{Code, OpsError};
 use super::find::image as find_image;
+use super::modify::check_available;
 use super::register::too_small;
 use super::restore::restore;
 use crate::disk::open::{TargetOptions, absolute, make_dirs, open_target, remove_dir_with};
@@ -71,6 +72,7 @@ pub fn launch(
     super::find::check_tags(&options.tags)?;
     let catalog = region.catalog()?;
     let image = find_image(&catalog, context.account, id)?;
+    check_available(image)?;
     let devices = resolve(image, &options.overrides)?;
     let mut contents: Vec<Content> = Vec::new();
     for (name, ebs) in devices {
@@ -119,7 +121,7 @@ fn launch_all(
     }
     context.check_cancelled()?;
     region.commit::<_, OpsError>(context.account, |catalog| {
-        find_image(catalog, context.account, image.id)?;
+        check_available(find_image(catalog, context.account, image.id)?)?;
         let run = |made: &Launched| Op::RunInstance {
             instance: Box::new(made.instance.clone()),
             volumes: made.volumes.clone(),
@@ -215,16 +217,17 @@ fn write_one(
 ) -> Result<Launched, OpsError> {
     let id = InstanceId::from_random(region.random_id()?);
     let folder = output.join(id.to_string());
-    make_dirs(&folder)?;
+    // Its name is new: whatever of it comes about is ours to remove.
     written.0.push((folder.clone(), Vec::new()));
+    make_dirs(&folder)?;
     let now = region.now_ms();
     let mut volumes = Vec::new();
     for content in contents {
         let path = folder.join(content.file_name());
-        content.write(region, &path, context)?;
         if let Some((_, files)) = written.0.last_mut() {
             files.push(path.clone());
         }
+        content.write(region, &path, context)?;
         volumes.push(volume(region, id, content, &path, now, context)?);
     }
     let instance = Instance {

@@ -125,9 +125,17 @@ impl Index {
         self.loose.insert(name, entries);
     }
 
-    /// Where a chunk can be read.
-    pub fn locate(&self, id: ChunkId) -> Result<Option<Location>, PackError> {
-        self.find(id, |pack| self.usable.contains(pack) || self.sweeping.contains(pack))
+    /// Where a chunk can be read; a place that `is_lost` only if there is no other.
+    pub fn locate(
+        &self,
+        id: ChunkId,
+        is_lost: impl Fn(&PackName) -> bool,
+    ) -> Result<Option<Location>, PackError> {
+        let readable = |pack: &PackName| self.usable.contains(pack) || self.sweeping.contains(pack);
+        match self.find(id, |pack| readable(pack) && !is_lost(pack))? {
+            Some(location) => Ok(Some(location)),
+            None => self.find(id, readable),
+        }
     }
 
     /// Where a chunk is that something new may refer to: not in a pack that is being swept, nor in one that

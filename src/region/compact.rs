@@ -46,9 +46,12 @@ impl Region {
             let ops = if all_there { vec![Op::RegisterSegment(merged.record.clone())] } else { vec![] };
             Ok((ops, all_there))
         })?;
-        // Whoever still reads a replaced segment finds it gone, replays the log, and uses the new one.
+        // Whoever still reads a replaced segment finds it gone, replays the log, and uses the new one. One that
+        // cannot be deleted costs space and nothing else.
         let unused = if registered { replaces } else { vec![name] };
-        unused.iter().try_for_each(|segment| self.0.storage.delete(&segment.to_string()))?;
+        for segment in unused {
+            let _ = self.0.storage.delete(&segment.to_string());
+        }
         Ok(())
     }
 }

@@ -5,10 +5,13 @@ use super::error::RegionError;
 use crate::chunk::frame::Frame;
 use crate::io::storage::StorageError;
 use crate::model::ids::ChunkId;
+use crate::model::objects::PackName;
 use crate::model::units::BLOCK_BYTES;
 use crate::pack::error::PackError;
-use crate::pack::index::Location;
+use crate::pack::index::{Index, Location};
 use crate::pack::read::{ReadRun, decode_frame, plan_reads, stored_frame};
+use std::collections::HashSet;
+use std::sync::PoisonError;
 
 /// A chunk with its place.
 pub type Located = (ChunkId, Location);
@@ -82,26 +85,78 @@ impl Region {
 
     /// Where chunks are, those that are anywhere.
     pub fn try_locate(&self, ids: &[ChunkId]) -> Result<Vec<Option<Location>>, RegionError> {
-        self.with_index(|index| ids.iter().map(|&id| index.locate(id)).collect())
+        let lost = self.lost_packs();
+        self.with_index(|index| ids.iter().map(|&id| index.locate(id, |pack| lost.contains(pack))).collect())
     }
 
     /// Whether chunks are stored, such that something new may refer to them.
     pub fn has_chunks(&self, ids: &[ChunkId]) -> Result<Vec<bool>, RegionError> {
         self.with_index(|index| {
-            ids.iter().map(|&id| Ok(index.locate_for_use(id, |_| false)?.is_some())).collect()
+            ids.iter().map(|&id| self.locate_usable(index, id).map(|place| place.is_some())).collect()
         })
     }
 
+    /// Where a chunk is, in a pack that something new may refer to and that is there.
+    pub(super) fn locate_usable(&self, index: &Index, id: ChunkId) -> Result<Option<Location>, PackError> {
+        let mut lost = self.lost_packs();
+        loop {
+            match index.locate_for_use(id, |pack| lost.contains(pack))? {
+                Some(location) if !self.is_there(location.pack)? => {
+                    lost.insert(location.pack);
+                }
+                located => return Ok(located),
+            }
+        }
+    }
+
+    /// Packs that were looked for in vain.
+    fn lost_packs(&self) -> HashSet<PackName> {
+        let presence = self.0.presence.lock().unwrap_or_else(PoisonError::into_inner);
+        presence.iter().filter_map(|(pack, is_there)| (!is_there).then_some(*pack)).collect()
+    }
+
+    /// Whether a registered pack is there in its length. It is looked for once.
+    fn is_there(&self, name: PackName) -> Result<bool, PackError> {
+        let mut presence = self.0.presence.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(&known) = presence.get(&name) {
+            return Ok(known);
+        }
+        let len = self.head().catalog().packs.get(&name).map(|pack| pack.record.len);
+        let is_there = match self.0.storage.open(&name.to_string()) {
+            Ok(object) => len == Some(object.len()),
+            Err(e) if e.is_not_found() => false,
+            Err(e) => return Err(e.into()),
+        };
+        presence.insert(name, is_there);
+        Ok(is_there)
+    }
+
+    /// Notes that a pack was looked for in vain; whether that is news.
+    fn note_lost(&self, name: &str) -> bool {
+        let Some(pack) = PackName::parse(name) else { return false };
+        let mut presence = self.0.presence.lock().unwrap_or_else(PoisonError::into_inner);
+        presence.insert(pack, false) != Some(false)
+    }
+
     /// Reads the stored frames of chunks, near ones together. If a pack is gone, the log is replayed and the
-    /// chunks are looked up again; only if nothing changed is it missing.
+    /// chunks are looked up again, elsewhere if they have another place; only then is one missing.
     pub fn fetch(&self, ids: &[ChunkId]) -> Result<Fetched, RegionError> {
         loop {
             let before = self.head().position();
             let wanted = self.locate(ids)?;
             match self.read_runs(&wanted) {
                 Ok(runs) => return Ok(Fetched { wanted, runs }),
-                Err(PackError::Storage(StorageError::NotFound { .. }))
-                    if self.catalog()?.sequence != before.sequence => {}
+                Err(PackError::Storage(
+                    error @ (StorageError::NotFound { .. } | StorageError::Short { .. }),
+                )) => {
+                    let (StorageError::NotFound { name } | StorageError::Short { name, .. }) = &error else {
+                        return Err(error.into());
+                    };
+                    let is_news = self.note_lost(name);
+                    if !is_news && self.catalog()?.sequence == before.sequence {
+                        return Err(error.into());
+                    }
+                }
                 Err(e) => return Err(e.into()),
             }
         }

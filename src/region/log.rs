@@ -52,7 +52,7 @@ fn checkpoint_name(sequence: u64) -> String {
 
 /// The number at the end of a record's or checkpoint's name.
 pub(super) fn sequence_in(name: &str) -> Option<u64> {
-    name.rsplit('/').next()?.parse().ok()
+    name.rsplit('/').next()?.parse().ok().filter(|sequence| *sequence < SEQUENCE_MAX)
 }
 
 /// A record as it was read.
@@ -201,7 +201,8 @@ impl Head {
             Ok(Created::New) => {}
             Ok(Created::Existed) => match read_record(storage, sequence)? {
                 // Storage that retries by itself can find its own write.
-                Some(read) if read.record.nonce == nonce => {}
+                // It may not have come to make it durable.
+                Some(read) if read.record.nonce == nonce => storage.persist(&shard(sequence))?,
                 _ => return Ok(Race::Lost),
             },
             Err(e) if e.is_unknown_outcome() => self.burn(storage, author, nonce, e)?,

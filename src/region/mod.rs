@@ -76,6 +76,8 @@ struct Inner {
     index: Mutex<CachedIndex>,
     reader: PackReader,
     codecs: CodecPool,
+    /// Packs that were looked for, and whether they were there: a segment still lists what was lost.
+    presence: Mutex<HashMap<PackName, bool>>,
 }
 
 #[derive(Default)]
@@ -154,6 +156,7 @@ impl Region {
             index: Mutex::default(),
             reader,
             codecs: CodecPool::new(),
+            presence: Mutex::default(),
         })))
     }
 

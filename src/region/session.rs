@@ -15,9 +15,10 @@ use crate::model::ids::ChunkId;
 use crate::model::objects::{ManifestName, ManifestRecord, PackName};
 use crate::model::op::Op;
 use crate::pack::build::{PackBuilder, SealedPack};
+use crate::pack::error::PackError;
 use crate::pack::index::{Index, Location};
 use crossbeam_channel::{Receiver, Sender, bounded};
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
@@ -37,8 +38,8 @@ pub struct Session {
     /// Packs that the chunks asked about are in.
     used: BTreeSet<PackName>,
     stored_bytes: u64,
-    /// Packs that were looked at before their chunks were counted on, and whether they are there.
-    checked: HashMap<PackName, bool>,
+    /// Chunks that `reserve` said are new and that were not put yet.
+    awaited: HashSet<ChunkId>,
     /// A step failed: what was put may be lost, so nothing may be built on it.
     has_failed: bool,
     /// Buffers of packs that were written.
@@ -63,22 +64,10 @@ impl Region {
             writer: None,
             used: BTreeSet::new(),
             stored_bytes: 0,
-            checked: HashMap::new(),
+            awaited: HashSet::new(),
             has_failed: false,
             spare: bounded(2),
         })
-    }
-
-    /// Whether a registered pack is there in its length.
-    fn pack_is_there(&self, name: PackName) -> Result<bool, RegionError> {
-        let Some(len) = self.catalog()?.packs.get(&name).map(|pack| pack.record.len) else {
-            return Ok(false);
-        };
-        match self.0.storage.open(&name.to_string()) {
-            Ok(object) => Ok(object.len() == len),
-            Err(e) if e.is_not_found() => Ok(false),
-            Err(e) => Err(e.into()),
-        }
     }
 
     /// Writes and registers packs until the queue is closed.
@@ -112,7 +101,8 @@ impl Session {
     /// For each chunk whether it is new. The caller puts the frames of exactly those; a chunk that occurs
     /// twice is new at most once.
     pub fn reserve(&mut self, ids: &[ChunkId]) -> Result<Vec<bool>, RegionError> {
-        if self.fresh.len() > FRESH_CHUNKS_MAX {
+        self.check_failed()?;
+        if self.fresh.len() > self.awaited.len() + FRESH_CHUNKS_MAX {
             self.flush()?;
         }
         let mut is_new = Vec::with_capacity(ids.len());
@@ -122,45 +112,37 @@ impl Session {
                     self.used.insert(location.pack);
                     false
                 }
-                _ => self.fresh.insert(id),
+                _ => {
+                    let is_new = self.fresh.insert(id);
+                    if is_new {
+                        self.awaited.insert(id);
+                    }
+                    is_new
+                }
             });
         }
         Ok(is_new)
     }
 
-    /// Where a chunk is, in a pack that was found to be there.
+    /// Where a chunk is that can be counted on.
     fn find_usable(&mut self, id: ChunkId) -> Result<Option<Location>, RegionError> {
-        loop {
-            let is_lost = |pack: &PackName| self.checked.get(pack) == Some(&false);
-            let located = match self.index.locate_for_use(id, is_lost) {
-                Ok(located) => located,
-                // A damaged segment: the region leaves it out.
-                Err(_) => {
-                    let located = self.region.with_index(|index| index.locate_for_use(id, is_lost))?;
-                    self.index = self.region.index()?;
-                    located
-                }
-            };
-            match located {
-                Some(location) if !self.is_there(location.pack)? => {}
-                located => return Ok(located),
+        match self.region.locate_usable(&self.index, id) {
+            Ok(located) => Ok(located),
+            // A damaged segment: the region leaves it out.
+            Err(PackError::Damaged { .. }) => {
+                let region = self.region.clone();
+                let located = region.with_index(|index| region.locate_usable(index, id))?;
+                self.index = region.index()?;
+                Ok(located)
             }
+            Err(error) => Err(error.into()),
         }
-    }
-
-    /// Whether a pack can be counted on: it is looked at once, before anything new refers to it. A segment
-    /// still lists what was lost since.
-    fn is_there(&mut self, pack: PackName) -> Result<bool, RegionError> {
-        if let Some(&known) = self.checked.get(&pack) {
-            return Ok(known);
-        }
-        let is_there = self.region.pack_is_there(pack)?;
-        self.checked.insert(pack, is_there);
-        Ok(is_there)
     }
 
     /// Stores the frame of a chunk that was new.
     pub fn put(&mut self, id: ChunkId, frame: &Frame) -> Result<(), RegionError> {
+        self.check_failed()?;
+        self.awaited.remove(&id);
         let header = self.region.header();
         let capacity = header.pack_bytes as usize;
         let open = match &mut self.open {
@@ -171,7 +153,10 @@ impl Session {
                 none.insert(PackBuilder::new(header.id, name, capacity, spare))
             }
         };
-        open.push(id, frame).map_err(|e| RegionError::damaged("pack", e))?;
+        if let Err(error) = open.push(id, frame) {
+            self.has_failed = true;
+            return Err(RegionError::damaged("pack", error));
+        }
         if open.len_bytes() >= capacity {
             self.seal()?;
         }
@@ -193,7 +178,8 @@ impl Session {
         self.join_writer()?;
         self.region.compact_index(self.account)?;
         self.index = self.region.index()?;
-        self.fresh.clear();
+        // What is still being encoded is in no pack yet.
+        self.fresh.clone_from(&self.awaited);
         Ok(())
     }
 
@@ -217,23 +203,21 @@ impl Session {
     fn seal(&mut self) -> Result<(), RegionError> {
         self.check_failed()?;
         let Some(open) = self.open.take() else { return Ok(()) };
+        // Whatever goes wrong from here on loses what was put.
+        self.has_failed = true;
         let sealed = open.seal().map_err(|e| RegionError::damaged("pack", e))?;
         self.used.insert(sealed.record.name);
         self.stored_bytes += sealed.record.len;
-        let (region, account) = (&self.region, self.account);
-        let writer = self.writer.get_or_insert_with(|| {
-            // One pack waits while one is written: with the one being filled, three are in memory.
-            let (queue, packs) = bounded(1);
-            let region = region.clone();
-            let spare = self.spare.0.clone();
-            let thread = std::thread::spawn(move || region.write_packs(account, &packs, &spare));
-            PackWriter { queue, thread }
-        });
+        let writer = match &mut self.writer {
+            Some(writer) => writer,
+            none => none.insert(start_writer(&self.region, self.account, self.spare.0.clone())?),
+        };
         if writer.queue.send(sealed).is_err() {
             // The writer ended early, which it does only with an error.
             self.join_writer()?;
             return Err(RegionError::WriterGone);
         }
+        self.has_failed = false;
         Ok(())
     }
 
@@ -248,6 +232,21 @@ impl Session {
     fn check_failed(&self) -> Result<(), RegionError> {
         if self.has_failed { Err(RegionError::WriterGone) } else { Ok(()) }
     }
+}
+
+fn start_writer(
+    region: &Region,
+    account: AccountId,
+    spare: Sender<Vec<u8>>,
+) -> Result<PackWriter, RegionError> {
+    // One pack waits while one is written: with the one being filled, three are in memory.
+    let (queue, packs) = bounded(1);
+    let region = region.clone();
+    let thread = std::thread::Builder::new()
+        .name("packs".into())
+        .spawn(move || region.write_packs(account, &packs, &spare))
+        .map_err(|_| RegionError::WriterGone)?;
+    Ok(PackWriter { queue, thread })
 }
 
 impl Drop for Session {

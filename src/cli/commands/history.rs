@@ -3,7 +3,8 @@
 use super::Session;
 use crate::cli::error::CliError;
 use crate::cli::text::{bytes, printable, time_millis};
-use imgstore::model::op::{LogRecord, Op};
+use imgstore::model::account::Permission;
+use imgstore::model::op::{ImageChange, LogRecord, Op, SnapshotChange};
 use imgstore::ops::context::Progress;
 use imgstore::ops::error::OpsError;
 use serde_json::{Value, json};
@@ -88,6 +89,12 @@ fn operation(op: &Op) -> Value {
             "image_id": instance.image_id,
             "volume_ids": volumes.iter().map(|volume| volume.id).collect::<Vec<_>>(),
         }),
+        Op::ModifyImage { id, change } => {
+            json!({ "operation": "modify-image", "image_id": id, "change": image_change(change) })
+        }
+        Op::ModifySnapshot { id, change } => {
+            json!({ "operation": "modify-snapshot", "snapshot_id": id, "change": snapshot_change(change) })
+        }
     }
 }
 
@@ -124,5 +131,36 @@ fn words(op: &Op) -> String {
         },
         Op::DeregisterImage { id } => format!("deregistered image {id}"),
         Op::RunInstance { instance, .. } => format!("launched {} from {}", instance.id, instance.image_id),
+        Op::ModifyImage { id, change } => format!("{id}: {}", image_change(change)),
+        Op::ModifySnapshot { id, change } => format!("{id}: {}", snapshot_change(change)),
+    }
+}
+
+fn whom(permissions: &[Permission]) -> String {
+    let one = |permission: &Permission| match permission {
+        Permission::All => "everybody".to_owned(),
+        Permission::Account(id) => id.to_string(),
+    };
+    let all: Vec<String> = permissions.iter().map(one).collect();
+    if all.is_empty() { "nobody else".into() } else { all.join(", ") }
+}
+
+fn image_change(change: &ImageChange) -> String {
+    match change {
+        ImageChange::LaunchPermissions(permissions) => format!("launchable by {}", whom(permissions)),
+        ImageChange::Tags(tags) => format!("{} tags", tags.len()),
+        ImageChange::Deprecation(Some(at)) => format!("deprecated from {}", time_millis(*at)),
+        ImageChange::Deprecation(None) => "not deprecated".into(),
+        ImageChange::Disable => "disabled".into(),
+        ImageChange::Enable => "enabled".into(),
+        ImageChange::Protection(true) => "protected against deregistration".into(),
+        ImageChange::Protection(false) => "no longer protected".into(),
+    }
+}
+
+fn snapshot_change(change: &SnapshotChange) -> String {
+    match change {
+        SnapshotChange::CreateVolumePermissions(permissions) => format!("readable by {}", whom(permissions)),
+        SnapshotChange::Tags(tags) => format!("{} tags", tags.len()),
     }
 }
