@@ -447,3 +447,59 @@ fn lists_are_filtered_and_paged() {
     assert_eq!(place.fails(&["images", "--filter", "colour=red"]).0, 2);
     assert_eq!(place.fails(&["images", "--max-results", "0"]).0, 2);
 }
+
+#[test]
+fn images_are_shared_tagged_and_switched_off_by_ec2s_rules() {
+    let place = Place::new();
+    place.disk("a.raw", 300_000, 1);
+    let image = one_line(&place.ok(&["import", "a.raw", "--name", "one", "--tag", "a=1"]), "ami-");
+    let friend = "210987654321";
+    let as_friend = |args: &[&str]| place.run(&[&["--account", friend], args].concat());
+    assert_eq!(as_friend(&["show", &image]).status.code(), Some(3), "private to begin with");
+
+    let shared = place.run(&["share", &image, "--add", friend]);
+    assert!(String::from_utf8_lossy(&shared.stderr).contains("--snapshots"), "it says what is missing");
+    assert!(as_friend(&["launch", &image, "--output", "vms"]).status.success());
+    place.ok(&["region", "add", "backup", "away"]);
+    let refused = as_friend(&["copy", &image, "--to", "backup"]);
+    assert_eq!(refused.status.code(), Some(4));
+    let sentence = "You do not have permission to access the storage of this ami";
+    assert!(String::from_utf8_lossy(&refused.stderr).contains(sentence));
+    place.ok(&["share", &image, "--add", friend, "--snapshots"]);
+    assert!(as_friend(&["copy", &image, "--to", "backup"]).status.success());
+    for args in [&["deregister", &image][..], &["tag", &image, "x=y"], &["share", &image, "--add", "all"]] {
+        assert_eq!(as_friend(args).status.code(), Some(4), "{args:?} is the owner's");
+    }
+    place.ok(&["share", &image, "--remove", friend]);
+    assert_eq!(as_friend(&["show", &image]).status.code(), Some(3));
+
+    place.ok(&["tag", &image, "a=2", "b=3"]);
+    let shown = place.json(&["untag", &image, "b"]);
+    assert_eq!(shown["tags"].as_array().unwrap().len(), 1);
+    assert_eq!(shown["tags"][0]["value"], "2");
+
+    let shown = place.json(&["deprecate", &image, "--at", "2027-01-31T12:00:31Z"]);
+    assert_eq!(shown["deprecation_time"], "2027-01-31T12:01:00.000Z", "to the minute");
+    place.ok(&["deprecate", &image, "--cancel"]);
+    place.ok(&["protect", &image]);
+    assert_eq!(place.fails(&["deregister", &image]).0, 4);
+    place.ok(&["protect", &image, "--off"]);
+
+    place.ok(&["share", &image, "--add", "all"]);
+    place.ok(&["disable", &image]);
+    assert_eq!(as_friend(&["show", &image]).status.code(), Some(3), "its permissions are gone");
+    for args in
+        [&["launch", &image][..], &["share", &image, "--add", "all"], &["copy", &image, "--to", "backup"]]
+    {
+        let output = place.command(args).arg("--json").output().unwrap();
+        assert_eq!(output.status.code(), Some(6), "{args:?}");
+        let document: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(document["error"]["code"], "InvalidAMIID.Unavailable", "{args:?}");
+    }
+    place.ok(&["enable", &image]);
+    place.ok(&["launch", &image, "--output", "vms"]);
+    assert_eq!(as_friend(&["show", &image]).status.code(), Some(3), "for good");
+    assert_eq!(place.fails(&["share", &image, "--add", "12"]).0, 2);
+    assert!(place.ok(&["log"]).contains("launchable by everybody"));
+    place.ok(&["deregister", &image]);
+}

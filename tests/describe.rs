@@ -58,6 +58,8 @@ fn query(filters: &[&str]) -> Query {
     Query {
         owner: Owner::Caller,
         executable_by: None,
+        include_deprecated: false,
+        now_ms: 1_900_000_000_000,
         filters: filters.iter().map(|text| Filter::parse(text).unwrap()).collect(),
         results_max: None,
         next_token: None,
@@ -80,6 +82,23 @@ fn what_a_caller_may_not_see_is_in_no_list() {
     assert_eq!(list(Owner::Account(other), None), ["web-2", "web-3"]);
     assert_eq!(list(Owner::All, Some(Permission::Account(own))), ["web-2"]);
     assert_eq!(list(Owner::All, Some(Permission::All)), ["web-3"]);
+}
+
+#[test]
+fn others_deprecated_images_are_hidden_unless_asked_for() {
+    let (own, other) = (account(1), account(2));
+    let outdated = |number, owner, at| Image {
+        deprecation_ms: Some(at),
+        launch_permissions: vec![Permission::All],
+        ..image(number, owner)
+    };
+    let (past, future) = (1_850_000_000_000, 1_950_000_000_000);
+    let catalog = catalog([outdated(1, own, past), outdated(2, other, past), outdated(3, other, future)]);
+    let list = |include_deprecated| {
+        names(&catalog, own, &Query { owner: Owner::All, include_deprecated, ..query(&[]) })
+    };
+    assert_eq!(list(false), ["web-1", "web-3"]);
+    assert_eq!(list(true), ["web-1", "web-2", "web-3"]);
 }
 
 #[test]

@@ -987,3 +987,35 @@ fn the_second_chunker_cuts_where_the_library_does() {
         }
     }
 }
+
+#[test]
+fn changes_of_images_and_snapshots_read_alike() {
+    use imgstore::model::account::Permission;
+    use imgstore::model::ids::ImageId;
+    use imgstore::model::op::{ImageChange, SnapshotChange};
+    let (image, snapshot) = (ImageId::from_random(7), SnapshotId::from_random(8));
+    let permissions = vec![Permission::All, Permission::Account(AccountId::from_random(5))];
+    let changes = [
+        ImageChange::LaunchPermissions(permissions.clone()),
+        ImageChange::Tags(vec![]),
+        ImageChange::Deprecation(Some(60_000)),
+        ImageChange::Disable,
+        ImageChange::Enable,
+        ImageChange::Protection(true),
+    ];
+    let mut ops: Vec<Op> = changes.into_iter().map(|change| Op::ModifyImage { id: image, change }).collect();
+    let change = SnapshotChange::CreateVolumePermissions(permissions);
+    ops.push(Op::ModifySnapshot { id: snapshot, change });
+    let (bytes, _) = record::encode_list(&ops).unwrap();
+    let (second, _) = second::envelope::<Vec<second::Op>>(&bytes, second::LIST).unwrap();
+    assert_eq!(second.len(), ops.len());
+    let second::Op::ModifyImage(_, second::ImageChange::Deprecation(at)) = &second[2] else {
+        panic!("{second:?}")
+    };
+    assert_eq!(*at, Some(60_000));
+    let second::Op::ModifySnapshot(_, second::SnapshotChange::CreateVolumePermissions(read)) = &second[6]
+    else {
+        panic!("{second:?}")
+    };
+    assert_eq!(read.len(), 2);
+}

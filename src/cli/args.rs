@@ -1,8 +1,8 @@
 //! The arguments (docs/CLI.md).
 
-use super::text::{parse_bytes, parse_tag};
+use super::text::{parse_bytes, parse_tag, parse_time};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
-use imgstore::model::account::{AccountId, Tag};
+use imgstore::model::account::{AccountId, Permission, Tag};
 use imgstore::model::ids::{ImageId, SnapshotId};
 use imgstore::model::image::{Architecture, BootMode, VirtualizationType};
 use imgstore::ops::describe::Owner;
@@ -95,6 +95,59 @@ pub enum Command {
         /// The snapshot
         #[arg(value_name = "SNAP")]
         snapshot: SnapshotId,
+    },
+    /// Let others use an image or a snapshot, or no longer
+    Share(ShareArgs),
+    /// Set tags of an image or a snapshot
+    Tag {
+        /// The image or snapshot
+        #[arg(value_name = "ID")]
+        id: AnyId,
+        /// The tags
+        #[arg(value_name = "K=V", required = true, value_parser = parse_tag)]
+        tags: Vec<Tag>,
+    },
+    /// Remove tags of an image or a snapshot
+    Untag {
+        /// The image or snapshot
+        #[arg(value_name = "ID")]
+        id: AnyId,
+        /// The tags' keys
+        #[arg(value_name = "KEY", required = true)]
+        keys: Vec<String>,
+    },
+    /// Mark an image as outdated from a time on: it can still be launched, others' lists hide it
+    Deprecate {
+        /// The image
+        #[arg(value_name = "IMAGE")]
+        image: ImageId,
+        /// From when on, for example 2027-01-31T12:00:00Z; rounded to the minute
+        #[arg(long, value_name = "TIME", value_parser = parse_time, required_unless_present = "cancel")]
+        at: Option<u64>,
+        /// Take it back
+        #[arg(long, conflicts_with = "at")]
+        cancel: bool,
+    },
+    /// Switch an image off: nobody launches it, and its launch permissions are gone
+    Disable {
+        /// The image
+        #[arg(value_name = "IMAGE")]
+        image: ImageId,
+    },
+    /// Switch a disabled image on again
+    Enable {
+        /// The image
+        #[arg(value_name = "IMAGE")]
+        image: ImageId,
+    },
+    /// Forbid deregistering an image, or allow it again
+    Protect {
+        /// The image
+        #[arg(value_name = "IMAGE")]
+        image: ImageId,
+        /// Allow it again
+        #[arg(long)]
+        off: bool,
     },
     /// Launch instances of an image: write their volumes as disk files; print their ids
     Launch(LaunchArgs),
@@ -219,6 +272,32 @@ pub struct RegisterArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(
+    after_help = "Sharing an image lets others launch it; copying it needs its snapshots, too (--snapshots).\n\nExamples:\n  imgstore share ami-0123… --add 123456789012 --snapshots\n  imgstore share ami-0123… --add all\n  imgstore share snap-0123… --remove 123456789012"
+)]
+pub struct ShareArgs {
+    /// The image or snapshot
+    #[arg(value_name = "ID")]
+    pub id: AnyId,
+    /// Whom to let in: an account, or all; may be repeated
+    #[arg(long, value_name = "ACCOUNT|all", num_args = 1.., value_parser = parse_permission, required_unless_present = "remove")]
+    pub add: Vec<Permission>,
+    /// Whom to let in no longer; may be repeated
+    #[arg(long, value_name = "ACCOUNT|all", num_args = 1.., value_parser = parse_permission)]
+    pub remove: Vec<Permission>,
+    /// The same for the image's own snapshots
+    #[arg(long)]
+    pub snapshots: bool,
+}
+
+fn parse_permission(text: &str) -> Result<Permission, String> {
+    match text {
+        "all" => Ok(Permission::All),
+        id => id.parse().map(Permission::Account).map_err(|_| "write an account's 12 digits, or all".into()),
+    }
+}
+
+#[derive(Debug, Args)]
 pub struct ListArgs {
     /// Whose: self, all that the account may see, or an account
     #[arg(long, value_name = "self|all|ID", default_value = "self", value_parser = parse_owner)]
@@ -242,6 +321,9 @@ pub struct ImagesArgs {
     /// Only what was shared by name with everybody (all), or with an account (self, or its id)
     #[arg(long, value_name = "self|all|ID", value_parser = parse_owner)]
     pub executable_by: Option<Owner>,
+    /// Others' deprecated images, too
+    #[arg(long)]
+    pub include_deprecated: bool,
     /// Only the newest available image whose name fits
     #[arg(long, value_name = "NAME-PATTERN")]
     pub latest: Option<String>,

@@ -69,6 +69,8 @@ pub fn image(image: &Image) -> Value {
         "devices": image.devices.iter().map(device).collect::<Value>(),
         "launch_permissions": permissions(&image.launch_permissions),
         "created": time_millis(image.created_ms),
+        "deprecation_time": image.deprecation_ms.map(time_millis),
+        "deregistration_protected": image.deregistration_protected,
         "tags": tags(&image.tags),
         "source_region": image.source.as_ref().map(|source| &source.region),
         "source_image_id": image.source.as_ref().map(|source| source.image_id),

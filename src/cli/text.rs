@@ -43,6 +43,14 @@ pub fn parse_bytes(text: &str) -> Result<u64, String> {
     number.checked_mul(factor).ok_or_else(|| format!("'{text}' is too large"))
 }
 
+/// Reads a time as `time` writes it.
+pub fn parse_time(text: &str) -> Result<TimeMs, String> {
+    let at = humantime::parse_rfc3339_weak(text)
+        .map_err(|_| format!("'{text}' is no time; write 2027-01-31T12:00:00Z"))?;
+    let since = at.duration_since(UNIX_EPOCH).map_err(|_| "a time before 1970".to_owned())?;
+    TimeMs::try_from(since.as_millis()).map_err(|_| "a time too far away".to_owned())
+}
+
 /// Reads `KEY=VALUE`.
 pub fn parse_tag(text: &str) -> Result<Tag, String> {
     let (key, value) = text.split_once('=').ok_or_else(|| format!("'{text}' is no tag; write KEY=VALUE"))?;

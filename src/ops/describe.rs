@@ -41,6 +41,10 @@ pub struct Query {
     pub owner: Owner,
     /// Images only: those that were shared with everybody, or with one account, by name.
     pub executable_by: Option<Permission>,
+    /// Images only: others' deprecated ones, too.
+    pub include_deprecated: bool,
+    /// Now: what is deprecated from a later time on is not deprecated yet.
+    pub now_ms: TimeMs,
     /// All of these must admit a thing.
     pub filters: Vec<Filter>,
     /// At most so many, 1 or more.
@@ -78,7 +82,11 @@ pub fn images<'a>(
     query: &Query,
 ) -> Result<Page<'a, Image>, OpsError> {
     let shared = |image: &&Image| query.executable_by.is_none_or(|by| image.launch_permissions.contains(&by));
-    page(catalog, caller, query, catalog.images.values().filter(shared))
+    let hidden = |image: &&Image| {
+        let is_deprecated = image.deprecation_ms.is_some_and(|at| at <= query.now_ms);
+        is_deprecated && image.owner != caller && !query.include_deprecated
+    };
+    page(catalog, caller, query, catalog.images.values().filter(shared).filter(|image| !hidden(image)))
 }
 
 /// Snapshots that the caller may see.

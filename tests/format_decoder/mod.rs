@@ -213,7 +213,11 @@ structs! {
 choices! {
     Op { 0 NoOp, 1 RegisterPack(PackRecord), 2 RegisterSegment(SegmentRecord),
         3 CreateSnapshot(Box<Snapshot>, Vec<Name>), 4 DeleteSnapshot(ShortId), 5 RegisterImage(Box<Image>),
-        6 DeregisterImage(ShortId), 7 RunInstance(Box<Instance>, Vec<Volume>), }
+        6 DeregisterImage(ShortId), 7 RunInstance(Box<Instance>, Vec<Volume>),
+        8 ModifyImage(ShortId, ImageChange), 9 ModifySnapshot(ShortId, SnapshotChange), }
+    ImageChange { 0 LaunchPermissions(Vec<Permission>), 1 Tags(Vec<Tag>), 2 Deprecation(Option<u64>),
+        3 Disable, 4 Enable, 5 Protection(bool), }
+    SnapshotChange { 0 CreateVolumePermissions(Vec<Permission>), 1 Tags(Vec<Tag>), }
     Body { 0 Inline(Vec<Op>), 1 Spilled(Name, Hash), } SnapshotState { 0 Pending, 1 Completed, 2 Error, }
     Permission { 0 All, 1 Account(AccountId), } VolumeState { 0 Available, 1 InUse, }
     ImageState { 0 Pending, 1 Available, 2 Invalid, 3 Deregistered, 4 Transient, 5 Failed, 6 Error,
@@ -505,6 +509,28 @@ impl Catalog {
             Op::RunInstance(instance, volumes) => {
                 volumes.into_iter().try_for_each(|volume| insert(&mut self.volumes, volume.id, volume))?;
                 insert(&mut self.instances, instance.id, *instance)
+            }
+            Op::ModifyImage(id, change) => {
+                let image = self.images.get_mut(&id).ok_or("no such image")?;
+                match change {
+                    ImageChange::LaunchPermissions(permissions) => image.launch_permissions = permissions,
+                    ImageChange::Tags(tags) => image.tags = tags,
+                    ImageChange::Deprecation(at) => image.deprecation = at,
+                    ImageChange::Disable => {
+                        (image.state, image.launch_permissions) = (ImageState::Disabled, Vec::new());
+                    }
+                    ImageChange::Enable => image.state = ImageState::Available,
+                    ImageChange::Protection(protected) => image.deregistration_protected = protected,
+                }
+                Ok(())
+            }
+            Op::ModifySnapshot(id, change) => {
+                let snapshot = self.snapshots.get_mut(&id).ok_or("no such snapshot")?;
+                match change {
+                    SnapshotChange::CreateVolumePermissions(p) => snapshot.create_volume_permissions = p,
+                    SnapshotChange::Tags(tags) => snapshot.tags = tags,
+                }
+                Ok(())
             }
         }
     }

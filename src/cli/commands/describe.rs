@@ -17,6 +17,8 @@ fn query(args: &ListArgs) -> Query {
     Query {
         owner: args.owner,
         executable_by: None,
+        include_deprecated: false,
+        now_ms: imgstore::io::clock::now_ms(),
         filters: args.filters.clone(),
         results_max: args.max_results.and_then(|most| usize::try_from(most).ok()),
         next_token: args.next_token.clone(),
@@ -42,6 +44,7 @@ pub fn images(session: &Session<'_>, args: &ImagesArgs) -> Result<(), CliError> 
     let catalog = session.home.open_region()?.catalog()?;
     let account = session.context.account;
     let mut query = query(&args.list);
+    query.include_deprecated = args.include_deprecated;
     query.executable_by = args.executable_by.map(|by| match by {
         Owner::All => Permission::All,
         Owner::Caller => Permission::Account(account),

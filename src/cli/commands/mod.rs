@@ -3,6 +3,7 @@
 mod describe;
 mod history;
 mod ingest;
+mod modify;
 mod move_out;
 mod region;
 mod upkeep;
@@ -59,6 +60,13 @@ pub fn run(cli: &Cli, output: &Output, watcher: &Watcher) -> Result<u8, CliError
         Command::Copy(args) => move_out::copy(&session, args),
         Command::Launch(args) => move_out::launch(&session, args),
         Command::Export(args) => move_out::export(&session, args),
+        Command::Share(args) => modify::share(&session, args),
+        Command::Tag { id, tags } => modify::tag(&session, *id, tags, &[]),
+        Command::Untag { id, keys } => modify::tag(&session, *id, &[], keys),
+        Command::Deprecate { image, at, cancel: _ } => modify::deprecate(&session, *image, *at),
+        Command::Disable { image } => modify::disable(&session, *image),
+        Command::Enable { image } => modify::enable(&session, *image),
+        Command::Protect { image, off } => modify::protect(&session, *image, *off),
         Command::Deregister { image } => upkeep::deregister(&session, *image),
         Command::DeleteSnapshot { snapshot } => upkeep::delete_snapshot(&session, *snapshot),
         Command::Stats { ids } => upkeep::stats(&session, ids),
