@@ -271,7 +271,7 @@ fn ctrl_c_leaves_no_half_result() {
     place.disk("a.raw", 48 << 20, 1);
     let id = one_line(&place.ok(&["snapshot", "a.raw"]), "snap-");
     let mut interrupted = 0;
-    for delay_ms in [5, 15, 30, 60, 90, 120] {
+    for delay_ms in [5, 15, 30, 60, 90, 120, 200, 350, 600, 1000] {
         let mut child = place
             .command(&["export", &id, "out.raw", "--threads", "1"])
             .stderr(Stdio::null())
