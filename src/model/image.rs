@@ -244,11 +244,6 @@ impl Image {
             DeviceTarget::Ephemeral(_) => None,
         })
     }
-
-    /// The device that the guest boots from.
-    pub fn root_device(&self) -> Option<&BlockDeviceMapping> {
-        self.devices.iter().find(|d| d.device_name == self.root_device_name)
-    }
 }
 
 /// Whether a name is one that EC2 accepts for an image: 3 to 128 of letters, digits and `()[] ./-'@_`.

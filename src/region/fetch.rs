@@ -98,11 +98,13 @@ impl Region {
 
     /// Where a chunk is, in a pack that something new may refer to and that is there.
     pub(super) fn locate_usable(&self, index: &Index, id: ChunkId) -> Result<Option<Location>, PackError> {
-        let mut lost = self.lost_packs();
+        // Asked for every chunk: what was lost is gathered only where something was.
+        let mut lost: Option<HashSet<PackName>> = None;
         loop {
-            match index.locate_for_use(id, |pack| lost.contains(pack))? {
+            let is_lost = |pack: &PackName| lost.as_ref().is_some_and(|lost| lost.contains(pack));
+            match index.locate_for_use(id, is_lost)? {
                 Some(location) if !self.is_there(location.pack)? => {
-                    lost.insert(location.pack);
+                    lost.get_or_insert_with(|| self.lost_packs()).insert(location.pack);
                 }
                 located => return Ok(located),
             }

@@ -165,11 +165,6 @@ impl Region {
         &self.0.header
     }
 
-    /// This handle as a writer.
-    pub fn session_id(&self) -> SessionId {
-        self.0.session
-    }
-
     /// What exists now: the log replayed to its tail. Cheap to clone.
     pub fn catalog(&self) -> Result<Catalog, RegionError> {
         let mut head = self.head();
