@@ -130,10 +130,20 @@ pub enum DiskError {
         /// Bytes of the target.
         found: u64,
     },
+    /// A file that belongs to a bundle is damaged or hostile, or a bundle cannot be made as it was asked for.
+    #[error("{path}: {why}; {cure}")]
+    BadBundle {
+        /// The file, or the directory of a bundle that is not made yet.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+        /// What to do.
+        cure: &'static str,
+    },
 }
 
 impl DiskError {
-    pub(super) fn io(action: &'static str, path: impl Into<PathBuf>, offset: u64, source: io::Error) -> Self {
+    pub(crate) fn io(action: &'static str, path: impl Into<PathBuf>, offset: u64, source: io::Error) -> Self {
         let path = path.into();
         match source.kind() {
             io::ErrorKind::NotFound => Self::NotFound { path },

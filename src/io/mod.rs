@@ -4,7 +4,8 @@
 //!   one on a file system, [`memory`] the strict one in memory.
 //! - [`files`]: the seam under `directory`: the file system calls that durability hangs on. [`os`] makes
 //!   them, [`sim`] simulates them with everything that a crash can do to them.
-//! - [`disk`]: what a disk is to the pipelines; [`rawdisk`] reads one, [`outfile`] writes one.
+//! - [`disk`]: what a disk is to the pipelines; [`rawdisk`] reads one, [`outfile`] writes one; [`parts`] reads and writes the
+//!   files of a bundle.
 //! - [`config`]: small files of the user's own.
 //! - [`map`]: the read-only map of sealed files, the only `unsafe` of the project.
 
@@ -17,6 +18,7 @@ pub mod map;
 pub mod memory;
 pub mod os;
 pub mod outfile;
+pub mod parts;
 pub mod rawdisk;
 pub mod sim;
 pub mod storage;
