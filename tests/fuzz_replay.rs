@@ -6,6 +6,7 @@
 mod targets;
 
 use imgstore::chunk::frame::{Codec, CodecPool, chunk_id};
+use imgstore::disk::bundle::manifest::{self as bundle, Manifest, Part};
 use imgstore::format::checkpoint::Checkpoint;
 use imgstore::format::entry::Entry;
 use imgstore::format::segment::SegmentWriter;
@@ -128,7 +129,7 @@ macro_rules! replays {
     };
 }
 
-replays!(checkpoint detect frame manifest pack record region segment);
+replays!(bundle checkpoint detect frame manifest pack record region segment);
 
 #[test]
 fn seeds_and_regressions_are_small_and_each_belongs_to_a_target() {
@@ -274,7 +275,35 @@ fn seeds() -> Vec<(&'static str, &'static str, Vec<u8>)> {
         ("boot-sector", b"\xeb\x63\x90"),
     ];
     seeds.extend(heads.map(|(name, head)| ("detect", name, head.to_vec())));
+    seeds.extend(
+        bundles().map(|(name, manifest)| ("bundle", name, bundle::encode(&manifest).expect("it encodes"))),
+    );
     seeds
+}
+
+fn bundles() -> [(&'static str, Manifest); 3] {
+    let zeros = Manifest {
+        name: "zeros".into(),
+        volume_bytes: 1,
+        part_bytes: bundle::PART_BYTES,
+        attributes: [].into(),
+        parts: vec![],
+    };
+    let part = |number, raw_bytes, stored_bytes| Part { number, raw_bytes, stored_bytes, blake3: HASH };
+    let parts = Manifest {
+        name: "web-1.2_x".into(),
+        volume_bytes: 5 * 4096 - 7,
+        part_bytes: 4096,
+        attributes: [("Name", "Zürich \"1\"\\\n\u{1}"), ("", "")].map(|(k, v)| (k.into(), v.into())).into(),
+        parts: vec![part(0, 4096, 1), part(1, 4096, 4096 + 64 + 1024), part(4, 4089, 17)],
+    };
+    let largest = Manifest {
+        name: "9".repeat(128),
+        volume_bytes: 64 << 40,
+        parts: vec![part((4 << 20) - 1, 16 << 20, 999)],
+        ..zeros.clone()
+    };
+    [("zeros", zeros), ("parts", parts), ("largest", largest)]
 }
 
 fn id(number: u64) -> ChunkId {

@@ -11,6 +11,8 @@
 //! `tests/fuzz_replay.rs` includes it: the ordinary tests replay seeds and past finds without a fuzzer.
 
 use imgstore::chunk::frame::{Codec, CodecPool, FRAME_HEADER_BYTES, FrameError, chunk_id};
+use imgstore::disk::bundle::is_bundle_name;
+use imgstore::disk::bundle::manifest::{self as bundle_format, Manifest, Part};
 use imgstore::disk::detect::{HEAD_BYTES, foreign_signature};
 use imgstore::format::entry::{ENTRY_BYTES, Entry, entry_id};
 use imgstore::format::envelope::{self, HASH_BYTES, Kind, VERSION};
@@ -32,7 +34,8 @@ use std::sync::Arc;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target by its name: the name of its binary, of its seeds' folder and of its finds' folder.
-pub const TARGETS: [Target; 8] = [
+pub const TARGETS: [Target; 9] = [
+    ("bundle", bundle),
     ("checkpoint", checkpoint),
     ("detect", detect),
     ("frame", frame),
@@ -42,6 +45,67 @@ pub const TARGETS: [Target; 8] = [
     ("region", region),
     ("segment", segment),
 ];
+
+/// Manifests of bundles: parsed as they are and with the hash that fits, and made of the input's numbers.
+pub fn bundle(data: &[u8]) {
+    const SEAL: &[u8] = b"\"blake3\":\"";
+    bundle_of(data);
+    if let Some(at) = data.windows(SEAL.len()).rposition(|piece| piece == SEAL) {
+        let start = &data[..at + SEAL.len()];
+        let seal = chunk_id(&[start, b"\"}"].concat()).to_string();
+        bundle_of(&[start, seal.as_bytes(), b"\"}"].concat());
+    }
+    let numbers: Vec<u64> = data.as_chunks().0.iter().map(|&bytes| u64::from_le_bytes(bytes)).collect();
+    let [volume_bytes, part_bytes, parts @ ..] = &numbers[..] else { return };
+    let attributes = parts.iter().map(|part| (part.to_string(), part.to_string()));
+    let hostile = Manifest {
+        name: String::from_utf8_lossy(&data[..data.len().min(16)]).into_owned(),
+        volume_bytes: *volume_bytes,
+        part_bytes: *part_bytes,
+        attributes: attributes.clone().take(70).collect(),
+        parts: parts.iter().map(|&number| part_of(number, number, number)).collect(),
+    };
+    // What is likely to be right.
+    let mut fitting = Manifest {
+        name: "name".into(),
+        volume_bytes: volume_bytes % (64 << 20),
+        part_bytes: part_bytes % (1 << 20) / 4096 * 4096,
+        attributes: attributes.take(3).collect(),
+        parts: Vec::new(),
+    };
+    for part in parts {
+        let number = fitting.parts.last().map_or(0, |last| last.number + 1) + (part >> 62);
+        let raw_bytes = fitting.raw_bytes(number);
+        if raw_bytes == 0 {
+            break;
+        }
+        fitting.parts.push(part_of(number, raw_bytes, part % 1024 + 1));
+    }
+    for manifest in [hostile, fitting] {
+        if let Ok(bytes) = bundle_format::encode(&manifest) {
+            assert_eq!(bundle_format::parse(&bytes), Ok(manifest));
+        }
+    }
+}
+
+fn part_of(number: u64, raw_bytes: u64, stored_bytes: u64) -> Part {
+    Part { number, raw_bytes, stored_bytes, blake3: ObjectHash([number.to_le_bytes()[0]; 32]) }
+}
+
+fn bundle_of(bytes: &[u8]) {
+    let Ok(manifest) = bundle_format::parse(bytes) else { return };
+    assert_eq!(bundle_format::encode(&manifest).as_deref(), Ok(bytes));
+    assert!(is_bundle_name(&manifest.name) && manifest.is_name_of_file(&manifest.file_name()));
+    let mut end = 0;
+    for part in &manifest.parts {
+        let name = manifest.part_name(part.number);
+        assert!(manifest.is_name_of_file(&name) && !name.contains('/') && name != manifest.file_name());
+        let start = part.number * manifest.part_bytes;
+        assert!(start >= end && part.raw_bytes > 0 && part.raw_bytes <= manifest.part_bytes);
+        end = start + part.raw_bytes;
+    }
+    assert!(end <= manifest.volume_bytes);
+}
 
 /// Checkpoints: decoded, encoded, and a record put on top of them, as a reader does.
 pub fn checkpoint(data: &[u8]) {
