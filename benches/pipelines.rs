@@ -12,6 +12,7 @@ use imgstore::chunk::fingerprint::is_zero;
 use imgstore::disk::open::{Declared, TargetOptions, open_disk, open_target};
 use imgstore::io::directory::DirectoryOptions;
 use imgstore::model::account::AccountId;
+use imgstore::model::catalog::Root;
 use imgstore::model::snapshot::Snapshot;
 use imgstore::model::units::BLOCK_BYTES;
 use imgstore::ops::context::{Context, MEMORY_BYTES_DEFAULT, Unwatched};
@@ -41,7 +42,14 @@ fn main() {
     let account = AccountId::from_random(1);
     let bench = Bench {
         disk,
-        context: Context { account, pool: &pool, memory_bytes: MEMORY_BYTES_DEFAULT, progress: &Unwatched },
+        context: Context {
+            account,
+            now_ms: 0,
+            dry_run: false,
+            pool: &pool,
+            memory_bytes: MEMORY_BYTES_DEFAULT,
+            progress: &Unwatched,
+        },
         work: work.path(),
     };
 
@@ -88,7 +96,7 @@ type Group<'a> = BenchmarkGroup<'a, WallTime>;
 impl Bench<'_> {
     fn region(&self) -> TempRegion {
         let directory = tempfile::tempdir_in(self.work).expect("a temporary directory");
-        let options = RegionOptions::named("bench");
+        let options = RegionOptions::named("bench", AccountId::from_random(1));
         let region =
             Region::create_directory(&directory.path().join("region"), &options, DirectoryOptions::default());
         TempRegion { region: region.expect("a new region"), _directory: directory }
@@ -133,9 +141,9 @@ impl Bench<'_> {
             let _ = fs::remove_file(&path);
         };
         let run = |()| {
-            let map = load(source, snapshot).expect("a block map");
+            let map = load(source, &Root::from(snapshot)).expect("a block map");
             let target = open_target(&path, map.volume_bytes(), TargetOptions::default()).expect("a target");
-            export(source, snapshot, &map, target, &self.context).expect("an export");
+            export(source, &Root::from(snapshot), &map, target, &self.context).expect("an export");
         };
         group.bench_function("export", |bencher| bencher.iter_batched(remove, run, BatchSize::PerIteration));
         remove();

@@ -12,6 +12,7 @@ use common::{Caller, MemoryDisk, session, volume};
 use imgstore::io::directory::{Directory, DirectoryOptions};
 use imgstore::io::sim::{CrashMode, Hook, SimFiles, SimOp, Verdict};
 use imgstore::io::storage::{Created, Listed, Object, Storage, StorageError};
+use imgstore::model::account::AccountId;
 use imgstore::model::ids::SnapshotId;
 use imgstore::model::region::ChunkerParams;
 use imgstore::ops::copy::{CopyOptions, CopyWhat, apply, plan};
@@ -30,7 +31,7 @@ const AWAY: &str = "/b";
 
 fn options() -> RegionOptions {
     let chunker = ChunkerParams { min_blocks: 1, avg_blocks: 2, max_blocks: 4, zero_tail_bytes: 32 };
-    RegionOptions { chunker, pack_bytes: 16 << 10, ..RegionOptions::named("sim") }
+    RegionOptions { chunker, pack_bytes: 16 << 10, ..RegionOptions::named("sim", AccountId::from_random(1)) }
 }
 
 /// A wrapper around a region's storage: a seeded bug, or none.

@@ -5,7 +5,8 @@ mod common;
 use imgstore::model::account::{AccountId, Permission, Tag};
 use imgstore::model::catalog::Catalog;
 use imgstore::model::ids::ImageId;
-use imgstore::model::image::{Architecture, Image, ImageState};
+use imgstore::model::image::{DeregistrationProtection, Image, Machine};
+use imgstore::model::words::{Architecture, ImageState, VirtualizationType};
 use imgstore::ops::describe::{Owner, Query, images, latest};
 use imgstore::ops::filter::Filter;
 use std::sync::Arc;
@@ -22,17 +23,19 @@ fn image(number: u64, owner: AccountId) -> Image {
         description: String::new(),
         owner,
         state: ImageState::Available,
-        architecture: if number.is_multiple_of(2) { Architecture::X86_64 } else { Architecture::Arm64 },
-        platform: None,
-        virtualization_type: "hvm".parse().unwrap(),
-        boot_mode: None,
-        tpm_support: None,
-        ena_support: true,
-        imds_support: None,
-        kernel_id: None,
-        ramdisk_id: None,
+        machine: Machine {
+            architecture: if number.is_multiple_of(2) { Architecture::X86_64 } else { Architecture::Arm64 },
+            platform: None,
+            virtualization_type: VirtualizationType::Hvm,
+            boot_mode: None,
+            tpm_support: None,
+            ena_support: true,
+            imds_support: None,
+            kernel_id: None,
+            ramdisk_id: None,
+        },
         root_device_name: "/dev/xvda".into(),
-        root_device_type: "ebs".parse().unwrap(),
+        template: None,
         devices: vec![],
         launch_permissions: vec![],
         product_codes: vec![],
@@ -40,7 +43,7 @@ fn image(number: u64, owner: AccountId) -> Image {
         // Several are made in one millisecond.
         created_ms: 1_800_000_000_000 + number / 3,
         deprecation_ms: None,
-        deregistration_protected: false,
+        deregistration_protection: DeregistrationProtection::Disabled,
         source: None,
         source_instance: None,
         predecessor: None,
@@ -56,9 +59,11 @@ fn catalog(images: impl IntoIterator<Item = Image>) -> Catalog {
 
 fn query(filters: &[&str]) -> Query {
     Query {
+        ids: vec![],
         owner: Owner::Caller,
         executable_by: None,
         include_deprecated: false,
+        include_disabled: false,
         now_ms: 1_900_000_000_000,
         filters: filters.iter().map(|text| Filter::parse(text).unwrap()).collect(),
         results_max: None,

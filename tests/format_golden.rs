@@ -3,545 +3,43 @@
 
 mod common;
 mod format_decoder;
+mod format_samples;
 
-use common::{Caller, MemoryDisk, session, volume};
+use common::{Caller, Draw, MemoryDisk, session, volume};
 use format_decoder as second;
-use imgstore::chunk::frame::{Codec, CodecPool, Frame, chunk_id};
+use format_samples::*;
+use imgstore::chunk::frame::{Codec, CodecPool, chunk_id};
+use imgstore::disk::DiskRead;
+use imgstore::disk::bundle::manifest::{self as bundle_format, Manifest, Part};
+use imgstore::disk::bundle::{BundleOptions, create_bundle, open_bundle};
 use imgstore::format::checkpoint::{self, Checkpoint};
 use imgstore::format::entry::Entry;
 use imgstore::format::error::FormatError;
-use imgstore::format::record::{self, Body, StoredRecord};
-use imgstore::format::segment::{self, SegmentWriter};
-use imgstore::format::{manifest, pack, region};
+use imgstore::format::{codec, manifest, pack, record, region, segment};
 use imgstore::io::directory::DirectoryOptions;
 use imgstore::io::memory::Memory;
 use imgstore::io::storage::Storage;
-use imgstore::model::account::{AccountId, Permission, Tag};
-use imgstore::model::blockmap::{BlockMap, ChunkRef};
-use imgstore::model::catalog::{Catalog, Pack};
-use imgstore::model::ids::{ChunkId, ObjectHash, RegionId, SessionId, SnapshotId};
-use imgstore::model::image::{
-    Architecture, BlockDeviceMapping, BootMode, DeviceTarget, EbsBlockDevice, Image, ImageSource, ImageState,
-    RootDeviceType, VirtualizationType, VolumeType,
+use imgstore::model::account::{AccountId, RetentionRule};
+use imgstore::model::catalog::{Catalog, DEREGISTERED_KEPT, Deregistered, Pack};
+use imgstore::model::ids::{ImageId, ObjectHash, SessionId, SnapshotId};
+use imgstore::model::image::{DeviceTarget, Image};
+use imgstore::model::instance::{Attachment, Instance, LocalDisk, Volume};
+use imgstore::model::objects::{PackName, PackRecord, PackState, SegmentName, SegmentRecord};
+use imgstore::model::op::{AccountChange, Author, BinStay, InstanceChange, LogRecord, Op, VolumeChange};
+use imgstore::model::region::ChunkerParams;
+use imgstore::model::snapshot::{Snapshot, Template};
+use imgstore::model::words::{
+    Architecture, BootMode, ImageState, InstanceState, SnapshotState, VirtualizationType, VolumeType,
 };
-use imgstore::model::instance::{Attachment, Instance, InstanceState, Volume, VolumeState};
-use imgstore::model::objects::{
-    ListName, ManifestName, ManifestRecord, PackName, PackRecord, PackState, SegmentName, SegmentRecord,
-};
-use imgstore::model::op::{Author, Op};
-use imgstore::model::region::{ChunkerParams, RegionHeader};
-use imgstore::model::snapshot::{Snapshot, SnapshotSource, SnapshotState};
 use imgstore::ops::error::OpsError;
 use imgstore::region::{Region, RegionOptions};
+use serde::Serialize;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
-
-// ---- Fixed values: each as the library has it, and as the second decoder must read it. Every field has
-// another value than its neighbours, so that no two can be confused.
-
-const SESSION: [u8; 16] = *b"session 16 bytes";
-const REGION: [u8; 16] = *b"region: 16 bytes";
-
-fn id<T: FromStr<Err: Debug>>(prefix: &str, number: u128) -> (T, second::ShortId) {
-    (format!("{prefix}{number:017x}").parse().expect("an id"), second::ShortId(number))
-}
-
-fn account(number: u64) -> (AccountId, second::AccountId) {
-    (format!("{number:012}").parse().expect("an account"), second::AccountId(number))
-}
-
-fn name(number: u64) -> second::Name {
-    second::Name { session: SESSION, number }
-}
-
-fn text(text: &str) -> (String, String) {
-    (text.to_owned(), text.to_owned())
-}
-
-fn tag(key: &str, value: &str) -> (Tag, second::Tag) {
-    let (key, value) = (key.to_owned(), value.to_owned());
-    (Tag { key: key.clone(), value: value.clone() }, second::Tag { key, value })
-}
-
-fn region_header() -> (RegionHeader, second::RegionHeader) {
-    let chunker = ChunkerParams { min_blocks: 2, avg_blocks: 33, max_blocks: 256, zero_tail_bytes: 4096 };
-    let (name, created, zstd_level, pack_bytes) = ("golden-1".to_owned(), 0x0001_9abc_def0_1234, 12, 16_384);
-    (
-        RegionHeader {
-            id: RegionId(REGION),
-            name: name.clone(),
-            created_ms: created,
-            chunker,
-            zstd_level,
-            pack_bytes,
-        },
-        second::RegionHeader {
-            id: REGION,
-            name,
-            created,
-            chunker: second::Chunker {
-                min_blocks: 2,
-                avg_blocks: 33,
-                max_blocks: 256,
-                zero_tail_bytes: 4096,
-            },
-            zstd_level,
-            pack_bytes,
-        },
-    )
-}
-
-fn pack_record() -> (PackRecord, second::PackRecord) {
-    let pack = |number| PackName { session: SessionId(SESSION), number };
-    (
-        PackRecord {
-            name: pack(u64::MAX - 1),
-            len: 1 << 33,
-            frames: 7,
-            raw_bytes: 1 << 35,
-            trailer_hash: ObjectHash([0x71; 32]),
-            bases: vec![pack(5), pack(4)],
-        },
-        second::PackRecord {
-            name: name(u64::MAX - 1),
-            len: 1 << 33,
-            frames: 7,
-            raw_bytes: 1 << 35,
-            trailer_hash: [0x71; 32],
-            bases: vec![name(5), name(4)],
-        },
-    )
-}
-
-fn segment_record() -> (SegmentRecord, second::SegmentRecord) {
-    let segment = |number| SegmentName { session: SessionId(SESSION), number };
-    (
-        SegmentRecord {
-            name: segment(9),
-            len: 4096,
-            entries: 1 << 34,
-            hash: ObjectHash([0x5e; 32]),
-            replaces: vec![segment(3)],
-        },
-        second::SegmentRecord {
-            name: name(9),
-            len: 4096,
-            entries: 1 << 34,
-            hash: [0x5e; 32],
-            replaces: vec![name(3)],
-        },
-    )
-}
-
-/// With every optional field, or without.
-fn snapshot(number: u128, full: bool) -> (Snapshot, second::Snapshot) {
-    let ((id, id2), (owner, owner2)) = (id("snap-", number), account(999_999_999_999));
-    let (description, description2) = text("größer als ASCII: 雪");
-    let ((tag, tag2), (parent, parent2)) = (tag("Name", "root"), self::id("snap-", 0xf_0000_0000_0000_0001));
-    let ((volume, volume2), (of, of2)) = (self::id("vol-", 0x22), self::id("snap-", 0x33));
-    let source =
-        SnapshotSource { region_id: RegionId([3; 16]), region: "far".into(), snapshot_id: of, sequence: 44 };
-    let source2 =
-        second::SnapshotSource { region_id: [3; 16], region: "far".into(), snapshot_id: of2, sequence: 44 };
-    let (friend, friend2) = account(123_456_789_012);
-    let permissions = [vec![], vec![Permission::All, Permission::Account(friend)]];
-    let permissions2 = [vec![], vec![second::Permission::All, second::Permission::Account(friend2)]];
-    (
-        Snapshot {
-            id,
-            owner,
-            description,
-            volume_bytes: 0x1111,
-            data_bytes: 0x2222,
-            state: if full { SnapshotState::Error } else { SnapshotState::Completed },
-            created_ms: 0x3333,
-            tags: vec![tag],
-            parent: full.then_some(parent),
-            volume: full.then_some(volume),
-            source: full.then_some(source),
-            create_volume_permissions: permissions[usize::from(full)].clone(),
-            client_token: full.then(|| "token".into()),
-            manifest: ManifestRecord {
-                name: ManifestName { session: SessionId(SESSION), number: 8 },
-                len: 0x4444,
-                hash: ObjectHash([0x55; 32]),
-                chunks: 0x6666,
-            },
-        },
-        second::Snapshot {
-            id: id2,
-            owner: owner2,
-            description: description2,
-            volume_bytes: 0x1111,
-            data_bytes: 0x2222,
-            state: if full { second::SnapshotState::Error } else { second::SnapshotState::Completed },
-            created: 0x3333,
-            tags: vec![tag2],
-            parent: full.then_some(parent2),
-            volume: full.then_some(volume2),
-            source: full.then_some(source2),
-            create_volume_permissions: permissions2[usize::from(full)].clone(),
-            client_token: full.then(|| "token".into()),
-            manifest: second::ManifestRecord { name: name(8), len: 0x4444, hash: [0x55; 32], chunks: 0x6666 },
-        },
-    )
-}
-
-fn image(number: u128, full: bool) -> (Image, second::Image) {
-    let ((id, id2), (owner, owner2)) = (id("ami-", number), account(1));
-    let ((stood, stood2), (from, from2)) = (self::id("snap-", 0x77), self::id("ami-", 0x88));
-    let ((ran, ran2), (before, before2)) = (self::id("i-", 0x99), self::id("ami-", 0xaa));
-    let some = |text: &str| full.then(|| text.to_owned());
-    let ebs = EbsBlockDevice {
-        snapshot_id: Some(stood),
-        volume_bytes: 0xbbbb,
-        volume_type: VolumeType::Standard,
-        iops: full.then_some(0xcccc),
-        delete_on_termination: full,
-    };
-    let ebs2 =
-        second::Target::Ebs(Some(stood2), 0xbbbb, second::VolumeType::Standard, full.then_some(0xcccc), full);
-    let device = |name: &str, target| BlockDeviceMapping { device_name: name.to_owned(), target };
-    let device2 = |name: &str, target| second::Device { device_name: name.to_owned(), target };
-    let ((tag, tag2), region) = (tag("Stage", ""), "elsewhere".to_owned());
-    (
-        Image {
-            id,
-            name: "web server".into(),
-            description: "an image".into(),
-            owner,
-            state: if full { ImageState::Disabled } else { ImageState::Available },
-            architecture: Architecture::Arm64Mac,
-            platform: some("windows"),
-            virtualization_type: VirtualizationType::Paravirtual,
-            boot_mode: full.then_some(BootMode::UefiPreferred),
-            tpm_support: some("v2.0"),
-            ena_support: !full,
-            imds_support: some("imds"),
-            kernel_id: some("aki"),
-            ramdisk_id: some("ari"),
-            root_device_name: "/dev/xvda".into(),
-            root_device_type: RootDeviceType::InstanceStore,
-            devices: vec![
-                device("/dev/xvda", DeviceTarget::Ebs(ebs)),
-                device("/dev/sdb", DeviceTarget::Ephemeral(23)),
-            ],
-            launch_permissions: vec![Permission::All],
-            product_codes: vec!["code 1".into(), "code 2".into()],
-            tags: vec![tag],
-            created_ms: 0xdddd,
-            deprecation_ms: full.then_some(0xeeee),
-            deregistration_protected: full,
-            source: full.then(|| ImageSource {
-                region_id: RegionId([4; 16]),
-                region: region.clone(),
-                image_id: from,
-                owner,
-            }),
-            source_instance: full.then_some(ran),
-            predecessor: full.then_some(before),
-            client_token: some("once"),
-        },
-        second::Image {
-            id: id2,
-            name: "web server".into(),
-            description: "an image".into(),
-            owner: owner2,
-            state: if full { second::ImageState::Disabled } else { second::ImageState::Available },
-            architecture: second::Architecture::Arm64Mac,
-            platform: some("windows"),
-            virtualization_type: second::Virtualization::Paravirtual,
-            boot_mode: full.then_some(second::BootMode::UefiPreferred),
-            tpm_support: some("v2.0"),
-            ena_support: !full,
-            imds_support: some("imds"),
-            kernel_id: some("aki"),
-            ramdisk_id: some("ari"),
-            root_device_name: "/dev/xvda".into(),
-            root_device_type: second::RootDevice::InstanceStore,
-            devices: vec![device2("/dev/xvda", ebs2), device2("/dev/sdb", second::Target::Ephemeral(23))],
-            launch_permissions: vec![second::Permission::All],
-            product_codes: vec!["code 1".into(), "code 2".into()],
-            tags: vec![tag2],
-            created: 0xdddd,
-            deprecation: full.then_some(0xeeee),
-            deregistration_protected: full,
-            source: full.then(|| second::ImageSource {
-                region_id: [4; 16],
-                region: region.clone(),
-                image_id: from2,
-                owner: owner2,
-            }),
-            source_instance: full.then_some(ran2),
-            predecessor: full.then_some(before2),
-            client_token: some("once"),
-        },
-    )
-}
-
-fn instance() -> (Instance, second::Instance) {
-    let ((id, id2), (image, image2), (owner, owner2)) = (id("i-", 0x1a), self::id("ami-", 0x1b), account(2));
-    let (tag, tag2) = tag("k", "v");
-    (
-        Instance {
-            id,
-            owner,
-            image_id: image,
-            state: InstanceState::Terminated,
-            launched_ms: 0x1c1c,
-            root_device_name: "/dev/sda1".into(),
-            path: "/srv/i".into(),
-            tags: vec![tag],
-        },
-        second::Instance {
-            id: id2,
-            owner: owner2,
-            image_id: image2,
-            state: second::InstanceState::Terminated,
-            launched: 0x1c1c,
-            root_device_name: "/dev/sda1".into(),
-            path: "/srv/i".into(),
-            tags: vec![tag2],
-        },
-    )
-}
-
-fn disk(number: u128, full: bool) -> (Volume, second::Volume) {
-    let ((id, id2), (on, on2), (of, of2)) =
-        (id("vol-", number), self::id("snap-", 0x2b), self::id("i-", 0x1a));
-    let (owner, owner2) = account(3);
-    let device_name = "/dev/sda1".to_owned();
-    (
-        Volume {
-            id,
-            owner,
-            volume_bytes: 0x2c2c,
-            volume_type: VolumeType::Io1,
-            snapshot_id: full.then_some(on),
-            state: if full { VolumeState::InUse } else { VolumeState::Available },
-            created_ms: 0x2d2d,
-            attachment: full.then(|| Attachment {
-                instance_id: of,
-                device_name: device_name.clone(),
-                delete_on_termination: true,
-            }),
-            path: "/srv/i/sda1.raw".into(),
-            tags: vec![],
-        },
-        second::Volume {
-            id: id2,
-            owner: owner2,
-            volume_bytes: 0x2c2c,
-            volume_type: second::VolumeType::Io1,
-            snapshot_id: full.then_some(on2),
-            state: if full { second::VolumeState::InUse } else { second::VolumeState::Available },
-            created: 0x2d2d,
-            attachment: full.then(|| second::Attachment {
-                instance_id: of2,
-                device_name: device_name.clone(),
-                delete_on_termination: true,
-            }),
-            path: "/srv/i/sda1.raw".into(),
-            tags: vec![],
-        },
-    )
-}
-
-/// Every operation.
-fn operations() -> (Vec<Op>, Vec<second::Op>) {
-    let ((pack, pack2), (segment, segment2)) = (pack_record(), segment_record());
-    let ((taken, taken2), (bare, bare2)) = (snapshot(0x1_2345_6789_abcd_ef01, true), snapshot(0x2b, false));
-    let ((gone, gone2), (made, made2)) = (id("snap-", 0x66), image(0xf_ffff_ffff_ffff_ffff, true));
-    let ((plain, plain2), (left, left2)) = (image(0x31, false), id("ami-", 0x32));
-    let ((run, run2), (on, on2), (empty, empty2)) = (instance(), disk(0x2a, true), disk(0x2e, false));
-    let packs = vec![pack.name, PackName { number: 1, ..pack.name }];
-    (
-        vec![
-            Op::NoOp,
-            Op::RegisterPack(pack),
-            Op::RegisterSegment(segment),
-            Op::CreateSnapshot { snapshot: Box::new(taken), packs },
-            Op::CreateSnapshot { snapshot: Box::new(bare), packs: vec![] },
-            Op::DeleteSnapshot { id: gone },
-            Op::RegisterImage(Box::new(made)),
-            Op::RegisterImage(Box::new(plain)),
-            Op::DeregisterImage { id: left },
-            Op::RunInstance { instance: Box::new(run), volumes: vec![on, empty] },
-        ],
-        vec![
-            second::Op::NoOp,
-            second::Op::RegisterPack(pack2),
-            second::Op::RegisterSegment(segment2),
-            second::Op::CreateSnapshot(Box::new(taken2), vec![name(u64::MAX - 1), name(1)]),
-            second::Op::CreateSnapshot(Box::new(bare2), vec![]),
-            second::Op::DeleteSnapshot(gone2),
-            second::Op::RegisterImage(Box::new(made2)),
-            second::Op::RegisterImage(Box::new(plain2)),
-            second::Op::DeregisterImage(left2),
-            second::Op::RunInstance(Box::new(run2), vec![on2, empty2]),
-        ],
-    )
-}
-
-fn stored_record(body: Body, body2: second::Body) -> (StoredRecord, second::StoredRecord) {
-    let (account, account2) = account(12);
-    let (sequence, time) = (0x0102_0304_0506_0708, 0x0001_9abc_def0_0000);
-    (
-        StoredRecord {
-            sequence,
-            previous: ObjectHash([0x9e; 32]),
-            nonce: *b"nonce of 16 byte",
-            time_ms: time,
-            author: Author { account, session: SessionId(SESSION) },
-            body,
-        },
-        second::StoredRecord {
-            sequence,
-            previous: [0x9e; 32],
-            nonce: *b"nonce of 16 byte",
-            time,
-            author: second::Author { account: account2, session: SESSION },
-            body: body2,
-        },
-    )
-}
-
-fn inline_record() -> (StoredRecord, second::StoredRecord) {
-    let (operations, operations2) = operations();
-    stored_record(Body::Inline(operations), second::Body::Inline(operations2))
-}
-
-fn spilled_record() -> (StoredRecord, second::StoredRecord) {
-    let list = ListName { session: SessionId(SESSION), number: 1_000_000 };
-    let hash = [0x11; 32];
-    stored_record(
-        Body::Spilled { name: list, hash: ObjectHash(hash) },
-        second::Body::Spilled(name(1_000_000), hash),
-    )
-}
-
-fn catalogue() -> (Checkpoint, second::Checkpoint) {
-    let ((record, record2), (segment, segment2)) = (pack_record(), segment_record());
-    let mut both =
-        (Catalog::default(), second::value::<second::Catalog>(&[0; 72]).expect("an empty catalogue"));
-    let (ours, theirs) = (&mut both.0, &mut both.1);
-    (ours.sequence, theirs.sequence) = (64, 64);
-    // 256 stands before 3 in bytes and after it in numbers.
-    let states =
-        [(256, PackState::Live), (3, PackState::Condemned { since_ms: 77 }), (4, PackState::Sweeping)];
-    let states2 = [second::PackState::Live, second::PackState::Condemned(77), second::PackState::Sweeping];
-    for ((number, state), state2) in states.into_iter().zip(states2) {
-        let record = PackRecord { name: PackName { number, ..record.name }, ..record.clone() };
-        let record2 = second::PackRecord { name: name(number), ..record2.clone() };
-        Arc::make_mut(&mut ours.packs).insert(record.name, Pack { record, state });
-        theirs.packs.insert(name(number), second::Pack { record: record2, state: state2 });
-    }
-    Arc::make_mut(&mut ours.segments).insert(segment.name, segment);
-    theirs.segments.insert(segment2.name.clone(), segment2);
-    for (number, full) in [(0x100, true), (0x2, false)] {
-        let (one, one2) = snapshot(number, full);
-        Arc::make_mut(&mut ours.snapshots).insert(one.id, one);
-        theirs.snapshots.insert(one2.id, one2);
-        let (one, one2) = image(number, full);
-        Arc::make_mut(&mut ours.images).insert(one.id, one);
-        theirs.images.insert(one2.id, one2);
-        let (one, one2) = disk(number, full);
-        Arc::make_mut(&mut ours.volumes).insert(one.id, one);
-        theirs.volumes.insert(one2.id, one2);
-    }
-    let ((run, run2), (kept, kept2)) = (instance(), snapshot(0x2b, true));
-    Arc::make_mut(&mut ours.instances).insert(run.id, run);
-    theirs.instances.insert(run2.id, run2);
-    Arc::make_mut(&mut ours.retained_manifests).insert(kept.id, kept);
-    theirs.retained_manifests.insert(kept2.id, kept2);
-    for session in [[9; 16], [7; 16]] {
-        ours.fenced_sessions.insert(SessionId(session));
-        theirs.fenced_sessions.insert(session);
-    }
-    let (ours, theirs) = both;
-    let record_hash = [0xc4; 32];
-    (
-        Checkpoint { record_hash: ObjectHash(record_hash), catalog: ours },
-        second::Checkpoint { record_hash, catalog: theirs },
-    )
-}
-
-/// The chunks of the golden pack: a block that does not compress, and two that do.
-fn chunks() -> [Vec<u8>; 2] {
-    let noise = (0..128_u32).flat_map(|at| *blake3::hash(&at.to_le_bytes()).as_bytes()).collect();
-    [noise, b"the same words again and again\n".iter().copied().cycle().take(2 * 4096).collect()]
-}
-
-/// The golden pack from given bodies of its two frames.
-fn encode_pack(bodies: [Vec<u8>; 2]) -> Vec<u8> {
-    let header =
-        pack::encode_header(RegionId(REGION), PackName { session: SessionId(SESSION), number: 0x0a0b_0c0d });
-    let mut bytes = header.to_vec();
-    let mut entries = Vec::new();
-    for ((chunk, body), codec) in chunks().into_iter().zip(bodies).zip([Codec::Raw, Codec::Zstd]) {
-        let raw_blocks = u16::try_from(chunk.len() / 4096).expect("a few blocks");
-        let [offset, stored_len] = [bytes.len(), body.len()].map(|n| u32::try_from(n).expect("a small pack"));
-        let frame = Frame { codec, raw_blocks, body };
-        bytes.extend(pack::encode_frame_header(&frame).expect("a frame"));
-        bytes.extend(frame.body);
-        entries.push(Entry { id: chunk_id(&chunk), pack: 0, offset, stored_len, raw_blocks, codec });
-    }
-    let end = u32::try_from(bytes.len()).expect("a small pack");
-    bytes.extend(pack::encode_trailer(&header, &mut entries, end).expect("a trailer").0);
-    bytes
-}
-
-/// Entries for three pages, the last of which is not full, and the pack table.
-fn segment_parts() -> (Vec<Entry>, Vec<second::Entry>, Vec<PackName>) {
-    let mut entries = Vec::new();
-    for at in 0..200_u32 {
-        let mut id = [0xab; 32];
-        id[..4].copy_from_slice(&(at * 0x0101_0101).to_be_bytes());
-        let codec = if at % 3 == 0 { Codec::Raw } else { Codec::Zstd };
-        let (raw_blocks, stored_len) = (u16::try_from(at + 1).expect("200 at most"), 1000 + at);
-        entries.push(Entry {
-            id: ChunkId(id),
-            pack: at % 3,
-            offset: 64 + at * 5000,
-            stored_len,
-            raw_blocks,
-            codec,
-        });
-    }
-    let entries2 = entries.iter().map(|entry| second::Entry {
-        id: entry.id.0,
-        pack: entry.pack,
-        offset: entry.offset,
-        stored: entry.stored_len,
-        blocks: entry.raw_blocks,
-        codec: entry.codec.number(),
-        flags: 0,
-    });
-    let entries2 = entries2.collect();
-    // Ascending as numbers, which their bytes do not.
-    let pack = |session, number| PackName { session: SessionId(session), number };
-    let packs = vec![pack([1; 16], 2), pack([1; 16], 256), pack(SESSION, 1)];
-    (entries, entries2, packs)
-}
-
-fn encode_segment() -> Vec<u8> {
-    let (entries, _, packs) = segment_parts();
-    let mut writer = SegmentWriter::new(entries.len());
-    entries.into_iter().for_each(|entry| writer.push(entry).expect("ids ascend"));
-    writer.finish(RegionId(REGION), &packs).expect("a segment").0
-}
-
-fn block_map() -> (BlockMap, Vec<second::ChunkRef>) {
-    let places = [(0, 256, 1), (256, 1, 2), (300, 5, 1), (0x0000_ffff_0000_0000, 3, 4)];
-    let ours =
-        places.map(|(start_block, blocks, id)| ChunkRef { start_block, blocks, id: ChunkId([id; 32]) });
-    let theirs = places.map(|(first, blocks, id)| second::ChunkRef { first, blocks, id: [id; 32] });
-    let volume_bytes = (0x0000_ffff_0000_0002 << 12) + 1;
-    (BlockMap::new(volume_bytes, ours.to_vec()).expect("a map"), theirs.to_vec())
-}
 
 // ---- Golden files
 
@@ -551,6 +49,31 @@ fn folder() -> PathBuf {
 
 fn golden(name: &str) -> Vec<u8> {
     fs::read(folder().join(name)).expect("a golden file")
+}
+
+fn bundle_path() -> PathBuf {
+    folder().join("bundle/web-1.manifest.json")
+}
+
+fn bundle_part_path(number: u64) -> PathBuf {
+    folder().join(format!("bundle/web-1.part.{number:05}"))
+}
+
+/// The golden bundle's manifest, for the parts as they are: what zstd makes may change with its version.
+fn encode_bundle() -> Vec<u8> {
+    let part = |(number, raw, _): (u64, Vec<u8>, bool)| {
+        let stored = fs::read(bundle_part_path(number)).expect("a part");
+        let blake3 = ObjectHash(*blake3::hash(&stored).as_bytes());
+        Part { number, raw_bytes: raw.len() as u64, stored_bytes: stored.len() as u64, blake3 }
+    };
+    let manifest = Manifest {
+        name: "web-1".into(),
+        volume_bytes: bundle_volume().len() as u64,
+        part_bytes: 4096,
+        attributes: bundle_attributes(),
+        parts: bundle_parts().into_iter().map(part).collect(),
+    };
+    bundle_format::encode(&manifest).expect("a manifest")
 }
 
 /// What the library's encoders make of the fixed values, except the pack.
@@ -576,6 +99,13 @@ fn write_golden_files() {
     for (name, bytes) in encoded().into_iter().chain([("pack", encode_pack([raw, zstd.body]))]) {
         fs::write(folder().join(name), bytes).unwrap();
     }
+    fs::create_dir_all(bundle_path().parent().unwrap()).unwrap();
+    for (number, raw, checksum) in bundle_parts() {
+        let mut zstd = zstd::bulk::Compressor::new(3).unwrap();
+        zstd.include_checksum(checksum).unwrap();
+        fs::write(bundle_part_path(number), zstd.compress(&raw).unwrap()).unwrap();
+    }
+    fs::write(bundle_path(), encode_bundle()).unwrap();
 }
 
 #[test]
@@ -590,8 +120,12 @@ fn the_encoders_write_the_golden_bytes() {
     let start = zstd.offset as usize + 12;
     let body = bytes[start..start + zstd.stored as usize].to_vec();
     assert!(encode_pack([chunks()[0].clone(), body]) == bytes, "pack: other bytes than version 1 has");
-    let total: u64 =
-        fs::read_dir(folder()).unwrap().map(|file| file.unwrap().metadata().unwrap().len()).sum();
+    assert!(
+        encode_bundle() == fs::read(bundle_path()).unwrap(),
+        "bundle: another manifest than version 1 has"
+    );
+    let files = [folder(), bundle_path().parent().unwrap().to_owned()].map(|dir| fs::read_dir(dir).unwrap());
+    let total: u64 = files.into_iter().flatten().map(|file| file.unwrap().metadata().unwrap().len()).sum();
     assert!(total < 100 << 10, "{total} bytes are committed");
 }
 
@@ -609,6 +143,73 @@ fn the_library_reads_the_golden_files() {
     found.sort();
     expected.sort();
     assert_eq!(found, expected);
+    let (bundle, volume) = (open_bundle(&bundle_path()).unwrap(), bundle_volume());
+    assert_eq!((bundle.name(), bundle.attributes()), ("web-1", &bundle_attributes()));
+    assert_eq!(bundle.len_bytes(), volume.len() as u64);
+    let mut read = vec![0xaa; volume.len()];
+    bundle.read_at(0, &mut read).unwrap();
+    assert!(read == volume, "another content than the bundle was made of");
+}
+
+/// The golden record and list have every operation, and every change that an operation can make.
+#[test]
+fn every_operation_is_in_the_golden_files() {
+    let expected: BTreeSet<_> =
+        CHANGES.iter().enumerate().flat_map(|(op, &changes)| (0..changes).map(move |c| (op, c))).collect();
+    let record::Body::Inline(operations) = record::decode(&golden("record")).unwrap().0.body else {
+        panic!("the golden record spills")
+    };
+    for operations in [operations, record::decode_list(&golden("list")).unwrap().0] {
+        assert_eq!(operations.iter().map(numbers).collect::<BTreeSet<_>>(), expected);
+        for op in &operations {
+            // The page counts variants from 0 in their order.
+            let bytes = codec::encode("operation", op).unwrap();
+            assert_eq!(bytes[..4], u32::try_from(numbers(op).0).unwrap().to_le_bytes(), "{op:?}");
+        }
+    }
+}
+
+/// Words and the choices that the page has for them, in its order.
+fn read_alike<T: FromStr<Err: Debug> + Serialize, U: second::Value + PartialEq + Debug>(
+    words: &[&str],
+    choices: &[U],
+) {
+    assert_eq!(words.len(), choices.len(), "{words:?}");
+    for (word, choice) in words.iter().zip(choices) {
+        let bytes = codec::encode("word", &word.parse::<T>().unwrap()).unwrap();
+        assert_eq!(second::value::<U>(&bytes).as_ref(), Ok(choice), "{word}");
+    }
+    let unknown = u32::try_from(words.len()).unwrap().to_le_bytes();
+    assert!(second::value::<U>(&unknown).is_err());
+}
+
+#[test]
+fn every_word_has_the_number_of_the_page() {
+    use second::Architecture::{Arm64, Arm64Mac, I386, X86_64, X86_64Mac};
+    use second::BootMode::{LegacyBios, Uefi, UefiPreferred};
+    use second::InstanceState::{Pending, Running, ShuttingDown, Stopped, Stopping, Terminated};
+    use second::Virtualization::{Hvm, Paravirtual};
+    use second::VolumeType::{Gp2, Gp3, Io1, Io2, Sc1, St1, Standard};
+    use second::{ImageState as Image2, SnapshotState as Snapshot2};
+    read_alike::<Architecture, _>(Architecture::WORDS, &[I386, X86_64, Arm64, X86_64Mac, Arm64Mac]);
+    read_alike::<VirtualizationType, _>(VirtualizationType::WORDS, &[Hvm, Paravirtual]);
+    read_alike::<BootMode, _>(BootMode::WORDS, &[LegacyBios, Uefi, UefiPreferred]);
+    read_alike::<VolumeType, _>(VolumeType::WORDS, &[Gp3, Gp2, Io1, Io2, St1, Sc1, Standard]);
+    let states = [Pending, Running, Stopping, Stopped, ShuttingDown, Terminated];
+    read_alike::<InstanceState, _>(InstanceState::WORDS, &states);
+    let states = [Snapshot2::Pending, Snapshot2::Completed, Snapshot2::Error];
+    read_alike::<SnapshotState, _>(SnapshotState::WORDS, &states);
+    let states = [
+        Image2::Pending,
+        Image2::Available,
+        Image2::Invalid,
+        Image2::Deregistered,
+        Image2::Transient,
+        Image2::Failed,
+        Image2::Error,
+        Image2::Disabled,
+    ];
+    read_alike::<ImageState, _>(ImageState::WORDS, &states);
 }
 
 #[test]
@@ -639,6 +240,11 @@ fn the_second_decoder_reads_the_same_from_them() {
     let manifest = second::manifest(&golden("manifest")).unwrap();
     let (map, references) = block_map();
     assert_eq!((manifest.header.volume_bytes, manifest.chunks), (map.volume_bytes(), references));
+
+    let (manifest, volume) = second::bundle(&bundle_path()).unwrap();
+    assert_eq!((manifest.name.as_str(), manifest.part_bytes), ("web-1", 4096));
+    assert_eq!(manifest.attributes, bundle_attributes().into_iter().collect::<Vec<_>>());
+    assert!(volume == bundle_volume(), "another content than the bundle was made of");
 }
 
 #[test]
@@ -844,38 +450,122 @@ fn as_second(catalog: &Catalog) -> second::Catalog {
     second::envelope::<second::Checkpoint>(&bytes, second::CHECKPOINT).expect("its catalogue").0.catalog
 }
 
-/// Images, an instance and their ends, so that every operation is in the log. The snapshot `gone` is deleted
-/// while a volume stands on it.
-fn live_and_go(region: &Region, gone: SnapshotId, stays: SnapshotId) {
-    let on = |number, name: &str, snapshot| {
-        let mut image = image(number, false).0;
-        image.name = name.to_owned();
-        image.devices.truncate(1);
-        if let DeviceTarget::Ebs(ebs) = &mut image.devices[0].target {
-            ebs.snapshot_id = Some(snapshot);
+/// An id of the library's.
+fn one<T: FromStr<Err: Debug>>(prefix: &str, number: u128) -> T {
+    id(prefix, number).0
+}
+
+/// An image of an account on a snapshot, or on a template.
+fn image_on(number: u128, name: &str, owner: u64, on: Result<SnapshotId, u128>) -> Image {
+    let mut image = Image { name: name.to_owned(), owner: account(owner).0, ..image(number, false).0 };
+    match (on, &mut image.devices[0].target) {
+        (Ok(snapshot), DeviceTarget::Ebs(ebs)) => ebs.snapshot_id = Some(snapshot),
+        (Err(template), _) => {
+            image.devices.remove(0);
+            image.template = Some(one("tmpl-", template));
         }
-        image
-    };
-    let [first, second, third] = [on(1, "one", gone), on(2, "two", stays), on(3, "three", stays)];
-    let volumes = vec![Volume { snapshot_id: Some(gone), ..disk(4, true).0 }, disk(5, false).0];
-    let records = [
-        vec![Op::RegisterImage(Box::new(first.clone())), Op::RegisterImage(Box::new(second.clone()))],
-        vec![Op::RunInstance { instance: Box::new(instance().0), volumes }],
-        vec![Op::DeregisterImage { id: first.id }, Op::DeleteSnapshot { id: gone }],
-        vec![Op::DeregisterImage { id: second.id }, Op::RegisterImage(Box::new(third))],
-    ];
-    for operations in records {
-        let account = account(5).0;
-        region
-            .commit::<_, OpsError>(account, |_| Ok((operations.clone(), ())))
-            .expect("operations that apply");
+        _ => {}
+    }
+    image
+}
+
+/// A running instance with a root device of its own from a template, if it has one.
+fn instance_on(number: u128, template: Option<u128>) -> Instance {
+    let sample = instance(number, true).0;
+    let disk =
+        |template| LocalDisk { template_id: Some(one("tmpl-", template)), ..sample.local_disks[0].clone() };
+    let local_disks = template.map(disk).into_iter().collect();
+    Instance { local_disks, state: InstanceState::Running, ..sample }
+}
+
+fn attached_to(instance: u128, device_name: &str, delete_on_termination: bool) -> Attachment {
+    let device_name = device_name.to_owned();
+    Attachment { instance_id: one("i-", instance), device_name, delete_on_termination, ..attachment().0 }
+}
+
+fn volume_on(number: u128, snapshot: Option<SnapshotId>, attachment: Option<Attachment>) -> Volume {
+    Volume { snapshot_id: snapshot, attachment, ..disk(number, false).0 }
+}
+
+/// Records after which every operation and change was in the log, and something is left in every table. The
+/// snapshot `gone` is deleted while a volume stands on it.
+fn lives_and_ends(catalog: &Catalog, gone: SnapshotId, stays: SnapshotId) -> Vec<Vec<Op>> {
+    let stay = |until_ms| Some(BinStay { since_ms: 1, until_ms });
+    let copy = |number| Snapshot { id: one("snap-", number), ..catalog.snapshots[&stays].clone() };
+    let create = |number| Op::CreateSnapshot { snapshot: Box::new(copy(number)), packs: vec![] };
+    let template = |number| Template { manifest: copy(0).manifest, ..template(number).0 };
+    let create_template = |number| Op::CreateTemplate { template: Box::new(template(number)), packs: vec![] };
+    let register = |number, name: &str, on| Op::RegisterImage(Box::new(image_on(number, name, 5, on)));
+    let run = |instance, volumes| Op::RunInstance { instance: Box::new(instance), volumes };
+    let deregister = |number, bin| Op::DeregisterImage { id: one("ami-", number), bin };
+    let delete = |number, bin| Op::DeleteSnapshot { id: one("snap-", number), bin };
+    let (copied, binned) = (copy(2).id, copy(3).id);
+    let account = account(5).0;
+    let (first, second) = (rule(1).0, rule(2).0);
+    let forget = AccountChange::RemoveRule(first.id);
+    let changes =
+        [AccountChange::AddRule(first), AccountChange::AddRule(second), forget].into_iter().chain([
+            AccountChange::Alias(Some("lab".into())),
+            AccountChange::BlockPublicImages(true),
+            AccountChange::BlockPublicSnapshots(true),
+            AccountChange::BlockPublicImages(false),
+        ]);
+    let modify_volume = |number, change| Op::ModifyVolume { id: one("vol-", number), change };
+    let modify_instance = |change| Op::ModifyInstance { id: one("i-", 2), change };
+    vec![
+        vec![create(1), create(2), create(3), Op::NoOp],
+        vec![register(1, "one", Ok(gone)), register(2, "two", Ok(stays)), register(3, "three", Ok(binned))],
+        vec![
+            create_template(1),
+            register(4, "four", Err(1)),
+            create_template(2),
+            register(5, "five", Err(2)),
+        ],
+        vec![
+            run(instance_on(1, Some(1)), vec![volume_on(1, Some(gone), Some(attached_to(1, "sdf", true)))]),
+            run(instance_on(2, Some(2)), vec![volume_on(2, Some(gone), None), volume_on(3, None, None)]),
+            Op::CreateVolume(Box::new(volume_on(4, Some(copied), Some(attached_to(1, "sdg", false))))),
+        ],
+        vec![deregister(1, None), Op::DeleteSnapshot { id: gone, bin: None }],
+        // The template of the fourth image is still under an instance, that of the fifth one in the bin.
+        vec![deregister(4, stay(9)), Op::ExpireImage { id: one("ami-", 4) }, deregister(5, stay(9))],
+        vec![deregister(2, stay(9)), Op::RestoreImage { id: one("ami-", 2) }, deregister(3, stay(9))],
+        vec![delete(3, stay(9)), Op::RestoreSnapshot { id: binned }, delete(3, stay(10))],
+        vec![delete(1, stay(9)), Op::ExpireSnapshot { id: one("snap-", 1) }],
+        changes.map(|change| Op::ModifyAccount { account, change }).collect(),
+        vec![
+            modify_volume(3, VolumeChange::Attachment(Some(attached_to(2, "sdh", true)))),
+            modify_volume(3, VolumeChange::Attachment(None)),
+            modify_volume(3, VolumeChange::Attachment(Some(attached_to(2, "sdi", true)))),
+            modify_volume(3, VolumeChange::Tags(vec![tag("a", "b").0])),
+        ],
+        [InstanceChange::Stop, InstanceChange::Start, InstanceChange::Tags(vec![])]
+            .map(modify_instance)
+            .into(),
+        operations().0.into_iter().filter_map(|op| of_existing(op, one("ami-", 2), stays)).collect(),
+        vec![Op::TerminateInstance { id: one("i-", 1), at_ms: 77 }, Op::ForgetInstance { id: one("i-", 1) }],
+        vec![Op::DeleteVolume { id: one("vol-", 4) }],
+    ]
+}
+
+/// The samples of changes of images and snapshots, for ones that exist.
+fn of_existing(op: Op, image: ImageId, snapshot: SnapshotId) -> Option<Op> {
+    match op {
+        Op::ModifyImage { change, .. } => Some(Op::ModifyImage { id: image, change }),
+        Op::ModifySnapshot { change, .. } => Some(Op::ModifySnapshot { id: snapshot, change }),
+        _ => None,
     }
 }
 
 #[test]
 fn records_stand_where_the_page_says() {
     let storage = Memory::new();
-    let region = Region::create(Arc::new(storage.clone()), session(), &RegionOptions::named("log")).unwrap();
+    let region = Region::create(
+        Arc::new(storage.clone()),
+        session(),
+        &RegionOptions::named("log", AccountId::from_random(1)),
+    )
+    .unwrap();
     for _ in 0..1001 {
         region.commit::<_, OpsError>(account(5).0, |_| Ok((vec![Op::NoOp], ()))).unwrap();
     }
@@ -890,7 +580,8 @@ fn records_stand_where_the_page_says() {
 fn the_second_decoder_reads_regions_that_the_library_wrote() {
     let folder = tempfile::tempdir().unwrap();
     let root = folder.path().join("region");
-    let options = RegionOptions { pack_bytes: 16 << 10, ..RegionOptions::named("real") };
+    let options =
+        RegionOptions { pack_bytes: 16 << 10, ..RegionOptions::named("real", AccountId::from_random(1)) };
     let region = Region::create_directory(&root, &options, DirectoryOptions::default()).unwrap();
     let caller = Caller::new(2);
     let first = odd_volume((6 << 20) + 1234, 1);
@@ -903,7 +594,10 @@ fn the_second_decoder_reads_regions_that_the_library_wrote() {
         taken.push((id, bytes));
     }
     region.commit::<_, OpsError>(caller.account, |_| Ok((vec![Op::NoOp; 70_000], ()))).unwrap();
-    live_and_go(&region, taken.pop().unwrap().0, taken[0].0);
+    let gone = taken.pop().unwrap().0;
+    for record in lives_and_ends(&region.catalog().unwrap(), gone, taken[0].0) {
+        region.commit::<_, OpsError>(caller.account, |_| Ok((record.clone(), ()))).expect("what applies");
+    }
     for kind in ["packs", "index", "manifests", "lists", "log", "checkpoints"] {
         let is_there = root.join(kind).read_dir().is_ok_and(|mut files| files.next().is_some());
         assert!(is_there, "the region has no {kind}");
@@ -912,7 +606,22 @@ fn the_second_decoder_reads_regions_that_the_library_wrote() {
     let (header, last_record, catalog) = second::replay(&root).unwrap();
     assert_eq!(header.name, "real");
     assert_eq!(catalog, as_second(&region.catalog().unwrap()), "another state after the log");
-    assert!(!catalog.images.is_empty() && !catalog.retained_manifests.is_empty());
+    for (what, len) in [
+        ("packs", catalog.packs.len()),
+        ("segments", catalog.segments.len()),
+        ("snapshots", catalog.snapshots.len()),
+        ("templates", catalog.templates.len()),
+        ("images", catalog.images.len()),
+        ("volumes", catalog.volumes.len()),
+        ("instances", catalog.instances.len()),
+        ("accounts", catalog.accounts.len()),
+        ("binned images", catalog.binned_images.len()),
+        ("binned snapshots", catalog.binned_snapshots.len()),
+        ("deregistered", catalog.deregistered.len()),
+        ("retained snapshots", catalog.retained_snapshots.len()),
+    ] {
+        assert!(len > 0, "no {what} are left to be compared");
+    }
     for (id, bytes) in &taken {
         let read = second::read_volume(&root, &id.to_string()).unwrap();
         assert!(read == *bytes, "{id}: another content");
@@ -972,7 +681,7 @@ fn the_second_chunker_cuts_where_the_library_does() {
     }
     for chunker in kinds {
         let storage = Memory::new();
-        let options = RegionOptions { chunker, ..RegionOptions::named("cuts") };
+        let options = RegionOptions { chunker, ..RegionOptions::named("cuts", AccountId::from_random(1)) };
         let region = Region::create(Arc::new(storage), session(), &options).unwrap();
         for (at, bytes) in volumes.iter().enumerate() {
             for hole_blocks in [0, 1, 6] {
@@ -988,34 +697,316 @@ fn the_second_chunker_cuts_where_the_library_does() {
     }
 }
 
+// ---- Operations, side by side
+
+/// Draws operations on few things, so that many apply and many do not.
+struct Chance(Draw);
+
+impl Chance {
+    fn one_in(&mut self, count: usize) -> bool {
+        self.0.below(count) == 0
+    }
+
+    fn id<T: FromStr<Err: Debug>>(&mut self, prefix: &str) -> T {
+        one(prefix, self.number())
+    }
+
+    fn number(&mut self) -> u128 {
+        1 + self.0.below(4) as u128
+    }
+
+    fn account(&mut self) -> AccountId {
+        account(1 + self.0.below(3) as u64).0
+    }
+
+    fn name(&mut self) -> String {
+        ["one", "two", "three"][self.0.below(3)].to_owned()
+    }
+
+    fn packs(&mut self) -> Vec<PackName> {
+        let pack = |number| PackName { number, ..pack_record().0.name };
+        // At first 1 is live, 2 condemned and 3 swept. Most draws are to be good ones.
+        (0..self.0.below(3)).map(|_| pack(if self.one_in(8) { 3 } else { 1 })).chain([pack(2)]).collect()
+    }
+
+    fn bin(&mut self) -> Option<BinStay> {
+        let until_ms = self.0.below(4) as u64;
+        (!self.one_in(3)).then_some(BinStay { since_ms: 0, until_ms })
+    }
+
+    fn image(&mut self) -> Image {
+        let on = if self.one_in(2) { Ok(self.id("snap-")) } else { Err(self.number()) };
+        let (number, name, owner) = (self.number(), self.name(), 1 + self.0.below(2) as u64);
+        let mut image = image_on(number, &name, owner, on);
+        if self.one_in(4) {
+            image.devices.extend(image_on(number, "", 1, Ok(self.id("snap-"))).devices);
+        }
+        image
+    }
+
+    fn instance(&mut self) -> Instance {
+        let first = self.one_in(2).then(|| self.number());
+        let mut instance = instance_on(self.number(), first);
+        if self.one_in(3) {
+            // Perhaps of the same template, and perhaps of the same name, which nobody minds.
+            let template_id = (!self.one_in(4)).then(|| self.id("tmpl-"));
+            instance
+                .local_disks
+                .push(LocalDisk { template_id, ..instance_on(1, Some(1)).local_disks[0].clone() });
+        }
+        if self.one_in(12) {
+            instance.state = InstanceState::Terminated;
+        }
+        instance
+    }
+
+    fn attachment(&mut self) -> Option<Attachment> {
+        let device = ["sda1", "sdf", "sdg"][self.0.below(3)];
+        let (number, delete) = (self.number(), self.one_in(2));
+        self.one_in(2).then(|| attached_to(number, device, delete))
+    }
+
+    fn volume(&mut self) -> Volume {
+        let snapshot = (!self.one_in(4)).then(|| self.id("snap-"));
+        volume_on(self.number(), snapshot, self.attachment())
+    }
+
+    fn rule(&mut self) -> RetentionRule {
+        rule(self.number()).0
+    }
+
+    fn op(&mut self) -> Op {
+        match self.0.below(24) {
+            0 => self.object(),
+            1 | 2 => {
+                let snapshot = Box::new(snapshot(self.number(), false).0);
+                Op::CreateSnapshot { snapshot, packs: self.packs() }
+            }
+            3 => Op::DeleteSnapshot { id: self.id("snap-"), bin: self.bin() },
+            4 | 5 => Op::RegisterImage(Box::new(self.image())),
+            6 => Op::DeregisterImage { id: self.id("ami-"), bin: self.bin() },
+            7 => {
+                let volumes = (0..self.0.below(3)).map(|_| self.volume()).collect();
+                Op::RunInstance { instance: Box::new(self.instance()), volumes }
+            }
+            8 | 9 => {
+                let template = Box::new(template(self.number()).0);
+                Op::CreateTemplate { template, packs: self.packs() }
+            }
+            10 => Op::RestoreImage { id: self.id("ami-") },
+            11 => Op::RestoreSnapshot { id: self.id("snap-") },
+            12 => Op::ExpireImage { id: self.id("ami-") },
+            13 => Op::ExpireSnapshot { id: self.id("snap-") },
+            14 => Op::CreateVolume(Box::new(self.volume())),
+            15 => Op::DeleteVolume { id: self.id("vol-") },
+            16 | 17 => {
+                let change = VolumeChange::Attachment(self.attachment());
+                Op::ModifyVolume { id: self.id("vol-"), change }
+            }
+            18 => Op::TerminateInstance { id: self.id("i-"), at_ms: self.0.below(9) as u64 },
+            19 => Op::ForgetInstance { id: self.id("i-") },
+            20 | 21 => Op::ModifyAccount { account: self.account(), change: self.account_change() },
+            _ => self.change(),
+        }
+    }
+
+    /// Packs and segments: three packs are there from the start.
+    fn object(&mut self) -> Op {
+        let number = 4 + self.0.below(30) as u64;
+        if self.one_in(2) {
+            let name = PackName { number, ..pack_record().0.name };
+            return Op::RegisterPack(PackRecord { name, bases: self.packs(), ..pack_record().0 });
+        }
+        let segment = |number| SegmentName { number, ..segment_record().0.name };
+        let replaces = (0..self.0.below(2)).map(|_| segment(4 + self.0.below(30) as u64)).collect();
+        Op::RegisterSegment(SegmentRecord { name: segment(number), replaces, ..segment_record().0 })
+    }
+
+    fn account_change(&mut self) -> AccountChange {
+        match self.0.below(5) {
+            0 => AccountChange::Alias((!self.one_in(3)).then(|| self.name())),
+            1 => AccountChange::BlockPublicImages(self.one_in(2)),
+            2 => AccountChange::BlockPublicSnapshots(self.one_in(2)),
+            3 => AccountChange::AddRule(self.rule()),
+            _ => AccountChange::RemoveRule(self.rule().id),
+        }
+    }
+
+    /// A sample of a change, for something that may exist.
+    fn change(&mut self) -> Op {
+        let samples: Vec<_> = operations().0.into_iter().filter(|op| CHANGES[numbers(op).0] > 1).collect();
+        match samples[self.0.below(samples.len())].clone() {
+            Op::ModifyVolume { change: VolumeChange::Tags(tags), .. } => {
+                Op::ModifyVolume { id: self.id("vol-"), change: VolumeChange::Tags(tags) }
+            }
+            Op::ModifyInstance { change, .. } => Op::ModifyInstance { id: self.id("i-"), change },
+            op => of_existing(op, self.id("ami-"), self.id("snap-")).unwrap_or(Op::NoOp),
+        }
+    }
+}
+
+/// Packs in all states; and images that were deregistered, so many that the oldest are soon forgotten.
+fn first_catalog(deregistered: u64) -> Catalog {
+    let mut catalog = Catalog::default();
+    let states = [PackState::Live, PackState::Condemned { since_ms: 5 }, PackState::Sweeping];
+    for (number, state) in (1..).zip(states) {
+        let record = PackRecord { name: PackName { number, ..pack_record().0.name }, ..pack_record().0 };
+        Arc::make_mut(&mut catalog.packs).insert(record.name, Pack { record, state });
+    }
+    let gone =
+        (0..deregistered).map(|n| Deregistered { id: ImageId::from_random(100 + n), owner: account(7).0 });
+    Arc::make_mut(&mut catalog.deregistered).extend(gone);
+    catalog
+}
+
+/// The library and the page agree on which operations apply, and on what is there afterwards. And what the
+/// library keeps beside its tables is what follows from them.
 #[test]
-fn changes_of_images_and_snapshots_read_alike() {
-    use imgstore::model::account::Permission;
-    use imgstore::model::ids::ImageId;
-    use imgstore::model::op::{ImageChange, SnapshotChange};
-    let (image, snapshot) = (ImageId::from_random(7), SnapshotId::from_random(8));
-    let permissions = vec![Permission::All, Permission::Account(AccountId::from_random(5))];
-    let changes = [
-        ImageChange::LaunchPermissions(permissions.clone()),
-        ImageChange::Tags(vec![]),
-        ImageChange::Deprecation(Some(60_000)),
-        ImageChange::Disable,
-        ImageChange::Enable,
-        ImageChange::Protection(true),
-    ];
-    let mut ops: Vec<Op> = changes.into_iter().map(|change| Op::ModifyImage { id: image, change }).collect();
-    let change = SnapshotChange::CreateVolumePermissions(permissions);
-    ops.push(Op::ModifySnapshot { id: snapshot, change });
-    let (bytes, _) = record::encode_list(&ops).unwrap();
-    let (second, _) = second::envelope::<Vec<second::Op>>(&bytes, second::LIST).unwrap();
-    assert_eq!(second.len(), ops.len());
-    let second::Op::ModifyImage(_, second::ImageChange::Deprecation(at)) = &second[2] else {
-        panic!("{second:?}")
-    };
-    assert_eq!(*at, Some(60_000));
-    let second::Op::ModifySnapshot(_, second::SnapshotChange::CreateVolumePermissions(read)) = &second[6]
-    else {
-        panic!("{second:?}")
-    };
-    assert_eq!(read.len(), 2);
+fn the_page_judges_operations_as_the_library_does() {
+    let (mut applied, mut refused) = (BTreeMap::new(), BTreeMap::new());
+    for (seed, deregistered, steps) in
+        [(1, 0, 2500), (2, 0, 2500), (3, 0, 2500), (4, DEREGISTERED_KEPT as u64, 300)]
+    {
+        let mut catalog = first_catalog(deregistered);
+        let mut state = as_second(&catalog);
+        let mut chance = Chance(Draw::new(seed));
+        for step in 0..steps {
+            let op = chance.op();
+            let (bytes, _) = record::encode_list(std::slice::from_ref(&op)).unwrap();
+            let (ops, _) = second::envelope::<Vec<second::Op>>(&bytes, second::LIST).unwrap();
+            let author = Author { account: account(1).0, session: SessionId(SESSION) };
+            let (sequence, previous) = (catalog.sequence + 1, ObjectHash([0; 32]));
+            let record =
+                LogRecord { sequence, previous, nonce: [0; 16], time_ms: 0, author, ops: vec![op.clone()] };
+            let (mut ours, mut theirs) = (catalog.clone(), state.clone());
+            let judged = ours.apply(&record);
+            let judged2 = ops.into_iter().try_for_each(|op| theirs.apply(op));
+            let what = format!("step {step} of seed {seed}: {op:?}: {judged:?}, the page: {judged2:?}");
+            assert_eq!(judged.is_ok(), judged2.is_ok(), "{what}");
+            let counts = if judged.is_ok() { &mut applied } else { &mut refused };
+            *counts.entry(numbers(&op)).or_insert(0) += 1;
+            if judged.is_ok() {
+                theirs.sequence += 1;
+                assert!(as_second(&ours) == theirs, "another state after {what}");
+                assert!(ours.clone().with_derived() == ours, "what follows is not what is kept: {what}");
+                (catalog, state) = (ours, theirs);
+            }
+        }
+        let oldest = Deregistered { id: ImageId::from_random(100), owner: account(7).0 };
+        assert!(!catalog.deregistered.contains(&oldest), "nothing was forgotten");
+    }
+    // Each of them happened, and each that can be refused was.
+    let every = operations().0.iter().map(numbers).collect::<BTreeSet<_>>();
+    assert_eq!(applied.into_keys().collect::<BTreeSet<_>>(), every);
+    let always = [(0, 0), (15, 1), (15, 2)];
+    let never: Vec<_> = every.into_iter().filter(|kind| !refused.contains_key(kind)).collect();
+    assert_eq!(never, always);
+}
+
+#[test]
+fn every_operation_is_in_the_log_of_a_real_region() {
+    let snapshots = [1, 2].map(|number| snapshot(number, false).0);
+    let mut catalog = Catalog::default();
+    snapshots.iter().for_each(|one| drop(Arc::make_mut(&mut catalog.snapshots).insert(one.id, one.clone())));
+    let records = lives_and_ends(&catalog, snapshots[0].id, snapshots[1].id);
+    let found: BTreeSet<_> = records.iter().flatten().map(numbers).collect();
+    // The pipelines have made packs and segments before.
+    let every = operations().0;
+    let others = every.iter().map(numbers).filter(|kind| !matches!(kind.0, 1 | 2));
+    assert_eq!(found, others.collect());
+}
+
+// ---- Bundles
+
+#[test]
+fn the_second_decoder_reads_bundles_that_the_library_wrote() {
+    let folder = tempfile::tempdir().unwrap();
+    let attributes = bundle_attributes();
+    for (name, holes) in [("small", 0), ("with.holes", 40 << 20)] {
+        let mut bytes = odd_volume((2 << 20) + 1234, 5);
+        bytes.extend(vec![0; holes]);
+        bytes.extend([7; 1000]);
+        let options = BundleOptions {
+            name: name.into(),
+            attributes: attributes.clone(),
+            volume_bytes: bytes.len() as u64,
+            zstd_level: 1,
+        };
+        let mut bundle = create_bundle(folder.path(), &options).unwrap();
+        bundle.write_at(0, &bytes).unwrap();
+        bundle.finish().unwrap();
+        let (manifest, volume) =
+            second::bundle(&folder.path().join(format!("{name}.manifest.json"))).unwrap();
+        assert_eq!(manifest.attributes, attributes.clone().into_iter().collect::<Vec<_>>());
+        assert!(volume == bytes, "{name}: another content");
+        assert_eq!(manifest.parts.len(), if holes == 0 { 1 } else { 2 }, "a part is nothing but zeros");
+    }
+}
+
+#[test]
+fn changed_bundles_are_refused_by_both() {
+    let good = fs::read(bundle_path()).unwrap();
+    for at in 0..good.len() {
+        let mut bytes = good.clone();
+        bytes[at] ^= 1 << (at % 8);
+        for bytes in [&bytes[..], &good[..at]] {
+            assert!(second::bundle_manifest(bytes).is_err(), "byte {at}");
+            assert!(bundle_format::parse(bytes).is_err(), "byte {at}");
+        }
+    }
+    let text = String::from_utf8(good).unwrap();
+    // With a hash that fits.
+    for (from, to) in [
+        ("\"version\":1", "\"version\":2"),
+        ("\"imgstore bundle\"", "\"other\""),
+        ("\"web-1\"", "\".web\""),
+        ("\"web-1\"", "\"a/b\""),
+        ("\"part_bytes\":4096", "\"part_bytes\":4097"),
+        ("\"part_bytes\":4096", "\"part_bytes\":134217728"),
+        ("\"volume_bytes\":20490", "\"volume_bytes\":20491"),
+        ("\"volume_bytes\":20490", "\"volume_bytes\":0"),
+        ("\"volume_bytes\":20490", "\"volume_bytes\":020490"),
+        ("\"number\":2", "\"number\":3"),
+        ("\"number\":5", "\"number\":6"),
+        ("\"raw_bytes\":10", "\"raw_bytes\":11"),
+        ("\"stored_bytes\":", "\"stored_bytes\":9"),
+        ("\"attributes\":{", "\"attributes\":{\"~\":\"\","),
+        ("\"attributes\":{", "\"attributes\":{\"\":\"\","),
+        ("\"attributes\":", "\"more\":0,\"attributes\":"),
+        ("\\t", "\\u0009"),
+        ("ü", "\\u00fc"),
+        ("/", "\\/"),
+        (",\"name\"", ", \"name\""),
+    ] {
+        let changed = text.replacen(from, to, 1);
+        assert_ne!(changed, text, "{from}");
+        let start = &changed[..changed.rfind("\"blake3\":\"").unwrap() + 10];
+        let hash = blake3::hash(format!("{start}\"}}").as_bytes()).to_hex();
+        let changed = format!("{start}{hash}\"}}");
+        let (ours, theirs) =
+            (bundle_format::parse(changed.as_bytes()), second::bundle_manifest(changed.as_bytes()));
+        assert!(ours.is_err() && theirs.is_err(), "{from} -> {to}: {ours:?}, {theirs:?}");
+        assert_eq!(ours.unwrap_err().to_string().contains("newer"), theirs.unwrap_err().contains("newer"));
+    }
+    let folder = tempfile::tempdir().unwrap();
+    for file in fs::read_dir(bundle_path().parent().unwrap()).unwrap() {
+        let path = file.unwrap().path();
+        fs::copy(&path, folder.path().join(path.file_name().unwrap())).unwrap();
+    }
+    let manifest = folder.path().join("web-1.manifest.json");
+    second::bundle(&manifest).unwrap();
+    let part = folder.path().join("web-1.part.00002");
+    let stored = fs::read(&part).unwrap();
+    for at in 0..stored.len() {
+        let mut bytes = stored.clone();
+        bytes[at] ^= 1 << (at % 8);
+        fs::write(&part, &bytes).unwrap();
+        assert!(second::bundle(&manifest).is_err(), "byte {at} of a part");
+    }
+    fs::remove_file(&part).unwrap();
+    assert!(second::bundle(&manifest).is_err() && open_bundle(&manifest).is_err());
+    fs::write(&part, &stored).unwrap();
+    let other = folder.path().join("web-2.manifest.json");
+    fs::rename(&manifest, &other).unwrap();
+    assert!(second::bundle(&other).is_err() && open_bundle(&other).is_err());
 }

@@ -11,19 +11,21 @@ use imgstore::format::checkpoint::Checkpoint;
 use imgstore::format::entry::Entry;
 use imgstore::format::segment::SegmentWriter;
 use imgstore::format::{checkpoint, manifest, pack, record, region};
-use imgstore::model::account::{AccountId, Permission, Tag};
+use imgstore::model::account::{AccountId, ClientToken, Permission, Resource, RetentionRule, Tag};
 use imgstore::model::blockmap::{BlockMap, ChunkRef};
 use imgstore::model::catalog::Catalog;
 use imgstore::model::ids::{
-    ChunkId, ImageId, InstanceId, ObjectHash, RegionId, SessionId, SnapshotId, VolumeId,
+    ChunkId, ImageId, InstanceId, ObjectHash, RegionId, ReservationId, RuleId, SessionId, SnapshotId,
+    TemplateId, VolumeId,
 };
 use imgstore::model::image::*;
 use imgstore::model::instance::*;
 use imgstore::model::objects::*;
-use imgstore::model::op::{Author, LogRecord, Op};
+use imgstore::model::op::*;
 use imgstore::model::region::{ChunkerParams, RegionHeader};
-use imgstore::model::snapshot::{Snapshot, SnapshotSource, SnapshotState};
+use imgstore::model::snapshot::{Snapshot, SnapshotSource, Template};
 use imgstore::model::units::BLOCK_BYTES;
+use imgstore::model::words::*;
 use imgstore::pack::build::{PackBuilder, SealedPack};
 use std::fs;
 use std::panic::catch_unwind;
@@ -164,6 +166,24 @@ fn seeds_are_what_the_library_writes() {
     }
 }
 
+/// As one record they apply, so that mutations of the seeds reach all that applying does.
+#[test]
+fn the_operations_of_the_seeds_are_all_and_apply() {
+    let all: Vec<_> = makings().into_iter().chain(changes()).chain(endings()).collect();
+    let mut kinds: Vec<_> = all.iter().map(std::mem::discriminant).collect();
+    kinds.sort_by_key(|kind| format!("{kind:?}"));
+    kinds.dedup();
+    assert_eq!(kinds.len(), 22);
+    let author = Author { account: AccountId::from_random(1), session: SESSION };
+    let mut catalog = Catalog::default();
+    for (op, sequence) in all.into_iter().zip(1..) {
+        let ops = vec![op];
+        let record = LogRecord { sequence, previous: HASH, nonce: [3; 16], time_ms: 1, author, ops };
+        let applied = catalog.apply(&record);
+        assert!(applied.is_ok(), "{applied:?}: {:?}", record.ops);
+    }
+}
+
 #[test]
 #[ignore = "writes the seeds anew"]
 fn write_seeds() {
@@ -195,17 +215,17 @@ fn seeds() -> Vec<(&'static str, &'static str, Vec<u8>)> {
     let spilled = record::Body::Spilled { name: ListName { session: SESSION, number: 4 }, hash: HASH };
     let record_bytes = |body| record::encode(&record_of(body)).expect("it encodes").0;
     seeds.push(("record", "no-op", record_bytes(record::Body::Inline(vec![Op::NoOp]))));
-    seeds.push(("record", "every-op", record_bytes(record::Body::Inline(ops()))));
+    let every = || makings().into_iter().chain(changes()).chain(endings()).collect::<Vec<_>>();
+    seeds.push(("record", "every-op", record_bytes(record::Body::Inline(every()))));
     seeds.push(("record", "spilled", record_bytes(spilled)));
-    seeds.push(("record", "list", record::encode_list(&ops()).expect("it encodes").0));
+    seeds.push(("record", "list", record::encode_list(&every()).expect("it encodes").0));
 
     let mut catalog = Catalog::default();
     let empty = Checkpoint { record_hash: HASH, catalog: catalog.clone() };
     seeds.push(("checkpoint", "empty", checkpoint::encode(&empty).expect("it encodes")));
-    let kept = ops().into_iter().filter(|op| !matches!(op, Op::DeregisterImage { .. })).collect();
-    let LogRecord { sequence, previous, nonce, time_ms, author, ops } =
-        record_of(record::Body::Inline(Vec::new())).with_ops(kept);
-    catalog.apply(&LogRecord { sequence, previous, nonce, time_ms, author, ops }).expect("the ops apply");
+    let made = makings().into_iter().chain(changes()).collect();
+    let record = record_of(record::Body::Inline(Vec::new())).with_ops(made);
+    catalog.apply(&record).expect("the operations apply");
     catalog.fenced_sessions.insert(SessionId([9; 16]));
     let full = Checkpoint { record_hash: HASH, catalog };
     seeds.push(("checkpoint", "full", checkpoint::encode(&full).expect("it encodes")));
@@ -213,6 +233,7 @@ fn seeds() -> Vec<(&'static str, &'static str, Vec<u8>)> {
     let header = RegionHeader {
         id: REGION,
         name: "eu-home-1".into(),
+        provider: AccountId::from_random(1),
         created_ms: 1_795_000_000_000,
         // Not the defaults: those may be tuned without a change of the format.
         chunker: ChunkerParams { min_blocks: 4, avg_blocks: 32, max_blocks: 64, zero_tail_bytes: 32 },
@@ -310,14 +331,24 @@ fn id(number: u64) -> ChunkId {
     chunk_id(&number.to_le_bytes())
 }
 
-/// One operation of every kind, in an order in which they apply.
-fn ops() -> Vec<Op> {
-    let owner = AccountId::from_random(1);
-    let tags = vec![Tag { key: "Name".into(), value: "web".into() }];
-    let pack = PackName { session: SESSION, number: 1 };
-    let packed =
-        PackRecord { name: pack, len: 999, frames: 3, raw_bytes: 24576, trailer_hash: HASH, bases: vec![] };
-    let delta = PackRecord { name: PackName { number: 2, ..pack }, bases: vec![pack], ..packed.clone() };
+fn tags() -> Vec<Tag> {
+    vec![Tag { key: "Name".into(), value: "web".into() }]
+}
+
+fn token() -> Option<ClientToken> {
+    Some(ClientToken { token: "token".into(), request: HASH })
+}
+
+const PACK: PackName = PackName { session: SESSION, number: 1 };
+const MANIFEST: ManifestRecord =
+    ManifestRecord { name: ManifestName { session: SESSION, number: 1 }, len: 192, hash: HASH, chunks: 3 };
+const STAY: BinStay = BinStay { since_ms: 5, until_ms: 9 };
+
+/// Operations in an order in which they apply, after which something is in every table of a catalogue.
+fn makings() -> Vec<Op> {
+    let bases = vec![];
+    let packed = PackRecord { name: PACK, len: 999, frames: 3, raw_bytes: 24576, trailer_hash: HASH, bases };
+    let delta = PackRecord { name: PackName { number: 2, ..PACK }, bases: vec![PACK], ..packed.clone() };
     let segment = SegmentName { session: SESSION, number: 1 };
     let listed = SegmentRecord { name: segment, len: 8224, entries: 3, hash: HASH, replaces: vec![] };
     let merged = SegmentRecord {
@@ -325,102 +356,146 @@ fn ops() -> Vec<Op> {
         replaces: vec![segment],
         ..listed.clone()
     };
-    let source = SnapshotSource {
-        region_id: REGION,
-        region: "away".into(),
-        snapshot_id: SnapshotId::from_random(77),
-        sequence: 5,
+    let create = |number, full, packs| {
+        let snapshot = Box::new(snapshot(number, full));
+        Op::CreateSnapshot { snapshot, packs }
     };
-    let manifest = ManifestRecord {
-        name: ManifestName { session: SESSION, number: 1 },
-        len: 192,
-        hash: HASH,
-        chunks: 3,
+    let template = |number| {
+        let template = Template {
+            id: TemplateId::from_random(number),
+            owner: AccountId::from_random(1),
+            volume_bytes: 1 << 20,
+            data_bytes: 24576,
+            created_ms: 5,
+            manifest: MANIFEST,
+        };
+        Op::CreateTemplate { template: Box::new(template), packs: vec![PACK] }
     };
-    let snapshot = Snapshot {
-        id: SnapshotId::from_random(1),
-        owner,
-        description: "Zürich".into(),
-        volume_bytes: 1 << 20,
-        data_bytes: 24576,
-        state: SnapshotState::Completed,
-        created_ms: 5,
-        tags: tags.clone(),
-        parent: Some(SnapshotId::from_random(9)),
-        volume: Some(VolumeId::from_random(9)),
-        source: Some(source),
-        create_volume_permissions: vec![Permission::All, Permission::Account(owner)],
-        client_token: Some("token".into()),
-        manifest,
+    let register = |number, on, template| Op::RegisterImage(Box::new(image(number, on, template)));
+    let run = |number, template, volumes| {
+        let instance = Box::new(instance(number, template));
+        Op::RunInstance { instance, volumes }
     };
-    let bare = Snapshot {
-        id: SnapshotId::from_random(2),
-        parent: None,
-        volume: None,
-        source: None,
-        client_token: None,
-        ..snapshot.clone()
-    };
-    let (snapshot_id, image) = (snapshot.id, image(owner, snapshot.id, &tags));
-    let attachment = Attachment {
-        instance_id: InstanceId::from_random(1),
-        device_name: "/dev/xvda".into(),
-        delete_on_termination: true,
-    };
-    let volume = Volume {
-        id: VolumeId::from_random(1),
-        owner,
-        volume_bytes: 1 << 20,
-        volume_type: VolumeType::Gp3,
-        snapshot_id: Some(snapshot_id),
-        state: VolumeState::InUse,
-        created_ms: 5,
-        attachment: Some(attachment),
-        path: "/vm/1/xvda.raw".into(),
-        tags: tags.clone(),
-    };
-    let instance = Instance {
-        id: InstanceId::from_random(1),
-        owner,
-        image_id: image.id,
-        state: InstanceState::Stopped,
-        launched_ms: 5,
-        root_device_name: "/dev/xvda".into(),
-        path: "/vm/1".into(),
-        tags,
-    };
+    let deregister = |number, bin| Op::DeregisterImage { id: ImageId::from_random(number), bin };
+    let delete = |number, bin| Op::DeleteSnapshot { id: SnapshotId::from_random(number), bin };
     vec![
         Op::NoOp,
         Op::RegisterPack(packed),
         Op::RegisterPack(delta),
         Op::RegisterSegment(listed),
         Op::RegisterSegment(merged),
-        Op::CreateSnapshot { snapshot: Box::new(snapshot), packs: vec![pack] },
-        Op::CreateSnapshot { snapshot: Box::new(bare.clone()), packs: vec![] },
-        Op::RegisterImage(Box::new(image.clone())),
-        Op::RunInstance { instance: Box::new(instance), volumes: vec![volume] },
-        Op::DeregisterImage { id: image.id },
-        Op::DeleteSnapshot { id: bare.id },
+        create(1, true, vec![PACK]),
+        create(2, false, vec![]),
+        create(3, false, vec![]),
+        template(1),
+        template(2),
+        register(1, 1, Some(1)),
+        register(2, 2, Some(2)),
+        register(3, 3, None),
+        run(1, 1, vec![volume(1, Some(1), Some(1)), volume(2, Some(3), None)]),
+        run(2, 2, vec![]),
+        Op::CreateVolume(Box::new(volume(3, None, Some(2)))),
+        // Under a volume, and in the bin with its image.
+        deregister(3, None),
+        delete(3, None),
+        deregister(2, Some(STAY)),
+        delete(2, Some(STAY)),
     ]
 }
 
-fn image(owner: AccountId, snapshot: SnapshotId, tags: &[Tag]) -> Image {
-    let ebs = EbsBlockDevice {
-        snapshot_id: Some(snapshot),
-        volume_bytes: 1 << 20,
-        volume_type: VolumeType::Gp3,
-        iops: Some(3000),
-        delete_on_termination: true,
+/// Every change.
+fn changes() -> Vec<Op> {
+    let owner = AccountId::from_random(1);
+    let rule = |id, resource| RetentionRule { id: RuleId::from_random(id), resource, days: 30, tags: tags() };
+    let permissions = vec![Permission::All, Permission::Account(owner)];
+    let images = [
+        ImageChange::Tags(vec![]),
+        ImageChange::Deprecation(None),
+        ImageChange::Disable,
+        ImageChange::Enable,
+        ImageChange::LaunchPermissions(permissions.clone()),
+        ImageChange::Protection(DeregistrationProtection::CoolingDown { until_ms: 9 }),
+        ImageChange::Description("web".into()),
+        ImageChange::ProductCodes(vec![]),
+    ];
+    let snapshots = [SnapshotChange::CreateVolumePermissions(permissions), SnapshotChange::Tags(vec![])];
+    let accounts = [
+        AccountChange::Alias(Some("lab".into())),
+        AccountChange::BlockPublicImages(true),
+        AccountChange::BlockPublicSnapshots(true),
+        AccountChange::AddRule(rule(1, Resource::Image)),
+        AccountChange::AddRule(rule(2, Resource::Snapshot)),
+        AccountChange::RemoveRule(RuleId::from_random(1)),
+    ];
+    let volumes = [
+        VolumeChange::Attachment(None),
+        VolumeChange::Attachment(volume(3, None, Some(1)).attachment),
+        VolumeChange::Tags(vec![]),
+    ];
+    let instances = [InstanceChange::Stop, InstanceChange::Start, InstanceChange::Tags(vec![])];
+    let image = |change| Op::ModifyImage { id: ImageId::from_random(1), change };
+    let snapshot = |change| Op::ModifySnapshot { id: SnapshotId::from_random(1), change };
+    let account = |change| Op::ModifyAccount { account: owner, change };
+    let volume = |change| Op::ModifyVolume { id: VolumeId::from_random(3), change };
+    let instance = |change| Op::ModifyInstance { id: InstanceId::from_random(1), change };
+    let mut ops: Vec<_> = images.map(image).into();
+    ops.extend(snapshots.map(snapshot));
+    ops.extend(accounts.map(account));
+    ops.extend(volumes.map(volume));
+    ops.extend(instances.map(instance));
+    ops
+}
+
+/// Things come back from the bin, and end.
+fn endings() -> Vec<Op> {
+    let [first, second] = [1, 2].map(SnapshotId::from_random);
+    let [one, two] = [1, 2].map(ImageId::from_random);
+    let [runs, ran] = [1, 2].map(InstanceId::from_random);
+    vec![
+        Op::RestoreSnapshot { id: second },
+        Op::RestoreImage { id: two },
+        Op::DeregisterImage { id: two, bin: Some(STAY) },
+        Op::DeleteSnapshot { id: second, bin: Some(STAY) },
+        Op::ExpireImage { id: two },
+        Op::ExpireSnapshot { id: second },
+        Op::DeregisterImage { id: one, bin: None },
+        Op::DeleteSnapshot { id: first, bin: None },
+        Op::TerminateInstance { id: runs, at_ms: 7 },
+        Op::ForgetInstance { id: runs },
+        Op::TerminateInstance { id: ran, at_ms: 7 },
+        Op::DeleteVolume { id: VolumeId::from_random(2) },
+    ]
+}
+
+/// With every optional part, or without.
+fn snapshot(number: u64, full: bool) -> Snapshot {
+    let owner = AccountId::from_random(1);
+    let source = SnapshotSource {
+        region_id: REGION,
+        region: "away".into(),
+        snapshot_id: SnapshotId::from_random(77),
+        sequence: 5,
     };
-    let device = |name: &str, target| BlockDeviceMapping { device_name: name.into(), target };
-    let source =
-        ImageSource { region_id: REGION, region: "away".into(), image_id: ImageId::from_random(77), owner };
-    Image {
-        id: ImageId::from_random(1),
-        name: "web".into(),
-        description: String::new(),
+    Snapshot {
+        id: SnapshotId::from_random(number),
         owner,
-        state: ImageState::Available,
+        description: "Zürich".into(),
+        volume_bytes: 1 << 20,
+        data_bytes: 24576,
+        state: SnapshotState::Completed,
+        created_ms: 5,
+        tags: tags(),
+        parent: full.then(|| SnapshotId::from_random(9)),
+        volume: full.then(|| VolumeId::from_random(9)),
+        source: full.then_some(source),
+        create_volume_permissions: vec![Permission::All, Permission::Account(owner)],
+        client_token: full.then(token).flatten(),
+        manifest: MANIFEST,
+    }
+}
+
+fn machine() -> Machine {
+    Machine {
         architecture: Architecture::X86_64,
         platform: Some("windows".into()),
         virtualization_type: VirtualizationType::Hvm,
@@ -430,21 +505,95 @@ fn image(owner: AccountId, snapshot: SnapshotId, tags: &[Tag]) -> Image {
         imds_support: None,
         kernel_id: None,
         ramdisk_id: None,
+    }
+}
+
+fn image(number: u64, snapshot: u64, template: Option<u64>) -> Image {
+    let owner = AccountId::from_random(1);
+    let ebs = EbsBlockDevice {
+        snapshot_id: Some(SnapshotId::from_random(snapshot)),
+        volume_bytes: 1 << 20,
+        volume_type: VolumeType::Gp3,
+        iops: Some(3000),
+        delete_on_termination: true,
+    };
+    let device = |name: &str, target| BlockDeviceMapping { device_name: name.into(), target };
+    let source =
+        ImageSource { region_id: REGION, region: "away".into(), image_id: ImageId::from_random(77), owner };
+    Image {
+        id: ImageId::from_random(number),
+        name: format!("web {number}"),
+        description: String::new(),
+        owner,
+        state: ImageState::Available,
+        machine: machine(),
         root_device_name: "/dev/xvda".into(),
-        root_device_type: RootDeviceType::Ebs,
+        template: template.map(TemplateId::from_random),
         devices: vec![
-            device("/dev/xvda", DeviceTarget::Ebs(ebs)),
+            device("/dev/xvdf", DeviceTarget::Ebs(ebs)),
             device("/dev/xvdb", DeviceTarget::Ephemeral(0)),
         ],
         launch_permissions: vec![Permission::Account(owner)],
         product_codes: vec!["code".into()],
-        tags: tags.to_vec(),
+        tags: tags(),
         created_ms: 5,
         deprecation_ms: Some(9),
-        deregistration_protected: false,
+        deregistration_protection: DeregistrationProtection::Disabled,
         source: Some(source),
         source_instance: Some(InstanceId::from_random(8)),
         predecessor: Some(ImageId::from_random(8)),
-        client_token: Some("token".into()),
+        client_token: token(),
+    }
+}
+
+fn instance(number: u64, template: u64) -> Instance {
+    let disk = |device_name: &str, template_id, ephemeral| LocalDisk {
+        device_name: device_name.into(),
+        volume_bytes: 1 << 20,
+        template_id,
+        ephemeral,
+        path: format!("/vm/{number}{device_name}.raw"),
+    };
+    Instance {
+        id: InstanceId::from_random(number),
+        owner: AccountId::from_random(1),
+        image_id: ImageId::from_random(number),
+        reservation_id: ReservationId::from_random(1),
+        launch_index: 0,
+        state: InstanceState::Running,
+        launched_ms: 5,
+        terminated_ms: None,
+        machine: machine(),
+        product_codes: vec!["code".into()],
+        root_device_name: "/dev/xvda".into(),
+        local_disks: vec![
+            disk("/dev/xvda", Some(TemplateId::from_random(template)), None),
+            disk("/dev/xvdb", None, Some(0)),
+        ],
+        path: format!("/vm/{number}"),
+        tags: tags(),
+        client_token: token(),
+    }
+}
+
+fn volume(number: u64, snapshot: Option<u64>, instance: Option<u64>) -> Volume {
+    let attachment = |instance| Attachment {
+        instance_id: InstanceId::from_random(instance),
+        device_name: format!("/dev/sd{number}"),
+        delete_on_termination: number == 1,
+        attached_ms: 5,
+    };
+    Volume {
+        id: VolumeId::from_random(number),
+        owner: AccountId::from_random(1),
+        volume_bytes: 1 << 20,
+        volume_type: VolumeType::Gp3,
+        iops: Some(3000),
+        snapshot_id: snapshot.map(SnapshotId::from_random),
+        created_ms: 5,
+        attachment: instance.map(attachment),
+        path: format!("/vm/{number}.raw"),
+        tags: tags(),
+        client_token: token(),
     }
 }

@@ -7,13 +7,16 @@ use imgstore::disk::{DiskError, DiskRead, DiskWrite, Extent};
 use imgstore::io::directory::DirectoryOptions;
 use imgstore::io::memory::Memory;
 use imgstore::io::storage::Storage;
+use imgstore::model::account::AccountId;
+use imgstore::model::catalog::Root;
 use imgstore::model::ids::SnapshotId;
-use imgstore::model::image::Architecture;
+use imgstore::model::words::Architecture;
 use imgstore::ops::context::{Context, Progress};
 use imgstore::ops::copy::{CopyOptions, CopyWhat, apply, plan};
+use imgstore::ops::devices::DeviceSpec;
 use imgstore::ops::error::{Class, OpsError};
 use imgstore::ops::import::{ImportDisk, import};
-use imgstore::ops::launch::{DeviceOverride, LaunchOptions, launch};
+use imgstore::ops::launch::{LaunchOptions, launch};
 use imgstore::ops::register::ImageOptions;
 use imgstore::ops::snapshot::{SnapshotOptions, snapshot};
 use imgstore::ops::verify::{VerifyOptions, verify};
@@ -23,15 +26,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 fn image_options(name: &str) -> ImageOptions {
-    ImageOptions {
-        name: name.into(),
-        description: String::new(),
-        architecture: Architecture::X86_64,
-        virtualization_type: "hvm".parse().unwrap(),
-        boot_mode: None,
-        root_device_name: "/dev/xvda".into(),
-        tags: vec![],
-    }
+    ImageOptions::named(name, Architecture::X86_64)
 }
 
 fn import_disks(
@@ -206,11 +201,10 @@ fn sixty_four_tebibytes_with_little_data_take_little() {
     let region = memory_region(&Memory::new(), &small_packs());
     let taken = caller.snapshot(&region, &synthetic()).unwrap();
     assert!(taken.ingested.data_bytes < 9 << 20);
-    let catalog = region.catalog().unwrap();
-    let map = export::load(&region, &catalog.snapshots[&taken.snapshot.id]).unwrap();
+    let map = export::load(&region, &Root::from(&taken.snapshot)).unwrap();
     let done = Arc::new(AtomicU64::new(0));
     let target = Comparing { disk: synthetic(), position: 0, done: done.clone() };
-    export::export(&region, &taken.snapshot, &map, Box::new(target), &caller.context()).unwrap();
+    export::export(&region, &Root::from(&taken.snapshot), &map, Box::new(target), &caller.context()).unwrap();
     assert_eq!(done.load(Ordering::SeqCst), 64 * TIB - 5);
 }
 
@@ -353,7 +347,7 @@ fn a_client_token_makes_a_copy_once_and_refuses_other_arguments() {
     let other = import_disks(&source, &caller, "two", vec![volume(1 << 20, 2)]);
     let options = CopyOptions { client_token: Some("t".into()), ..CopyOptions::default() };
     let copy = |id| {
-        let plan = plan(&source, &target, CopyWhat::Image(id), &options, &caller.context()).unwrap();
+        let plan = plan(&source, &target, CopyWhat::Image(id), &options, &caller.context())?;
         apply(&source, &target, &plan, &options, &caller.context())
     };
     let first = copy(image.id).unwrap();
@@ -384,13 +378,14 @@ fn launched_volumes_have_the_content_and_the_size_asked_for() {
     let region = memory_region(&Memory::new(), &small_packs());
     let (root, data) = (volume(3 << 20, 1), volume((1 << 20) + 700, 2));
     let image = import_disks(&region, &caller, "database", vec![root.clone(), data.clone()]);
-    let larger = DeviceOverride {
-        device_name: "/dev/xvda".into(),
-        volume_bytes: Some(8 << 20),
-        ..DeviceOverride::default()
+    let larger =
+        DeviceSpec { device_name: "/dev/xvda".into(), volume_bytes: Some(8 << 20), ..DeviceSpec::default() };
+    let options = LaunchOptions {
+        count_min: 2,
+        count_max: 2,
+        devices: vec![larger],
+        ..LaunchOptions::one(&folder.path().join("vms"))
     };
-    let options =
-        LaunchOptions { count: 2, output: folder.path().join("vms"), overrides: vec![larger], tags: vec![] };
     let launched = launch(&region, image.id, &options, &caller.context()).unwrap();
     assert_eq!(launched.len(), 2);
     for made in &launched {
@@ -401,15 +396,12 @@ fn launched_volumes_have_the_content_and_the_size_asked_for() {
     }
     assert_eq!(region.catalog().unwrap().volumes.len(), 4);
 
-    let too_small = DeviceOverride {
-        device_name: "/dev/xvda".into(),
-        volume_bytes: Some(1 << 20),
-        ..DeviceOverride::default()
-    };
-    let options = LaunchOptions { overrides: vec![too_small], ..options };
+    let too_small =
+        DeviceSpec { device_name: "/dev/xvda".into(), volume_bytes: Some(1 << 20), ..DeviceSpec::default() };
+    let options = LaunchOptions { devices: vec![too_small], ..options };
     let error = launch(&region, image.id, &options, &caller.context()).unwrap_err();
     assert_eq!(error.code(), "InvalidBlockDeviceMapping");
-    assert!(error.to_string().contains("is smaller than snapshot"), "{error}");
+    assert!(error.to_string().contains("is smaller than  snapshot"), "{error}");
 }
 
 #[test]
@@ -420,8 +412,7 @@ fn a_cancelled_launch_leaves_no_file_and_no_record() {
     let image = import_disks(&region, &caller, "big", vec![volume(16 << 20, 1)]);
     let stop = StopAfter(AtomicU64::new(5 << 20));
     let context = Context { progress: &stop, ..caller.context() };
-    let options =
-        LaunchOptions { count: 1, output: folder.path().to_owned(), overrides: vec![], tags: vec![] };
+    let options = LaunchOptions::one(folder.path());
     assert_eq!(launch(&region, image.id, &options, &context).unwrap_err().class(), Class::Interrupted);
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
     assert!(region.catalog().unwrap().instances.is_empty());
@@ -444,7 +435,7 @@ fn snapshots_in_use_stay_and_names_are_unique() {
     assert_eq!(error.code(), "InvalidAMIName.Duplicate");
     assert_eq!(error.to_string(), format!("AMI name one is already in use by AMI {}", image.id));
 
-    delete::deregister(&region, image.id, &caller.context()).unwrap();
+    delete::deregister(&region, image.id, false, &caller.context()).unwrap();
     delete::delete_snapshot(&region, snapshot, &caller.context()).unwrap();
     let gone = delete::delete_snapshot(&region, snapshot, &caller.context()).unwrap_err();
     assert_eq!(gone.code(), "InvalidSnapshot.NotFound");
@@ -519,7 +510,8 @@ fn four_writers_at_once_all_succeed_in_a_directory() {
 fn segments_are_written_merged_and_not_needed() {
     let caller = Caller::new(2);
     let storage = Memory::new();
-    let options = RegionOptions { pack_bytes: 16 << 10, ..RegionOptions::named("test") };
+    let options =
+        RegionOptions { pack_bytes: 16 << 10, ..RegionOptions::named("test", AccountId::from_random(1)) };
     let region = memory_region(&storage, &options);
     let mut taken = vec![];
     for seed in 0..6 {
@@ -573,7 +565,8 @@ fn a_lost_record_is_not_taken_for_the_end_of_the_log() {
 fn chunks_of_a_pack_that_is_gone_are_stored_again() {
     let caller = Caller::new(2);
     let storage = Memory::new();
-    let options = RegionOptions { pack_bytes: 16 << 10, ..RegionOptions::named("test") };
+    let options =
+        RegionOptions { pack_bytes: 16 << 10, ..RegionOptions::named("test", AccountId::from_random(1)) };
     let region = memory_region(&storage, &options);
     let disk = MemoryDisk::new(volume(12 << 20, 1));
     let first = caller.snapshot(&region, &disk).unwrap().snapshot.id;
@@ -596,7 +589,8 @@ fn a_damaged_segment_is_replaced_by_the_next_writer() {
     let caller = Caller::new(2);
     let folder = tempfile::tempdir().unwrap();
     let root = folder.path().join("r");
-    let options = RegionOptions { pack_bytes: 16 << 10, ..RegionOptions::named("test") };
+    let options =
+        RegionOptions { pack_bytes: 16 << 10, ..RegionOptions::named("test", AccountId::from_random(1)) };
     let region = Region::create_directory(&root, &options, DirectoryOptions::default()).unwrap();
     let disk = MemoryDisk::new(volume(12 << 20, 1));
     let id = caller.snapshot(&region, &disk).unwrap().snapshot.id;
@@ -637,7 +631,7 @@ fn racing_copies_with_one_token_make_one_copy() {
 
 #[test]
 fn devices_that_are_one_in_the_guest_and_sizes_over_the_limit_are_refused() {
-    use imgstore::ops::register::{DeviceSpec, register};
+    use imgstore::ops::register::register;
     let caller = Caller::new(1);
     let region = memory_region(&Memory::new(), &small_packs());
     let id = caller.snapshot(&region, &MemoryDisk::new(volume(50_000, 1))).unwrap().snapshot.id;
@@ -645,8 +639,7 @@ fn devices_that_are_one_in_the_guest_and_sizes_over_the_limit_are_refused() {
         device_name: name.into(),
         snapshot_id: volume_bytes.is_none().then_some(id),
         volume_bytes,
-        volume_type: "gp3".parse().unwrap(),
-        delete_on_termination: true,
+        ..DeviceSpec::default()
     };
     for second in [device("xvda", Some(1 << 30)), device("/dev/xvdb", Some(1 << 60))] {
         let devices = [device("/dev/xvda", None), second];
@@ -661,7 +654,8 @@ fn what_was_stored_again_stays_readable_whatever_segments_list_it() {
     for _ in 0..8 {
         // Sessions are random, so segments sort differently each time.
         let storage = Memory::new();
-        let options = RegionOptions { pack_bytes: 16 << 10, ..RegionOptions::named("test") };
+        let options =
+            RegionOptions { pack_bytes: 16 << 10, ..RegionOptions::named("test", AccountId::from_random(1)) };
         memory_region(&storage, &options);
         let open = || Region::open(Arc::new(storage.clone()), session()).unwrap();
         let disk = MemoryDisk::new(volume(12 << 20, 1));

@@ -25,7 +25,7 @@ use imgstore::model::blockmap::Run;
 use imgstore::model::catalog::Catalog;
 use imgstore::model::ids::{ChunkId, ObjectHash, SessionId};
 use imgstore::model::objects::{SegmentName, SegmentRecord};
-use imgstore::model::op::{Author, LogRecord, Op};
+use imgstore::model::op::{AccountChange, Author, BinStay, InstanceChange, LogRecord, Op, VolumeChange};
 use imgstore::model::units::{BLOCK_BYTES, CHUNK_BLOCKS_MAX};
 use imgstore::pack::segment::Segment;
 use std::sync::Arc;
@@ -107,15 +107,55 @@ fn bundle_of(bytes: &[u8]) {
     assert!(end <= manifest.volume_bytes);
 }
 
-/// Checkpoints: decoded, encoded, and a record put on top of them, as a reader does.
+/// Checkpoints: decoded, encoded, and records put on top of them, as a reader does.
 pub fn checkpoint(data: &[u8]) {
     for_envelopes(&checkpoint_format::CHECKPOINT, data, |bytes| {
         if let Ok(value) = checkpoint_format::decode(bytes) {
             let again = checkpoint_format::encode(&value).expect("what decoded encodes");
             assert_eq!(again, bytes);
-            apply(value.catalog, vec![Op::NoOp]);
+            // What follows from the tables is made when they are read, whatever they say. Operations on tables
+            // that contradict themselves must end well, and no more.
+            assert_eq!(value.catalog.clone().with_derived(), value.catalog);
+            let ops = endings(&value.catalog);
+            apply(value.catalog, ops, |_| ());
         }
     });
+}
+
+/// Operations that bring things back from the bin and end what is there, of each kind a few.
+fn endings(catalog: &Catalog) -> Vec<Op> {
+    const EACH: usize = 4;
+    let stay = BinStay { since_ms: 0, until_ms: u64::MAX };
+    let mut ops = vec![Op::NoOp];
+    // Of what is in the bin every second thing comes back.
+    let binned = catalog.binned_snapshots.keys().take(EACH);
+    ops.extend(binned.clone().step_by(2).map(|&id| Op::RestoreSnapshot { id }));
+    for &id in catalog.binned_images.keys().take(EACH) {
+        ops.extend([Op::RestoreImage { id }, Op::ExpireImage { id }]);
+    }
+    ops.extend(binned.map(|&id| Op::ExpireSnapshot { id }));
+    for (&id, image) in catalog.images.iter().take(EACH) {
+        ops.extend([Op::DeregisterImage { id, bin: Some(stay) }, Op::RegisterImage(Box::new(image.clone()))]);
+        ops.extend(image.snapshot_ids().map(|id| Op::DeleteSnapshot { id, bin: Some(stay) }));
+        ops.extend([Op::ExpireImage { id }, Op::DeregisterImage { id, bin: None }]);
+    }
+    for &id in catalog.volumes.keys().skip(1).take(EACH) {
+        ops.push(Op::ModifyVolume { id, change: VolumeChange::Attachment(None) });
+    }
+    for &id in catalog.instances.keys().take(EACH) {
+        for change in [InstanceChange::Stop, InstanceChange::Start] {
+            ops.push(Op::ModifyInstance { id, change });
+        }
+        ops.extend([Op::TerminateInstance { id, at_ms: 1 }, Op::ForgetInstance { id }]);
+    }
+    ops.extend(catalog.snapshots.keys().take(EACH).map(|&id| Op::DeleteSnapshot { id, bin: None }));
+    ops.extend(catalog.volumes.keys().take(EACH).map(|&id| Op::DeleteVolume { id }));
+    for (&account, settings) in catalog.accounts.iter().take(EACH) {
+        let rules = settings.retention_rules.iter().take(EACH).map(|rule| AccountChange::RemoveRule(rule.id));
+        let changes = rules.chain([AccountChange::Alias(None)]);
+        ops.extend(changes.map(|change| Op::ModifyAccount { account, change }));
+    }
+    ops
 }
 
 /// Signatures of foreign disk formats: no more than the head decides.
@@ -403,28 +443,44 @@ pub fn record(data: &[u8]) {
             if let record_format::Body::Inline(ops) = value.body.clone() {
                 let record = value.with_ops(ops);
                 // On its own, as the first of a log, and each operation by itself.
-                let _ = Catalog::default().apply(&record);
-                apply(Catalog::default(), record.ops);
+                let mut catalog = Catalog::default();
+                if catalog.apply(&record).is_ok() {
+                    is_whole(&catalog);
+                }
+                apply(Catalog::default(), record.ops, is_whole);
             }
         }
     });
     for_envelopes(&record_format::LIST, data, |bytes| {
         if let Ok((ops, hash)) = record_format::decode_list(bytes) {
             assert_eq!(record_format::encode_list(&ops), Ok((bytes.to_vec(), hash)));
-            apply(Catalog::default(), ops);
+            apply(Catalog::default(), ops, is_whole);
         }
     });
 }
 
-/// Applies each operation as a record of its own; a refusal is a good answer.
-fn apply(mut catalog: Catalog, ops: Vec<Op>) {
+/// What a log leads to: what is kept beside the tables is what follows from them, and its checkpoint reads back
+/// as the same.
+fn is_whole(catalog: &Catalog) {
+    assert_eq!(&catalog.clone().with_derived(), catalog, "what is kept does not follow from the tables");
+    let value = checkpoint_format::Checkpoint { record_hash: ObjectHash([0; 32]), catalog: catalog.clone() };
+    let bytes = checkpoint_format::encode(&value).expect("a catalogue encodes");
+    assert_eq!(checkpoint_format::decode(&bytes), Ok(value));
+}
+
+/// Applies each operation as a record of its own; a refusal is a good answer. What one leaves is checked.
+fn apply(mut catalog: Catalog, ops: Vec<Op>, check: impl Fn(&Catalog)) {
     for op in ops {
         let Some(sequence) = catalog.sequence.checked_add(1) else { return };
         let author = Author { account: AccountId::from_random(1), session: SessionId([1; 16]) };
         let previous = ObjectHash([0; 32]);
         let record = LogRecord { sequence, previous, nonce: [0; 16], time_ms: 0, author, ops: vec![op] };
-        if catalog.apply(&record).is_ok() {
-            assert_eq!(catalog.sequence, sequence);
+        // What a refused record leaves of a catalogue is none.
+        let mut after = catalog.clone();
+        if after.apply(&record).is_ok() {
+            assert_eq!(after.sequence, sequence);
+            check(&after);
+            catalog = after;
         }
     }
 }

@@ -114,6 +114,7 @@ impl CliError {
                 Class::Refused => REFUSED,
                 Class::NoSpace => NO_SPACE,
                 Class::Interrupted => INTERRUPTED,
+                Class::DryRun => 0,
             },
             Self::Usage(_) | Self::Config { .. } => USAGE,
             Self::NoRegion { .. } => NOT_FOUND,

@@ -99,6 +99,11 @@ impl Home {
         self.path.join("instances")
     }
 
+    /// Where volumes go if nothing else is said.
+    pub fn volumes(&self) -> PathBuf {
+        self.path.join("volumes")
+    }
+
     /// Opens the region that the command uses.
     pub fn open_region(&self) -> Result<Region, CliError> {
         self.open_named(self.region_name())
@@ -133,7 +138,7 @@ impl Home {
             let why = format!("a region called {name} is known already: {}", known.url);
             return Err(CliError::Usage(why));
         }
-        let region = open_or_create(&root, name, &self.config.new_regions, self.directory)
+        let region = open_or_create(&root, name, &self.config.new_regions, self.account(), self.directory)
             .map_err(|error| region_error(name, &url, error))?;
         self.config.regions.insert(name.to_owned(), KnownRegion { url });
         write_config(&self.path, &self.config)?;
@@ -150,6 +155,20 @@ impl Home {
         })
     }
 
+    /// Makes a known region the one that commands use if nothing else is said.
+    pub fn set_default_region(&mut self, name: &str) -> Result<(), CliError> {
+        let _lock = lock(&self.path)?;
+        if let Some(config) = read_config(&self.path)? {
+            self.config = config;
+        }
+        if !self.config.regions.contains_key(name) {
+            let known = self.config.regions.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+            return Err(CliError::NoRegion { name: name.to_owned(), known });
+        }
+        name.clone_into(&mut self.config.default_region);
+        write_config(&self.path, &self.config)
+    }
+
     /// Forgets a region; its data stay.
     pub fn remove_region(&mut self, name: &str) -> Result<KnownRegion, CliError> {
         let _lock = lock(&self.path)?;
@@ -158,8 +177,7 @@ impl Home {
         }
         if name == self.config.default_region {
             let why = format!(
-                "{name} is the default region; set another as default_region in {} first",
-                self.path.join(CONFIG_FILE).display()
+                "{name} is the default region; make another one that first: `imgstore region default NAME`"
             );
             return Err(CliError::Usage(why));
         }
@@ -251,10 +269,11 @@ fn create(path: &Path, directory: DirectoryOptions) -> Result<Config, CliError> 
     let new_regions = NewRegions { chunker: ChunkerParams::DEFAULT, zstd_level: 3 };
     let url = format!("regions/{FIRST_REGION}");
     let root = path.join(&url);
-    open_or_create(&root, FIRST_REGION, &new_regions, directory)
+    let account = AccountId::from_random(random_u64().map_err(home_error("draw an account for", path))?);
+    open_or_create(&root, FIRST_REGION, &new_regions, account, directory)
         .map_err(|error| region_error(FIRST_REGION, &url, error))?;
     let config = Config {
-        account: AccountId::from_random(random_u64().map_err(home_error("draw an account for", path))?),
+        account,
         default_region: FIRST_REGION.to_owned(),
         new_regions,
         regions: BTreeMap::from([(FIRST_REGION.to_owned(), KnownRegion { url })]),
@@ -267,14 +286,18 @@ fn open_or_create(
     root: &Path,
     name: &str,
     new: &NewRegions,
+    provider: AccountId,
     directory: DirectoryOptions,
 ) -> Result<Region, RegionError> {
     match Region::open_directory(root, directory) {
         Err(RegionError::NotARegion) => {}
         opened => return opened,
     }
-    let options =
-        RegionOptions { chunker: new.chunker, zstd_level: new.zstd_level, ..RegionOptions::named(name) };
+    let options = RegionOptions {
+        chunker: new.chunker,
+        zstd_level: new.zstd_level,
+        ..RegionOptions::named(name, provider)
+    };
     match Region::create_directory(root, &options, directory) {
         Err(RegionError::Exists) => Region::open_directory(root, directory),
         made => made,

@@ -29,10 +29,16 @@ fn wrong_call(error: &clap::Error) -> ExitCode {
     let malformed = std::error::Error::source(error).and_then(|source| source.downcast_ref::<MalformedId>());
     let error = match malformed {
         Some(malformed) => CliError::Ops(malformed.clone().into()),
-        None => CliError::Usage(error.render().to_string().trim().to_owned()),
+        None => CliError::Usage(sentence(&error.render().to_string())),
     };
     Output::new(true).error(&error);
     ExitCode::from(error.exit_code())
+}
+
+/// What is wrong with a call, in one line: without clap's frame around it.
+fn sentence(rendered: &str) -> String {
+    let paragraph = rendered.trim_start_matches("error: ").split("\n\n").next().unwrap_or_default();
+    paragraph.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 /// The program.

@@ -5,7 +5,7 @@ use crate::io::disk::{DiskError, DiskRead, DiskWrite};
 use crate::io::outfile::{BlockDevice, NewFile, Stream, is_block_device};
 use crate::io::rawdisk::RawDisk;
 
-pub use crate::io::outfile::{absolute, make_dirs, remove_dir_with};
+pub use crate::io::outfile::{absolute, make_dirs, remove_dir_with, remove_made_file, utf8};
 
 use std::io::Write;
 use std::path::Path;

@@ -28,5 +28,6 @@ pub fn encode(checkpoint: &Checkpoint) -> Result<Vec<u8>, FormatError> {
 /// A checkpoint.
 pub fn decode(bytes: &[u8]) -> Result<Checkpoint, FormatError> {
     let (body, _) = CHECKPOINT.open(bytes)?;
-    codec::decode(CHECKPOINT.what, body)
+    let checkpoint: Checkpoint = codec::decode(CHECKPOINT.what, body)?;
+    Ok(Checkpoint { catalog: checkpoint.catalog.with_derived(), ..checkpoint })
 }

@@ -55,6 +55,7 @@ pub fn is_region_name(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::account::AccountId;
     use crate::model::ids::RegionId;
     use crate::model::region::ChunkerParams;
 
@@ -62,6 +63,7 @@ mod tests {
         RegionHeader {
             id: RegionId([1; 16]),
             name: "home".into(),
+            provider: AccountId::from_random(1),
             created_ms: 5,
             chunker: ChunkerParams::DEFAULT,
             zstd_level: 3,

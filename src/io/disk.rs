@@ -112,6 +112,14 @@ pub enum DiskError {
         /// The output.
         path: PathBuf,
     },
+    /// A file of a bundle stands already.
+    #[error(
+        "{path} exists; choose another name or folder, or remove the bundle's files if they are left from a run that was killed"
+    )]
+    BundleExists {
+        /// The file.
+        path: PathBuf,
+    },
     /// A block device would be overwritten.
     #[error(
         "{path} is a block device; all of it would be overwritten. If that is what you want, add --write-device"

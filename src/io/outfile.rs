@@ -3,6 +3,7 @@
 use super::clock::random_u64;
 use super::disk::{DiskError, DiskWrite};
 use super::os::no_follow;
+use crate::model::ids::{InstanceId, VolumeId};
 use rustix::fs::{CWD, FallocateFlags, RenameFlags, renameat_with};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Seek, Write};
@@ -249,11 +250,17 @@ pub fn make_dirs(path: &Path) -> Result<(), DiskError> {
         }
     };
     // The last one's name, too, if somebody else made it and did not come to make it durable.
-    missing
-        .into_iter()
-        .rev()
-        .chain([path])
-        .try_for_each(|dir| make(dir).map_err(|e| DiskError::io("make", dir, 0, e)))
+    missing.into_iter().rev().chain([path]).try_for_each(|dir| make(dir).map_err(|e| make_failed(dir, e)))
+}
+
+/// A folder that cannot be made is a failure, not a disk that is not there.
+fn make_failed(dir: &Path, error: io::Error) -> DiskError {
+    match error.kind() {
+        io::ErrorKind::NotFound => {
+            DiskError::Io { action: "make the folder", path: dir.to_owned(), offset: 0, source: error }
+        }
+        _ => DiskError::io("make the folder", dir, 0, error),
+    }
 }
 
 /// Removes a directory with the given files in it, and nothing else: what is left of a launch that failed.
@@ -263,6 +270,34 @@ pub fn remove_dir_with(dir: &Path, files: &[PathBuf]) {
     }
     // Fails, as it should, if anything else is in it.
     let _ = fs::remove_dir(dir);
+}
+
+/// Removes a disk file that this program made under a name with an id of its own: `vol-….raw`, or any file in a
+/// folder that is called like an instance. Anything else, and what is no regular file, is refused. One that is
+/// gone is no error.
+pub fn remove_made_file(path: &Path) -> Result<(), DiskError> {
+    let refuse = |found| Err(DiskError::NotADisk { path: path.to_owned(), found });
+    let name = path.file_stem().and_then(|name| name.to_str());
+    let folder = path.parent().and_then(|folder| folder.file_name()?.to_str());
+    let is_volume = name.is_some_and(|name| name.parse::<VolumeId>().is_ok());
+    let in_instance = folder.is_some_and(|name| name.parse::<InstanceId>().is_ok());
+    if !is_volume && !in_instance {
+        return refuse("not in a place where imgstore makes disks; remove it yourself if nothing uses it");
+    }
+    match fs::symlink_metadata(path) {
+        Ok(metadata) if !metadata.is_file() => return refuse("no regular file any more"),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        found => {
+            found.and_then(|_| fs::remove_file(path)).map_err(|e| DiskError::io("remove", path, 0, e))?
+        }
+    }
+    Ok(())
+}
+
+/// A path as a record keeps it.
+pub fn utf8(path: &Path) -> Result<String, DiskError> {
+    let not_utf8 = || DiskError::NotADisk { path: path.to_owned(), found: "not named in UTF-8" };
+    Ok(path.to_str().ok_or_else(not_utf8)?.to_owned())
 }
 
 /// A path made absolute, without following links.

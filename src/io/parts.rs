@@ -23,7 +23,7 @@ pub struct NewParts {
 
 impl NewParts {
     /// Makes the directory where it is missing. If anything with a name that `is_taken` recognises stands in
-    /// it, that is refused as [`DiskError::Exists`].
+    /// it, that is refused as [`DiskError::BundleExists`].
     pub fn begin(dir: &Path, is_taken: impl Fn(&str) -> bool) -> Result<Self, DiskError> {
         let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
         let missing = dir.ancestors().take_while(|dir| !dir.as_os_str().is_empty() && !dir.exists());
@@ -34,20 +34,20 @@ impl NewParts {
         for entry in fs::read_dir(dir).map_err(failed)? {
             let entry = entry.map_err(failed)?;
             if entry.file_name().to_str().is_some_and(&is_taken) {
-                return Err(DiskError::Exists { path: entry.path() });
+                return Err(DiskError::BundleExists { path: entry.path() });
             }
         }
         Ok(new)
     }
 
     /// Makes a file with this name and these bytes, for its owner only. Its content is durable, its name not
-    /// yet. What stands there already is refused as [`DiskError::Exists`].
+    /// yet. What stands there already is refused as [`DiskError::BundleExists`].
     pub fn add(&mut self, name: String, bytes: &[u8]) -> Result<(), DiskError> {
         let path = self.dir.join(&name);
         let opened =
             OpenOptions::new().write(true).create_new(true).mode(0o600).custom_flags(no_follow()).open(&path);
         let mut file = opened.map_err(|e| match e.kind() {
-            io::ErrorKind::AlreadyExists => DiskError::Exists { path: path.clone() },
+            io::ErrorKind::AlreadyExists => DiskError::BundleExists { path: path.clone() },
             _ => DiskError::io("create", &path, 0, e),
         })?;
         // Ours from here on, so that a half-written file goes, too.
@@ -65,13 +65,18 @@ impl NewParts {
         let synced = File::open(&self.dir).and_then(|dir| dir.sync_all());
         synced.map_err(|e| DiskError::io("sync", &self.dir, 0, e))?;
         let path = self.dir.join(name);
-        let mut file = Box::new(NewFile::create(&path, bytes.len() as u64, false)?);
-        file.write_at(0, bytes)?;
-        let done = file.finish();
+        let done = NewFile::create(&path, bytes.len() as u64, false).and_then(|mut file| {
+            file.write_at(0, bytes)?;
+            Box::new(file).finish()
+        });
+        let done = done.map_err(|error| match error {
+            DiskError::Exists { path } => DiskError::BundleExists { path },
+            error => error,
+        });
         self.kept = match done {
             Ok(()) => true,
             // Somebody else's.
-            Err(DiskError::Exists { .. }) => false,
+            Err(DiskError::BundleExists { .. }) => false,
             // Its name stands, but perhaps not for long: then it must not stand without what it names.
             Err(_) => fs::symlink_metadata(&path).is_ok(),
         };

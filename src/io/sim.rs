@@ -111,6 +111,29 @@ impl SimFiles {
         Self { state: Arc::new(Mutex::new(disk)), hook: None }
     }
 
+    /// What is there, as if it had been written and synced just now: so that what a crash has left can be
+    /// crashed again.
+    #[must_use]
+    pub fn settled(&self) -> Self {
+        let mut state = self.state();
+        let mut log = Vec::new();
+        for (path, node) in &state.names {
+            match node {
+                Node::Dir => log.push(SimOp::MakeDir(path.clone())),
+                Node::File(inode) => {
+                    log.push(SimOp::Create(path.clone(), *inode));
+                    let bytes = state.contents.get(inode).cloned().unwrap_or_default();
+                    log.extend([SimOp::Write(*inode, bytes), SimOp::Sync(*inode)]);
+                }
+            }
+        }
+        let dirs = state.names.iter().filter(|(_, node)| **node == Node::Dir).map(|(path, _)| path.clone());
+        log.extend(dirs.chain([PathBuf::from("/")]).map(SimOp::SyncDir));
+        state.log = log;
+        drop(state);
+        self.clone()
+    }
+
     /// Flips, cuts or replaces a file's bytes: damage.
     pub fn damage(&self, path: &Path, change: impl FnOnce(&mut Vec<u8>)) {
         let mut state = self.state();
@@ -373,7 +396,9 @@ fn crashed(log: &[SimOp], mode: CrashMode) -> State {
         CrashMode::Mixed(seed) => seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1,
         CrashMode::DropUnsynced | CrashMode::KeepAll => 1,
     });
-    let mut disk = State { next_inode: 1 << 32, ..State::default() };
+    let created = |op: &SimOp| if let SimOp::Create(_, inode) = op { Some(*inode) } else { None };
+    let next_inode = log.iter().filter_map(created).max().unwrap_or(0).max(1 << 32);
+    let mut disk = State { next_inode, ..State::default() };
     for op in surviving_names(log, mode, &mut draw) {
         disk.perform(op);
     }

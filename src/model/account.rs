@@ -1,6 +1,6 @@
 //! Accounts: who owns things and who asks.
 
-use super::ids::MalformedId;
+use super::ids::{MalformedId, ObjectHash, RuleId};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use std::fmt;
 use std::str::FromStr;
@@ -70,6 +70,15 @@ pub enum Permission {
     Account(AccountId),
 }
 
+impl fmt::Display for Permission {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::All => f.write_str("all"),
+            Self::Account(id) => id.fmt(f),
+        }
+    }
+}
+
 impl Permission {
     /// Whether this permission lets `account` in.
     pub fn admits(self, account: AccountId) -> bool {
@@ -89,6 +98,69 @@ pub struct Tag {
     pub value: String,
 }
 
+/// By what a request is known when it comes again: the same token with the same request gives what the first
+/// one made, with another request it is refused.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClientToken {
+    /// The caller's word for the request, 1 to 64 bytes.
+    pub token: String,
+    /// Hash of what was asked.
+    pub request: ObjectHash,
+}
+
+/// What a retention rule is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Resource {
+    /// Images that are deregistered.
+    Image,
+    /// Snapshots that are deleted.
+    Snapshot,
+}
+
+/// Lets an account's removed things stay in the recycle bin for a time. Rule: EC2's Recycle Bin.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RetentionRule {
+    /// Its id.
+    pub id: RuleId,
+    /// What it is for.
+    pub resource: Resource,
+    /// Days that they stay: 1 to 365.
+    pub days: u16,
+    /// Only things with one of these tags; all if there are none.
+    pub tags: Vec<Tag>,
+}
+
+impl RetentionRule {
+    /// Whether it is for a thing of this kind with these tags.
+    pub fn applies(&self, resource: Resource, tags: &[Tag]) -> bool {
+        self.resource == resource && (self.tags.is_empty() || self.tags.iter().any(|tag| tags.contains(tag)))
+    }
+}
+
+/// What a region knows of an account. One that it knows nothing of has the default.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct AccountSettings {
+    /// The name that the region's provider gave it, unique there: the owner alias of its images.
+    pub alias: Option<String>,
+    /// Whether its images cannot be made public.
+    pub block_public_images: bool,
+    /// Whether its snapshots cannot be made public.
+    pub block_public_snapshots: bool,
+    /// What of it goes to the recycle bin.
+    pub retention_rules: Vec<RetentionRule>,
+}
+
+/// Whether a text can be an owner alias: 3 to 32 lower-case letters, digits and dashes, a letter first, and not
+/// a word that lists take for something else.
+pub fn is_alias(text: &str) -> bool {
+    let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    (3..=32).contains(&text.len())
+        && text.bytes().all(allowed)
+        && text.starts_with(|c: char| c.is_ascii_lowercase())
+        && !["self", "all"].contains(&text)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -101,6 +173,14 @@ mod tests {
         }
         assert_eq!(AccountId::from_random(0).to_string(), "000000000001");
         assert_eq!(AccountId::from_random(u64::MAX).to_string().len(), 12);
+    }
+
+    #[test]
+    fn aliases_cannot_be_taken_for_accounts_or_words() {
+        assert!(is_alias("amazon") && is_alias("aws-marketplace") && is_alias("lab2"));
+        for bad in ["self", "all", "ab", "123456789012", "Amazon", "a b", "-ab", &"a".repeat(33)] {
+            assert!(!is_alias(bad), "{bad:?}");
+        }
     }
 
     #[test]

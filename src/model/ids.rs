@@ -108,6 +108,18 @@ ec2_id!(
     /// An instance: `i-…`.
     InstanceId, "i-"
 );
+ec2_id!(
+    /// A launch of one or many instances: `r-…`.
+    ReservationId, "r-"
+);
+ec2_id!(
+    /// A template of instance-store-backed images: `tmpl-…`. EC2 has no id for it.
+    TemplateId, "tmpl-"
+);
+ec2_id!(
+    /// A retention rule of the recycle bin: `rule-…`.
+    RuleId, "rule-"
+);
 
 macro_rules! byte_id {
     ($(#[$doc:meta])* $name:ident, $len:literal, $form:literal) => {

@@ -1,130 +1,10 @@
 //! Images (AMIs): the template of an instance. Rules: EC2's RegisterImage and DescribeImages.
 
-use super::account::{AccountId, Permission, Tag};
-use super::ids::{ImageId, InstanceId, RegionId, SnapshotId};
+use super::account::{AccountId, ClientToken, Permission, Tag};
+use super::ids::{ImageId, InstanceId, RegionId, SnapshotId, TemplateId};
 use super::units::TimeMs;
+use super::words::{Architecture, BootMode, ImageState, RootDeviceType, VirtualizationType, VolumeType};
 use serde::{Deserialize, Serialize};
-use std::fmt;
-use std::str::FromStr;
-
-macro_rules! words {
-    ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $word:literal,)+ }) => {
-        $(#[$doc])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-        pub enum $name { $($(#[$vdoc])* #[serde(rename = $word)] $variant,)+ }
-
-        impl $name {
-            /// Every value's word, as EC2 spells it.
-            pub const WORDS: &'static [&'static str] = &[$($word),+];
-
-            /// EC2's word.
-            pub const fn as_str(self) -> &'static str {
-                match self { $(Self::$variant => $word,)+ }
-            }
-        }
-
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.pad(self.as_str())
-            }
-        }
-
-        impl FromStr for $name {
-            type Err = String;
-            fn from_str(text: &str) -> Result<Self, String> {
-                match text {
-                    $($word => Ok(Self::$variant),)+
-                    _ => Err(format!("expected one of: {}", Self::WORDS.join(", "))),
-                }
-            }
-        }
-    };
-}
-
-words!(
-    /// The processor that an image is for.
-    Architecture {
-        /// 32-bit x86.
-        I386 = "i386",
-        /// 64-bit x86.
-        X86_64 = "x86_64",
-        /// 64-bit ARM.
-        Arm64 = "arm64",
-        /// macOS on 64-bit x86.
-        X86_64Mac = "x86_64_mac",
-        /// macOS on 64-bit ARM.
-        Arm64Mac = "arm64_mac",
-    }
-);
-words!(
-    /// How the guest is virtualized.
-    VirtualizationType {
-        /// Hardware virtual machine.
-        Hvm = "hvm",
-        /// Paravirtual.
-        Paravirtual = "paravirtual",
-    }
-);
-words!(
-    /// The firmware that boots the image.
-    BootMode {
-        /// BIOS.
-        LegacyBios = "legacy-bios",
-        /// UEFI.
-        Uefi = "uefi",
-        /// UEFI where the machine has it, BIOS otherwise.
-        UefiPreferred = "uefi-preferred",
-    }
-);
-words!(
-    /// What holds the root device.
-    RootDeviceType {
-        /// A volume made from a snapshot.
-        Ebs = "ebs",
-        /// A template copied to the instance's own disk.
-        InstanceStore = "instance-store",
-    }
-);
-words!(
-    /// An image's state.
-    ImageState {
-        /// Being made.
-        Pending = "pending",
-        /// Usable.
-        Available = "available",
-        /// Its registration was refused.
-        Invalid = "invalid",
-        /// Removed.
-        Deregistered = "deregistered",
-        /// Not usable for now.
-        Transient = "transient",
-        /// Could not be made.
-        Failed = "failed",
-        /// Making it met an error.
-        Error = "error",
-        /// Switched off by its owner.
-        Disabled = "disabled",
-    }
-);
-words!(
-    /// The kind of an EBS volume.
-    VolumeType {
-        /// General purpose, third generation.
-        Gp3 = "gp3",
-        /// General purpose, second generation.
-        Gp2 = "gp2",
-        /// Provisioned operations.
-        Io1 = "io1",
-        /// Provisioned operations, second generation.
-        Io2 = "io2",
-        /// Throughput optimised.
-        St1 = "st1",
-        /// Cold.
-        Sc1 = "sc1",
-        /// Magnetic.
-        Standard = "standard",
-    }
-);
 
 /// A volume that launching an image makes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -172,20 +52,10 @@ pub struct ImageSource {
     pub owner: AccountId,
 }
 
-/// An image.
+/// The machine that an image is for. Instances keep it, so that an image can be made of them again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Image {
-    /// Its id.
-    pub id: ImageId,
-    /// Unique among its owner's images in the region.
-    pub name: String,
-    /// What its owner says of it.
-    pub description: String,
-    /// Who owns it.
-    pub owner: AccountId,
-    /// Where it stands in its life.
-    pub state: ImageState,
-    /// The processor it is for.
+pub struct Machine {
+    /// The processor.
     pub architecture: Architecture,
     /// `windows`, or none.
     pub platform: Option<String>,
@@ -199,15 +69,60 @@ pub struct Image {
     pub ena_support: bool,
     /// Instance metadata service, `v2.0`, or none.
     pub imds_support: Option<String>,
-    /// For paravirtual guests.
+    /// For paravirtual guests: `aki-…`.
     pub kernel_id: Option<String>,
-    /// For paravirtual guests.
+    /// For paravirtual guests: `ari-…`.
     pub ramdisk_id: Option<String>,
+}
+
+/// Whether an image may be deregistered. Rule: EC2's EnableImageDeregistrationProtection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DeregistrationProtection {
+    /// It may.
+    Disabled,
+    /// It may not.
+    Enabled,
+    /// It may not, nor for 24 hours after this was switched off.
+    EnabledWithCooldown,
+    /// It was switched off, and ends at this time.
+    CoolingDown {
+        /// From when on the image may be deregistered.
+        until_ms: TimeMs,
+    },
+}
+
+impl DeregistrationProtection {
+    /// Whether it holds at a time.
+    pub const fn holds_at(self, now_ms: TimeMs) -> bool {
+        match self {
+            Self::Disabled => false,
+            Self::Enabled | Self::EnabledWithCooldown => true,
+            Self::CoolingDown { until_ms } => now_ms < until_ms,
+        }
+    }
+}
+
+/// An image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Image {
+    /// Its id.
+    pub id: ImageId,
+    /// Unique among its owner's images in the region.
+    pub name: String,
+    /// What its owner says of it.
+    pub description: String,
+    /// Who owns it.
+    pub owner: AccountId,
+    /// Where it stands in its life.
+    pub state: ImageState,
+    /// The machine it is for.
+    pub machine: Machine,
     /// The name of the device that the guest boots from.
     pub root_device_name: String,
-    /// What holds the root device.
-    pub root_device_type: RootDeviceType,
-    /// The devices; the root's is the one with the root device name.
+    /// The template of the root device of an instance-store-backed image; none for one backed by EBS.
+    pub template: Option<TemplateId>,
+    /// The devices. The root's is the one with the root device name; an instance-store-backed image has its
+    /// template in its place.
     pub devices: Vec<BlockDeviceMapping>,
     /// Who else may launch and copy it.
     pub launch_permissions: Vec<Permission>,
@@ -219,8 +134,8 @@ pub struct Image {
     pub created_ms: TimeMs,
     /// From when on it is deprecated.
     pub deprecation_ms: Option<TimeMs>,
-    /// Whether it may not be deregistered.
-    pub deregistration_protected: bool,
+    /// Whether it may be deregistered.
+    pub deregistration_protection: DeregistrationProtection,
     /// Where it was copied from.
     pub source: Option<ImageSource>,
     /// The instance that it was made of.
@@ -228,13 +143,23 @@ pub struct Image {
     /// The image that it is the next version of.
     pub predecessor: Option<ImageId>,
     /// The token of the request that made it: the same request again gives the same image.
-    pub client_token: Option<String>,
+    pub client_token: Option<ClientToken>,
 }
 
 impl Image {
     /// Whether `account` may know of it, launch it and copy it: its owner, or whom its permissions admit.
     pub fn visible_to(&self, account: AccountId) -> bool {
         self.owner == account || self.launch_permissions.iter().any(|p| p.admits(account))
+    }
+
+    /// What holds the root device.
+    pub const fn root_device_type(&self) -> RootDeviceType {
+        if self.template.is_some() { RootDeviceType::InstanceStore } else { RootDeviceType::Ebs }
+    }
+
+    /// Whether everybody may launch it.
+    pub fn is_public(&self) -> bool {
+        self.launch_permissions.contains(&Permission::All)
     }
 
     /// The snapshots that its devices stand on, in the order of its mapping.
@@ -259,6 +184,11 @@ pub fn is_device_name(name: &str) -> bool {
     (2..=27).contains(&bare.len()) && bare.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
 }
 
+/// Whether two device names mean the same device: `/dev/` may be left out.
+pub fn is_same_device(one: &str, other: &str) -> bool {
+    one.trim_start_matches("/dev/") == other.trim_start_matches("/dev/")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -277,13 +207,5 @@ mod tests {
         for bad in ["", "/dev/", "/dev/../x", "/dev/a/b", "/etc/passwd", "xvd a", "XVDA", "/dev/.a"] {
             assert!(!is_device_name(bad), "{bad:?}");
         }
-    }
-
-    #[test]
-    fn words_parse_back() {
-        for word in Architecture::WORDS {
-            assert_eq!(word.parse::<Architecture>().unwrap().as_str(), *word);
-        }
-        assert!("amd64".parse::<Architecture>().unwrap_err().contains("x86_64"));
     }
 }

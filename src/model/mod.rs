@@ -11,3 +11,4 @@ pub mod op;
 pub mod region;
 pub mod snapshot;
 pub mod units;
+pub mod words;

@@ -2,12 +2,12 @@
 //!
 //! The order of the variants is their number in the log: new ones go to the end, none is ever removed.
 
-use super::account::{AccountId, Permission, Tag};
-use super::ids::{ImageId, ObjectHash, SessionId, SnapshotId};
-use super::image::Image;
-use super::instance::{Instance, Volume};
+use super::account::{AccountId, Permission, RetentionRule, Tag};
+use super::ids::{ImageId, InstanceId, ObjectHash, RuleId, SessionId, SnapshotId, VolumeId};
+use super::image::{DeregistrationProtection, Image};
+use super::instance::{Attachment, Instance, Volume};
 use super::objects::{PackName, PackRecord, SegmentRecord};
-use super::snapshot::Snapshot;
+use super::snapshot::{Snapshot, Template};
 use super::units::TimeMs;
 use serde::{Deserialize, Serialize};
 
@@ -27,17 +27,21 @@ pub enum Op {
         /// Every pack that holds a chunk of it, ascending: each must be live or condemned.
         packs: Vec<PackName>,
     },
-    /// A snapshot exists no longer.
+    /// A snapshot exists no longer, or is in the recycle bin.
     DeleteSnapshot {
         /// Which.
         id: SnapshotId,
+        /// Its stay in the bin; none if it does not go there.
+        bin: Option<BinStay>,
     },
     /// An image exists.
     RegisterImage(Box<Image>),
-    /// An image exists no longer; its snapshots stay.
+    /// An image exists no longer, or is in the recycle bin; its snapshots stay.
     DeregisterImage {
         /// Which.
         id: ImageId,
+        /// Its stay in the bin; none if it does not go there.
+        bin: Option<BinStay>,
     },
     /// An instance exists, with its volumes.
     RunInstance {
@@ -60,6 +64,117 @@ pub enum Op {
         /// To what.
         change: SnapshotChange,
     },
+    /// A template exists. The image on it follows in the same record.
+    CreateTemplate {
+        /// The template with its manifest.
+        template: Box<Template>,
+        /// Every pack that holds a chunk of it, ascending: each must be live or condemned.
+        packs: Vec<PackName>,
+    },
+    /// An image leaves the bin and is registered again. Its snapshots are there.
+    RestoreImage {
+        /// Which.
+        id: ImageId,
+    },
+    /// A snapshot leaves the bin and exists again.
+    RestoreSnapshot {
+        /// Which.
+        id: SnapshotId,
+    },
+    /// An image's time in the bin ended: it is gone.
+    ExpireImage {
+        /// Which.
+        id: ImageId,
+    },
+    /// A snapshot's time in the bin ended: it is gone.
+    ExpireSnapshot {
+        /// Which.
+        id: SnapshotId,
+    },
+    /// What the region knows of an account changes.
+    ModifyAccount {
+        /// Which.
+        account: AccountId,
+        /// To what.
+        change: AccountChange,
+    },
+    /// A volume exists that no launch made.
+    CreateVolume(Box<Volume>),
+    /// A volume exists no longer.
+    DeleteVolume {
+        /// Which.
+        id: VolumeId,
+    },
+    /// A volume's attachment or attribute changes.
+    ModifyVolume {
+        /// Which.
+        id: VolumeId,
+        /// To what.
+        change: VolumeChange,
+    },
+    /// An instance's state or attribute changes.
+    ModifyInstance {
+        /// Which.
+        id: InstanceId,
+        /// To what.
+        change: InstanceChange,
+    },
+    /// An instance is gone, and with it the volumes that are deleted on termination; the others are detached.
+    TerminateInstance {
+        /// Which.
+        id: InstanceId,
+        /// When.
+        at_ms: TimeMs,
+    },
+    /// A terminated instance is forgotten.
+    ForgetInstance {
+        /// Which.
+        id: InstanceId,
+    },
+}
+
+/// How long something stays in the recycle bin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BinStay {
+    /// When it came there.
+    pub since_ms: TimeMs,
+    /// Until when it can be restored.
+    pub until_ms: TimeMs,
+}
+
+/// A new value of what a region knows of an account.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AccountChange {
+    /// Its name; none for no name.
+    Alias(Option<String>),
+    /// Whether its images cannot be made public.
+    BlockPublicImages(bool),
+    /// Whether its snapshots cannot be made public.
+    BlockPublicSnapshots(bool),
+    /// A retention rule more.
+    AddRule(RetentionRule),
+    /// A retention rule less. What is in the bin stays there for its time.
+    RemoveRule(RuleId),
+}
+
+/// A new value of a volume's attribute, whole.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum VolumeChange {
+    /// Where it is attached; none for nowhere.
+    Attachment(Option<Attachment>),
+    /// Its tags.
+    Tags(Vec<Tag>),
+}
+
+/// A new value of an instance's attribute, whole.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum InstanceChange {
+    /// A machine may write to its disks.
+    Start,
+    /// Nothing writes to its disks.
+    Stop,
+    /// Its tags.
+    Tags(Vec<Tag>),
 }
 
 /// A new value of an image's attribute, whole.
@@ -75,8 +190,12 @@ pub enum ImageChange {
     Disable,
     /// Switched on again.
     Enable,
-    /// Whether it may not be deregistered.
-    Protection(bool),
+    /// Whether it may be deregistered.
+    Protection(DeregistrationProtection),
+    /// What its owner says of it.
+    Description(String),
+    /// Codes under which it is sold.
+    ProductCodes(Vec<String>),
 }
 
 /// A new value of a snapshot's attribute, whole.

@@ -1,5 +1,6 @@
 //! What a region says of itself.
 
+use super::account::AccountId;
 use super::ids::RegionId;
 use super::units::{CHUNK_BLOCKS_MAX, TimeMs};
 use serde::{Deserialize, Serialize};
@@ -39,6 +40,8 @@ pub struct RegionHeader {
     pub id: RegionId,
     /// The name it was given at creation; a home may know it by another.
     pub name: String,
+    /// The account that made it: its *provider*, which alone gives accounts their aliases.
+    pub provider: AccountId,
     /// When it was made.
     pub created_ms: TimeMs,
     /// Where its chunker cuts.

@@ -1,22 +1,11 @@
-//! Snapshots: a volume's content at one time, immutable.
+//! Snapshots: a volume's content at one time, immutable; and templates, which are that for instance stores.
 
-use super::account::{AccountId, Permission, Tag};
-use super::ids::{RegionId, SnapshotId, VolumeId};
+use super::account::{AccountId, ClientToken, Permission, Tag};
+use super::ids::{RegionId, SnapshotId, TemplateId, VolumeId};
 use super::objects::ManifestRecord;
 use super::units::TimeMs;
+use super::words::SnapshotState;
 use serde::{Deserialize, Serialize};
-
-/// A snapshot's state, with EC2's words.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum SnapshotState {
-    /// Still being written.
-    Pending,
-    /// Whole and readable.
-    Completed,
-    /// Damage was found.
-    Error,
-}
 
 /// Where a copied snapshot came from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,7 +48,7 @@ pub struct Snapshot {
     /// Who else may read it and make volumes of it.
     pub create_volume_permissions: Vec<Permission>,
     /// The token of the request that made it: the same request again gives the same snapshot.
-    pub client_token: Option<String>,
+    pub client_token: Option<ClientToken>,
     /// Its block map.
     pub manifest: ManifestRecord,
 }
@@ -69,4 +58,22 @@ impl Snapshot {
     pub fn readable_by(&self, account: AccountId) -> bool {
         self.owner == account || self.create_volume_permissions.iter().any(|p| p.admits(account))
     }
+}
+
+/// The root device of an instance-store-backed image: copied to each instance's own disk, never a volume.
+/// It lives as long as its image is registered or in the bin, or an instance of it lives.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Template {
+    /// Its id.
+    pub id: TemplateId,
+    /// Who owns it.
+    pub owner: AccountId,
+    /// Length in bytes.
+    pub volume_bytes: u64,
+    /// Bytes of it that are not in zero runs.
+    pub data_bytes: u64,
+    /// When it was made.
+    pub created_ms: TimeMs,
+    /// Its block map.
+    pub manifest: ManifestRecord,
 }

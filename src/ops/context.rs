@@ -1,8 +1,11 @@
 //! What every verb is told besides its own arguments.
 
-use super::error::OpsError;
+use super::error::{Code, OpsError};
 use crate::model::account::AccountId;
-use crate::model::units::BLOCK_BYTES;
+use crate::model::catalog::Catalog;
+use crate::model::op::Op;
+use crate::model::units::{BLOCK_BYTES, TimeMs};
+use crate::region::Region;
 use rayon::ThreadPool;
 
 /// Default budget of a pipeline's memory, in bytes.
@@ -13,6 +16,11 @@ pub const MEMORY_BYTES_DEFAULT: u64 = 512 << 20;
 pub struct Context<'a> {
     /// On whose behalf.
     pub account: AccountId,
+    /// When: the time that the request's decisions are made by and that what it makes bears.
+    pub now_ms: TimeMs,
+    /// Whether only to say if the request would succeed: it then ends in EC2's `DryRunOperation`, or in the
+    /// error that it would end in, and changes nothing.
+    pub dry_run: bool,
     /// Threads for pure computation. Nothing blocks in it.
     pub pool: &'a ThreadPool,
     /// Budget of the pipelines' memory in bytes.
@@ -26,6 +34,25 @@ impl Context<'_> {
     pub fn buffer_bytes(&self) -> usize {
         let bytes = (self.memory_bytes / 64).clamp(1 << 20, 8 << 20);
         usize::try_from(bytes).unwrap_or(1 << 20) / BLOCK_BYTES * BLOCK_BYTES
+    }
+
+    /// Ends a dry run, once everything was checked that can be checked beforehand.
+    pub fn end_dry_run(&self) -> Result<(), OpsError> {
+        let why = "Request would have succeeded, but DryRun flag is set.";
+        if self.dry_run { Err(OpsError::rule(Code::DryRun, why)) } else { Ok(()) }
+    }
+
+    /// [`Region::commit`] for the caller. A dry run judges the operations, and ends there.
+    pub(super) fn commit<T>(
+        &self,
+        region: &Region,
+        mut build: impl FnMut(&Catalog) -> Result<(Vec<Op>, T), OpsError>,
+    ) -> Result<T, OpsError> {
+        if self.dry_run {
+            build(&region.catalog()?)?;
+            self.end_dry_run()?;
+        }
+        region.commit(self.account, build)
     }
 
     /// An error if the watcher wants the operation to stop.

@@ -5,18 +5,21 @@
 
 use super::context::Context;
 use super::error::{Code, OpsError};
-use super::find::{check_description, image as find_image, snapshot as find_snapshot};
-use super::modify::check_available;
-use super::register::check_name_free;
+use super::find::{
+    check_available, check_completed, check_description, image as find_image, snapshot as find_snapshot,
+    template,
+};
+use super::register::{check_image_name, check_name_free};
+use super::token::{client_token, made_before};
 use super::transfer::{Missing, find_missing, transfer};
-use crate::model::account::Tag;
+use crate::model::account::{ClientToken, Tag};
 use crate::model::blockmap::BlockMap;
 use crate::model::catalog::Catalog;
-use crate::model::ids::{ImageId, ObjectHash, SnapshotId};
-use crate::model::image::{DeviceTarget, Image, ImageSource, is_image_name};
-use crate::model::objects::ManifestRecord;
+use crate::model::ids::{ImageId, ObjectHash, SnapshotId, TemplateId};
+use crate::model::image::{DeregistrationProtection, DeviceTarget, Image, ImageSource};
+use crate::model::objects::{ManifestRecord, PackName};
 use crate::model::op::Op;
-use crate::model::snapshot::{Snapshot, SnapshotSource};
+use crate::model::snapshot::{Snapshot, SnapshotSource, Template};
 use crate::region::Region;
 use crate::region::session::Session;
 use std::collections::{BTreeMap, BTreeSet};
@@ -47,17 +50,25 @@ pub struct CopyOptions {
 
 /// What a copy will do and move. Nothing is changed yet.
 pub struct CopyPlan {
-    what: CopyWhat,
     image: Option<Image>,
     snapshots: Vec<Snapshot>,
+    template: Option<Template>,
+    /// Of the snapshots, then of the template.
     maps: Vec<BlockMap>,
     source_sequence: u64,
     missing: Missing,
+    token: Option<ClientToken>,
     /// Bytes of manifests that the target lacks.
     manifest_bytes: u64,
 }
 
 impl CopyPlan {
+    /// The manifests that are copied: of the snapshots, then of the template.
+    fn manifests(&self) -> impl Iterator<Item = &ManifestRecord> {
+        let snapshots = self.snapshots.iter().map(|snapshot| &snapshot.manifest);
+        snapshots.chain(self.template.iter().map(|template| &template.manifest))
+    }
+
     /// Bytes that will be moved: stored frames and manifests that the target lacks.
     pub fn transfer_bytes(&self) -> u64 {
         self.missing.stored_bytes + self.manifest_bytes
@@ -114,15 +125,27 @@ pub fn plan(
 ) -> Result<CopyPlan, OpsError> {
     check_options(options)?;
     let catalog = source.catalog()?;
-    let (image, snapshots) = select(&catalog, what, context)?;
-    let maps = snapshots.iter().map(|s| source.load_map(&s.manifest)).collect::<Result<Vec<_>, _>>()?;
-    let missing = find_missing(source, target, &maps, context)?;
+    let selected = select(&catalog, what, context)?;
+    let mut plan = CopyPlan {
+        image: selected.image,
+        snapshots: selected.snapshots,
+        template: selected.template,
+        maps: Vec::new(),
+        source_sequence: catalog.sequence,
+        missing: Missing::default(),
+        token: token_of(source, what, options)?,
+        manifest_bytes: 0,
+    };
+    plan.maps = plan.manifests().map(|manifest| source.load_map(manifest)).collect::<Result<_, _>>()?;
+    plan.missing = find_missing(source, target, &plan.maps, context)?;
     let there = target.catalog()?;
-    let lacking =
-        snapshots.iter().map(|s| &s.manifest).filter(|m| known_manifest(target, &there, m).is_none());
+    if let (Some(image), None) = (&plan.image, made_by(&there, &plan, context)?) {
+        check_name_free(&there, context.account, &copy_name(image, options))?;
+    }
+    let lacking = plan.manifests().filter(|manifest| known_manifest(target, &there, manifest).is_none());
     let lacking: BTreeMap<ObjectHash, u64> = lacking.map(|manifest| (manifest.hash, manifest.len)).collect();
-    let manifest_bytes = lacking.values().sum();
-    Ok(CopyPlan { what, image, snapshots, maps, source_sequence: catalog.sequence, missing, manifest_bytes })
+    plan.manifest_bytes = lacking.values().sum();
+    Ok(plan)
 }
 
 /// Carries out a plan.
@@ -134,16 +157,12 @@ pub fn apply(
     context: &Context<'_>,
 ) -> Result<Copied, OpsError> {
     // Without operations a commit makes durable what it saw, and appends nothing.
-    let made = target.commit::<_, OpsError>(context.account, |catalog| {
-        Ok((vec![], made_before(catalog, plan, source, options, context)?))
-    })?;
+    let made = target
+        .commit::<_, OpsError>(context.account, |catalog| Ok((vec![], made_by(catalog, plan, context)?)))?;
     if let Some(made) = made {
         return Ok(made);
     }
-    if let Some(image) = &plan.image {
-        let renamed = Image { name: copy_name(image, options), owner: context.account, ..image.clone() };
-        check_name_free(&target.catalog()?, &renamed)?;
-    }
+    context.end_dry_run()?;
     let mut session = target.begin(context.account)?;
     context.progress.begin("copy", plan.missing.stored_bytes);
     let mut transferred_bytes = transfer(source, &mut session, &plan.missing, context)?;
@@ -151,28 +170,19 @@ pub fn apply(
     let (manifests, manifest_bytes) = place_manifests(&mut session, target, plan)?;
     transferred_bytes += manifest_bytes;
     session.flush()?;
-    let snapshots = copied_snapshots(source, target, plan, &manifests, options, context)?;
-    let image =
-        plan.image.as_ref().map(|i| copied_image(source, target, i, plan, &snapshots, options, context));
-    let image = image.transpose()?;
+    let copier = Copier { source, target, plan, options, context };
+    let copy = copier.copy(&manifests)?;
     let made = target.commit::<_, OpsError>(context.account, |catalog| {
         // The same request may have been faster, from another process.
-        if let Some(made) = made_before(catalog, plan, source, options, context)? {
-            return Ok((vec![], Some(made)));
+        if let Some(made) = made_by(catalog, plan, context)? {
+            return Ok((vec![], made));
         }
-        let create = |s: &Snapshot| Op::CreateSnapshot { snapshot: Box::new(s.clone()), packs: used.clone() };
-        let mut ops: Vec<Op> = snapshots.iter().map(create).collect();
-        if let Some(image) = &image {
-            check_name_free(catalog, image)?;
-            ops.push(Op::RegisterImage(Box::new(image.clone())));
-        }
-        Ok((ops, None))
+        let image = copier.placed(catalog, copy.image.as_ref())?;
+        let ops = copy.ops(image.as_ref(), &used);
+        let (snapshots, stored_bytes) = (copy.snapshots.clone(), session.stored_bytes());
+        Ok((ops, Copied { image, snapshots, transferred_bytes, stored_bytes, was_made_before: false }))
     })?;
-    if let Some(made) = made {
-        return Ok(made);
-    }
-    let stored_bytes = session.stored_bytes();
-    Ok(Copied { image, snapshots, transferred_bytes, stored_bytes, was_made_before: false })
+    Ok(made)
 }
 
 /// The manifests at the target: those that it has, the others written, each once.
@@ -183,13 +193,13 @@ fn place_manifests(
 ) -> Result<(Vec<ManifestRecord>, u64), OpsError> {
     let there = target.catalog()?;
     let (mut placed, mut written_bytes): (Vec<ManifestRecord>, u64) = (Vec::new(), 0);
-    for (snapshot, map) in plan.snapshots.iter().zip(&plan.maps) {
-        let same = |known: &&ManifestRecord| known.hash == snapshot.manifest.hash;
+    for (manifest, map) in plan.manifests().zip(&plan.maps) {
+        let same = |known: &&ManifestRecord| known.hash == manifest.hash;
         let known = placed.iter().find(same).cloned();
-        placed.push(match known.or_else(|| known_manifest(target, &there, &snapshot.manifest)) {
+        placed.push(match known.or_else(|| known_manifest(target, &there, manifest)) {
             Some(known) => known,
             None => {
-                written_bytes += snapshot.manifest.len;
+                written_bytes += manifest.len;
                 session.write_manifest(map)?
             }
         });
@@ -198,10 +208,7 @@ fn place_manifests(
 }
 
 /// Makes sure that every chunk of every map is at the target now, and gives the packs that hold them.
-fn reserve_all(
-    session: &mut Session,
-    plan: &CopyPlan,
-) -> Result<Vec<crate::model::objects::PackName>, OpsError> {
+fn reserve_all(session: &mut Session, plan: &CopyPlan) -> Result<Vec<PackName>, OpsError> {
     session.flush()?;
     for map in &plan.maps {
         let ids: Vec<_> = map.chunks().iter().map(|chunk| chunk.id).collect();
@@ -216,40 +223,64 @@ fn reserve_all(
 }
 
 fn check_options(options: &CopyOptions) -> Result<(), OpsError> {
-    if let Some(name) = options.name.as_deref().filter(|name| !is_image_name(name)) {
-        return Err(OpsError::rule(Code::ImageNameMalformed, format!("AMI name '{name}' is not allowed")));
-    }
-    if options.client_token.as_ref().is_some_and(|token| token.is_empty() || token.len() > 64) {
-        return Err(OpsError::rule(Code::InvalidParameterValue, "a client token has 1 to 64 bytes"));
-    }
+    options.name.as_deref().map_or(Ok(()), check_image_name)?;
     options.description.as_deref().map_or(Ok(()), check_description)
 }
 
-/// The image and snapshots to copy, if the caller may.
-fn select(
-    catalog: &Catalog,
-    what: CopyWhat,
-    context: &Context<'_>,
-) -> Result<(Option<Image>, Vec<Snapshot>), OpsError> {
-    match what {
-        CopyWhat::Snapshot(id) => Ok((None, vec![find_snapshot(catalog, context.account, id)?.clone()])),
-        CopyWhat::Image(id) => {
-            let image = find_image(catalog, context.account, id)?;
-            check_available(image)?;
-            let snapshots = image.snapshot_ids().map(|id| {
-                find_snapshot(catalog, context.account, id).cloned().map_err(|_| {
-                    let why = "You do not have permission to access the storage of this ami";
-                    OpsError::rule(Code::AuthFailure, why)
-                })
-            });
-            Ok((Some(image.clone()), snapshots.collect::<Result<_, _>>()?))
+/// The request's token: it stands for what is copied from where, and as what.
+fn token_of(source: &Region, what: CopyWhat, options: &CopyOptions) -> Result<Option<ClientToken>, OpsError> {
+    let what = match what {
+        CopyWhat::Image(id) => id.to_string(),
+        CopyWhat::Snapshot(id) => id.to_string(),
+    };
+    let request = (what, source.header().id, &options.name, &options.description, options.copy_tags);
+    client_token(options.client_token.as_ref(), &request)
+}
+
+/// What is copied.
+#[derive(Default)]
+struct Selected {
+    image: Option<Image>,
+    snapshots: Vec<Snapshot>,
+    template: Option<Template>,
+}
+
+/// The image and its content, if the caller may have them.
+fn select(catalog: &Catalog, what: CopyWhat, context: &Context<'_>) -> Result<Selected, OpsError> {
+    let id = match what {
+        CopyWhat::Snapshot(id) => {
+            let snapshot = find_snapshot(catalog, context.account, id)?;
+            check_completed(snapshot)?;
+            return Ok(Selected { snapshots: vec![snapshot.clone()], ..Selected::default() });
         }
+        CopyWhat::Image(id) => id,
+    };
+    let image = find_image(catalog, context.account, id)?;
+    check_available(image)?;
+    let is_own = image.owner == context.account;
+    let denied = |_| {
+        let why = "You do not have permission to access the storage of this ami";
+        OpsError::rule(Code::StorageDenied, why)
+    };
+    if !is_own && !image.product_codes.is_empty() {
+        let why = format!("{id} has product codes: only its owner copies it");
+        return Err(OpsError::rule(Code::OperationNotPermitted, why));
     }
+    let mut distinct = BTreeSet::new();
+    let snapshots = image.snapshot_ids().filter(|id| distinct.insert(*id));
+    let snapshots = snapshots.map(|id| find_snapshot(catalog, context.account, id).cloned().map_err(denied));
+    let snapshots = snapshots.collect::<Result<_, _>>()?;
+    let template = template(catalog, image).cloned();
+    // A template has no permissions of its own: its storage is its owner's.
+    if template.is_some() && !is_own {
+        return Err(denied(OpsError::image_not_found(id)));
+    }
+    Ok(Selected { image: Some(image.clone()), snapshots, template })
 }
 
 /// The record of a manifest with the same bytes at the target, if it can be read there.
 fn known_manifest(target: &Region, catalog: &Catalog, manifest: &ManifestRecord) -> Option<ManifestRecord> {
-    let same = catalog.roots().map(|snapshot| &snapshot.manifest).filter(|known| known.hash == manifest.hash);
+    let same = catalog.roots().map(|root| root.manifest).filter(|known| known.hash == manifest.hash);
     let mut seen = BTreeSet::new();
     let mut once = same.filter(|known| seen.insert(known.name));
     once.find(|known| target.load_map(known).is_ok()).cloned()
@@ -260,130 +291,164 @@ fn copy_name(image: &Image, options: &CopyOptions) -> String {
 }
 
 /// What an earlier request with the same token made. With other arguments the token is refused.
-fn made_before(
-    catalog: &Catalog,
-    plan: &CopyPlan,
-    source: &Region,
-    options: &CopyOptions,
-    context: &Context<'_>,
-) -> Result<Option<Copied>, OpsError> {
-    let Some(token) = &options.client_token else { return Ok(None) };
-    let mismatch = || {
-        let why = "The client token was used before with other parameters";
-        Err(OpsError::rule(Code::IdempotentParameterMismatch, why))
+fn made_by(catalog: &Catalog, plan: &CopyPlan, context: &Context<'_>) -> Result<Option<Copied>, OpsError> {
+    let token = plan.token.as_ref();
+    let made = |image: Option<Image>, snapshots: Vec<Snapshot>| Copied {
+        image,
+        snapshots,
+        transferred_bytes: 0,
+        stored_bytes: 0,
+        was_made_before: true,
     };
-    let region_id = source.header().id;
-    let made = |image: Option<Image>, snapshots: Vec<Snapshot>| {
-        Ok(Some(Copied { image, snapshots, transferred_bytes: 0, stored_bytes: 0, was_made_before: true }))
-    };
-    match (plan.what, &plan.image) {
-        (CopyWhat::Image(id), Some(image)) => {
-            let used = |i: &&Image| i.owner == context.account && i.client_token.as_ref() == Some(token);
-            let Some(copy) = catalog.images.values().find(used) else { return Ok(None) };
-            let same = copy.source.as_ref().is_some_and(|s| s.image_id == id && s.region_id == region_id);
-            let described = options.description.as_ref().unwrap_or(&image.description);
-            if !same || copy.name != copy_name(image, options) || copy.description != *described {
-                return mismatch();
-            }
-            let snapshots =
-                copy.snapshot_ids().filter_map(|id| catalog.snapshots.get(&id).cloned()).collect();
-            made(Some(copy.clone()), snapshots)
+    let account = context.account;
+    if plan.image.is_some() {
+        let own = catalog.images.values().filter(|image| image.owner == account);
+        let copies = made_before(token, own, |image| image.client_token.as_ref())?;
+        let Some(&copy) = copies.first() else { return Ok(None) };
+        let snapshots = copy.snapshot_ids().filter_map(|id| catalog.snapshots.get(&id).cloned()).collect();
+        return Ok(Some(made(Some(copy.clone()), snapshots)));
+    }
+    let own = catalog.snapshots.values().filter(|snapshot| snapshot.owner == account);
+    let copies = made_before(token, own, |snapshot| snapshot.client_token.as_ref())?;
+    Ok(copies.first().map(|&copy| made(None, vec![copy.clone()])))
+}
+
+/// What a copy makes at the target.
+struct Copy {
+    image: Option<Image>,
+    snapshots: Vec<Snapshot>,
+    template: Option<Template>,
+}
+
+impl Copy {
+    fn ops(&self, image: Option<&Image>, used: &[PackName]) -> Vec<Op> {
+        let create =
+            |s: &Snapshot| Op::CreateSnapshot { snapshot: Box::new(s.clone()), packs: used.to_vec() };
+        let mut ops: Vec<Op> = self.snapshots.iter().map(create).collect();
+        if let Some(template) = &self.template {
+            ops.push(Op::CreateTemplate { template: Box::new(template.clone()), packs: used.to_vec() });
         }
-        (CopyWhat::Snapshot(id), _) => {
-            let used = |s: &&Snapshot| s.owner == context.account && s.client_token.as_ref() == Some(token);
-            let Some(copy) = catalog.snapshots.values().find(used) else { return Ok(None) };
-            let described = options.description.as_ref().or(plan.snapshots.first().map(|s| &s.description));
-            match &copy.source {
-                Some(s)
-                    if s.snapshot_id == id
-                        && s.region_id == region_id
-                        && described == Some(&copy.description) =>
-                {
-                    made(None, vec![copy.clone()])
-                }
-                _ => mismatch(),
-            }
-        }
-        (CopyWhat::Image(_), None) => Ok(None),
+        ops.extend(image.map(|image| Op::RegisterImage(Box::new(image.clone()))));
+        ops
     }
 }
 
-fn copied_tags(tags: &[Tag], options: &CopyOptions) -> Vec<Tag> {
-    if options.copy_tags { tags.to_vec() } else { Vec::new() }
+struct Copier<'a> {
+    source: &'a Region,
+    target: &'a Region,
+    plan: &'a CopyPlan,
+    options: &'a CopyOptions,
+    context: &'a Context<'a>,
 }
 
-fn copied_snapshots(
-    source: &Region,
-    target: &Region,
-    plan: &CopyPlan,
-    manifests: &[ManifestRecord],
-    options: &CopyOptions,
-    context: &Context<'_>,
-) -> Result<Vec<Snapshot>, OpsError> {
-    let copy = |(snapshot, manifest): (&Snapshot, &ManifestRecord)| {
-        let is_image = plan.image.is_some();
-        let described = options.description.clone().filter(|_| !is_image);
+impl Copier<'_> {
+    /// The copies, on manifests that stand at the target.
+    fn copy(&self, manifests: &[ManifestRecord]) -> Result<Copy, OpsError> {
+        let pairs = self.plan.snapshots.iter().zip(manifests);
+        let snapshots =
+            pairs.map(|(s, manifest)| self.snapshot(s, manifest)).collect::<Result<Vec<_>, _>>()?;
+        let template = match (&self.plan.template, manifests.last()) {
+            (Some(template), Some(manifest)) => Some(Template {
+                id: TemplateId::from_random(self.target.random_id()?),
+                owner: self.context.account,
+                created_ms: self.context.now_ms,
+                manifest: manifest.clone(),
+                ..template.clone()
+            }),
+            _ => None,
+        };
+        let image = self.plan.image.as_ref();
+        let image = image.map(|image| self.image(image, &snapshots, template.as_ref())).transpose()?;
+        Ok(Copy { image, snapshots, template })
+    }
+
+    /// The image with its place among the target's.
+    fn placed(&self, catalog: &Catalog, image: Option<&Image>) -> Result<Option<Image>, OpsError> {
+        let Some(image) = image else { return Ok(None) };
+        check_name_free(catalog, image.owner, &image.name)?;
+        Ok(Some(Image { predecessor: self.predecessor(catalog), ..image.clone() }))
+    }
+
+    /// The version before the copy: within a region the original's own, if it is the copier's; else the newest
+    /// copy of that which the copier has.
+    fn predecessor(&self, catalog: &Catalog) -> Option<ImageId> {
+        let before = self.plan.image.as_ref()?.predecessor?;
+        let region_id = self.source.header().id;
+        let own = catalog.images.values().filter(|image| image.owner == self.context.account);
+        if region_id == self.target.header().id {
+            return own.map(|image| image.id).find(|id| *id == before);
+        }
+        let is_copy = |image: &&Image| {
+            image.source.as_ref().is_some_and(|s| s.image_id == before && s.region_id == region_id)
+        };
+        own.filter(is_copy).max_by_key(|image| image.created_ms).map(|image| image.id)
+    }
+
+    fn tags(&self, tags: &[Tag]) -> Vec<Tag> {
+        if self.options.copy_tags { tags.to_vec() } else { Vec::new() }
+    }
+
+    fn snapshot(&self, snapshot: &Snapshot, manifest: &ManifestRecord) -> Result<Snapshot, OpsError> {
+        let is_image = self.plan.image.is_some();
+        let described = self.options.description.clone().filter(|_| !is_image);
         Ok(Snapshot {
-            id: SnapshotId::from_random(target.random_id()?),
-            owner: context.account,
+            id: SnapshotId::from_random(self.target.random_id()?),
+            owner: self.context.account,
             description: described.unwrap_or_else(|| snapshot.description.clone()),
-            created_ms: target.now_ms(),
-            tags: copied_tags(&snapshot.tags, options),
+            created_ms: self.context.now_ms,
+            tags: self.tags(&snapshot.tags),
             parent: None,
             volume: None,
             source: Some(SnapshotSource {
-                region_id: source.header().id,
-                region: options.source_region.clone(),
+                region_id: self.source.header().id,
+                region: self.options.source_region.clone(),
                 snapshot_id: snapshot.id,
-                sequence: plan.source_sequence,
+                sequence: self.plan.source_sequence,
             }),
             create_volume_permissions: Vec::new(),
-            client_token: options.client_token.clone().filter(|_| !is_image),
+            client_token: self.plan.token.clone().filter(|_| !is_image),
             manifest: manifest.clone(),
             ..snapshot.clone()
         })
-    };
-    plan.snapshots.iter().zip(manifests).map(copy).collect()
-}
-
-fn copied_image(
-    source: &Region,
-    target: &Region,
-    image: &Image,
-    plan: &CopyPlan,
-    snapshots: &[Snapshot],
-    options: &CopyOptions,
-    context: &Context<'_>,
-) -> Result<Image, OpsError> {
-    let new_id = |old: SnapshotId| {
-        plan.snapshots.iter().zip(snapshots).find(|(from, _)| from.id == old).map(|(_, to)| to.id)
-    };
-    let mut devices = image.devices.clone();
-    for device in &mut devices {
-        if let DeviceTarget::Ebs(ebs) = &mut device.target {
-            ebs.snapshot_id = ebs.snapshot_id.and_then(new_id);
-        }
     }
-    Ok(Image {
-        id: ImageId::from_random(target.random_id()?),
-        name: copy_name(image, options),
-        description: options.description.clone().unwrap_or_else(|| image.description.clone()),
-        owner: context.account,
-        devices,
-        launch_permissions: Vec::new(),
-        tags: copied_tags(&image.tags, options),
-        created_ms: target.now_ms(),
-        deprecation_ms: None,
-        deregistration_protected: false,
-        source: Some(ImageSource {
-            region_id: source.header().id,
-            region: options.source_region.clone(),
-            image_id: image.id,
-            owner: image.owner,
-        }),
-        source_instance: None,
-        predecessor: None,
-        client_token: options.client_token.clone(),
-        ..image.clone()
-    })
+
+    fn image(
+        &self,
+        image: &Image,
+        snapshots: &[Snapshot],
+        template: Option<&Template>,
+    ) -> Result<Image, OpsError> {
+        let new_id = |old: SnapshotId| {
+            self.plan.snapshots.iter().zip(snapshots).find(|(from, _)| from.id == old).map(|(_, to)| to.id)
+        };
+        let mut devices = image.devices.clone();
+        for device in &mut devices {
+            if let DeviceTarget::Ebs(ebs) = &mut device.target {
+                ebs.snapshot_id = ebs.snapshot_id.and_then(new_id);
+            }
+        }
+        Ok(Image {
+            id: ImageId::from_random(self.target.random_id()?),
+            name: copy_name(image, self.options),
+            description: self.options.description.clone().unwrap_or_else(|| image.description.clone()),
+            owner: self.context.account,
+            template: template.map(|template| template.id),
+            devices,
+            launch_permissions: Vec::new(),
+            tags: self.tags(&image.tags),
+            created_ms: self.context.now_ms,
+            deprecation_ms: None,
+            deregistration_protection: DeregistrationProtection::Disabled,
+            source: Some(ImageSource {
+                region_id: self.source.header().id,
+                region: self.options.source_region.clone(),
+                image_id: image.id,
+                owner: image.owner,
+            }),
+            source_instance: None,
+            predecessor: None,
+            client_token: self.plan.token.clone(),
+            ..image.clone()
+        })
+    }
 }

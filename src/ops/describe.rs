@@ -2,19 +2,22 @@
 //!
 //! Lists are ordered by the time at which things were made, then by id, so that pages are stable.
 
+use super::described::Described;
 use super::error::{Code, OpsError};
 use super::filter::{Filter, fits};
-use super::find::volumes_of;
-use crate::model::account::{AccountId, Permission, Tag};
+use super::find::{self, AnyId};
+use super::instance::is_shown;
+use crate::model::account::{AccountId, Permission};
 use crate::model::catalog::Catalog;
-use crate::model::image::{BlockDeviceMapping, DeviceTarget, Image, ImageState};
-use crate::model::instance::{Instance, InstanceState, Volume, VolumeState};
-use crate::model::snapshot::{Snapshot, SnapshotState};
+use crate::model::image::Image;
+use crate::model::instance::{Instance, Volume};
+use crate::model::snapshot::Snapshot;
 use crate::model::units::TimeMs;
-use std::time::{Duration, UNIX_EPOCH};
+use crate::model::words::ImageState;
+use std::collections::BTreeSet;
 
 /// Whose things are asked for, among those that the caller may see.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Owner {
     /// The caller's own.
     Caller,
@@ -22,14 +25,22 @@ pub enum Owner {
     All,
     /// One account's.
     Account(AccountId),
+    /// Those of the account with this alias.
+    Alias(String),
 }
 
 impl Owner {
-    fn admits(self, caller: AccountId, owner: AccountId) -> bool {
+    /// The one account, or none for everybody's. An alias that nobody has is an account that has nothing.
+    fn account(&self, catalog: &Catalog, caller: AccountId) -> Result<Option<AccountId>, OpsError> {
         match self {
-            Self::All => true,
-            Self::Caller => owner == caller,
-            Self::Account(id) => owner == id,
+            Self::All => Ok(None),
+            Self::Caller => Ok(Some(caller)),
+            Self::Account(id) => Ok(Some(*id)),
+            Self::Alias(alias) => catalog.account_with_alias(alias).map(Some).ok_or_else(|| {
+                let why =
+                    format!("Value ({alias}) for parameter owner is invalid: no account has that alias");
+                OpsError::rule(Code::InvalidParameterValue, why)
+            }),
         }
     }
 }
@@ -37,12 +48,16 @@ impl Owner {
 /// What a list is asked for.
 #[derive(Debug, Clone)]
 pub struct Query {
+    /// Only these; each must be one that the caller may see. None for all.
+    pub ids: Vec<AnyId>,
     /// Whose things.
     pub owner: Owner,
     /// Images only: those that were shared with everybody, or with one account, by name.
     pub executable_by: Option<Permission>,
     /// Images only: others' deprecated ones, too.
     pub include_deprecated: bool,
+    /// Images only: the caller's disabled ones, too. Others' are never seen.
+    pub include_disabled: bool,
     /// Now: what is deprecated from a later time on is not deprecated yet.
     pub now_ms: TimeMs,
     /// All of these must admit a thing.
@@ -62,29 +77,24 @@ pub struct Page<'a, T> {
     pub next_token: Option<String>,
 }
 
-/// Something that can be listed.
-trait Described {
-    /// The names of its own filters.
-    const FILTERS: &'static [&'static str];
-
-    fn owner(&self) -> AccountId;
-    fn visible_to(&self, catalog: &Catalog, account: AccountId) -> bool;
-    fn order(&self) -> (TimeMs, String);
-    fn tags(&self) -> &[Tag];
-    /// The values that a filter of this name compares; none if there is no such filter.
-    fn values(&self, catalog: &Catalog, name: &str) -> Option<Vec<String>>;
-}
-
 /// Images that the caller may see.
 pub fn images<'a>(
     catalog: &'a Catalog,
     caller: AccountId,
     query: &Query,
 ) -> Result<Page<'a, Image>, OpsError> {
-    let shared = |image: &&Image| query.executable_by.is_none_or(|by| image.launch_permissions.contains(&by));
+    check_images_exist(catalog, caller, &query.ids)?;
+    // Whom else others have shared with is nobody's business.
+    let own = Permission::Account(caller);
+    let knows = |image: &Image, by: Permission| image.owner == caller || by == Permission::All || by == own;
+    let shared = |image: &&Image| {
+        query.executable_by.is_none_or(|by| image.launch_permissions.contains(&by) && knows(image, by))
+    };
     let hidden = |image: &&Image| {
         let is_deprecated = image.deprecation_ms.is_some_and(|at| at <= query.now_ms);
+        let is_disabled = image.state == ImageState::Disabled;
         is_deprecated && image.owner != caller && !query.include_deprecated
+            || is_disabled && !query.include_disabled
     };
     page(catalog, caller, query, catalog.images.values().filter(shared).filter(|image| !hidden(image)))
 }
@@ -95,6 +105,11 @@ pub fn snapshots<'a>(
     caller: AccountId,
     query: &Query,
 ) -> Result<Page<'a, Snapshot>, OpsError> {
+    for id in &query.ids {
+        if let AnyId::Snapshot(id) = id {
+            find::snapshot(catalog, caller, *id)?;
+        }
+    }
     page(catalog, caller, query, catalog.snapshots.values())
 }
 
@@ -104,16 +119,27 @@ pub fn volumes<'a>(
     caller: AccountId,
     query: &Query,
 ) -> Result<Page<'a, Volume>, OpsError> {
+    for id in &query.ids {
+        if let AnyId::Volume(id) = id {
+            find::volume(catalog, caller, *id)?;
+        }
+    }
     page(catalog, caller, query, catalog.volumes.values())
 }
 
-/// The caller's instances.
+/// The caller's instances. Those that were terminated are shown for an hour.
 pub fn instances<'a>(
     catalog: &'a Catalog,
     caller: AccountId,
     query: &Query,
 ) -> Result<Page<'a, Instance>, OpsError> {
-    page(catalog, caller, query, catalog.instances.values())
+    for id in &query.ids {
+        if let AnyId::Instance(id) = id {
+            find::shown_instance(catalog, caller, query.now_ms, *id)?;
+        }
+    }
+    let shown = |instance: &&Instance| is_shown(instance, query.now_ms);
+    page(catalog, caller, query, catalog.instances.values().filter(shown))
 }
 
 /// The newest available image whose name fits a pattern.
@@ -126,6 +152,17 @@ pub fn latest<'a>(
     let images = images(catalog, caller, &Query { results_max: None, next_token: None, ..query.clone() })?;
     let good = |image: &&&Image| image.state == ImageState::Available && fits(name_pattern, &image.name);
     Ok(images.items.iter().rfind(good).copied())
+}
+
+/// EC2's answer names all that do not exist. One that was deregistered describes as nothing, not as an error.
+fn check_images_exist(catalog: &Catalog, caller: AccountId, ids: &[AnyId]) -> Result<(), OpsError> {
+    let missing = |id: &AnyId| match id {
+        AnyId::Image(id) if catalog.was_deregistered(*id, caller) => None,
+        AnyId::Image(id) => find::image(catalog, caller, *id).is_err().then_some(*id),
+        _ => None,
+    };
+    let missing: Vec<_> = ids.iter().filter_map(missing).collect();
+    if missing.is_empty() { Ok(()) } else { Err(OpsError::images_not_found(&missing)) }
 }
 
 fn page<'a, T: Described + 'a>(
@@ -142,14 +179,24 @@ fn page<'a, T: Described + 'a>(
     if let Some(filter) = query.filters.iter().find(|filter| !is_known(&filter.name)) {
         return Err(unknown(&filter.name));
     }
+    let of_kind = |id: &&AnyId| id.prefix() == T::PREFIX;
+    if let Some(id) = query.ids.iter().find(|id| !of_kind(id)) {
+        let (given, expecting) = (id.to_string(), T::EXPECTING);
+        return Err(crate::model::ids::MalformedId { given, expecting }.into());
+    }
+    let owner = query.owner.account(catalog, caller)?;
+    let wanted: Option<BTreeSet<String>> =
+        (!query.ids.is_empty()).then(|| query.ids.iter().map(ToString::to_string).collect());
     let mut items = Vec::new();
     for item in all {
-        if !item.visible_to(catalog, caller) || !query.owner.admits(caller, item.owner()) {
+        let is_wanted = wanted.as_ref().is_none_or(|ids| ids.contains(&item.order().1));
+        if !is_wanted || !item.visible_to(caller) || owner.is_some_and(|owner| item.owner() != owner) {
             continue;
         }
         let mut fits = true;
         for filter in &query.filters {
-            let values = values_of(item, catalog, &filter.name).ok_or_else(|| unknown(&filter.name))?;
+            let values =
+                values_of(item, catalog, caller, &filter.name).ok_or_else(|| unknown(&filter.name))?;
             fits &= filter.admits(&values);
         }
         if fits {
@@ -160,12 +207,19 @@ fn page<'a, T: Described + 'a>(
     cut_page(items, query)
 }
 
-fn values_of<T: Described>(item: &T, catalog: &Catalog, name: &str) -> Option<Vec<String>> {
+fn values_of<T: Described>(
+    item: &T,
+    catalog: &Catalog,
+    caller: AccountId,
+    name: &str,
+) -> Option<Vec<String>> {
+    // An owner's tags are nobody else's business.
+    let tags = if item.owner() == caller { item.tags() } else { &[] };
     if let Some(key) = name.strip_prefix("tag:") {
-        return Some(item.tags().iter().filter(|tag| tag.key == key).map(|tag| tag.value.clone()).collect());
+        return Some(tags.iter().filter(|tag| tag.key == key).map(|tag| tag.value.clone()).collect());
     }
     match name {
-        "tag-key" => Some(item.tags().iter().map(|tag| tag.key.clone()).collect()),
+        "tag-key" => Some(tags.iter().map(|tag| tag.key.clone()).collect()),
         "owner-id" => Some(vec![item.owner().to_string()]),
         name => item.values(catalog, name),
     }
@@ -195,305 +249,4 @@ fn cut_page<'a, T>(
         }
     }
     Ok(Page { items: items.into_iter().map(|(_, item)| item).collect(), next_token })
-}
-
-fn text<T: ToString>(value: T) -> Option<Vec<String>> {
-    Some(vec![value.to_string()])
-}
-
-fn optional<T: ToString>(value: Option<T>) -> Option<Vec<String>> {
-    Some(value.map(|value| value.to_string()).into_iter().collect())
-}
-
-/// A time as EC2 writes it.
-fn time(time_ms: TimeMs) -> Option<Vec<String>> {
-    let at = UNIX_EPOCH + Duration::from_millis(time_ms.min(253_402_300_799_999));
-    text(humantime::format_rfc3339_millis(at))
-}
-
-/// A size in GiB, rounded up, as EC2 counts it.
-fn gib(bytes: u64) -> String {
-    bytes.div_ceil(1 << 30).to_string()
-}
-
-fn of_devices(image: &Image, value: impl Fn(&BlockDeviceMapping) -> Option<String>) -> Option<Vec<String>> {
-    Some(image.devices.iter().filter_map(value).collect())
-}
-
-fn of_volumes(
-    image: &Image,
-    value: impl Fn(&crate::model::image::EbsBlockDevice) -> Option<String>,
-) -> Option<Vec<String>> {
-    of_devices(image, |device| match &device.target {
-        DeviceTarget::Ebs(ebs) => value(ebs),
-        DeviceTarget::Ephemeral(_) => None,
-    })
-}
-
-impl Described for Image {
-    const FILTERS: &'static [&'static str] = &[
-        "architecture",
-        "block-device-mapping.delete-on-termination",
-        "block-device-mapping.device-name",
-        "block-device-mapping.snapshot-id",
-        "block-device-mapping.volume-size",
-        "block-device-mapping.volume-type",
-        "boot-mode",
-        "creation-date",
-        "description",
-        "ena-support",
-        "image-id",
-        "image-type",
-        "imds-support",
-        "is-public",
-        "kernel-id",
-        "name",
-        "platform",
-        "product-code",
-        "ramdisk-id",
-        "root-device-name",
-        "root-device-type",
-        "source-image-id",
-        "source-image-region",
-        "source-instance-id",
-        "state",
-        "tpm-support",
-        "virtualization-type",
-    ];
-
-    fn owner(&self) -> AccountId {
-        self.owner
-    }
-
-    fn visible_to(&self, _catalog: &Catalog, account: AccountId) -> bool {
-        self.visible_to(account)
-    }
-
-    fn order(&self) -> (TimeMs, String) {
-        (self.created_ms, self.id.to_string())
-    }
-
-    fn tags(&self) -> &[Tag] {
-        &self.tags
-    }
-
-    fn values(&self, _catalog: &Catalog, name: &str) -> Option<Vec<String>> {
-        match name {
-            "architecture" => text(self.architecture),
-            "block-device-mapping.delete-on-termination" => {
-                of_volumes(self, |ebs| Some(ebs.delete_on_termination.to_string()))
-            }
-            "block-device-mapping.device-name" => of_devices(self, |device| Some(device.device_name.clone())),
-            "block-device-mapping.snapshot-id" => of_volumes(self, |ebs| Some(ebs.snapshot_id?.to_string())),
-            "block-device-mapping.volume-size" => of_volumes(self, |ebs| Some(gib(ebs.volume_bytes))),
-            "block-device-mapping.volume-type" => of_volumes(self, |ebs| Some(ebs.volume_type.to_string())),
-            "boot-mode" => optional(self.boot_mode),
-            "creation-date" => time(self.created_ms),
-            "description" => text(&self.description),
-            "ena-support" => text(self.ena_support),
-            "image-id" => text(self.id),
-            "image-type" => text("machine"),
-            "imds-support" => optional(self.imds_support.as_ref()),
-            "is-public" => text(self.launch_permissions.contains(&Permission::All)),
-            "kernel-id" => optional(self.kernel_id.as_ref()),
-            "name" => text(&self.name),
-            "platform" => optional(self.platform.as_ref()),
-            "product-code" => Some(self.product_codes.clone()),
-            "ramdisk-id" => optional(self.ramdisk_id.as_ref()),
-            "root-device-name" => text(&self.root_device_name),
-            "root-device-type" => text(self.root_device_type),
-            "source-image-id" => optional(self.source.as_ref().map(|source| source.image_id)),
-            "source-image-region" => optional(self.source.as_ref().map(|source| &source.region)),
-            "source-instance-id" => optional(self.source_instance),
-            "state" => text(self.state),
-            "tpm-support" => optional(self.tpm_support.as_ref()),
-            "virtualization-type" => text(self.virtualization_type),
-            _ => None,
-        }
-    }
-}
-
-impl Described for Snapshot {
-    const FILTERS: &'static [&'static str] = &[
-        "description",
-        "encrypted",
-        "progress",
-        "snapshot-id",
-        "start-time",
-        "status",
-        "volume-id",
-        "volume-size",
-    ];
-
-    fn owner(&self) -> AccountId {
-        self.owner
-    }
-
-    fn visible_to(&self, _catalog: &Catalog, account: AccountId) -> bool {
-        self.readable_by(account)
-    }
-
-    fn order(&self) -> (TimeMs, String) {
-        (self.created_ms, self.id.to_string())
-    }
-
-    fn tags(&self) -> &[Tag] {
-        &self.tags
-    }
-
-    fn values(&self, _catalog: &Catalog, name: &str) -> Option<Vec<String>> {
-        match name {
-            "description" => text(&self.description),
-            "encrypted" => text(false),
-            "progress" => text(if self.state == SnapshotState::Completed { "100%" } else { "0%" }),
-            "snapshot-id" => text(self.id),
-            "start-time" => time(self.created_ms),
-            "status" => text(match self.state {
-                SnapshotState::Pending => "pending",
-                SnapshotState::Completed => "completed",
-                SnapshotState::Error => "error",
-            }),
-            "volume-id" => optional(self.volume),
-            "volume-size" => text(gib(self.volume_bytes)),
-            _ => None,
-        }
-    }
-}
-
-impl Described for Volume {
-    const FILTERS: &'static [&'static str] = &[
-        "attachment.delete-on-termination",
-        "attachment.device",
-        "attachment.instance-id",
-        "create-time",
-        "size",
-        "snapshot-id",
-        "status",
-        "volume-id",
-        "volume-type",
-    ];
-
-    fn owner(&self) -> AccountId {
-        self.owner
-    }
-
-    fn visible_to(&self, _catalog: &Catalog, account: AccountId) -> bool {
-        self.owner == account
-    }
-
-    fn order(&self) -> (TimeMs, String) {
-        (self.created_ms, self.id.to_string())
-    }
-
-    fn tags(&self) -> &[Tag] {
-        &self.tags
-    }
-
-    fn values(&self, _catalog: &Catalog, name: &str) -> Option<Vec<String>> {
-        let attachment = self.attachment.as_ref();
-        match name {
-            "attachment.delete-on-termination" => optional(attachment.map(|at| at.delete_on_termination)),
-            "attachment.device" => optional(attachment.map(|at| &at.device_name)),
-            "attachment.instance-id" => optional(attachment.map(|at| at.instance_id)),
-            "create-time" => time(self.created_ms),
-            "size" => text(gib(self.volume_bytes)),
-            "snapshot-id" => optional(self.snapshot_id),
-            "status" => text(match self.state {
-                VolumeState::Available => "available",
-                VolumeState::InUse => "in-use",
-            }),
-            "volume-id" => text(self.id),
-            "volume-type" => text(self.volume_type),
-            _ => None,
-        }
-    }
-}
-
-impl Described for Instance {
-    const FILTERS: &'static [&'static str] = &[
-        "block-device-mapping.volume-id",
-        "image-id",
-        "instance-id",
-        "instance-state-name",
-        "launch-time",
-        "root-device-name",
-    ];
-
-    fn owner(&self) -> AccountId {
-        self.owner
-    }
-
-    fn visible_to(&self, _catalog: &Catalog, account: AccountId) -> bool {
-        self.owner == account
-    }
-
-    fn order(&self) -> (TimeMs, String) {
-        (self.launched_ms, self.id.to_string())
-    }
-
-    fn tags(&self) -> &[Tag] {
-        &self.tags
-    }
-
-    fn values(&self, catalog: &Catalog, name: &str) -> Option<Vec<String>> {
-        match name {
-            "block-device-mapping.volume-id" => {
-                Some(volumes_of(catalog, self.id).iter().map(|volume| volume.id.to_string()).collect())
-            }
-            "image-id" => text(self.image_id),
-            "instance-id" => text(self.id),
-            "instance-state-name" => text(match self.state {
-                InstanceState::Stopped => "stopped",
-                InstanceState::Running => "running",
-                InstanceState::Terminated => "terminated",
-            }),
-            "launch-time" => time(self.launched_ms),
-            "root-device-name" => text(&self.root_device_name),
-            _ => None,
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Every name in `FILTERS` has its arm in `values`, and no other text has.
-    fn check_filters<T: Described>(item: &T, catalog: &Catalog) {
-        assert!(T::FILTERS.len() > 5);
-        for name in T::FILTERS {
-            assert!(item.values(catalog, name).is_some(), "{name}");
-        }
-        assert!(item.values(catalog, "nonsense").is_none());
-    }
-
-    #[test]
-    fn every_filter_has_its_values() {
-        use crate::model::ids::{ImageId, InstanceId, VolumeId};
-        let (owner, catalog) = (AccountId::from_random(1), Catalog::default());
-        let instance = Instance {
-            id: InstanceId::from_random(1),
-            owner,
-            image_id: ImageId::from_random(1),
-            state: InstanceState::Stopped,
-            launched_ms: 0,
-            root_device_name: "/dev/xvda".into(),
-            path: "/".into(),
-            tags: vec![],
-        };
-        check_filters(&instance, &catalog);
-        let volume = Volume {
-            id: VolumeId::from_random(1),
-            owner,
-            volume_bytes: 1,
-            volume_type: "gp3".parse().unwrap(),
-            snapshot_id: None,
-            state: VolumeState::Available,
-            created_ms: 0,
-            attachment: None,
-            path: "/".into(),
-            tags: vec![],
-        };
-        check_filters(&volume, &catalog);
-    }
 }

@@ -3,7 +3,7 @@
 use crate::chunk::frame::FrameError;
 use crate::disk::DiskError;
 use crate::model::blockmap::BlockMapFault;
-use crate::model::catalog::Rejection;
+use crate::model::catalog::{Rejection, RootId};
 use crate::model::ids::{ImageId, MalformedId, SnapshotId};
 use crate::region::error::RegionError;
 
@@ -26,6 +26,8 @@ pub enum Class {
     NoSpace,
     /// Stopped on request.
     Interrupted,
+    /// Nothing was done, because nothing was to be done: it would have succeeded.
+    DryRun,
 }
 
 macro_rules! codes {
@@ -54,10 +56,14 @@ codes! {
     ImageNotFound = "InvalidAMIID.NotFound", NotFound;
     /// Text that is no image id.
     ImageMalformed = "InvalidAMIID.Malformed", Usage;
+    /// An image that is disabled or was deregistered.
+    ImageUnavailable = "InvalidAMIID.Unavailable", Refused;
     /// A name that another image of the account has.
     ImageNameDuplicate = "InvalidAMIName.Duplicate", Refused;
     /// Text that is no image name.
     ImageNameMalformed = "InvalidAMIName.Malformed", Usage;
+    /// An account or group that cannot be given a permission.
+    InvalidAttributeItem = "InvalidAMIAttributeItemValue", Usage;
     /// A snapshot that is not there.
     SnapshotNotFound = "InvalidSnapshot.NotFound", NotFound;
     /// Text that is no snapshot id.
@@ -66,12 +72,22 @@ codes! {
     SnapshotInUse = "InvalidSnapshot.InUse", Refused;
     /// A volume that is not there.
     VolumeNotFound = "InvalidVolume.NotFound", NotFound;
+    /// Text that is no volume id.
+    VolumeMalformed = "InvalidVolumeID.Malformed", Usage;
+    /// A volume that is attached.
+    VolumeInUse = "VolumeInUse", Refused;
     /// An instance that is not there.
     InstanceNotFound = "InvalidInstanceID.NotFound", NotFound;
-    /// An image that is disabled.
-    ImageUnavailable = "InvalidAMIID.Unavailable", Refused;
-    /// An account or group that cannot be given a permission.
-    InvalidAttributeItem = "InvalidAMIAttributeItemValue", Usage;
+    /// Text that is no instance id.
+    InstanceMalformed = "InvalidInstanceID.Malformed", Usage;
+    /// A volume, snapshot or image whose state does not allow it.
+    IncorrectState = "IncorrectState", Refused;
+    /// An instance whose state does not allow it.
+    IncorrectInstanceState = "IncorrectInstanceState", Refused;
+    /// Something that this kind of instance or image cannot do.
+    UnsupportedOperation = "UnsupportedOperation", Refused;
+    /// A retention rule that is not there.
+    RuleNotFound = "ResourceNotFoundException", NotFound;
     /// Any other text that is no id.
     IdMalformed = "InvalidID", Usage;
     /// A mapping that makes no sense.
@@ -80,10 +96,22 @@ codes! {
     IdempotentParameterMismatch = "IdempotentParameterMismatch", Refused;
     /// Something visible that may not be used.
     AuthFailure = "AuthFailure", Denied;
-    /// Something that only its owner may do.
+    /// An image whose storage the caller may not read. EC2's documents name no code of its own for it.
+    StorageDenied = "InvalidRequest", Denied;
+    /// Something that is forbidden for now, or that only another account may do.
     OperationNotPermitted = "OperationNotPermitted", Denied;
+    /// A dry run whose request would have been denied.
+    Unauthorized = "UnauthorizedOperation", Denied;
+    /// A dry run whose request would have succeeded.
+    DryRun = "DryRunOperation", DryRun;
     /// A parameter that makes no sense.
     InvalidParameterValue = "InvalidParameterValue", Usage;
+    /// Parameters that do not go together.
+    InvalidParameterCombination = "InvalidParameterCombination", Usage;
+    /// A parameter that is missing.
+    MissingParameter = "MissingParameter", Usage;
+    /// More tags than a resource has.
+    TagLimitExceeded = "TagLimitExceeded", Refused;
 }
 
 /// What a verb can answer instead of doing what it was asked.
@@ -121,10 +149,10 @@ pub enum OpsError {
     #[error("{0}")]
     Volume(BlockMapFault),
     /// A manifest names a chunk with another length than it has.
-    #[error("the manifest of {snapshot} says {expected} bytes for a chunk that has {found}")]
+    #[error("the manifest of {root} says {expected} bytes for a chunk that has {found}")]
     ChunkLength {
         /// What is being read.
-        snapshot: SnapshotId,
+        root: RootId,
         /// Bytes by the manifest.
         expected: u64,
         /// Bytes of the chunk.
@@ -155,6 +183,8 @@ impl From<MalformedId> for OpsError {
         let code = match error.expecting {
             "ami-..." => Code::ImageMalformed,
             "snap-..." => Code::SnapshotMalformed,
+            "vol-..." => Code::VolumeMalformed,
+            "i-..." => Code::InstanceMalformed,
             _ => Code::IdMalformed,
         };
         Self::rule(code, error.to_string())
@@ -167,7 +197,35 @@ impl OpsError {
     }
 
     pub(crate) fn image_not_found(id: ImageId) -> Self {
-        Self::rule(Code::ImageNotFound, format!("The image id '[{id}]' does not exist"))
+        Self::images_not_found(&[id])
+    }
+
+    /// EC2's sentence for one or several.
+    pub(crate) fn images_not_found(ids: &[ImageId]) -> Self {
+        let list: Vec<String> = ids.iter().map(ToString::to_string).collect();
+        let (noun, verb) = if ids.len() == 1 { ("id", "does") } else { ("ids", "do") };
+        let why = format!("The image {noun} '[{}]' {verb} not exist", list.join(", "));
+        Self::rule(Code::ImageNotFound, why)
+    }
+
+    /// No image has a name that fits a pattern.
+    pub fn no_image_fits(pattern: &str) -> Self {
+        Self::rule(Code::ImageNotFound, format!("no available image has a name that fits '{pattern}'"))
+    }
+
+    pub(crate) fn image_unavailable(id: ImageId, state: &str) -> Self {
+        Self::rule(Code::ImageUnavailable, format!("The image ID '{id}' is not available: it is {state}"))
+    }
+
+    /// The answer of a dry run: one that is denied is told so by EC2's code for that.
+    #[must_use]
+    pub fn in_dry_run(self) -> Self {
+        match self {
+            Self::Rule { code, message } if code.class() == Class::Denied => {
+                Self::rule(Code::Unauthorized, message)
+            }
+            other => other,
+        }
     }
 
     pub(crate) fn snapshot_not_found(id: SnapshotId) -> Self {
@@ -213,6 +271,7 @@ impl OpsError {
                 Class::Refused => "InputRefused",
                 Class::NoSpace => "NoSpace",
                 Class::Interrupted => "Interrupted",
+                Class::DryRun => Code::DryRun.as_str(),
             },
         }
     }

@@ -2,41 +2,43 @@
 
 use super::context::Context;
 use super::error::{Code, OpsError};
-use super::find::{AnyId, image as find_image, snapshot as find_snapshot};
+use super::find::{
+    AnyId, backing, image as find_image, snapshot as find_snapshot, template as find_template,
+};
 use super::restore::restore;
 use crate::disk::DiskWrite;
 use crate::model::blockmap::BlockMap;
-use crate::model::catalog::Catalog;
-use crate::model::image::{DeviceTarget, Image};
-use crate::model::snapshot::Snapshot;
+use crate::model::catalog::{Catalog, Root};
+use crate::model::image::{DeviceTarget, Image, is_same_device};
 use crate::region::Region;
 
-/// The snapshot that an id, and for an image a device, stands for.
+/// The content that an id, and for an image a device, stands for.
 pub fn select<'a>(
     catalog: &'a Catalog,
     id: AnyId,
     device: Option<&str>,
     context: &Context<'_>,
-) -> Result<&'a Snapshot, OpsError> {
+) -> Result<Root<'a>, OpsError> {
     match id {
-        AnyId::Snapshot(id) => find_snapshot(catalog, context.account, id),
-        AnyId::Image(id) => {
-            let image = find_image(catalog, context.account, id)?;
-            // Who may launch an image may have its volumes' content: no snapshot permission is needed.
-            let snapshot = device_snapshot(image, device)?;
-            catalog.snapshots.get(&snapshot).ok_or_else(|| OpsError::snapshot_not_found(snapshot))
-        }
+        AnyId::Snapshot(id) => Ok(find_snapshot(catalog, context.account, id)?.into()),
+        // Who may launch an image may have its content: no snapshot permission is needed.
+        AnyId::Image(id) => of_device(catalog, find_image(catalog, context.account, id)?, device),
         AnyId::Volume(_) | AnyId::Instance(_) => {
             Err(OpsError::rule(Code::InvalidParameterValue, "export takes an image or a snapshot"))
         }
     }
 }
 
-fn device_snapshot(image: &Image, device: Option<&str>) -> Result<crate::model::ids::SnapshotId, OpsError> {
+fn of_device<'a>(catalog: &'a Catalog, image: &Image, device: Option<&str>) -> Result<Root<'a>, OpsError> {
     let name = device.unwrap_or(&image.root_device_name);
-    let found = image.devices.iter().find(|mapping| mapping.device_name == name);
+    if is_same_device(name, &image.root_device_name)
+        && let Some(template) = find_template(catalog, image)
+    {
+        return Ok(template.into());
+    }
+    let found = image.devices.iter().find(|mapping| is_same_device(&mapping.device_name, name));
     match found.map(|mapping| &mapping.target) {
-        Some(DeviceTarget::Ebs(ebs)) if let Some(id) = ebs.snapshot_id => Ok(id),
+        Some(DeviceTarget::Ebs(ebs)) if let Some(id) = ebs.snapshot_id => Ok(backing(catalog, id)?.into()),
         Some(_) => {
             Err(OpsError::rule(Code::InvalidParameterValue, format!("{name} of {} has no content", image.id)))
         }
@@ -48,21 +50,22 @@ fn device_snapshot(image: &Image, device: Option<&str>) -> Result<crate::model::
     }
 }
 
-/// A snapshot's block map, for exporting.
-pub fn load(region: &Region, snapshot: &Snapshot) -> Result<BlockMap, OpsError> {
-    Ok(region.load_map(&snapshot.manifest)?)
+/// Its block map, for exporting.
+pub fn load(region: &Region, root: &Root<'_>) -> Result<BlockMap, OpsError> {
+    Ok(region.load_map(root.manifest)?)
 }
 
-/// Writes a snapshot to a target and finishes it.
+/// Writes content to a target and finishes it.
 pub fn export(
     region: &Region,
-    snapshot: &Snapshot,
+    root: &Root<'_>,
     map: &BlockMap,
     mut target: Box<dyn DiskWrite>,
     context: &Context<'_>,
 ) -> Result<(), OpsError> {
+    context.end_dry_run()?;
     context.progress.begin("export", map.volume_bytes());
-    restore(region, snapshot.id, map, &mut *target, context)?;
+    restore(region, root.id, map, &mut *target, context)?;
     context.check_cancelled()?;
     Ok(target.finish()?)
 }

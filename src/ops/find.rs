@@ -1,12 +1,16 @@
 //! Finding things by id, for a caller. What a caller may not see does not exist for it.
 
+use super::context::Context;
 use super::error::{Code, OpsError};
+use super::instance::is_shown;
 use crate::model::account::{AccountId, Tag};
 use crate::model::catalog::Catalog;
 use crate::model::ids::{ImageId, InstanceId, MalformedId, SnapshotId, VolumeId};
 use crate::model::image::Image;
 use crate::model::instance::{Instance, Volume};
-use crate::model::snapshot::Snapshot;
+use crate::model::snapshot::{Snapshot, Template};
+use crate::model::units::TimeMs;
+use crate::model::words::{ImageState, SnapshotState};
 use std::str::FromStr;
 
 /// An id of any kind.
@@ -20,6 +24,29 @@ pub enum AnyId {
     Volume(VolumeId),
     /// `i-…`
     Instance(InstanceId),
+}
+
+impl AnyId {
+    /// The prefix of ids of its kind.
+    pub const fn prefix(self) -> &'static str {
+        match self {
+            Self::Image(_) => ImageId::PREFIX,
+            Self::Snapshot(_) => SnapshotId::PREFIX,
+            Self::Volume(_) => VolumeId::PREFIX,
+            Self::Instance(_) => InstanceId::PREFIX,
+        }
+    }
+}
+
+impl std::fmt::Display for AnyId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Image(id) => id.fmt(f),
+            Self::Snapshot(id) => id.fmt(f),
+            Self::Volume(id) => id.fmt(f),
+            Self::Instance(id) => id.fmt(f),
+        }
+    }
 }
 
 impl FromStr for AnyId {
@@ -45,11 +72,26 @@ impl FromStr for AnyId {
 
 /// An image that `account` may see.
 pub fn image(catalog: &Catalog, account: AccountId, id: ImageId) -> Result<&Image, OpsError> {
-    catalog
-        .images
-        .get(&id)
-        .filter(|image| image.visible_to(account))
-        .ok_or_else(|| OpsError::image_not_found(id))
+    if let Some(image) = catalog.images.get(&id).filter(|image| image.visible_to(account)) {
+        return Ok(image);
+    }
+    if catalog.was_deregistered(id, account) {
+        return Err(OpsError::image_unavailable(id, "deregistered"));
+    }
+    Err(OpsError::image_not_found(id))
+}
+
+/// EC2's answer for an image that is disabled.
+pub fn check_available(image: &Image) -> Result<(), OpsError> {
+    if image.state == ImageState::Available {
+        return Ok(());
+    }
+    Err(OpsError::image_unavailable(image.id, image.state.as_str()))
+}
+
+/// The template of an instance-store-backed image.
+pub fn template<'a>(catalog: &'a Catalog, image: &Image) -> Option<&'a Template> {
+    catalog.templates.get(&image.template?)
 }
 
 /// An image that `account` owns. One that it only sees is AuthFailure.
@@ -79,37 +121,60 @@ pub fn own_snapshot(catalog: &Catalog, account: AccountId, id: SnapshotId) -> Re
     Ok(snapshot)
 }
 
+/// A snapshot under something that the caller may use, whoever may read the snapshot itself.
+pub(super) fn backing(catalog: &Catalog, id: SnapshotId) -> Result<&Snapshot, OpsError> {
+    catalog.snapshots.get(&id).ok_or_else(|| OpsError::snapshot_not_found(id))
+}
+
+/// Refuses a snapshot that is not whole.
+pub(super) fn check_completed(snapshot: &Snapshot) -> Result<(), OpsError> {
+    if snapshot.state == SnapshotState::Completed {
+        return Ok(());
+    }
+    let why =
+        format!("Snapshot '{}' is {}; it can be used when it is completed", snapshot.id, snapshot.state);
+    Err(OpsError::rule(Code::IncorrectState, why))
+}
+
 /// A volume that `account` owns.
 pub fn volume(catalog: &Catalog, account: AccountId, id: VolumeId) -> Result<&Volume, OpsError> {
     let missing = || OpsError::rule(Code::VolumeNotFound, format!("The volume '{id}' does not exist."));
     catalog.volumes.get(&id).filter(|volume| volume.owner == account).ok_or_else(missing)
 }
 
-/// An instance that `account` owns.
-pub fn instance(catalog: &Catalog, account: AccountId, id: InstanceId) -> Result<&Instance, OpsError> {
-    let missing = || OpsError::rule(Code::InstanceNotFound, format!("The instance ID '{id}' does not exist"));
-    catalog.instances.get(&id).filter(|instance| instance.owner == account).ok_or_else(missing)
+/// An instance that the caller owns. One that was terminated is there for an hour more.
+pub fn instance<'a>(
+    catalog: &'a Catalog,
+    context: &Context<'_>,
+    id: InstanceId,
+) -> Result<&'a Instance, OpsError> {
+    shown_instance(catalog, context.account, context.now_ms, id)
 }
 
-/// The volumes of an instance, in the order of their device names.
-pub fn volumes_of(catalog: &Catalog, id: InstanceId) -> Vec<&Volume> {
-    let device = |volume: &&Volume| {
-        volume.attachment.as_ref().filter(|at| at.instance_id == id).map(|at| at.device_name.clone())
-    };
-    let mut volumes: Vec<_> = catalog.volumes.values().filter(|volume| device(volume).is_some()).collect();
-    volumes.sort_by_key(|volume| device(volume));
-    volumes
+pub(super) fn shown_instance(
+    catalog: &Catalog,
+    account: AccountId,
+    now_ms: TimeMs,
+    id: InstanceId,
+) -> Result<&Instance, OpsError> {
+    let missing = || OpsError::rule(Code::InstanceNotFound, format!("The instance ID '{id}' does not exist"));
+    let own = catalog.instances.get(&id).filter(|instance| instance.owner == account);
+    own.filter(|instance| is_shown(instance, now_ms)).ok_or_else(missing)
 }
 
 /// Refuses what is no set of tags: 50 at most, keys unique, 1 to 128 characters, values at most 256.
 pub fn check_tags(tags: &[Tag]) -> Result<(), OpsError> {
     let bad = |why: String| Err(OpsError::rule(Code::InvalidParameterValue, why));
     if tags.len() > 50 {
-        return bad(format!("{} tags; a resource has at most 50", tags.len()));
+        let why = format!("{} tags; a resource has at most 50", tags.len());
+        return Err(OpsError::rule(Code::TagLimitExceeded, why));
     }
     for (at, tag) in tags.iter().enumerate() {
         if tag.key.is_empty() || tag.key.chars().count() > 128 || tag.value.chars().count() > 256 {
             return bad(format!("tag '{}': a key has 1 to 128 characters, a value at most 256", tag.key));
+        }
+        if tag.key.chars().chain(tag.value.chars()).any(char::is_control) {
+            return bad("a tag has control characters".to_owned());
         }
         if tags[..at].iter().any(|other| other.key == tag.key) {
             return bad(format!("tag key '{}' is given twice", tag.key));
@@ -118,10 +183,13 @@ pub fn check_tags(tags: &[Tag]) -> Result<(), OpsError> {
     Ok(())
 }
 
-/// Refuses a description of more than 255 characters.
+/// Refuses a description of more than 255 characters, or with control characters.
 pub fn check_description(text: &str) -> Result<(), OpsError> {
     if text.chars().count() > 255 {
         return Err(OpsError::rule(Code::InvalidParameterValue, "a description has at most 255 characters"));
+    }
+    if text.chars().any(char::is_control) {
+        return Err(OpsError::rule(Code::InvalidParameterValue, "a description has control characters"));
     }
     Ok(())
 }

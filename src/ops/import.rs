@@ -1,16 +1,18 @@
 //! Import: disks become snapshots and a registered image, in one atomic step.
 
 use super::context::Context;
-use super::error::OpsError;
+use super::devices::{DeviceSpec, Purpose, check_specs, lay_over};
+use super::error::{Code, OpsError};
 use super::ingest::{Ingested, ingest};
-use super::register::{DeviceSpec, ImageOptions, build, check, check_name_free};
+use super::register::{ImageOptions, build, check, check_placeable};
 use super::snapshot::{SnapshotOptions, create, describe};
 use crate::disk::DiskRead;
-use crate::model::ids::{ImageId, SnapshotId};
-use crate::model::image::{Image, VolumeType};
+use crate::model::ids::{ImageId, SnapshotId, TemplateId};
+use crate::model::image::{Image, is_same_device};
 use crate::model::op::Op;
-use crate::model::snapshot::Snapshot;
+use crate::model::snapshot::{Snapshot, Template};
 use crate::region::Region;
+use crate::region::session::Session;
 
 /// A disk to import and the device that it shall be.
 pub struct ImportDisk {
@@ -31,7 +33,7 @@ pub struct Imported {
     pub ingested: Vec<Ingested>,
 }
 
-/// Imports disks as an image. Nothing of it exists before all of it does.
+/// Imports disks as an image backed by EBS. Nothing of it exists before all of it does.
 pub fn import(
     region: &Region,
     disks: &[ImportDisk],
@@ -39,23 +41,12 @@ pub fn import(
     zstd_level: Option<i32>,
     context: &Context<'_>,
 ) -> Result<Imported, OpsError> {
-    let spec = |disk: &ImportDisk, snapshot_id| DeviceSpec {
-        device_name: disk.device_name.clone(),
-        snapshot_id: Some(snapshot_id),
-        volume_bytes: None,
-        volume_type: VolumeType::Gp3,
-        delete_on_termination: true,
-    };
     // Everything that can be refused is refused before the first byte is read.
     let placeholder = SnapshotId::from_random(0);
-    let planned: Vec<_> = disks.iter().map(|disk| spec(disk, placeholder)).collect();
-    check(options, &planned)?;
-    let id = ImageId::from_random(region.random_id()?);
-    let planned = build(id, options, &planned, context, |_| Ok(1))?;
-    check_name_free(&region.catalog()?, &planned)?;
-
-    let mut session = region.begin(context.account)?;
-    context.progress.begin("import", disks.iter().map(|disk| disk.disk.len_bytes()).sum());
+    let specs: Vec<_> =
+        disks.iter().map(|disk| DeviceSpec::of_snapshot(&disk.device_name, placeholder)).collect();
+    check_specs(&specs)?;
+    let mut session = begin(region, disks, options, context)?;
     let level = zstd_level.unwrap_or(i32::from(region.header().zstd_level));
     let (mut snapshots, mut ingested) = (Vec::new(), Vec::new());
     for disk in disks {
@@ -69,19 +60,78 @@ pub fn import(
         snapshots.push(describe(region, &volume, &said, context)?);
         ingested.push(volume);
     }
-    let devices: Vec<_> =
-        disks.iter().zip(&snapshots).map(|(disk, snapshot)| spec(disk, snapshot.id)).collect();
+    let pairs = disks.iter().zip(&snapshots);
+    let specs: Vec<_> = pairs.map(|(disk, s)| DeviceSpec::of_snapshot(&disk.device_name, s.id)).collect();
     let size_of = |id| {
         let snapshot = snapshots.iter().find(|snapshot| snapshot.id == id);
         snapshot.map(|snapshot| snapshot.volume_bytes).ok_or_else(|| OpsError::snapshot_not_found(id))
     };
-    let mut image = build(id, options, &devices, context, size_of)?;
-    image.created_ms = region.now_ms();
-    region.commit::<_, OpsError>(context.account, |catalog| {
-        check_name_free(catalog, &image)?;
+    let devices = lay_over(&[], &specs, &options.root_device_name, Purpose::New, size_of)?;
+    let image = build(ImageId::from_random(region.random_id()?), options, devices, None, context);
+    context.commit(region, |catalog| {
+        check_placeable(catalog, options, context.account)?;
         let mut ops: Vec<Op> = snapshots.iter().zip(&ingested).map(|(s, volume)| create(s, volume)).collect();
         ops.push(Op::RegisterImage(Box::new(image.clone())));
         Ok((ops, ()))
     })?;
     Ok(Imported { image, snapshots, ingested })
+}
+
+/// Imports a disk as an instance-store-backed image: its content becomes a template, not a snapshot.
+/// `devices` are its other devices: ephemeral disks and empty volumes.
+pub fn import_template(
+    region: &Region,
+    disk: ImportDisk,
+    devices: &[DeviceSpec],
+    options: &ImageOptions,
+    zstd_level: Option<i32>,
+    context: &Context<'_>,
+) -> Result<Imported, OpsError> {
+    check_specs(devices)?;
+    if devices.iter().any(|device| is_same_device(&device.device_name, &disk.device_name)) {
+        let why = format!("the root device {} has the template as its content", disk.device_name);
+        return Err(OpsError::rule(Code::BlockDeviceMapping, why));
+    }
+    let size_of = |id| Ok(super::find::backing(&region.catalog()?, id)?.volume_bytes);
+    let devices = lay_over(&[], devices, &options.root_device_name, Purpose::New, size_of)?;
+    let disks = [disk];
+    let mut session = begin(region, &disks, options, context)?;
+    let level = zstd_level.unwrap_or(i32::from(region.header().zstd_level));
+    let [disk] = &disks;
+    let ingested = ingest(&mut session, &*disk.disk, level, context)?;
+    let template = Template {
+        id: TemplateId::from_random(region.random_id()?),
+        owner: context.account,
+        volume_bytes: ingested.volume_bytes,
+        data_bytes: ingested.data_bytes,
+        created_ms: context.now_ms,
+        manifest: ingested.manifest.clone(),
+    };
+    let id = ImageId::from_random(region.random_id()?);
+    let image = build(id, options, devices, Some(template.id), context);
+    context.commit(region, |catalog| {
+        check_placeable(catalog, options, context.account)?;
+        for snapshot in image.snapshot_ids() {
+            super::find::snapshot(catalog, context.account, snapshot)?;
+        }
+        let template =
+            Op::CreateTemplate { template: Box::new(template.clone()), packs: ingested.packs.clone() };
+        Ok((vec![template, Op::RegisterImage(Box::new(image.clone()))], ()))
+    })?;
+    Ok(Imported { image, snapshots: Vec::new(), ingested: vec![ingested] })
+}
+
+/// Refuses what can be refused before the first byte is read, then begins to store.
+fn begin(
+    region: &Region,
+    disks: &[ImportDisk],
+    options: &ImageOptions,
+    context: &Context<'_>,
+) -> Result<Session, OpsError> {
+    check(options)?;
+    check_placeable(&region.catalog()?, options, context.account)?;
+    context.end_dry_run()?;
+    let session = region.begin(context.account)?;
+    context.progress.begin("import", disks.iter().map(|disk| disk.disk.len_bytes()).sum());
+    Ok(session)
 }

@@ -1,47 +1,56 @@
-//! Launch: instances of an image, each with its volumes as disk files. Rules: EC2's RunInstances.
+//! Launch: instances of an image, each with its disks as files. Rules: EC2's RunInstances.
 
 use super::context::Context;
+use super::devices::{DeviceSpec, Purpose, check_specs, lay_over};
 use super::error::{Code, OpsError};
-use super::find::image as find_image;
-use super::modify::check_available;
-use super::register::too_small;
-use super::restore::restore;
-use crate::disk::open::{TargetOptions, absolute, make_dirs, open_target, remove_dir_with};
-use crate::disk::{DiskError, DiskWrite};
-use crate::model::account::Tag;
-use crate::model::blockmap::BlockMap;
-use crate::model::ids::{ImageId, InstanceId, SnapshotId, VolumeId};
-use crate::model::image::{DeviceTarget, EbsBlockDevice, Image};
-use crate::model::instance::{Attachment, Instance, InstanceState, Volume, VolumeState};
+use super::find::{backing, check_available, check_completed, check_tags, image as find_image};
+use super::instance::is_shown;
+use super::launch_disks::{Content, Written, write_instance};
+use super::token::{client_token, made_before};
+use crate::disk::DiskError;
+use crate::disk::open::{absolute, make_dirs};
+use crate::model::account::{ClientToken, Tag};
+use crate::model::catalog::Catalog;
+use crate::model::ids::{ImageId, ReservationId};
+use crate::model::image::{Image, is_same_device};
+use crate::model::instance::{Instance, Volume};
 use crate::model::op::Op;
-use crate::model::units::{TimeMs, VOLUME_BYTES_MAX};
 use crate::region::Region;
+use serde::Serialize;
 use std::path::{Path, PathBuf};
 
-/// A change of an image's mapping for one launch.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct DeviceOverride {
-    /// The device.
-    pub device_name: String,
-    /// Another size in bytes.
-    pub volume_bytes: Option<u64>,
-    /// Whether terminating the instance deletes the volume.
-    pub delete_on_termination: Option<bool>,
-    /// Leave the device out.
-    pub no_device: bool,
-}
-
 /// What is said of a launch.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize)]
 pub struct LaunchOptions {
-    /// How many instances.
-    pub count: u32,
+    /// At least so many instances: fewer are not worth it. 1 to `count_max`.
+    pub count_min: u32,
+    /// So many instances, or as many of them as there is space for.
+    pub count_max: u32,
     /// The folder in which each instance gets a folder of its own.
     pub output: PathBuf,
     /// Changes of the mapping.
-    pub overrides: Vec<DeviceOverride>,
+    pub devices: Vec<DeviceSpec>,
+    /// Size of ephemeral disks in bytes.
+    pub ephemeral_bytes: u64,
     /// Tags of the instances.
     pub tags: Vec<Tag>,
+    /// The same request again gives the same instances.
+    pub client_token: Option<String>,
+}
+
+impl LaunchOptions {
+    /// One instance, as the image says.
+    pub fn one(output: &Path) -> Self {
+        Self {
+            count_min: 1,
+            count_max: 1,
+            output: output.to_owned(),
+            devices: Vec::new(),
+            ephemeral_bytes: EPHEMERAL_BYTES_DEFAULT,
+            tags: Vec::new(),
+            client_token: None,
+        }
+    }
 }
 
 /// An instance that was launched.
@@ -56,7 +65,10 @@ pub struct Launched {
 /// Most instances that one launch makes.
 pub const INSTANCES_MAX: u32 = 1000;
 
-/// Launches instances: the volumes of all are written whole, then all are put on record at once. What was
+/// Size of ephemeral disks where nothing else is said. They are sparse files.
+pub const EPHEMERAL_BYTES_DEFAULT: u64 = 8 << 30;
+
+/// Launches instances: the disks of all are written whole, then all are put on record at once. What was
 /// written for a launch that does not come about is removed.
 pub fn launch(
     region: &Region,
@@ -64,213 +76,147 @@ pub fn launch(
     options: &LaunchOptions,
     context: &Context<'_>,
 ) -> Result<Vec<Launched>, OpsError> {
-    if options.count == 0 || options.count > INSTANCES_MAX {
-        let why =
-            format!("count is {}; 1 to {INSTANCES_MAX} instances can be launched at once", options.count);
-        return Err(OpsError::rule(Code::InvalidParameterValue, why));
-    }
-    super::find::check_tags(&options.tags)?;
+    check(options)?;
+    let token = client_token(options.client_token.as_ref(), &(id, options))?;
     let catalog = region.catalog()?;
-    let image = find_image(&catalog, context.account, id)?;
-    check_available(image)?;
-    let devices = resolve(image, &options.overrides)?;
-    let mut contents: Vec<Content> = Vec::new();
-    for (name, ebs) in devices {
-        contents.push(Content::load(region, &catalog, name, ebs)?);
+    let made = made_instances(&catalog, token.as_ref(), context)?;
+    if !made.is_empty() {
+        return Ok(made);
     }
+    let image = find_image(&catalog, context.account, id)?;
+    let contents = plan(region, &catalog, image, options, context)?;
+    context.end_dry_run()?;
+
     let output = absolute(&options.output)?;
     make_dirs(&output)?;
     let bytes = contents.iter().map(Content::restored_bytes).fold(0, u64::saturating_add);
-    context.progress.begin("launch", bytes.saturating_mul(u64::from(options.count)));
+    context.progress.begin("launch", bytes.saturating_mul(u64::from(options.count_max)));
+    let launch = Launch { region, image, contents: &contents, output: &output, options, context };
     let mut written = Written::default();
-    let result = launch_all(region, image, &contents, &output, options, context, &mut written);
+    let result = launch.run(token.as_ref(), &mut written);
     // Where nobody knows whether the record exists, the disks stay: the record may need them.
     match &result {
         Err(OpsError::Region(error)) if error.is_unknown_outcome() => {}
-        Err(_) => written.remove(),
-        Ok(_) => {}
+        Ok(launched) => written.remove_all_but(launched),
+        Err(_) => written.remove_all_but(&[]),
     }
     result
 }
 
-/// What a launch has written so far.
-#[derive(Default)]
-struct Written(Vec<(PathBuf, Vec<PathBuf>)>);
-
-impl Written {
-    fn remove(&self) {
-        for (folder, files) in &self.0 {
-            remove_dir_with(folder, files);
-        }
+fn check(options: &LaunchOptions) -> Result<(), OpsError> {
+    let (min, max) = (options.count_min, options.count_max);
+    if min == 0 || min > max || max > INSTANCES_MAX {
+        let count = if min == max { min.to_string() } else { format!("{min} to {max}") };
+        let why = format!("count is {count}; 1 to {INSTANCES_MAX} instances can be launched at once");
+        return Err(OpsError::rule(Code::InvalidParameterValue, why));
     }
+    if options.ephemeral_bytes == 0 || options.ephemeral_bytes > crate::model::units::VOLUME_BYTES_MAX {
+        return Err(OpsError::rule(Code::InvalidParameterValue, "an ephemeral disk has 1 byte to 64 TiB"));
+    }
+    check_tags(&options.tags)?;
+    check_specs(&options.devices)
 }
 
-/// Writes all volumes, then puts all instances on record at once.
-fn launch_all(
+/// The disks of an instance, with overrides.
+fn plan(
     region: &Region,
+    catalog: &Catalog,
     image: &Image,
-    contents: &[Content],
-    output: &Path,
     options: &LaunchOptions,
     context: &Context<'_>,
-    written: &mut Written,
+) -> Result<Vec<Content>, OpsError> {
+    check_available(image)?;
+    for snapshot in options.devices.iter().filter_map(|device| device.snapshot_id) {
+        check_completed(super::find::snapshot(catalog, context.account, snapshot)?)?;
+    }
+    // Who may launch the image may have its content: no snapshot permission is needed.
+    let size_of = |id| backing(catalog, id).map(|snapshot| snapshot.volume_bytes);
+    let root = &image.root_device_name;
+    if image.template.is_some()
+        && options.devices.iter().any(|device| is_same_device(&device.device_name, root))
+    {
+        let why = format!("the root device {root} is the instance's own disk, as large as its template");
+        return Err(OpsError::rule(Code::BlockDeviceMapping, why));
+    }
+    let devices = lay_over(&image.devices, &options.devices, root, Purpose::New, size_of)?;
+    let mut contents = Vec::new();
+    if let Some(template) = super::find::template(catalog, image) {
+        contents.push(Content::of_template(region, root, template)?);
+    }
+    for device in &devices {
+        contents.push(Content::of_device(region, catalog, device, options.ephemeral_bytes)?);
+    }
+    Ok(contents)
+}
+
+/// The instances that an earlier request with the token made.
+fn made_instances(
+    catalog: &Catalog,
+    token: Option<&ClientToken>,
+    context: &Context<'_>,
 ) -> Result<Vec<Launched>, OpsError> {
-    let mut launched = Vec::new();
-    for _ in 0..options.count {
-        launched.push(write_one(region, image, contents, output, options, context, written)?);
-    }
-    context.check_cancelled()?;
-    region.commit::<_, OpsError>(context.account, |catalog| {
-        check_available(find_image(catalog, context.account, image.id)?)?;
-        let run = |made: &Launched| Op::RunInstance {
-            instance: Box::new(made.instance.clone()),
-            volumes: made.volumes.clone(),
-        };
-        Ok((launched.iter().map(run).collect(), ()))
-    })?;
-    Ok(launched)
-}
-
-/// The image's volumes with the overrides applied.
-fn resolve(image: &Image, overrides: &[DeviceOverride]) -> Result<Vec<(String, EbsBlockDevice)>, OpsError> {
-    let refuse = |why: String| Err(OpsError::rule(Code::BlockDeviceMapping, why));
-    for change in overrides {
-        if !image.devices.iter().any(|device| device.device_name == change.device_name) {
-            return refuse(format!("{} has no device {}", image.id, change.device_name));
-        }
-        if change.no_device && change.device_name == image.root_device_name {
-            return refuse(format!("the root device {} cannot be left out", change.device_name));
-        }
-    }
-    let mut devices = Vec::new();
-    for device in &image.devices {
-        let DeviceTarget::Ebs(ebs) = &device.target else { continue };
-        let mut ebs = ebs.clone();
-        if let Some(change) = overrides.iter().find(|change| change.device_name == device.device_name) {
-            if change.no_device {
-                continue;
-            }
-            if change.volume_bytes.is_some_and(|bytes| bytes > VOLUME_BYTES_MAX) {
-                return refuse(format!("{}: a volume has at most 64 TiB", change.device_name));
-            }
-            ebs.volume_bytes = change.volume_bytes.unwrap_or(ebs.volume_bytes);
-            ebs.delete_on_termination = change.delete_on_termination.unwrap_or(ebs.delete_on_termination);
-        }
-        devices.push((device.device_name.clone(), ebs));
-    }
-    Ok(devices)
-}
-
-/// A volume's content, loaded once for all instances.
-struct Content {
-    device_name: String,
-    ebs: EbsBlockDevice,
-    map: Option<(SnapshotId, BlockMap)>,
-}
-
-impl Content {
-    fn load(
-        region: &Region,
-        catalog: &crate::model::catalog::Catalog,
-        device_name: String,
-        ebs: EbsBlockDevice,
-    ) -> Result<Self, OpsError> {
-        let Some(id) = ebs.snapshot_id else { return Ok(Self { device_name, ebs, map: None }) };
-        // Who may launch the image may have its content: no snapshot permission is needed.
-        let snapshot = catalog.snapshots.get(&id).ok_or_else(|| OpsError::snapshot_not_found(id))?;
-        if ebs.volume_bytes < snapshot.volume_bytes {
-            return Err(too_small(ebs.volume_bytes, Some(id), snapshot.volume_bytes));
-        }
-        let map = region.load_map(&snapshot.manifest)?;
-        Ok(Self { device_name, ebs, map: Some((id, map)) })
-    }
-
-    fn restored_bytes(&self) -> u64 {
-        self.map.as_ref().map_or(0, |(_, map)| map.volume_bytes())
-    }
-
-    /// `xvda.raw` for `/dev/xvda`.
-    fn file_name(&self) -> String {
-        format!("{}.raw", self.device_name.trim_start_matches("/dev/"))
-    }
-
-    fn write(&self, region: &Region, path: &Path, context: &Context<'_>) -> Result<(), OpsError> {
-        let mut target: Box<dyn DiskWrite> =
-            open_target(path, self.ebs.volume_bytes, TargetOptions::default())?;
-        if let Some((snapshot, map)) = &self.map {
-            restore(region, *snapshot, map, &mut *target, context)?;
-        }
-        context.check_cancelled()?;
-        Ok(target.finish()?)
-    }
-}
-
-/// Writes the volumes of one instance.
-fn write_one(
-    region: &Region,
-    image: &Image,
-    contents: &[Content],
-    output: &Path,
-    options: &LaunchOptions,
-    context: &Context<'_>,
-    written: &mut Written,
-) -> Result<Launched, OpsError> {
-    let id = InstanceId::from_random(region.random_id()?);
-    let folder = output.join(id.to_string());
-    // Its name is new: whatever of it comes about is ours to remove.
-    written.0.push((folder.clone(), Vec::new()));
-    make_dirs(&folder)?;
-    let now = region.now_ms();
-    let mut volumes = Vec::new();
-    for content in contents {
-        let path = folder.join(content.file_name());
-        if let Some((_, files)) = written.0.last_mut() {
-            files.push(path.clone());
-        }
-        content.write(region, &path, context)?;
-        volumes.push(volume(region, id, content, &path, now, context)?);
-    }
-    let instance = Instance {
-        id,
-        owner: context.account,
-        image_id: image.id,
-        state: InstanceState::Stopped,
-        launched_ms: now,
-        root_device_name: image.root_device_name.clone(),
-        path: text(&folder)?,
-        tags: options.tags.clone(),
+    let own = catalog.instances.values().filter(|instance| instance.owner == context.account);
+    let own = own.filter(|instance| is_shown(instance, context.now_ms));
+    let mut made = made_before(token, own, |instance| instance.client_token.as_ref())?;
+    made.sort_by_key(|instance| instance.launch_index);
+    let launched = |instance: &Instance| Launched {
+        instance: instance.clone(),
+        volumes: catalog.volumes_of(instance.id).into_iter().cloned().collect(),
     };
-    Ok(Launched { instance, volumes })
+    Ok(made.into_iter().map(launched).collect())
 }
 
-fn volume(
-    region: &Region,
-    instance_id: InstanceId,
-    content: &Content,
-    path: &Path,
-    now: TimeMs,
-    context: &Context<'_>,
-) -> Result<Volume, OpsError> {
-    Ok(Volume {
-        id: VolumeId::from_random(region.random_id()?),
-        owner: context.account,
-        volume_bytes: content.ebs.volume_bytes,
-        volume_type: content.ebs.volume_type,
-        snapshot_id: content.ebs.snapshot_id,
-        state: VolumeState::InUse,
-        created_ms: now,
-        attachment: Some(Attachment {
-            instance_id,
-            device_name: content.device_name.clone(),
-            delete_on_termination: content.ebs.delete_on_termination,
-        }),
-        path: text(path)?,
-        tags: Vec::new(),
-    })
+/// One launch.
+struct Launch<'a> {
+    region: &'a Region,
+    image: &'a Image,
+    contents: &'a [Content],
+    output: &'a Path,
+    options: &'a LaunchOptions,
+    context: &'a Context<'a>,
 }
 
-/// A path as the record keeps it.
-fn text(path: &Path) -> Result<String, OpsError> {
-    let not_utf8 = || DiskError::NotADisk { path: path.to_owned(), found: "not named in UTF-8" };
-    Ok(path.to_str().ok_or_else(not_utf8)?.to_owned())
+impl Launch<'_> {
+    /// Writes all disks, then puts all instances on record at once.
+    fn run(&self, token: Option<&ClientToken>, written: &mut Written) -> Result<Vec<Launched>, OpsError> {
+        let reservation_id = ReservationId::from_random(self.region.random_id()?);
+        let mut launched = Vec::new();
+        while launched.len() < self.options.count_max as usize {
+            match write_instance(self.region, self.contents, self.output, self.image, self.context, written) {
+                Ok(one) => launched.push(one),
+                // As many as there is space for, if they are enough.
+                Err(OpsError::Disk(DiskError::NoSpace { path, .. }))
+                    if launched.len() >= self.options.count_min as usize =>
+                {
+                    let count = launched.len();
+                    self.context
+                        .progress
+                        .note(&format!("no space for more than {count}: {}", path.display()));
+                    written.remove_last();
+                    break;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        for (at, made) in launched.iter_mut().enumerate() {
+            made.instance.reservation_id = reservation_id;
+            made.instance.launch_index = u32::try_from(at).unwrap_or(u32::MAX);
+            made.instance.tags.clone_from(&self.options.tags);
+            made.instance.client_token = token.cloned();
+        }
+        self.context.check_cancelled()?;
+        self.context.commit(self.region, |catalog| {
+            // The same request may have been faster, from another process.
+            let made = made_instances(catalog, token, self.context)?;
+            if !made.is_empty() {
+                return Ok((vec![], made));
+            }
+            check_available(find_image(catalog, self.context.account, self.image.id)?)?;
+            let run = |made: &Launched| Op::RunInstance {
+                instance: Box::new(made.instance.clone()),
+                volumes: made.volumes.clone(),
+            };
+            Ok((launched.iter().map(run).collect(), launched.clone()))
+        })
+    }
 }

@@ -4,21 +4,32 @@
 //! [`ingest`], [`transfer`] and [`restore`] are the three pipelines that the verbs stand on: plain threads
 //! joined by bounded channels, CPU work on a rayon pool, memory bounded by the buffers that go round.
 
+pub mod account;
+pub mod bin;
+pub mod bundle;
+pub mod capture;
 pub mod context;
 pub mod copy;
 pub mod delete;
 pub mod describe;
+mod described;
+pub mod devices;
 pub mod error;
 pub mod export;
 pub mod filter;
 pub mod find;
 pub mod import;
 pub mod ingest;
+pub mod instance;
 pub mod launch;
+mod launch_disks;
+pub mod lineage;
 pub mod modify;
 pub mod register;
 pub mod restore;
 pub mod snapshot;
 pub mod stats;
+mod token;
 pub mod transfer;
 pub mod verify;
+pub mod volume;

@@ -3,12 +3,13 @@
 
 use super::context::Context;
 use super::error::{Code, OpsError};
-use super::find::{check_tags, own_image, own_snapshot};
+use super::find::{check_available, check_description, check_tags, own_image, own_snapshot};
 use crate::model::account::{Permission, Tag};
 use crate::model::catalog::Catalog;
-use crate::model::ids::{ImageId, SnapshotId};
-use crate::model::image::{Image, ImageState};
-use crate::model::op::{ImageChange, Op, SnapshotChange};
+use crate::model::ids::{ImageId, InstanceId, SnapshotId, VolumeId};
+use crate::model::image::{DeregistrationProtection, Image};
+use crate::model::op::{ImageChange, InstanceChange, Op, SnapshotChange, VolumeChange};
+use crate::model::snapshot::Snapshot;
 use crate::model::units::TimeMs;
 use crate::region::Region;
 use std::collections::BTreeSet;
@@ -16,13 +17,22 @@ use std::collections::BTreeSet;
 /// Times of deprecation are whole minutes, as in EC2.
 const MINUTE_MS: u64 = 60_000;
 
-/// Something that carries permissions and tags.
+/// How long an image stays protected after protection with a cooldown was switched off.
+const COOLDOWN_MS: u64 = 24 * 3_600_000;
+/// Product codes that an image has at most.
+const PRODUCT_CODES_MAX: usize = 16;
+
+/// Something that carries tags.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Target {
     /// An image.
     Image(ImageId),
     /// A snapshot.
     Snapshot(SnapshotId),
+    /// A volume.
+    Volume(VolumeId),
+    /// An instance.
+    Instance(InstanceId),
 }
 
 /// Who is given a permission and who loses it.
@@ -53,8 +63,17 @@ pub fn share_image(
     context: &Context<'_>,
 ) -> Result<Shared, OpsError> {
     check_change(change)?;
-    region.commit(context.account, |catalog| {
+    context.commit(region, |catalog| {
         let image = modifiable(catalog, id, context)?;
+        let settings = catalog.settings(context.account);
+        let is_new = |permission: &Permission| !image.launch_permissions.contains(permission);
+        if change.add.iter().any(|added| *added == Permission::All && is_new(added)) {
+            check_publishable(settings.block_public_images, "images")?;
+            if !image.product_codes.is_empty() {
+                let why = format!("{id} has product codes: it cannot be public");
+                return Err(OpsError::rule(Code::OperationNotPermitted, why));
+            }
+        }
         let permissions = changed(&image.launch_permissions, change);
         let mut ops =
             vec![Op::ModifyImage { id, change: ImageChange::LaunchPermissions(permissions.clone()) }];
@@ -62,6 +81,7 @@ pub fn share_image(
         for snapshot in image.snapshot_ids().filter_map(|id| catalog.snapshots.get(&id)) {
             let after = changed(&snapshot.create_volume_permissions, change);
             if with_snapshots && snapshot.owner == context.account {
+                check_snapshot_change(catalog, snapshot, change, context)?;
                 let change = SnapshotChange::CreateVolumePermissions(after);
                 ops.push(Op::ModifySnapshot { id: snapshot.id, change });
             } else if change.add.iter().any(|added| !admitted(&snapshot.create_volume_permissions, *added)) {
@@ -80,8 +100,9 @@ pub fn share_snapshot(
     context: &Context<'_>,
 ) -> Result<Shared, OpsError> {
     check_change(change)?;
-    region.commit(context.account, |catalog| {
+    context.commit(region, |catalog| {
         let snapshot = own_snapshot(catalog, context.account, id)?;
+        check_snapshot_change(catalog, snapshot, change, context)?;
         let permissions = changed(&snapshot.create_volume_permissions, change);
         let op = SnapshotChange::CreateVolumePermissions(permissions.clone());
         let shared = Shared { permissions, unreadable_snapshots: Vec::new() };
@@ -98,10 +119,12 @@ pub fn tag(
     context: &Context<'_>,
 ) -> Result<Vec<Tag>, OpsError> {
     check_tags(set)?;
-    region.commit(context.account, |catalog| {
+    context.commit(region, |catalog| {
         let before = match target {
             Target::Image(id) => &own_image(catalog, context.account, id)?.tags,
             Target::Snapshot(id) => &own_snapshot(catalog, context.account, id)?.tags,
+            Target::Volume(id) => &super::find::volume(catalog, context.account, id)?.tags,
+            Target::Instance(id) => &super::find::instance(catalog, context, id)?.tags,
         };
         let stays = |tag: &&Tag| !remove.contains(&tag.key) && !set.iter().any(|new| new.key == tag.key);
         let mut tags: Vec<Tag> = before.iter().filter(stays).cloned().collect();
@@ -111,6 +134,8 @@ pub fn tag(
         let op = match target {
             Target::Image(id) => Op::ModifyImage { id, change: ImageChange::Tags(tags.clone()) },
             Target::Snapshot(id) => Op::ModifySnapshot { id, change: SnapshotChange::Tags(tags.clone()) },
+            Target::Volume(id) => Op::ModifyVolume { id, change: VolumeChange::Tags(tags.clone()) },
+            Target::Instance(id) => Op::ModifyInstance { id, change: InstanceChange::Tags(tags.clone()) },
         };
         Ok((vec![op], tags))
     })
@@ -123,6 +148,10 @@ pub fn deprecate(
     at: Option<TimeMs>,
     context: &Context<'_>,
 ) -> Result<Option<TimeMs>, OpsError> {
+    if at.is_some_and(|at| at < context.now_ms) {
+        let why = "the time of deprecation is in the past";
+        return Err(OpsError::rule(Code::InvalidParameterValue, why));
+    }
     let at = at.map(|at| at.saturating_add(MINUTE_MS / 2) / MINUTE_MS * MINUTE_MS);
     change_image(region, id, ImageChange::Deprecation(at), context)?;
     Ok(at)
@@ -135,24 +164,116 @@ pub fn disable(region: &Region, id: ImageId, context: &Context<'_>) -> Result<()
 
 /// Switches a disabled image on again.
 pub fn enable(region: &Region, id: ImageId, context: &Context<'_>) -> Result<(), OpsError> {
-    region.commit(context.account, |catalog| {
+    context.commit(region, |catalog| {
         own_image(catalog, context.account, id)?;
         Ok((vec![Op::ModifyImage { id, change: ImageChange::Enable }], ()))
     })
 }
 
-/// Forbids deregistering an image, or allows it again.
-pub fn protect(region: &Region, id: ImageId, protected: bool, context: &Context<'_>) -> Result<(), OpsError> {
-    change_image(region, id, ImageChange::Protection(protected), context)
+/// How an image shall be protected against being deregistered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protect {
+    /// Not at all; if protection has a cooldown, in 24 hours.
+    Off,
+    /// Until it is switched off.
+    On,
+    /// Until 24 hours after it is switched off.
+    OnWithCooldown,
 }
 
-/// EC2's answer for an image that is disabled.
-pub(super) fn check_available(image: &Image) -> Result<(), OpsError> {
-    if image.state == ImageState::Available {
-        return Ok(());
+/// Forbids deregistering an image, or allows it again.
+pub fn protect(
+    region: &Region,
+    id: ImageId,
+    protect: Protect,
+    context: &Context<'_>,
+) -> Result<DeregistrationProtection, OpsError> {
+    context.commit(region, |catalog| {
+        let image = own_image(catalog, context.account, id)?;
+        // What is disabled can still be made ready for being deregistered.
+        if protect != Protect::Off {
+            check_available(image)?;
+        }
+        let before = image.deregistration_protection;
+        let protection = match (protect, before) {
+            (Protect::On, _) => DeregistrationProtection::Enabled,
+            (Protect::OnWithCooldown, _) => DeregistrationProtection::EnabledWithCooldown,
+            (Protect::Off, DeregistrationProtection::EnabledWithCooldown) => {
+                let until_ms = context.now_ms.saturating_add(COOLDOWN_MS);
+                DeregistrationProtection::CoolingDown { until_ms }
+            }
+            (Protect::Off, DeregistrationProtection::CoolingDown { .. })
+                if before.holds_at(context.now_ms) =>
+            {
+                before
+            }
+            (Protect::Off, _) => DeregistrationProtection::Disabled,
+        };
+        Ok((vec![Op::ModifyImage { id, change: ImageChange::Protection(protection) }], protection))
+    })
+}
+
+/// Changes what an image's owner says of it.
+pub fn describe_image(
+    region: &Region,
+    id: ImageId,
+    description: &str,
+    context: &Context<'_>,
+) -> Result<(), OpsError> {
+    check_description(description)?;
+    change_image(region, id, ImageChange::Description(description.to_owned()), context)
+}
+
+/// Adds codes under which an image is sold. They stay, also on what is made of it, and it cannot be public.
+pub fn add_product_codes(
+    region: &Region,
+    id: ImageId,
+    codes: &[String],
+    context: &Context<'_>,
+) -> Result<Vec<String>, OpsError> {
+    let good = |code: &String| {
+        (1..=64).contains(&code.len()) && code.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+    };
+    if let Some(bad) = codes.iter().find(|code| !good(code)) {
+        let why = format!("'{bad}' is no product code: 1 to 64 letters, digits and dashes");
+        return Err(OpsError::rule(Code::InvalidAttributeItem, why));
     }
-    let why = format!("The image ID '{}' is not available: it is {}", image.id, image.state);
-    Err(OpsError::rule(Code::ImageUnavailable, why))
+    context.commit(region, |catalog| {
+        let image = modifiable(catalog, id, context)?;
+        if image.is_public() {
+            let why = format!("{id} is public: an image with product codes cannot be");
+            return Err(OpsError::rule(Code::OperationNotPermitted, why));
+        }
+        let all: BTreeSet<String> = image.product_codes.iter().chain(codes).cloned().collect();
+        if all.len() > PRODUCT_CODES_MAX {
+            let why = format!("an image has at most {PRODUCT_CODES_MAX} product codes");
+            return Err(OpsError::rule(Code::InvalidAttributeItem, why));
+        }
+        let codes: Vec<String> = all.into_iter().collect();
+        Ok((vec![Op::ModifyImage { id, change: ImageChange::ProductCodes(codes.clone()) }], codes))
+    })
+}
+
+fn check_publishable(is_blocked: bool, what: &str) -> Result<(), OpsError> {
+    if is_blocked {
+        let why = format!(
+            "You can't make {what} public because your account blocks public access; `imgstore account allow-public {what}` ends that"
+        );
+        return Err(OpsError::rule(Code::OperationNotPermitted, why));
+    }
+    Ok(())
+}
+
+/// Refuses to make a snapshot public where its owner blocks that.
+fn check_snapshot_change(
+    catalog: &Catalog,
+    snapshot: &Snapshot,
+    change: &PermissionChange,
+    context: &Context<'_>,
+) -> Result<(), OpsError> {
+    let becomes_public = change.add.contains(&Permission::All)
+        && !snapshot.create_volume_permissions.contains(&Permission::All);
+    check_publishable(becomes_public && catalog.settings(context.account).block_public_snapshots, "snapshots")
 }
 
 fn change_image(
@@ -161,7 +282,7 @@ fn change_image(
     change: ImageChange,
     context: &Context<'_>,
 ) -> Result<(), OpsError> {
-    region.commit(context.account, |catalog| {
+    context.commit(region, |catalog| {
         modifiable(catalog, id, context)?;
         Ok((vec![Op::ModifyImage { id, change: change.clone() }], ()))
     })
@@ -179,7 +300,7 @@ fn check_change(change: &PermissionChange) -> Result<(), OpsError> {
         return Err(OpsError::rule(Code::InvalidAttributeItem, "nobody is named: say whom to add or remove"));
     }
     if let Some(both) = change.add.iter().find(|permission| change.remove.contains(permission)) {
-        let why = format!("{both:?} is to be added and removed at once");
+        let why = format!("{both} is to be added and removed at once");
         return Err(OpsError::rule(Code::InvalidAttributeItem, why));
     }
     Ok(())

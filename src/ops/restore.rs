@@ -10,7 +10,8 @@ use super::context::Context;
 use super::error::OpsError;
 use crate::disk::DiskWrite;
 use crate::model::blockmap::{BlockMap, ChunkRef, Run};
-use crate::model::ids::{ChunkId, SnapshotId};
+use crate::model::catalog::RootId;
+use crate::model::ids::ChunkId;
 use crate::model::units::{BLOCK_BYTES, block_offset};
 use crate::region::Region;
 use crate::region::fetch::{Fetched, FetchedFrame};
@@ -44,7 +45,7 @@ struct Decoded {
 /// Writes a volume to a target, which may be longer. The caller finishes the target.
 pub fn restore(
     region: &Region,
-    snapshot: SnapshotId,
+    root: RootId,
     map: &BlockMap,
     target: &mut dyn DiskWrite,
     context: &Context<'_>,
@@ -57,8 +58,7 @@ pub fn restore(
         let (loaded_in, loaded_out) = bounded(FETCHED_AHEAD);
         let (decoded_in, decoded_out) = bounded(BUFFERS);
         let fetcher = scope.spawn(move || fetch(region, map, context, &loaded_in));
-        let decoder =
-            scope.spawn(move || decode(region, snapshot, context, &loaded_out, &free_out, &decoded_in));
+        let decoder = scope.spawn(move || decode(region, root, context, &loaded_out, &free_out, &decoded_in));
         let written = write(map, target, context, &decoded_out, &free_in);
         drop((decoded_out, free_in));
         let decoded = decoder.join().unwrap_or(Err(OpsError::WorkerGone));
@@ -109,7 +109,7 @@ impl Plan {
 
 fn decode(
     region: &Region,
-    snapshot: SnapshotId,
+    root: RootId,
     context: &Context<'_>,
     loaded: &Receiver<Loaded>,
     free: &Receiver<Vec<u8>>,
@@ -137,7 +137,7 @@ fn decode(
                 let found = fetched.raw_bytes(frame);
                 if found != place.len() {
                     let (expected, found) = (place.len() as u64, found as u64);
-                    return Err(OpsError::ChunkLength { snapshot, expected, found });
+                    return Err(OpsError::ChunkLength { root, expected, found });
                 }
                 Ok(fetched.decode(region, frame, place)?)
             })

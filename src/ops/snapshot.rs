@@ -8,7 +8,8 @@ use crate::disk::DiskRead;
 use crate::model::account::Tag;
 use crate::model::ids::SnapshotId;
 use crate::model::op::Op;
-use crate::model::snapshot::{Snapshot, SnapshotState};
+use crate::model::snapshot::Snapshot;
+use crate::model::words::SnapshotState;
 use crate::region::Region;
 
 /// What is said of a new snapshot.
@@ -45,6 +46,7 @@ pub fn snapshot(
     if let Some(parent) = options.parent {
         find_snapshot(&region.catalog()?, context.account, parent)?;
     }
+    context.end_dry_run()?;
     let mut session = region.begin(context.account)?;
     context.progress.begin("snapshot", disk.len_bytes());
     let level = options.zstd_level.unwrap_or(i32::from(region.header().zstd_level));
@@ -68,7 +70,7 @@ pub(super) fn describe(
         volume_bytes: ingested.volume_bytes,
         data_bytes: ingested.data_bytes,
         state: SnapshotState::Completed,
-        created_ms: region.now_ms(),
+        created_ms: context.now_ms,
         tags: options.tags.clone(),
         parent: options.parent,
         volume: None,

@@ -3,15 +3,15 @@
 use super::context::Context;
 use super::error::{Code, OpsError};
 use super::find::{AnyId, image as find_image, snapshot as find_snapshot};
-use crate::model::catalog::Catalog;
-use crate::model::ids::{ChunkId, SnapshotId};
+use crate::model::catalog::{Catalog, RootId};
+use crate::model::ids::{ChunkId, SnapshotId, TemplateId};
 use crate::region::Region;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// A region's figures, in bytes unless they count.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RegionStats {
-    /// Length of the volumes of all snapshots.
+    /// Length of the volumes of all snapshots and templates, with those in the bin or under volumes only.
     pub volume_bytes: u64,
     /// Of it what is not in zero runs.
     pub data_bytes: u64,
@@ -59,7 +59,7 @@ struct Chunk {
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Owner {
-    One(SnapshotId),
+    One(RootId),
     Several,
 }
 
@@ -70,8 +70,8 @@ pub fn region_stats(region: &Region, context: &Context<'_>) -> Result<RegionStat
     let objects = region.objects()?;
     let sum = |prefix: &str| objects.iter().filter(|o| o.name.starts_with(prefix)).map(|o| o.len).sum();
     Ok(RegionStats {
-        volume_bytes: catalog.snapshots.values().map(|s| s.volume_bytes).fold(0, u64::saturating_add),
-        data_bytes: catalog.snapshots.values().map(|s| s.data_bytes).fold(0, u64::saturating_add),
+        volume_bytes: catalog.roots().map(|root| root.volume_bytes).fold(0, u64::saturating_add),
+        data_bytes: catalog.roots().map(|root| root.data_bytes).fold(0, u64::saturating_add),
         unique_bytes: references.chunks.values().map(|chunk| chunk.raw_bytes).sum(),
         store_bytes: sum(""),
         index_bytes: sum("index/"),
@@ -89,90 +89,106 @@ pub fn item_stats(region: &Region, ids: &[AnyId], context: &Context<'_>) -> Resu
 }
 
 fn item(region: &Region, catalog: &Catalog, id: AnyId, context: &Context<'_>) -> Result<ItemStats, OpsError> {
-    let (name, snapshots, kept) = match id {
+    let (name, roots, freed) = match id {
         AnyId::Image(id) => {
-            let snapshots: Vec<_> = find_image(catalog, context.account, id)?.snapshot_ids().collect();
-            let other_image = |snapshot: &SnapshotId| {
-                catalog.images.values().any(|i| i.id != id && i.snapshot_ids().any(|s| s == *snapshot))
+            let image = find_image(catalog, context.account, id)?;
+            let other_image = |snapshot: SnapshotId| {
+                catalog.images_using(snapshot).any(|user| user != id)
+                    || catalog.binned_images_using(snapshot).next().is_some()
             };
-            let kept: Vec<_> =
-                snapshots.iter().filter(|s| other_image(s) || under_volume(catalog, **s)).copied().collect();
-            (id.to_string(), snapshots, kept)
+            let snapshots: BTreeSet<SnapshotId> = image.snapshot_ids().collect();
+            let alone = snapshots.iter().copied().filter(|snapshot| !other_image(*snapshot));
+            let freed = roots_of(alone, image.template);
+            (id.to_string(), roots_of(snapshots.iter().copied(), image.template), freed)
         }
         AnyId::Snapshot(id) => {
             find_snapshot(catalog, context.account, id)?;
-            let in_use = catalog.image_using(id).is_some() || under_volume(catalog, id);
-            (id.to_string(), vec![id], if in_use { vec![id] } else { vec![] })
+            let freed = if catalog.image_using(id).is_some() { vec![] } else { vec![RootId::Snapshot(id)] };
+            (id.to_string(), vec![RootId::Snapshot(id)], freed)
         }
         AnyId::Volume(_) | AnyId::Instance(_) => {
             return Err(OpsError::rule(Code::InvalidParameterValue, "stats takes images and snapshots"));
         }
     };
-    // The item's snapshots count as one root: what two of its own devices share is still its own.
-    let Some(&first) = snapshots.first() else {
+    // The item's roots count as one: what two of its own devices share is still its own.
+    let Some(&first) = roots.first() else {
         return Ok(ItemStats { id: name, unique_stored_bytes: 0, shared_stored_bytes: 0, freed_bytes: 0 });
     };
-    let freed = snapshots.iter().copied().find(|s| !kept.contains(s));
-    let one: BTreeMap<_, _> = snapshots.iter().map(|&snapshot| (snapshot, first)).collect();
+    let one = roots.iter().map(|&root| (root, first)).collect();
     let references = References::of(region, catalog, &one, context)?;
     let (mut unique, mut shared) = (0, 0);
-    for id in own_chunks(region, catalog, &snapshots)? {
+    for id in own_chunks(region, catalog, &roots)? {
         let Some(chunk) = references.chunks.get(&id) else { continue };
         let sum = if chunk.owner == Owner::One(first) { &mut unique } else { &mut shared };
         *sum += chunk.stored_bytes;
     }
-    unique += manifest_bytes(catalog, &snapshots);
-    let freed_bytes = match freed {
-        None => 0,
-        Some(_) if kept.is_empty() => unique,
-        Some(freed) => freed_beside(region, catalog, &snapshots, &kept, freed, context)?,
-    };
+    unique += manifest_bytes(catalog, &roots);
+    let freed: Vec<_> = freed.into_iter().filter(|root| !is_needed(catalog, *root)).collect();
+    let freed_bytes = if freed == roots { unique } else { freed_with(region, catalog, &freed, context)? };
     Ok(ItemStats { id: name, unique_stored_bytes: unique, shared_stored_bytes: shared, freed_bytes })
 }
 
-/// What deleting some of an item's snapshots frees while others are kept.
-fn freed_beside(
+/// What removing snapshots and templates gives back after collection and repacking. What volumes and live
+/// instances stand on gives back nothing.
+pub(super) fn freed_bytes(
     region: &Region,
     catalog: &Catalog,
     snapshots: &[SnapshotId],
-    kept: &[SnapshotId],
-    representative: SnapshotId,
+    templates: &[TemplateId],
     context: &Context<'_>,
 ) -> Result<u64, OpsError> {
-    let freed: Vec<_> = snapshots.iter().filter(|s| !kept.contains(s)).copied().collect();
-    let one: BTreeMap<_, _> = freed.iter().map(|&snapshot| (snapshot, representative)).collect();
-    let references = References::of(region, catalog, &one, context)?;
-    let alone = |chunk: &&Chunk| chunk.owner == Owner::One(representative);
-    let chunks: u64 = references.chunks.values().filter(alone).map(|chunk| chunk.stored_bytes).sum();
-    Ok(chunks + manifest_bytes(catalog, &freed))
+    let mut roots = roots_of(snapshots.iter().copied(), templates.iter().copied());
+    roots.retain(|root| !is_needed(catalog, *root));
+    freed_with(region, catalog, &roots, context)
 }
 
-fn under_volume(catalog: &Catalog, id: SnapshotId) -> bool {
-    catalog.volumes.values().any(|volume| volume.snapshot_id == Some(id))
+fn roots_of(
+    snapshots: impl IntoIterator<Item = SnapshotId>,
+    templates: impl IntoIterator<Item = TemplateId>,
+) -> Vec<RootId> {
+    let snapshots = snapshots.into_iter().map(RootId::Snapshot);
+    snapshots.chain(templates.into_iter().map(RootId::Template)).collect()
 }
 
-/// Bytes of manifests that only these snapshots have.
-fn manifest_bytes(catalog: &Catalog, snapshots: &[SnapshotId]) -> u64 {
-    let mut own = BTreeMap::new();
-    for snapshot in snapshots.iter().filter_map(|id| catalog.snapshots.get(id)) {
-        let name = snapshot.manifest.name;
-        let elsewhere =
-            catalog.roots().any(|other| other.manifest.name == name && !snapshots.contains(&other.id));
-        if !elsewhere {
-            own.insert(name, snapshot.manifest.len);
-        }
-    }
-    own.values().sum()
-}
-
-fn own_chunks(
+fn freed_with(
     region: &Region,
     catalog: &Catalog,
-    snapshots: &[SnapshotId],
-) -> Result<std::collections::BTreeSet<ChunkId>, OpsError> {
-    let mut ids = std::collections::BTreeSet::new();
-    for snapshot in snapshots.iter().filter_map(|id| catalog.snapshots.get(id)) {
-        ids.extend(region.load_map(&snapshot.manifest)?.chunks().iter().map(|chunk| chunk.id));
+    freed: &[RootId],
+    context: &Context<'_>,
+) -> Result<u64, OpsError> {
+    let Some(&first) = freed.first() else { return Ok(0) };
+    let one = freed.iter().map(|&root| (root, first)).collect();
+    let references = References::of(region, catalog, &one, context)?;
+    let alone = |chunk: &&Chunk| chunk.owner == Owner::One(first);
+    let chunks: u64 = references.chunks.values().filter(alone).map(|chunk| chunk.stored_bytes).sum();
+    Ok(chunks + manifest_bytes(catalog, freed))
+}
+
+/// Whether a volume or a live instance stands on a root.
+fn is_needed(catalog: &Catalog, root: RootId) -> bool {
+    match root {
+        RootId::Snapshot(id) => catalog.is_under_volume(id),
+        RootId::Template(id) => catalog.is_under_instance(id),
+    }
+}
+
+/// Bytes of manifests that only these roots have.
+fn manifest_bytes(catalog: &Catalog, roots: &[RootId]) -> u64 {
+    let (mut own, mut elsewhere) = (BTreeMap::new(), BTreeSet::new());
+    for root in catalog.roots() {
+        if roots.contains(&root.id) {
+            own.insert(root.manifest.name, root.manifest.len);
+        } else {
+            elsewhere.insert(root.manifest.name);
+        }
+    }
+    own.iter().filter(|(name, _)| !elsewhere.contains(name)).map(|(_, len)| len).sum()
+}
+
+fn own_chunks(region: &Region, catalog: &Catalog, roots: &[RootId]) -> Result<BTreeSet<ChunkId>, OpsError> {
+    let mut ids = BTreeSet::new();
+    for root in catalog.roots().filter(|root| roots.contains(&root.id)) {
+        ids.extend(region.load_map(root.manifest)?.chunks().iter().map(|chunk| chunk.id));
     }
     Ok(ids)
 }
@@ -182,14 +198,14 @@ impl References {
     fn of(
         region: &Region,
         catalog: &Catalog,
-        one: &BTreeMap<SnapshotId, SnapshotId>,
+        one: &BTreeMap<RootId, RootId>,
         context: &Context<'_>,
     ) -> Result<Self, OpsError> {
         let mut chunks: HashMap<ChunkId, Chunk> = HashMap::new();
         for root in catalog.roots() {
             context.check_cancelled()?;
             let owner = Owner::One(one.get(&root.id).copied().unwrap_or(root.id));
-            let map = region.load_map(&root.manifest)?;
+            let map = region.load_map(root.manifest)?;
             let ids: Vec<ChunkId> = map.chunks().iter().map(|chunk| chunk.id).collect();
             let unknown: Vec<ChunkId> = ids.iter().filter(|id| !chunks.contains_key(id)).copied().collect();
             for (id, location) in region.locate(&unknown)? {

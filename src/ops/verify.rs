@@ -3,8 +3,8 @@
 use super::context::Context;
 use super::error::{Code, OpsError};
 use super::find::{AnyId, image as find_image, snapshot as find_snapshot};
-use crate::model::catalog::Catalog;
-use crate::model::ids::{ChunkId, SnapshotId};
+use crate::model::catalog::{Catalog, RootId};
+use crate::model::ids::ChunkId;
 use crate::model::objects::{PackName, PackRecord};
 use crate::region::Region;
 use crate::region::error::RegionError;
@@ -116,15 +116,21 @@ fn select(
     catalog: &Catalog,
     options: &VerifyOptions,
     context: &Context<'_>,
-) -> Result<BTreeSet<SnapshotId>, OpsError> {
+) -> Result<BTreeSet<RootId>, OpsError> {
     if options.ids.is_empty() {
-        return Ok(catalog.roots().map(|snapshot| snapshot.id).collect());
+        return Ok(catalog.roots().map(|root| root.id).collect());
     }
     let mut selected = BTreeSet::new();
     for id in &options.ids {
         match id {
-            AnyId::Image(id) => selected.extend(find_image(catalog, context.account, *id)?.snapshot_ids()),
-            AnyId::Snapshot(id) => drop(selected.insert(find_snapshot(catalog, context.account, *id)?.id)),
+            AnyId::Image(id) => {
+                let image = find_image(catalog, context.account, *id)?;
+                selected.extend(image.snapshot_ids().map(RootId::Snapshot));
+                selected.extend(image.template.map(RootId::Template));
+            }
+            AnyId::Snapshot(id) => {
+                selected.insert(RootId::Snapshot(find_snapshot(catalog, context.account, *id)?.id));
+            }
             AnyId::Volume(_) | AnyId::Instance(_) => {
                 return Err(OpsError::rule(Code::InvalidParameterValue, "verify takes images and snapshots"));
             }
@@ -142,7 +148,7 @@ struct Check<'a> {
     /// Packs that cannot be read, by place in the findings.
     bad_packs: HashMap<PackName, usize>,
     /// Snapshots that a finding touches.
-    uses: HashMap<usize, BTreeSet<SnapshotId>>,
+    uses: HashMap<usize, BTreeSet<RootId>>,
 }
 
 impl Check<'_> {
@@ -162,14 +168,14 @@ impl Check<'_> {
         &mut self,
         catalog: &'c Catalog,
         options: &VerifyOptions,
-        selected: &BTreeSet<SnapshotId>,
+        selected: &BTreeSet<RootId>,
     ) -> Result<Vec<&'c PackRecord>, OpsError> {
         let mut needed: BTreeSet<PackName> = catalog.packs.keys().copied().collect();
         if !options.ids.is_empty() {
             needed.clear();
-            for snapshot in catalog.roots().filter(|snapshot| selected.contains(&snapshot.id)) {
+            for root in catalog.roots().filter(|root| selected.contains(&root.id)) {
                 // A manifest that cannot be read is found again, and reported, below.
-                let Ok(map) = self.region.load_map(&snapshot.manifest) else { continue };
+                let Ok(map) = self.region.load_map(root.manifest) else { continue };
                 let ids: Vec<ChunkId> = map.chunks().iter().map(|chunk| chunk.id).collect();
                 needed.extend(
                     self.region.try_locate(&ids)?.into_iter().flatten().map(|location| location.pack),
@@ -229,15 +235,15 @@ impl Check<'_> {
     }
 
     /// Every manifest is whole, and every chunk of it is in a readable pack and has the length it says.
-    fn manifests(&mut self, catalog: &Catalog, selected: &BTreeSet<SnapshotId>) -> Result<(), OpsError> {
-        for snapshot in catalog.roots().filter(|snapshot| selected.contains(&snapshot.id)) {
+    fn manifests(&mut self, catalog: &Catalog, selected: &BTreeSet<RootId>) -> Result<(), OpsError> {
+        for root in catalog.roots().filter(|root| selected.contains(&root.id)) {
             self.context.check_cancelled()?;
             self.report.snapshots += 1;
-            let map = match self.region.load_map(&snapshot.manifest) {
+            let map = match self.region.load_map(root.manifest) {
                 Ok(map) => map,
                 Err(error) => {
-                    let finding = self.add(&snapshot.manifest.name.to_string(), &error);
-                    self.touch(finding, snapshot.id);
+                    let finding = self.add(&root.manifest.name.to_string(), &error);
+                    self.touch(finding, root.id);
                     continue;
                 }
             };
@@ -245,12 +251,12 @@ impl Check<'_> {
             let mut missing = 0;
             for (chunk, location) in map.chunks().iter().zip(self.region.try_locate(&ids)?) {
                 if let Some(&finding) = self.bad.get(&chunk.id) {
-                    self.touch(finding, snapshot.id);
+                    self.touch(finding, root.id);
                 }
                 // A segment may still list what an unreadable pack held.
                 let pack = location.and_then(|location| self.bad_packs.get(&location.pack));
                 if let Some(&finding) = pack {
-                    self.touch(finding, snapshot.id);
+                    self.touch(finding, root.id);
                 }
                 if location.is_none_or(|location| location.raw_blocks != chunk.blocks) {
                     missing += 1;
@@ -258,41 +264,48 @@ impl Check<'_> {
             }
             if missing > 0 {
                 let finding = Finding {
-                    object: snapshot.manifest.name.to_string(),
+                    object: root.manifest.name.to_string(),
                     problem: format!("{missing} of its chunks are in no readable pack"),
                     affected: Vec::new(),
                     affected_of_others: 0,
                 };
                 self.report.findings.push(finding);
-                self.touch(self.report.findings.len() - 1, snapshot.id);
+                self.touch(self.report.findings.len() - 1, root.id);
             }
         }
         Ok(())
     }
 
-    fn touch(&mut self, finding: usize, snapshot: SnapshotId) {
-        self.uses.entry(finding).or_default().insert(snapshot);
+    fn touch(&mut self, finding: usize, root: RootId) {
+        self.uses.entry(finding).or_default().insert(root);
     }
 
     /// Names what each finding touches: snapshots, and the images on them, as far as the caller may see them.
     fn finish(mut self, catalog: &Catalog) -> Report {
         let account = self.context.account;
-        let mut images: BTreeMap<SnapshotId, Vec<String>> = BTreeMap::new();
+        let mut images: BTreeMap<RootId, Vec<String>> = BTreeMap::new();
         for image in catalog.images.values().filter(|image| image.visible_to(account)) {
-            for snapshot in image.snapshot_ids() {
-                images.entry(snapshot).or_default().push(image.id.to_string());
+            let snapshots = image.snapshot_ids().map(RootId::Snapshot);
+            for root in snapshots.chain(image.template.map(RootId::Template)) {
+                images.entry(root).or_default().push(image.id.to_string());
             }
         }
-        for (finding, snapshots) in self.uses {
+        let own: BTreeSet<RootId> =
+            catalog.roots().filter(|root| root.owner == account).map(|root| root.id).collect();
+        let readable = |root: &RootId| match root {
+            RootId::Snapshot(id) => catalog.snapshots.get(id).is_some_and(|s| s.readable_by(account)),
+            RootId::Template(_) => false,
+        };
+        for (finding, roots) in self.uses {
             let finding = &mut self.report.findings[finding];
             let mut hidden = 0;
-            for id in snapshots {
-                if catalog.snapshots.get(&id).is_some_and(|snapshot| snapshot.readable_by(account)) {
-                    finding.affected.push(id.to_string());
+            for root in roots {
+                if own.contains(&root) || readable(&root) {
+                    finding.affected.push(root.to_string());
                 } else {
                     hidden += 1;
                 }
-                finding.affected.extend(images.get(&id).into_iter().flatten().cloned());
+                finding.affected.extend(images.get(&root).into_iter().flatten().cloned());
             }
             finding.affected_of_others = hidden;
         }

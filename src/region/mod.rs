@@ -25,7 +25,6 @@ use crate::model::ids::{ObjectHash, RegionId, SessionId};
 use crate::model::objects::{ListName, ManifestRecord, PackName, SegmentName};
 use crate::model::op::{Author, Op};
 use crate::model::region::{ChunkerParams, RegionHeader};
-use crate::model::units::TimeMs;
 use crate::pack::error::PackError;
 use crate::pack::index::Index;
 use crate::pack::read::PackReader;
@@ -45,6 +44,8 @@ const REGION_FILE_BYTES_MAX: u64 = 64 << 10;
 pub struct RegionOptions {
     /// Its name.
     pub name: String,
+    /// The account that makes it: its provider.
+    pub provider: AccountId,
     /// Where its chunker cuts.
     pub chunker: ChunkerParams,
     /// Default zstd level.
@@ -55,8 +56,9 @@ pub struct RegionOptions {
 
 impl RegionOptions {
     /// The defaults, under a name.
-    pub fn named(name: &str) -> Self {
-        Self { name: name.to_owned(), chunker: ChunkerParams::DEFAULT, zstd_level: 3, pack_bytes: 32 << 20 }
+    pub fn named(name: &str, provider: AccountId) -> Self {
+        let (name, chunker) = (name.to_owned(), ChunkerParams::DEFAULT);
+        Self { name, provider, chunker, zstd_level: 3, pack_bytes: 32 << 20 }
     }
 }
 
@@ -126,6 +128,7 @@ impl Region {
         let header = RegionHeader {
             id: RegionId(random_bytes().map_err(RegionError::Random)?),
             name: options.name.clone(),
+            provider: options.provider,
             created_ms: now_ms(),
             chunker: options.chunker,
             zstd_level: options.zstd_level,
@@ -170,11 +173,6 @@ impl Region {
         let mut head = self.head();
         head.advance(&*self.0.storage)?;
         Ok(head.catalog().clone())
-    }
-
-    /// Now, by this machine's clock.
-    pub fn now_ms(&self) -> TimeMs {
-        now_ms()
     }
 
     /// 64 random bits for a new id.

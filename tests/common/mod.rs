@@ -3,12 +3,21 @@
 
 use imgstore::disk::{DiskError, DiskRead, DiskWrite, Extent};
 use imgstore::io::memory::Memory;
-use imgstore::model::account::AccountId;
-use imgstore::model::ids::{SessionId, SnapshotId};
+use imgstore::model::account::{AccountId, Permission};
+use imgstore::model::catalog::Catalog;
+use imgstore::model::ids::{ImageId, SessionId, SnapshotId};
+use imgstore::model::image::Image;
+use imgstore::model::words::Architecture;
 use imgstore::ops::context::{Context, Unwatched};
+use imgstore::ops::copy::{CopyOptions, CopyWhat, apply, plan};
 use imgstore::ops::error::OpsError;
+use imgstore::ops::export;
+use imgstore::ops::find::AnyId;
+use imgstore::ops::import::{ImportDisk, import, import_template};
+use imgstore::ops::launch::{LaunchOptions, Launched, launch};
+use imgstore::ops::modify::{PermissionChange, share_image};
+use imgstore::ops::register::ImageOptions;
 use imgstore::ops::snapshot::{SnapshotOptions, Taken, snapshot};
-use imgstore::ops::{export, find};
 use imgstore::region::{Region, RegionOptions};
 use rayon::ThreadPool;
 use std::sync::{Arc, Mutex};
@@ -145,22 +154,29 @@ impl DiskWrite for MemoryTarget {
     }
 }
 
+/// The time at which tests happen unless they say otherwise: 2026-11-21T00:00:00Z.
+pub const NOW_MS: u64 = 1_795_219_200_000;
+
 /// Who asks, and with which means.
 pub struct Caller {
     pub account: AccountId,
     pub pool: ThreadPool,
     pub memory_bytes: u64,
+    /// The time of requests.
+    pub now_ms: u64,
 }
 
 impl Caller {
     pub fn new(threads: usize) -> Self {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        Self { account: AccountId::from_random(1), pool, memory_bytes: 64 << 20 }
+        Self { account: AccountId::from_random(1), pool, memory_bytes: 64 << 20, now_ms: NOW_MS }
     }
 
     pub fn context(&self) -> Context<'_> {
         Context {
             account: self.account,
+            now_ms: self.now_ms,
+            dry_run: false,
             pool: &self.pool,
             memory_bytes: self.memory_bytes,
             progress: &Unwatched,
@@ -174,12 +190,17 @@ impl Caller {
     /// The bytes of a snapshot.
     pub fn read_back(&self, region: &Region, id: SnapshotId) -> Result<Vec<u8>, OpsError> {
         let catalog = region.catalog()?;
-        let snapshot = find::snapshot(&catalog, self.account, id)?;
-        let map = export::load(region, snapshot)?;
+        let root = export::select(&catalog, AnyId::Snapshot(id), None, &self.context())?;
+        let map = export::load(region, &root)?;
         let target = MemoryTarget::new(map.volume_bytes());
-        export::export(region, snapshot, &map, Box::new(target.clone()), &self.context())?;
+        export::export(region, &root, &map, Box::new(target.clone()), &self.context())?;
         Ok(target.bytes())
     }
+}
+
+/// The account that makes the tests' regions.
+pub fn provider() -> AccountId {
+    AccountId::from_random(1)
 }
 
 /// A session name that is used once.
@@ -189,10 +210,86 @@ pub fn session() -> SessionId {
 
 /// Options of a region whose packs are small, so that small disks fill several.
 pub fn small_packs() -> RegionOptions {
-    RegionOptions { pack_bytes: 64 << 10, ..RegionOptions::named("test") }
+    RegionOptions { pack_bytes: 64 << 10, ..RegionOptions::named("test", provider()) }
 }
 
 /// A region in memory.
 pub fn memory_region(storage: &Memory, options: &RegionOptions) -> Region {
     Region::create(Arc::new(storage.clone()), session(), options).unwrap()
+}
+
+/// A region in memory, accounts, and a place for disks: for tests of rules.
+pub struct Rules {
+    pub region: Region,
+    pub owner: Caller,
+    pub friend: Caller,
+    pub stranger: Caller,
+    pub disks: tempfile::TempDir,
+}
+
+impl Rules {
+    pub fn new() -> Self {
+        let caller = |number| Caller { account: AccountId::from_random(number), ..Caller::new(1) };
+        Self {
+            region: memory_region(&Memory::new(), &small_packs()),
+            owner: caller(1),
+            friend: caller(2),
+            stranger: caller(3),
+            disks: tempfile::tempdir().unwrap(),
+        }
+    }
+
+    /// An image of the owner's with these disks, `/dev/xvda` and the letters after it.
+    pub fn import(&self, name: &str, disks: &[Vec<u8>]) -> Image {
+        let disk = |(bytes, letter): (&Vec<u8>, char)| ImportDisk {
+            device_name: format!("/dev/xvd{letter}"),
+            disk: Box::new(MemoryDisk::new(bytes.clone())),
+        };
+        let disks: Vec<_> = disks.iter().zip('a'..).map(disk).collect();
+        let options = ImageOptions::named(name, Architecture::X86_64);
+        import(&self.region, &disks, &options, None, &self.owner.context()).unwrap().image
+    }
+
+    /// An image of the owner's with one small disk.
+    pub fn image(&self, name: &str) -> Image {
+        self.import(name, &[volume(30_000, 1)])
+    }
+
+    /// An instance-store-backed image of the owner's.
+    pub fn template(&self, name: &str) -> Image {
+        let disk = Box::new(MemoryDisk::new(volume(30_000, 5)));
+        let disk = ImportDisk { device_name: "/dev/xvda".into(), disk };
+        let options = ImageOptions::named(name, Architecture::X86_64);
+        import_template(&self.region, disk, &[], &options, None, &self.owner.context()).unwrap().image
+    }
+
+    /// One instance of an image, as a caller launches it.
+    pub fn launch(&self, id: ImageId, caller: &Caller) -> Result<Launched, OpsError> {
+        let options = LaunchOptions::one(self.disks.path());
+        launch(&self.region, id, &options, &caller.context()).map(|mut launched| launched.remove(0))
+    }
+
+    /// Shares an image, and on demand its snapshots, by its owner.
+    pub fn share(&self, id: ImageId, whom: Permission, snapshots: bool) -> Result<(), OpsError> {
+        let change = PermissionChange { add: vec![whom], remove: vec![] };
+        share_image(&self.region, id, &change, snapshots, &self.owner.context()).map(drop)
+    }
+
+    /// Copies an image within the region.
+    pub fn copy(&self, id: ImageId, name: &str, caller: &Caller) -> Result<Image, OpsError> {
+        let options = CopyOptions { name: Some(name.into()), ..CopyOptions::default() };
+        let what = CopyWhat::Image(id);
+        let plan = plan(&self.region, &self.region, what, &options, &caller.context())?;
+        let copied = apply(&self.region, &self.region, &plan, &options, &caller.context())?;
+        Ok(copied.image.unwrap())
+    }
+
+    pub fn catalog(&self) -> Catalog {
+        self.region.catalog().unwrap()
+    }
+}
+
+/// EC2's code of an error, or nothing.
+pub fn code<T>(result: Result<T, OpsError>) -> Result<(), &'static str> {
+    result.map(drop).map_err(|error| error.code())
 }

@@ -118,6 +118,7 @@ values! {
         Ok(map)
     };
     [K: Value + Ord] BTreeSet<K>, from => Ok(BTreeMap::<K, ()>::read(from)?.into_keys().collect());
+    [T: Value] Binned<T>, from => Ok(Binned { item: Value::read(from)?, stay: Value::read(from)? });
     [] ChunkRef, from => {
         let mut first = [0; 8];
         first[..6].copy_from_slice(from.take(6)?);
@@ -125,12 +126,20 @@ values! {
     };
 }
 
-/// An `ImageId`, `SnapshotId`, `VolumeId` or `InstanceId`.
+/// An `ImageId`, `SnapshotId`, `VolumeId`, `InstanceId`, `ReservationId`, `TemplateId` or `RuleId`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ShortId(pub u128);
 /// An `AccountId`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct AccountId(pub u64);
+/// `Binned`, as the page has it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Binned<T> {
+    /// `item`.
+    pub item: T,
+    /// `stay`.
+    pub stay: BinStay,
+}
 
 macro_rules! declare {
     ($($name:ident { $($field:ident $type:ty,)* })*) => { $(
@@ -175,7 +184,8 @@ structs! {
     SegmentHeader { preamble Preamble, packs u32, entries u64, pages u32, table_crc u32, region Id16, }
     PageEnd { entries u32, number u32, zero u32, crc u32, }
     ManifestHeader { preamble Preamble, zero u32, volume_bytes u64, chunks u64, key u64, }
-    RegionHeader { id Id16, name String, created u64, chunker Chunker, zstd_level u8, pack_bytes u32, }
+    RegionHeader { id Id16, name String, provider AccountId, created u64, chunker Chunker, zstd_level u8,
+        pack_bytes u32, }
     Chunker { min_blocks u16, avg_blocks u16, max_blocks u16, zero_tail_bytes u16, }
     StoredRecord { sequence u64, previous Hash, nonce Id16, time u64, author Author, body Body, }
     Author { account AccountId, session Id16, } Name { session Id16, number u64, }
@@ -185,49 +195,76 @@ structs! {
     Snapshot { id ShortId, owner AccountId, description String, volume_bytes u64, data_bytes u64,
         state SnapshotState, created u64, tags Vec<Tag>, parent Option<ShortId>, volume Option<ShortId>,
         source Option<SnapshotSource>, create_volume_permissions Vec<Permission>,
-        client_token Option<String>, manifest ManifestRecord, }
+        client_token Option<ClientToken>, manifest ManifestRecord, }
     SnapshotSource { region_id Id16, region String, snapshot_id ShortId, sequence u64, }
+    Template { id ShortId, owner AccountId, volume_bytes u64, data_bytes u64, created u64,
+        manifest ManifestRecord, }
     Tag { key String, value String, } Device { device_name String, target Target, }
-    Image { id ShortId, name String, description String, owner AccountId, state ImageState,
-        architecture Architecture, platform Option<String>, virtualization_type Virtualization,
-        boot_mode Option<BootMode>, tpm_support Option<String>, ena_support bool,
-        imds_support Option<String>, kernel_id Option<String>, ramdisk_id Option<String>,
-        root_device_name String, root_device_type RootDevice, devices Vec<Device>,
+    ClientToken { token String, request Hash, } BinStay { since u64, until u64, }
+    Image { id ShortId, name String, description String, owner AccountId, state ImageState, machine Machine,
+        root_device_name String, template Option<ShortId>, devices Vec<Device>,
         launch_permissions Vec<Permission>, product_codes Vec<String>, tags Vec<Tag>, created u64,
-        deprecation Option<u64>, deregistration_protected bool, source Option<ImageSource>,
-        source_instance Option<ShortId>, predecessor Option<ShortId>, client_token Option<String>, }
+        deprecation Option<u64>, deregistration_protection DeregistrationProtection,
+        source Option<ImageSource>, source_instance Option<ShortId>, predecessor Option<ShortId>,
+        client_token Option<ClientToken>, }
+    Machine { architecture Architecture, platform Option<String>, virtualization_type Virtualization,
+        boot_mode Option<BootMode>, tpm_support Option<String>, ena_support bool,
+        imds_support Option<String>, kernel_id Option<String>, ramdisk_id Option<String>, }
     ImageSource { region_id Id16, region String, image_id ShortId, owner AccountId, }
-    Instance { id ShortId, owner AccountId, image_id ShortId, state InstanceState, launched u64,
-        root_device_name String, path String, tags Vec<Tag>, }
-    Volume { id ShortId, owner AccountId, volume_bytes u64, volume_type VolumeType,
-        snapshot_id Option<ShortId>, state VolumeState, created u64, attachment Option<Attachment>,
-        path String, tags Vec<Tag>, }
-    Attachment { instance_id ShortId, device_name String, delete_on_termination bool, }
+    Instance { id ShortId, owner AccountId, image_id ShortId, reservation_id ShortId, launch_index u32,
+        state InstanceState, launched u64, terminated Option<u64>, machine Machine,
+        product_codes Vec<String>, root_device_name String, local_disks Vec<LocalDisk>, path String,
+        tags Vec<Tag>, client_token Option<ClientToken>, }
+    LocalDisk { device_name String, volume_bytes u64, template_id Option<ShortId>, ephemeral Option<u8>,
+        path String, }
+    Volume { id ShortId, owner AccountId, volume_bytes u64, volume_type VolumeType, iops Option<u32>,
+        snapshot_id Option<ShortId>, created u64, attachment Option<Attachment>, path String,
+        tags Vec<Tag>, client_token Option<ClientToken>, }
+    Attachment { instance_id ShortId, device_name String, delete_on_termination bool, attached u64, }
+    AccountSettings { alias Option<String>, block_public_images bool, block_public_snapshots bool,
+        retention_rules Vec<RetentionRule>, }
+    RetentionRule { id ShortId, resource Resource, days u16, tags Vec<Tag>, }
     Catalog { sequence u64, packs BTreeMap<Name, Pack>, segments BTreeMap<Name, SegmentRecord>,
-        snapshots BTreeMap<ShortId, Snapshot>, images BTreeMap<ShortId, Image>,
-        volumes BTreeMap<ShortId, Volume>, instances BTreeMap<ShortId, Instance>,
-        retained_manifests BTreeMap<ShortId, Snapshot>, fenced_sessions BTreeSet<Id16>, }
+        snapshots BTreeMap<ShortId, Snapshot>, templates BTreeMap<ShortId, Template>,
+        images BTreeMap<ShortId, Image>, volumes BTreeMap<ShortId, Volume>,
+        instances BTreeMap<ShortId, Instance>, accounts BTreeMap<AccountId, AccountSettings>,
+        binned_images BTreeMap<ShortId, Binned<Image>>, binned_snapshots BTreeMap<ShortId, Binned<Snapshot>>,
+        deregistered Vec<Deregistered>, retained_snapshots BTreeMap<ShortId, Snapshot>,
+        fenced_sessions BTreeSet<Id16>, }
+    Deregistered { id ShortId, owner AccountId, }
     Checkpoint { record_hash Hash, catalog Catalog, } Pack { record PackRecord, state PackState, }
 }
 
 choices! {
     Op { 0 NoOp, 1 RegisterPack(PackRecord), 2 RegisterSegment(SegmentRecord),
-        3 CreateSnapshot(Box<Snapshot>, Vec<Name>), 4 DeleteSnapshot(ShortId), 5 RegisterImage(Box<Image>),
-        6 DeregisterImage(ShortId), 7 RunInstance(Box<Instance>, Vec<Volume>),
-        8 ModifyImage(ShortId, ImageChange), 9 ModifySnapshot(ShortId, SnapshotChange), }
+        3 CreateSnapshot(Box<Snapshot>, Vec<Name>), 4 DeleteSnapshot(ShortId, Option<BinStay>),
+        5 RegisterImage(Box<Image>), 6 DeregisterImage(ShortId, Option<BinStay>),
+        7 RunInstance(Box<Instance>, Vec<Volume>), 8 ModifyImage(ShortId, ImageChange),
+        9 ModifySnapshot(ShortId, SnapshotChange), 10 CreateTemplate(Box<Template>, Vec<Name>),
+        11 RestoreImage(ShortId), 12 RestoreSnapshot(ShortId), 13 ExpireImage(ShortId),
+        14 ExpireSnapshot(ShortId), 15 ModifyAccount(AccountId, AccountChange),
+        16 CreateVolume(Box<Volume>), 17 DeleteVolume(ShortId), 18 ModifyVolume(ShortId, VolumeChange),
+        19 ModifyInstance(ShortId, InstanceChange), 20 TerminateInstance(ShortId, u64),
+        21 ForgetInstance(ShortId), }
     ImageChange { 0 LaunchPermissions(Vec<Permission>), 1 Tags(Vec<Tag>), 2 Deprecation(Option<u64>),
-        3 Disable, 4 Enable, 5 Protection(bool), }
+        3 Disable, 4 Enable, 5 Protection(DeregistrationProtection), 6 Description(String),
+        7 ProductCodes(Vec<String>), }
     SnapshotChange { 0 CreateVolumePermissions(Vec<Permission>), 1 Tags(Vec<Tag>), }
+    AccountChange { 0 Alias(Option<String>), 1 BlockPublicImages(bool), 2 BlockPublicSnapshots(bool),
+        3 AddRule(RetentionRule), 4 RemoveRule(ShortId), }
+    VolumeChange { 0 Attachment(Option<Attachment>), 1 Tags(Vec<Tag>), }
+    InstanceChange { 0 Start, 1 Stop, 2 Tags(Vec<Tag>), }
+    DeregistrationProtection { 0 Disabled, 1 Enabled, 2 EnabledWithCooldown, 3 CoolingDown(u64), }
     Body { 0 Inline(Vec<Op>), 1 Spilled(Name, Hash), } SnapshotState { 0 Pending, 1 Completed, 2 Error, }
-    Permission { 0 All, 1 Account(AccountId), } VolumeState { 0 Available, 1 InUse, }
+    Permission { 0 All, 1 Account(AccountId), } Resource { 0 Image, 1 Snapshot, }
     ImageState { 0 Pending, 1 Available, 2 Invalid, 3 Deregistered, 4 Transient, 5 Failed, 6 Error,
         7 Disabled, }
     Architecture { 0 I386, 1 X86_64, 2 Arm64, 3 X86_64Mac, 4 Arm64Mac, }
-    Virtualization { 0 Hvm, 1 Paravirtual, } RootDevice { 0 Ebs, 1 InstanceStore, }
+    Virtualization { 0 Hvm, 1 Paravirtual, }
     BootMode { 0 LegacyBios, 1 Uefi, 2 UefiPreferred, } PackState { 0 Live, 1 Condemned(u64), 2 Sweeping, }
     VolumeType { 0 Gp3, 1 Gp2, 2 Io1, 3 Io2, 4 St1, 5 Sc1, 6 Standard, }
     Target { 0 Ebs(Option<ShortId>, u64, VolumeType, Option<u32>, bool), 1 Ephemeral(u8), }
-    InstanceState { 0 Stopped, 1 Running, 2 Terminated, }
+    InstanceState { 0 Pending, 1 Running, 2 Stopping, 3 Stopped, 4 ShuttingDown, 5 Terminated, }
 }
 
 // ---- Preamble and envelope
@@ -351,6 +388,16 @@ fn entries(bytes: &[u8]) -> Result<Vec<Entry>> {
     Ok(entries)
 }
 
+/// Decodes bytes that are exactly one zstd frame of so many raw bytes.
+fn zstd_frame(body: &[u8], raw_bytes: usize) -> Result<Vec<u8>> {
+    ensure(body.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]), "not a zstd frame")?;
+    ensure(find_frame_compressed_size(body) == Ok(body.len()), "not exactly one zstd frame")?;
+    let declared = get_frame_content_size(body).ok().flatten();
+    ensure(declared == Some(raw_bytes as u64), "the zstd frame's content size")?;
+    ensure(get_dict_id_from_frame(body).is_none(), "the zstd frame wants a dictionary")?;
+    zstd::bulk::decompress(body, raw_bytes).map_err(|error| format!("damaged: zstd: {error}"))
+}
+
 /// Decodes the frame at the front of the bytes into its chunk.
 fn frame(bytes: &[u8], entry: &Entry) -> Result<Vec<u8>> {
     let FrameHeader { stored, blocks, codec, flags, crc } = at(bytes, 0)?;
@@ -360,16 +407,7 @@ fn frame(bytes: &[u8], entry: &Entry) -> Result<Vec<u8>> {
     let body = Reader(bytes.get(12..).unwrap_or_default()).take(stored as usize)?;
     ensure(crc == crc32c::crc32c_append(crc32c::crc32c(&bytes[..8]), body), "a frame's crc32c")?;
     let raw_bytes = usize::from(blocks) * BLOCK;
-    let raw = if codec == 0 {
-        body.to_vec()
-    } else {
-        ensure(body.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]), "not a zstd frame")?;
-        ensure(find_frame_compressed_size(body) == Ok(body.len()), "not exactly one zstd frame")?;
-        let declared = get_frame_content_size(body).ok().flatten();
-        ensure(declared == Some(raw_bytes as u64), "the zstd frame's content size")?;
-        ensure(get_dict_id_from_frame(body).is_none(), "the zstd frame wants a dictionary")?;
-        zstd::bulk::decompress(body, raw_bytes).map_err(|error| format!("damaged: zstd: {error}"))?
-    };
+    let raw = if codec == 0 { body.to_vec() } else { zstd_frame(body, raw_bytes)? };
     ensure(raw.len() == raw_bytes, "a chunk's length")?;
     ensure(*blake3::hash(&raw).as_bytes() == entry.id, "a chunk's content is not its id")?;
     Ok(raw)
@@ -473,16 +511,42 @@ fn remove<K: Ord, V>(map: &mut BTreeMap<K, V>, key: &K) -> Result<V> {
     map.remove(key).ok_or_else(|| "damaged: an operation removes what does not exist".to_owned())
 }
 
-impl Catalog {
-    fn use_packs(&mut self, names: &[Name]) -> Result<()> {
-        names.iter().try_for_each(|name| {
-            let pack = self.packs.get_mut(name).filter(|pack| pack.state != PackState::Sweeping);
-            pack.map(|pack| pack.state = PackState::Live).ok_or_else(|| "damaged: a used pack".to_owned())
+fn existing<'a, K: Ord, V>(map: &'a mut BTreeMap<K, V>, key: &K) -> Result<&'a mut V> {
+    map.get_mut(key).ok_or_else(|| "damaged: an operation changes what does not exist".to_owned())
+}
+
+impl Image {
+    fn snapshots(&self) -> impl Iterator<Item = ShortId> + '_ {
+        self.devices.iter().filter_map(|device| match device.target {
+            Target::Ebs(snapshot, ..) => snapshot,
+            Target::Ephemeral(_) => None,
         })
     }
 
-    /// What an operation does. Of the rules, only those without which it could not be done.
-    fn apply(&mut self, op: Op) -> Result<()> {
+    fn uses(&self, snapshot: ShortId) -> bool {
+        self.snapshots().any(|used| used == snapshot)
+    }
+}
+
+impl Instance {
+    fn is_terminated(&self) -> bool {
+        self.state == InstanceState::Terminated
+    }
+
+    fn templates(&self) -> Vec<ShortId> {
+        self.local_disks.iter().filter_map(|disk| disk.template_id).collect()
+    }
+}
+
+impl Volume {
+    fn is_attached_to(&self, instance: ShortId) -> bool {
+        self.attachment.as_ref().is_some_and(|at| at.instance_id == instance)
+    }
+}
+
+impl Catalog {
+    /// Does what an operation does, if it applies. If it does not, what it leaves is not a catalogue.
+    pub fn apply(&mut self, op: Op) -> Result<()> {
         match op {
             Op::NoOp => Ok(()),
             Op::RegisterPack(record) => {
@@ -494,45 +558,256 @@ impl Catalog {
                 insert(&mut self.segments, record.name.clone(), record)
             }
             Op::CreateSnapshot(snapshot, packs) => {
+                let id = snapshot.id;
+                let was =
+                    self.binned_snapshots.contains_key(&id) || self.retained_snapshots.contains_key(&id);
+                ensure(!was, "a snapshot that was deleted is made")?;
                 self.use_packs(&packs)?;
-                insert(&mut self.snapshots, snapshot.id, *snapshot)
+                insert(&mut self.snapshots, id, *snapshot)
             }
-            Op::DeleteSnapshot(id) => {
-                let snapshot = remove(&mut self.snapshots, &id)?;
-                if self.volumes.values().any(|volume| volume.snapshot_id == Some(id)) {
-                    self.retained_manifests.insert(id, snapshot);
-                }
-                Ok(())
+            Op::DeleteSnapshot(id, bin) => self.delete_snapshot(id, bin),
+            Op::RegisterImage(image) => {
+                ensure(!self.binned_images.contains_key(&image.id), "an image in the bin is made")?;
+                let has_template =
+                    image.template.is_none_or(|template| self.templates.contains_key(&template));
+                ensure(has_template, "an image without its template")?;
+                self.add_image(*image)
             }
-            Op::RegisterImage(image) => insert(&mut self.images, image.id, *image),
-            Op::DeregisterImage(id) => remove(&mut self.images, &id).map(drop),
+            Op::DeregisterImage(id, bin) => self.deregister_image(id, bin),
             Op::RunInstance(instance, volumes) => {
-                volumes.into_iter().try_for_each(|volume| insert(&mut self.volumes, volume.id, volume))?;
-                insert(&mut self.instances, instance.id, *instance)
+                ensure(!instance.is_terminated(), "a terminated instance is made")?;
+                let all = instance.templates().iter().all(|template| self.templates.contains_key(template));
+                ensure(all, "an instance without its template")?;
+                insert(&mut self.instances, instance.id, *instance)?;
+                volumes.into_iter().try_for_each(|volume| self.create_volume(volume))
             }
-            Op::ModifyImage(id, change) => {
-                let image = self.images.get_mut(&id).ok_or("no such image")?;
-                match change {
-                    ImageChange::LaunchPermissions(permissions) => image.launch_permissions = permissions,
-                    ImageChange::Tags(tags) => image.tags = tags,
-                    ImageChange::Deprecation(at) => image.deprecation = at,
-                    ImageChange::Disable => {
-                        (image.state, image.launch_permissions) = (ImageState::Disabled, Vec::new());
-                    }
-                    ImageChange::Enable => image.state = ImageState::Available,
-                    ImageChange::Protection(protected) => image.deregistration_protected = protected,
-                }
-                Ok(())
-            }
+            Op::ModifyImage(id, change) => Self::modify_image(existing(&mut self.images, &id)?, change),
             Op::ModifySnapshot(id, change) => {
-                let snapshot = self.snapshots.get_mut(&id).ok_or("no such snapshot")?;
+                let snapshot = existing(&mut self.snapshots, &id)?;
                 match change {
                     SnapshotChange::CreateVolumePermissions(p) => snapshot.create_volume_permissions = p,
                     SnapshotChange::Tags(tags) => snapshot.tags = tags,
                 }
                 Ok(())
             }
+            Op::CreateTemplate(template, packs) => {
+                self.use_packs(&packs)?;
+                insert(&mut self.templates, template.id, *template)
+            }
+            Op::RestoreImage(id) => {
+                let image = remove(&mut self.binned_images, &id)?.item;
+                self.deregistered.retain(|gone| gone.id != id);
+                self.add_image(image)
+            }
+            Op::RestoreSnapshot(id) => {
+                let snapshot = remove(&mut self.binned_snapshots, &id)?.item;
+                insert(&mut self.snapshots, id, snapshot)
+            }
+            Op::ExpireImage(id) => {
+                let template = remove(&mut self.binned_images, &id)?.item.template;
+                self.end_uses(template);
+                Ok(())
+            }
+            Op::ExpireSnapshot(id) => {
+                let is_used = self.binned_images.values().any(|image| image.item.uses(id));
+                ensure(!is_used, "a snapshot expires before an image in the bin")?;
+                let snapshot = remove(&mut self.binned_snapshots, &id)?.item;
+                self.drop_snapshot(snapshot)
+            }
+            Op::ModifyAccount(account, change) => self.modify_account(account, change),
+            Op::CreateVolume(volume) => self.create_volume(*volume),
+            Op::DeleteVolume(id) => self.delete_volume(id),
+            Op::ModifyVolume(id, change) => self.modify_volume(id, change),
+            Op::ModifyInstance(id, change) => self.modify_instance(id, change),
+            Op::TerminateInstance(id, at) => self.terminate_instance(id, at),
+            Op::ForgetInstance(id) => {
+                let instance = remove(&mut self.instances, &id)?;
+                ensure(instance.is_terminated(), "an instance that lives is forgotten")
+            }
         }
+    }
+
+    fn use_packs(&mut self, names: &[Name]) -> Result<()> {
+        names.iter().try_for_each(|name| {
+            let pack = self.packs.get_mut(name).filter(|pack| pack.state != PackState::Sweeping);
+            pack.map(|pack| pack.state = PackState::Live).ok_or_else(|| "damaged: a used pack".to_owned())
+        })
+    }
+
+    fn delete_snapshot(&mut self, id: ShortId, bin: Option<BinStay>) -> Result<()> {
+        ensure(!self.images.values().any(|image| image.uses(id)), "a snapshot of an image is deleted")?;
+        let mut binned = self.binned_images.values().filter(|image| image.item.uses(id));
+        let until = bin.as_ref().map(|bin| bin.until);
+        let stays = binned.all(|image| until.is_some_and(|until| until >= image.stay.until));
+        ensure(stays, "a snapshot of an image in the bin is deleted")?;
+        let item = remove(&mut self.snapshots, &id)?;
+        match bin {
+            Some(stay) => insert(&mut self.binned_snapshots, id, Binned { item, stay }),
+            None => self.drop_snapshot(item),
+        }
+    }
+
+    fn drop_snapshot(&mut self, snapshot: Snapshot) -> Result<()> {
+        if self.volumes.values().any(|volume| volume.snapshot_id == Some(snapshot.id)) {
+            return insert(&mut self.retained_snapshots, snapshot.id, snapshot);
+        }
+        Ok(())
+    }
+
+    fn add_image(&mut self, image: Image) -> Result<()> {
+        let all = image.snapshots().all(|snapshot| self.snapshots.contains_key(&snapshot));
+        ensure(all, "an image without its snapshots")?;
+        let mut others = self.images.values();
+        let is_taken = others.any(|other| (other.owner, &other.name) == (image.owner, &image.name));
+        ensure(!is_taken, "a second image of a name")?;
+        insert(&mut self.images, image.id, image)
+    }
+
+    fn deregister_image(&mut self, id: ShortId, bin: Option<BinStay>) -> Result<()> {
+        let item = remove(&mut self.images, &id)?;
+        self.deregistered.push(Deregistered { id, owner: item.owner });
+        if self.deregistered.len() > 4096 {
+            self.deregistered.remove(0);
+        }
+        match bin {
+            Some(stay) => insert(&mut self.binned_images, id, Binned { item, stay })?,
+            None => self.end_uses(item.template),
+        }
+        Ok(())
+    }
+
+    /// After uses of templates have ended: those that have no other are gone.
+    fn end_uses(&mut self, ended: impl IntoIterator<Item = ShortId>) {
+        for id in ended {
+            let mut images = self.images.values().chain(self.binned_images.values().map(|image| &image.item));
+            let mut instances = self.instances.values().filter(|instance| !instance.is_terminated());
+            let by_image = images.any(|image| image.template == Some(id));
+            if !by_image && !instances.any(|instance| instance.templates().contains(&id)) {
+                self.templates.remove(&id);
+            }
+        }
+    }
+
+    fn modify_image(image: &mut Image, change: ImageChange) -> Result<()> {
+        match change {
+            ImageChange::LaunchPermissions(permissions) => image.launch_permissions = permissions,
+            ImageChange::Tags(tags) => image.tags = tags,
+            ImageChange::Deprecation(at) => image.deprecation = at,
+            ImageChange::Disable => {
+                (image.state, image.launch_permissions) = (ImageState::Disabled, Vec::new());
+            }
+            ImageChange::Enable => image.state = ImageState::Available,
+            ImageChange::Protection(protection) => image.deregistration_protection = protection,
+            ImageChange::Description(description) => image.description = description,
+            ImageChange::ProductCodes(codes) => image.product_codes = codes,
+        }
+        Ok(())
+    }
+
+    fn modify_account(&mut self, account: AccountId, change: AccountChange) -> Result<()> {
+        let default = || AccountSettings {
+            alias: None,
+            block_public_images: false,
+            block_public_snapshots: false,
+            retention_rules: Vec::new(),
+        };
+        let mut settings = self.accounts.remove(&account).unwrap_or_else(default);
+        let rules = &mut settings.retention_rules;
+        match change {
+            AccountChange::Alias(alias) => {
+                let is_taken = alias.is_some() && self.accounts.values().any(|other| other.alias == alias);
+                ensure(!is_taken, "a second account of an alias")?;
+                settings.alias = alias;
+            }
+            AccountChange::BlockPublicImages(block) => settings.block_public_images = block,
+            AccountChange::BlockPublicSnapshots(block) => settings.block_public_snapshots = block,
+            AccountChange::AddRule(rule) => {
+                ensure(rules.iter().all(|known| known.id != rule.id), "a rule that exists is added")?;
+                rules.push(rule);
+            }
+            AccountChange::RemoveRule(id) => {
+                let place = rules.iter().position(|rule| rule.id == id);
+                rules.remove(place.ok_or("damaged: a rule that does not exist is removed")?);
+            }
+        }
+        if settings != default() {
+            self.accounts.insert(account, settings);
+        }
+        Ok(())
+    }
+
+    fn fits(&self, attachment: &Attachment) -> Result<()> {
+        let Attachment { instance_id, device_name, .. } = attachment;
+        let instance = self.instances.get(instance_id).filter(|instance| !instance.is_terminated());
+        let disks = &instance.ok_or("damaged: a volume is attached to nothing")?.local_disks;
+        let mut attachments = self.volumes.values().filter_map(|volume| volume.attachment.as_ref());
+        let is_taken = disks.iter().any(|disk| disk.device_name == *device_name)
+            || attachments.any(|at| (&at.instance_id, &at.device_name) == (instance_id, device_name));
+        ensure(!is_taken, "a second disk of a name")
+    }
+
+    fn create_volume(&mut self, volume: Volume) -> Result<()> {
+        let stands = volume.snapshot_id.is_none_or(|snapshot| self.snapshots.contains_key(&snapshot));
+        ensure(stands, "a volume without its snapshot")?;
+        volume.attachment.iter().try_for_each(|attachment| self.fits(attachment))?;
+        insert(&mut self.volumes, volume.id, volume)
+    }
+
+    fn delete_volume(&mut self, id: ShortId) -> Result<()> {
+        let snapshot = remove(&mut self.volumes, &id)?.snapshot_id;
+        if !self.volumes.values().any(|other| other.snapshot_id == snapshot) {
+            snapshot.and_then(|snapshot| self.retained_snapshots.remove(&snapshot));
+        }
+        Ok(())
+    }
+
+    fn modify_volume(&mut self, id: ShortId, change: VolumeChange) -> Result<()> {
+        if let VolumeChange::Attachment(Some(attachment)) = &change {
+            self.fits(attachment)?;
+        }
+        let volume = existing(&mut self.volumes, &id)?;
+        match change {
+            VolumeChange::Attachment(attachment) => {
+                let is_free = attachment.is_none() || volume.attachment.is_none();
+                ensure(is_free, "an attached volume is attached")?;
+                volume.attachment = attachment;
+            }
+            VolumeChange::Tags(tags) => volume.tags = tags,
+        }
+        Ok(())
+    }
+
+    fn modify_instance(&mut self, id: ShortId, change: InstanceChange) -> Result<()> {
+        let instance = existing(&mut self.instances, &id)?;
+        let state = match change {
+            InstanceChange::Start => InstanceState::Running,
+            InstanceChange::Stop => InstanceState::Stopped,
+            InstanceChange::Tags(tags) => {
+                instance.tags = tags;
+                return Ok(());
+            }
+        };
+        ensure(!instance.is_terminated(), "a terminated instance is started or stopped")?;
+        instance.state = state;
+        Ok(())
+    }
+
+    fn terminate_instance(&mut self, id: ShortId, at: u64) -> Result<()> {
+        let instance = existing(&mut self.instances, &id)?;
+        ensure(!instance.is_terminated(), "a terminated instance is terminated")?;
+        (instance.state, instance.terminated) = (InstanceState::Terminated, Some(at));
+        let templates = instance.templates();
+        self.end_uses(templates);
+        let attached: Vec<_> =
+            self.volumes.values().filter(|volume| volume.is_attached_to(id)).cloned().collect();
+        for volume in attached {
+            if volume.attachment.is_some_and(|at| at.delete_on_termination) {
+                self.delete_volume(volume.id)?;
+            } else {
+                self.modify_volume(volume.id, VolumeChange::Attachment(None))?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -543,7 +818,7 @@ fn object(root: &Path, path: &str) -> Result<Vec<u8>> {
 /// Replays the whole log of a directory region: the region file, the last record's hash, and the catalogue.
 pub fn replay(root: &Path) -> Result<(RegionHeader, Hash, Catalog)> {
     let (header, mut previous) = region_file(&object(root, "region")?)?;
-    let mut catalog: Catalog = value(&[0; 9 * 8])?; // sequence 0, and eight times nothing
+    let mut catalog: Catalog = value(&[0; 14 * 8])?; // sequence 0, and 13 times nothing
     while root.join(record_path(catalog.sequence + 1)).exists() {
         catalog.sequence += 1;
         let bytes = object(root, &record_path(catalog.sequence))?;
@@ -622,4 +897,143 @@ pub fn read_volume(root: &Path, snapshot_id: &str) -> Result<Vec<u8>> {
         ensure(all_zero(&chunk[inside..]), "bytes after the volume's end")?;
     }
     Ok(volume)
+}
+
+// ---- Bundles
+
+declare! {
+    BundleManifest { name String, volume_bytes u64, part_bytes u64, attributes Vec<(String, String)>,
+        parts Vec<BundlePart>, }
+    BundlePart { number u64, raw_bytes u64, stored_bytes u64, blake3 String, }
+}
+
+/// A JSON string in the page's spelling.
+fn spelled(text: &str) -> String {
+    let inside = text.chars().map(|letter| match letter {
+        '"' => "\\\"".to_owned(),
+        '\\' => "\\\\".to_owned(),
+        '\u{8}' => "\\b".to_owned(),
+        '\t' => "\\t".to_owned(),
+        '\n' => "\\n".to_owned(),
+        '\u{c}' => "\\f".to_owned(),
+        '\r' => "\\r".to_owned(),
+        '\0'..='\u{1f}' => format!("\\u{:04x}", u32::from(letter)),
+        other => other.to_string(),
+    });
+    format!("\"{}\"", inside.collect::<String>())
+}
+
+impl BundleManifest {
+    /// The one spelling, with a given hash.
+    fn spell(&self, hash: &str) -> String {
+        let Self { name, volume_bytes, part_bytes, attributes, parts } = self;
+        let attributes = attributes.iter().map(|(key, value)| format!("{}:{}", spelled(key), spelled(value)));
+        let parts = parts.iter().map(|BundlePart { number, raw_bytes, stored_bytes, blake3 }| {
+            format!(
+                "{{\"number\":{number},\"raw_bytes\":{raw_bytes},\"stored_bytes\":{stored_bytes},\
+                 \"blake3\":\"{blake3}\"}}"
+            )
+        });
+        format!(
+            "{{\"format\":\"imgstore bundle\",\"version\":1,\"name\":{},\"volume_bytes\":{volume_bytes},\
+             \"part_bytes\":{part_bytes},\"attributes\":{{{}}},\"parts\":[{}],\"blake3\":\"{hash}\"}}",
+            spelled(name),
+            attributes.collect::<Vec<_>>().join(","),
+            parts.collect::<Vec<_>>().join(","),
+        )
+    }
+
+    fn check(&self) -> Result<()> {
+        let Self { name, volume_bytes, part_bytes, attributes, parts } = self;
+        let is_good = |letter: char| letter.is_ascii_alphanumeric() || matches!(letter, '.' | '_' | '-');
+        let is_name = (1..=128).contains(&name.len()) && name.chars().all(is_good) && !name.starts_with('.');
+        ensure(is_name, "the bundle's name")?;
+        ensure((1..=70_368_744_177_664).contains(volume_bytes), "the volume's length")?;
+        let is_size = (4096..=67_108_864).contains(part_bytes) && part_bytes % 4096 == 0;
+        ensure(is_size, "the parts' size")?;
+        ensure(attributes.len() <= 64 && parts.len() <= 393_216, "too many attributes or parts")?;
+        let fit = attributes.iter().all(|(key, value)| key.len() <= 128 && value.len() <= 4096);
+        ensure(fit, "an attribute's length")?;
+        ensure(attributes.is_sorted_by(|one, next| one.0 < next.0), "the attributes do not ascend")?;
+        ensure(parts.is_sorted_by(|one, next| one.number < next.number), "the parts do not ascend")?;
+        for BundlePart { number, raw_bytes, stored_bytes, blake3 } in parts {
+            ensure(*number < volume_bytes.div_ceil(*part_bytes), "a part behind the volume")?;
+            ensure(
+                *raw_bytes == *part_bytes.min(&(volume_bytes - number * part_bytes)),
+                "a part's raw bytes",
+            )?;
+            ensure((1..=raw_bytes + raw_bytes / 64 + 1024).contains(stored_bytes), "a part's stored bytes")?;
+            let is_digit = |letter| matches!(letter, b'0'..=b'9' | b'a'..=b'f');
+            ensure(blake3.len() == 64 && blake3.bytes().all(is_digit), "a part's hash")?;
+        }
+        Ok(())
+    }
+}
+
+/// Decodes a bundle's manifest.
+pub fn bundle_manifest(bytes: &[u8]) -> Result<BundleManifest> {
+    ensure(bytes.len() <= 67_108_864, "the manifest's length")?;
+    let document: serde_json::Value =
+        serde_json::from_slice(bytes).map_err(|error| format!("damaged: JSON: {error}"))?;
+    ensure(document["format"] == "imgstore bundle", "the format")?;
+    let number = |from: &serde_json::Value, name: &str| {
+        from[name].as_u64().ok_or_else(|| format!("damaged: {name} is no number"))
+    };
+    let text = |from: &serde_json::Value, name: &str| {
+        from[name].as_str().map(str::to_owned).ok_or_else(|| format!("damaged: {name} is no string"))
+    };
+    reserved(number(&document, "version")? == 1, "the version")?;
+    let pairs = document["attributes"].as_object().ok_or("damaged: no attributes")?;
+    let pair = |(key, value): (&String, &serde_json::Value)| {
+        Ok((key.clone(), value.as_str().ok_or("damaged: an attribute is no string")?.to_owned()))
+    };
+    let part = |part: &serde_json::Value| {
+        Ok(BundlePart {
+            number: number(part, "number")?,
+            raw_bytes: number(part, "raw_bytes")?,
+            stored_bytes: number(part, "stored_bytes")?,
+            blake3: text(part, "blake3")?,
+        })
+    };
+    let parts = document["parts"].as_array().ok_or("damaged: no parts")?;
+    let manifest = BundleManifest {
+        name: text(&document, "name")?,
+        volume_bytes: number(&document, "volume_bytes")?,
+        part_bytes: number(&document, "part_bytes")?,
+        attributes: pairs.iter().map(pair).collect::<Result<_>>()?,
+        parts: parts.iter().map(part).collect::<Result<_>>()?,
+    };
+    let hash = blake3::hash(manifest.spell("").as_bytes()).to_hex();
+    ensure(text(&document, "blake3")? == hash.as_str(), "the manifest's hash is another")?;
+    // So nothing is missing, more, twice or elsewhere.
+    ensure(manifest.spell(&hash).as_bytes() == bytes, "the manifest is spelled otherwise")?;
+    manifest.check()?;
+    Ok(manifest)
+}
+
+/// Reads a bundle whole, by the path of its manifest: the manifest, and the volume's bytes.
+pub fn bundle(path: &Path) -> Result<(BundleManifest, Vec<u8>)> {
+    let directory = path.parent().ok_or("the manifest is in no directory")?;
+    let file = |name: &str| {
+        let kind = directory.join(name).symlink_metadata().map_err(|error| format!("{name}: {error}"))?;
+        ensure(kind.is_file(), "not a regular file")?;
+        object(directory, name)
+    };
+    let name = path.file_name().and_then(|name| name.to_str()).ok_or("the manifest has no name")?;
+    let manifest = bundle_manifest(&file(name)?)?;
+    ensure(format!("{}.manifest.json", manifest.name) == name, "the manifest is called otherwise")?;
+    let length = usize::try_from(manifest.volume_bytes).unwrap_or(usize::MAX);
+    let mut volume = Vec::new();
+    volume.try_reserve_exact(length).map_err(|error| format!("the volume is too long: {error}"))?;
+    volume.resize(length, 0);
+    for part in &manifest.parts {
+        let bytes = file(&format!("{}.part.{:05}", manifest.name, part.number))?;
+        ensure(bytes.len() as u64 == part.stored_bytes, "a part's length")?;
+        ensure(*part.blake3 == *blake3::hash(&bytes).to_hex(), "a part's hash is another")?;
+        let raw = zstd_frame(&bytes, part.raw_bytes as usize)?;
+        ensure(raw.len() as u64 == part.raw_bytes, "a part's raw length")?;
+        let begin = (part.number * manifest.part_bytes) as usize;
+        volume[begin..begin + raw.len()].copy_from_slice(&raw);
+    }
+    Ok((manifest, volume))
 }

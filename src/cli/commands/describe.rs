@@ -1,24 +1,31 @@
 //! images, snapshots, volumes, instances, show.
 
 use super::Session;
-use crate::cli::args::{ImagesArgs, ListArgs};
+use crate::cli::args::{ImagesArgs, ListArgs, Whom};
 use crate::cli::error::CliError;
 use crate::cli::json;
 use crate::cli::text::{bytes, printable, table, time};
 use imgstore::model::account::{Permission, Tag};
+use imgstore::model::catalog::Catalog;
 use imgstore::model::image::{DeviceTarget, Image};
 use imgstore::ops::context::Progress;
 use imgstore::ops::describe::{self, Owner, Query};
+use imgstore::ops::error::OpsError;
 use imgstore::ops::find::{self, AnyId};
+use imgstore::ops::lineage::ancestry;
 use serde_json::{Value, json};
 
 /// What a list is asked for.
-fn query(args: &ListArgs) -> Query {
+fn query(session: &Session<'_>, args: &ListArgs) -> Query {
+    // Who names things does not ask whose they are.
+    let default = if args.ids.is_empty() { Owner::Caller } else { Owner::All };
     Query {
-        owner: args.owner,
+        ids: args.ids.clone(),
+        owner: args.owner.clone().unwrap_or(default),
         executable_by: None,
-        include_deprecated: false,
-        now_ms: imgstore::io::clock::now_ms(),
+        include_deprecated: !args.ids.is_empty(),
+        include_disabled: !args.ids.is_empty(),
+        now_ms: session.context.now_ms,
         filters: args.filters.clone(),
         results_max: args.max_results.and_then(|most| usize::try_from(most).ok()),
         next_token: args.next_token.clone(),
@@ -43,37 +50,38 @@ fn listing(session: &Session<'_>, table: String, next_token: Option<&String>) ->
 pub fn images(session: &Session<'_>, args: &ImagesArgs) -> Result<(), CliError> {
     let catalog = session.home.open_region()?.catalog()?;
     let account = session.context.account;
-    let mut query = query(&args.list);
-    query.include_deprecated = args.include_deprecated;
+    let mut query = query(session, &args.list);
+    query.include_deprecated |= args.include_deprecated;
+    query.include_disabled |= args.include_disabled;
     query.executable_by = args.executable_by.map(|by| match by {
-        Owner::All => Permission::All,
-        Owner::Caller => Permission::Account(account),
-        Owner::Account(id) => Permission::Account(id),
+        Whom::Caller => Permission::Account(account),
+        Whom::Permission(permission) => permission,
     });
-    if query.executable_by.is_some() {
+    if query.executable_by.is_some() && args.list.owner.is_none() {
         // Who asks for what was shared means everybody's.
-        query.owner = if query.owner == Owner::Caller { Owner::All } else { query.owner };
+        query.owner = Owner::All;
     }
-    let (images, next_token) = match &args.latest {
-        Some(pattern) => {
-            (describe::latest(&catalog, account, &query, pattern)?.into_iter().collect::<Vec<_>>(), None)
-        }
-        None => {
-            let page = describe::images(&catalog, account, &query)?;
-            (page.items, page.next_token)
-        }
-    };
-    let next_token = next_token.as_ref();
-    let size = |image: &Image| volumes_bytes(image);
+    if let Some(pattern) = &args.latest {
+        return latest(session, &catalog, &query, pattern);
+    }
+    let page = describe::images(&catalog, account, &query)?;
+    let (images, next_token) = (page.items, page.next_token.as_ref());
+    let size = |image: &Image| volumes_bytes(&catalog, image);
     session.output.answer(
-        || document("images", images.iter().map(|image| json::image(image)).collect(), next_token),
+        || {
+            document(
+                "images",
+                images.iter().map(|image| json::image(&catalog, account, image)).collect(),
+                next_token,
+            )
+        },
         || {
             let row = |image: &&Image| {
                 vec![
                     image.id.to_string(),
                     printable(&image.name),
                     image.state.to_string(),
-                    image.architecture.to_string(),
+                    image.machine.architecture.to_string(),
                     bytes(size(image)),
                     time(image.created_ms),
                 ]
@@ -85,24 +93,41 @@ pub fn images(session: &Session<'_>, args: &ImagesArgs) -> Result<(), CliError> 
     Ok(())
 }
 
+/// The newest image whose name fits, for scripts: its id alone.
+fn latest(session: &Session<'_>, catalog: &Catalog, query: &Query, pattern: &str) -> Result<(), CliError> {
+    let account = session.context.account;
+    let Some(image) = describe::latest(catalog, account, query, pattern)? else {
+        return Err(OpsError::no_image_fits(pattern).into());
+    };
+    session.output.answer(
+        || document("images", [json::image(catalog, account, image)].into_iter().collect(), None),
+        || format!("{}\n", image.id),
+    );
+    Ok(())
+}
+
 /// Length of an image's volumes together.
-fn volumes_bytes(image: &Image) -> u64 {
+fn volumes_bytes(catalog: &Catalog, image: &Image) -> u64 {
     let length = |target: &DeviceTarget| match target {
         DeviceTarget::Ebs(ebs) => ebs.volume_bytes,
         DeviceTarget::Ephemeral(_) => 0,
     };
-    image.devices.iter().map(|device| length(&device.target)).fold(0, u64::saturating_add)
+    let template = find::template(catalog, image).map_or(0, |template| template.volume_bytes);
+    image.devices.iter().map(|device| length(&device.target)).fold(template, u64::saturating_add)
 }
 
 pub fn snapshots(session: &Session<'_>, args: &ListArgs) -> Result<(), CliError> {
     let catalog = session.home.open_region()?.catalog()?;
-    let page = describe::snapshots(&catalog, session.context.account, &query(args))?;
+    let page = describe::snapshots(&catalog, session.context.account, &query(session, args))?;
     let (snapshots, next_token) = (page.items, page.next_token.as_ref());
     session.output.answer(
         || {
             document(
                 "snapshots",
-                snapshots.iter().map(|snapshot| json::snapshot(snapshot)).collect(),
+                snapshots
+                    .iter()
+                    .map(|snapshot| json::snapshot(&catalog, session.context.account, snapshot))
+                    .collect(),
                 next_token,
             )
         },
@@ -131,7 +156,7 @@ pub fn snapshots(session: &Session<'_>, args: &ListArgs) -> Result<(), CliError>
 
 pub fn volumes(session: &Session<'_>, args: &ListArgs) -> Result<(), CliError> {
     let catalog = session.home.open_region()?.catalog()?;
-    let page = describe::volumes(&catalog, session.context.account, &query(args))?;
+    let page = describe::volumes(&catalog, session.context.account, &query(session, args))?;
     let (volumes, next_token) = (page.items, page.next_token.as_ref());
     session.output.answer(
         || document("volumes", volumes.iter().map(|volume| json::volume(volume)).collect(), next_token),
@@ -145,11 +170,16 @@ pub fn volumes(session: &Session<'_>, args: &ListArgs) -> Result<(), CliError> {
                         bytes(volume.volume_bytes),
                         at.map_or("-".into(), |at| at.instance_id.to_string()),
                         at.map_or("-".into(), |at| at.device_name.clone()),
+                        volume.state().to_string(),
                         printable(&volume.path),
                     ]
                 })
                 .collect();
-            listing(session, table(&["VOLUME", ">SIZE", "INSTANCE", "DEVICE", "PATH"], &rows), next_token)
+            listing(
+                session,
+                table(&["VOLUME", ">SIZE", "INSTANCE", "DEVICE", "STATE", "PATH"], &rows),
+                next_token,
+            )
         },
     );
     Ok(())
@@ -157,24 +187,21 @@ pub fn volumes(session: &Session<'_>, args: &ListArgs) -> Result<(), CliError> {
 
 pub fn instances(session: &Session<'_>, args: &ListArgs) -> Result<(), CliError> {
     let catalog = session.home.open_region()?.catalog()?;
-    let page = describe::instances(&catalog, session.context.account, &query(args))?;
+    let page = describe::instances(&catalog, session.context.account, &query(session, args))?;
     let (instances, next_token) = (page.items, page.next_token.as_ref());
     session.output.answer(
         || {
-            let one = |i: &&imgstore::model::instance::Instance| {
-                json::instance(i, find::volumes_of(&catalog, i.id))
-            };
+            let one = |i: &&imgstore::model::instance::Instance| json::instance(i, catalog.volumes_of(i.id));
             document("instances", instances.iter().map(one).collect(), next_token)
         },
         || {
             let rows: Vec<_> = instances
                 .iter()
                 .map(|instance| {
-                    let state = json!(instance.state);
                     vec![
                         instance.id.to_string(),
                         instance.image_id.to_string(),
-                        state.as_str().unwrap_or_default().to_owned(),
+                        instance.state.to_string(),
                         time(instance.launched_ms),
                         printable(&instance.path),
                     ]
@@ -190,11 +217,15 @@ pub fn show(session: &Session<'_>, id: AnyId) -> Result<(), CliError> {
     let catalog = session.home.open_region()?.catalog()?;
     let account = session.context.account;
     let mut document = match id {
-        AnyId::Image(id) => json::image(find::image(&catalog, account, id)?),
-        AnyId::Snapshot(id) => json::snapshot(find::snapshot(&catalog, account, id)?),
+        AnyId::Image(id) => {
+            let mut document = json::image(&catalog, account, find::image(&catalog, account, id)?);
+            document["ancestry"] = json::ancestry(&ancestry(&catalog, account, id)?);
+            document
+        }
+        AnyId::Snapshot(id) => json::snapshot(&catalog, account, find::snapshot(&catalog, account, id)?),
         AnyId::Volume(id) => json::volume(find::volume(&catalog, account, id)?),
         AnyId::Instance(id) => {
-            json::instance(find::instance(&catalog, account, id)?, find::volumes_of(&catalog, id))
+            json::instance(find::instance(&catalog, &session.context, id)?, catalog.volumes_of(id))
         }
     };
     document["region"] = session.home.region_name().into();
@@ -204,7 +235,7 @@ pub fn show(session: &Session<'_>, id: AnyId) -> Result<(), CliError> {
 }
 
 /// A document as lines for people: the same keys, sizes in units, what is empty left out.
-fn fields(document: &Value, depth: usize) -> String {
+pub(super) fn fields(document: &Value, depth: usize) -> String {
     let Value::Object(fields) = document else { return String::new() };
     let indent = "  ".repeat(depth);
     let mut text = String::new();
@@ -218,6 +249,10 @@ fn fields(document: &Value, depth: usize) -> String {
             Value::Number(number) if key.ends_with("_bytes") => {
                 let count = number.as_u64().unwrap_or(0);
                 text += &format!("{indent}{name}: {} ({count} bytes)\n", bytes(count));
+            }
+            Value::Array(items) if items.iter().all(Value::is_string) => {
+                let items: Vec<String> = items.iter().filter_map(Value::as_str).map(printable).collect();
+                text += &format!("{indent}{name}: {}\n", items.join(", "));
             }
             Value::Array(items) => {
                 text += &format!("{indent}{name}:\n");

@@ -4,7 +4,10 @@ use super::Session;
 use crate::cli::error::CliError;
 use crate::cli::text::{bytes, printable, time_millis};
 use imgstore::model::account::Permission;
-use imgstore::model::op::{ImageChange, LogRecord, Op, SnapshotChange};
+use imgstore::model::image::DeregistrationProtection;
+use imgstore::model::op::{
+    AccountChange, BinStay, ImageChange, InstanceChange, LogRecord, Op, SnapshotChange, VolumeChange,
+};
 use imgstore::ops::context::Progress;
 use imgstore::ops::error::OpsError;
 use serde_json::{Value, json};
@@ -75,14 +78,18 @@ fn operation(op: &Op) -> Value {
             "volume_bytes": snapshot.volume_bytes,
             "source_snapshot_id": snapshot.source.as_ref().map(|source| source.snapshot_id),
         }),
-        Op::DeleteSnapshot { id } => json!({ "operation": "delete-snapshot", "snapshot_id": id }),
+        Op::DeleteSnapshot { id, bin } => {
+            json!({ "operation": "delete-snapshot", "snapshot_id": id, "restorable_until": until(*bin) })
+        }
         Op::RegisterImage(image) => json!({
             "operation": "register-image",
             "image_id": image.id,
             "name": image.name,
             "source_image_id": image.source.as_ref().map(|source| source.image_id),
         }),
-        Op::DeregisterImage { id } => json!({ "operation": "deregister-image", "image_id": id }),
+        Op::DeregisterImage { id, bin } => {
+            json!({ "operation": "deregister-image", "image_id": id, "restorable_until": until(*bin) })
+        }
         Op::RunInstance { instance, volumes } => json!({
             "operation": "run-instance",
             "instance_id": instance.id,
@@ -95,6 +102,33 @@ fn operation(op: &Op) -> Value {
         Op::ModifySnapshot { id, change } => {
             json!({ "operation": "modify-snapshot", "snapshot_id": id, "change": snapshot_change(change) })
         }
+        Op::CreateTemplate { template, .. } => json!({
+            "operation": "create-template",
+            "template_id": template.id,
+            "volume_bytes": template.volume_bytes,
+        }),
+        Op::RestoreImage { id } => json!({ "operation": "restore-image", "image_id": id }),
+        Op::RestoreSnapshot { id } => json!({ "operation": "restore-snapshot", "snapshot_id": id }),
+        Op::ExpireImage { id } => json!({ "operation": "expire-image", "image_id": id }),
+        Op::ExpireSnapshot { id } => json!({ "operation": "expire-snapshot", "snapshot_id": id }),
+        Op::ModifyAccount { account, change } => {
+            json!({ "operation": "modify-account", "account_id": account, "change": account_change(change) })
+        }
+        Op::CreateVolume(volume) => json!({
+            "operation": "create-volume",
+            "volume_id": volume.id,
+            "volume_bytes": volume.volume_bytes,
+            "snapshot_id": volume.snapshot_id,
+        }),
+        Op::DeleteVolume { id } => json!({ "operation": "delete-volume", "volume_id": id }),
+        Op::ModifyVolume { id, change } => {
+            json!({ "operation": "modify-volume", "volume_id": id, "change": volume_change(change) })
+        }
+        Op::ModifyInstance { id, change } => {
+            json!({ "operation": "modify-instance", "instance_id": id, "change": instance_change(change) })
+        }
+        Op::TerminateInstance { id, .. } => json!({ "operation": "terminate-instance", "instance_id": id }),
+        Op::ForgetInstance { id } => json!({ "operation": "forget-instance", "instance_id": id }),
     }
 }
 
@@ -118,7 +152,7 @@ fn words(op: &Op) -> String {
             ),
             None => format!("took snapshot {} of {}", snapshot.id, bytes(snapshot.volume_bytes)),
         },
-        Op::DeleteSnapshot { id } => format!("deleted snapshot {id}"),
+        Op::DeleteSnapshot { id, bin } => format!("deleted snapshot {id}{}", to_bin(*bin)),
         Op::RegisterImage(image) => match &image.source {
             Some(source) => format!(
                 "copied image {} ({}) from {} in {}",
@@ -129,10 +163,61 @@ fn words(op: &Op) -> String {
             ),
             None => format!("registered image {} ({})", image.id, printable(&image.name)),
         },
-        Op::DeregisterImage { id } => format!("deregistered image {id}"),
+        Op::DeregisterImage { id, bin } => format!("deregistered image {id}{}", to_bin(*bin)),
         Op::RunInstance { instance, .. } => format!("launched {} from {}", instance.id, instance.image_id),
         Op::ModifyImage { id, change } => format!("{id}: {}", image_change(change)),
         Op::ModifySnapshot { id, change } => format!("{id}: {}", snapshot_change(change)),
+        Op::CreateTemplate { template, .. } => {
+            format!("made template {} of {}", template.id, bytes(template.volume_bytes))
+        }
+        Op::RestoreImage { id } => format!("restored image {id}"),
+        Op::RestoreSnapshot { id } => format!("restored snapshot {id}"),
+        Op::ExpireImage { id } => format!("the time of image {id} in the bin ended"),
+        Op::ExpireSnapshot { id } => format!("the time of snapshot {id} in the bin ended"),
+        Op::ModifyAccount { account, change } => format!("account {account}: {}", account_change(change)),
+        Op::CreateVolume(volume) => format!("made volume {} of {}", volume.id, bytes(volume.volume_bytes)),
+        Op::DeleteVolume { id } => format!("deleted volume {id}"),
+        Op::ModifyVolume { id, change } => format!("{id}: {}", volume_change(change)),
+        Op::ModifyInstance { id, change } => format!("{id}: {}", instance_change(change)),
+        Op::TerminateInstance { id, .. } => format!("terminated {id}"),
+        Op::ForgetInstance { id } => format!("forgot {id}, terminated long ago"),
+    }
+}
+
+fn until(bin: Option<BinStay>) -> Option<String> {
+    bin.map(|stay| time_millis(stay.until_ms))
+}
+
+fn to_bin(bin: Option<BinStay>) -> String {
+    until(bin).map_or_else(String::new, |until| format!(", restorable until {until}"))
+}
+
+fn account_change(change: &AccountChange) -> String {
+    match change {
+        AccountChange::Alias(Some(alias)) => format!("called {alias}"),
+        AccountChange::Alias(None) => "called nothing".into(),
+        AccountChange::BlockPublicImages(true) => "its images cannot be made public".into(),
+        AccountChange::BlockPublicImages(false) => "its images can be made public".into(),
+        AccountChange::BlockPublicSnapshots(true) => "its snapshots cannot be made public".into(),
+        AccountChange::BlockPublicSnapshots(false) => "its snapshots can be made public".into(),
+        AccountChange::AddRule(rule) => format!("{} keeps what it removes for {} days", rule.id, rule.days),
+        AccountChange::RemoveRule(id) => format!("without {id}"),
+    }
+}
+
+fn volume_change(change: &VolumeChange) -> String {
+    match change {
+        VolumeChange::Attachment(Some(at)) => format!("attached to {} as {}", at.instance_id, at.device_name),
+        VolumeChange::Attachment(None) => "detached".into(),
+        VolumeChange::Tags(tags) => format!("{} tags", tags.len()),
+    }
+}
+
+fn instance_change(change: &InstanceChange) -> String {
+    match change {
+        InstanceChange::Start => "running".into(),
+        InstanceChange::Stop => "stopped".into(),
+        InstanceChange::Tags(tags) => format!("{} tags", tags.len()),
     }
 }
 
@@ -153,8 +238,13 @@ fn image_change(change: &ImageChange) -> String {
         ImageChange::Deprecation(None) => "not deprecated".into(),
         ImageChange::Disable => "disabled".into(),
         ImageChange::Enable => "enabled".into(),
-        ImageChange::Protection(true) => "protected against deregistration".into(),
-        ImageChange::Protection(false) => "no longer protected".into(),
+        ImageChange::Protection(DeregistrationProtection::Disabled) => "no longer protected".into(),
+        ImageChange::Protection(DeregistrationProtection::CoolingDown { until_ms }) => {
+            format!("protected until {}", time_millis(*until_ms))
+        }
+        ImageChange::Protection(_) => "protected against deregistration".into(),
+        ImageChange::Description(_) => "described anew".into(),
+        ImageChange::ProductCodes(codes) => format!("product codes {}", codes.join(", ")),
     }
 }
 

@@ -1,17 +1,22 @@
 //! snapshot, import, register.
 
-use super::{Session, parse_id};
+use super::Session;
+use super::devices::parse_device;
 use crate::cli::args::{Format, ImageArgs, ImportArgs, RegisterArgs, SnapshotArgs};
 use crate::cli::error::CliError;
 use crate::cli::json;
-use crate::cli::text::{bytes, parse_bytes};
+use crate::cli::text::bytes;
 use imgstore::disk::open::{Declared, open_disk};
-use imgstore::model::image::{Architecture, VolumeType};
+use imgstore::model::catalog::Catalog;
+use imgstore::model::image::Machine;
+use imgstore::model::words::Architecture;
 use imgstore::ops::context::Progress;
-use imgstore::ops::import::{ImportDisk, import as run_import};
+use imgstore::ops::devices::DeviceSpec;
+use imgstore::ops::import::{ImportDisk, Imported, import as run_import, import_template};
 use imgstore::ops::ingest::Ingested;
-use imgstore::ops::register::{DeviceSpec, ImageOptions, register as run_register};
+use imgstore::ops::register::{ImageOptions, register as run_register};
 use imgstore::ops::snapshot::{SnapshotOptions, snapshot as run_snapshot};
+use imgstore::region::Region;
 use serde_json::Value;
 use std::time::Instant;
 
@@ -23,7 +28,7 @@ fn declared(format: Option<Format>) -> Declared {
 }
 
 /// What bringing volumes in has cost, for people.
-fn cost(volumes: &[&Ingested], started: Instant) -> String {
+pub(super) fn cost(volumes: &[&Ingested], started: Instant) -> String {
     let sum = |of: fn(&Ingested) -> u64| volumes.iter().map(|volume| of(volume)).sum::<u64>();
     format!(
         "{} volume, {} data, {} new, {} stored, {:.1} s",
@@ -36,7 +41,7 @@ fn cost(volumes: &[&Ingested], started: Instant) -> String {
 }
 
 /// What bringing volumes in has cost, for machines.
-fn add_cost(document: &mut Value, volumes: &[&Ingested], started: Instant) {
+pub(super) fn add_cost(document: &mut Value, volumes: &[&Ingested], started: Instant) {
     let sum = |of: fn(&Ingested) -> u64| volumes.iter().map(|volume| of(volume)).sum::<u64>();
     document["volume_bytes"] = sum(|v| v.volume_bytes).into();
     document["data_bytes"] = sum(|v| v.data_bytes).into();
@@ -59,9 +64,10 @@ pub fn snapshot(session: &Session<'_>, args: &SnapshotArgs) -> Result<(), CliErr
     };
     let taken = run_snapshot(&region, &*disk, &options, &session.context)?;
     session.watcher.note(&cost(&[&taken.ingested], started));
+    let catalog = region.catalog()?;
     session.output.answer(
         || {
-            let mut document = json::snapshot(&taken.snapshot);
+            let mut document = json::snapshot(&catalog, session.context.account, &taken.snapshot);
             document["region"] = session.home.region_name().into();
             add_cost(&mut document, &[&taken.ingested], started);
             document
@@ -80,19 +86,17 @@ pub fn import(session: &Session<'_>, args: &ImportArgs) -> Result<(), CliError> 
         disks.push(ImportDisk { device_name, disk: open_disk(path, declared(args.format))? });
     }
     let region = session.home.open_region()?;
+    if args.instance_store {
+        let devices = args.devices.iter().map(|text| parse_device(text)).collect::<Result<Vec<_>, _>>()?;
+        let [_] = args.disks.as_slice() else {
+            let why = "an instance-store-backed image has one disk with content; give the others as --device";
+            return Err(CliError::Usage(why.into()));
+        };
+        let Some(disk) = disks.pop() else { return Ok(()) };
+        return import_as_template(session, &region, disk, &devices, &options, args.level);
+    }
     let imported = run_import(&region, &disks, &options, args.level, &session.context)?;
-    let volumes: Vec<&Ingested> = imported.ingested.iter().collect();
-    session.watcher.note(&cost(&volumes, started));
-    session.output.answer(
-        || {
-            let mut document = json::image(&imported.image);
-            document["region"] = session.home.region_name().into();
-            document["snapshots"] = imported.snapshots.iter().map(json::snapshot).collect();
-            add_cost(&mut document, &volumes, started);
-            document
-        },
-        || format!("{}\n", imported.image.id),
-    );
+    answer_import(session, &region.catalog()?, &imported, started);
     Ok(())
 }
 
@@ -111,38 +115,46 @@ fn device_name(root: &str, number: usize) -> Result<String, CliError> {
 }
 
 fn image_options(args: &ImageArgs) -> ImageOptions {
+    let host = if cfg!(target_arch = "aarch64") { Architecture::Arm64 } else { Architecture::X86_64 };
     ImageOptions {
         name: args.name.clone(),
         description: args.description.clone(),
-        architecture: args.architecture.unwrap_or(if cfg!(target_arch = "aarch64") {
-            Architecture::Arm64
-        } else {
-            Architecture::X86_64
-        }),
-        virtualization_type: args.virtualization_type,
-        boot_mode: args.boot_mode,
+        machine: Machine {
+            architecture: args.architecture.unwrap_or(host),
+            platform: args.platform.clone(),
+            virtualization_type: args.virtualization_type,
+            boot_mode: args.boot_mode,
+            tpm_support: args.tpm_support.clone(),
+            ena_support: args.ena_support,
+            imds_support: args.imds_support.clone(),
+            kernel_id: args.kernel.clone(),
+            ramdisk_id: args.ramdisk.clone(),
+        },
         root_device_name: args.root_device.clone(),
+        predecessor: args.predecessor,
         tags: args.tags.clone(),
     }
 }
 
 pub fn register(session: &Session<'_>, args: &RegisterArgs) -> Result<(), CliError> {
     let options = image_options(&args.image);
-    let mut devices = vec![DeviceSpec {
-        device_name: options.root_device_name.clone(),
-        snapshot_id: Some(args.root),
-        volume_bytes: None,
-        volume_type: VolumeType::Gp3,
-        delete_on_termination: true,
-    }];
-    for text in &args.devices {
-        devices.push(parse_device(text)?);
-    }
+    let mut devices = args.devices.iter().map(|text| parse_device(text)).collect::<Result<Vec<_>, _>>()?;
     let region = session.home.open_region()?;
+    if let Some(manifest) = &args.bundle {
+        let disk = ImportDisk {
+            device_name: options.root_device_name.clone(),
+            disk: super::bundle::open(manifest)?,
+        };
+        return import_as_template(session, &region, disk, &devices, &options, args.level);
+    }
+    if let Some(root) = args.root {
+        devices.insert(0, DeviceSpec::of_snapshot(&options.root_device_name, root));
+    }
     let image = run_register(&region, &options, &devices, &session.context)?;
+    let catalog = region.catalog()?;
     session.output.answer(
         || {
-            let mut document = json::image(&image);
+            let mut document = json::image(&catalog, session.context.account, &image);
             document["region"] = session.home.region_name().into();
             document
         },
@@ -151,28 +163,38 @@ pub fn register(session: &Session<'_>, args: &RegisterArgs) -> Result<(), CliErr
     Ok(())
 }
 
-/// Reads `NAME=SNAP[:size=BYTES][,keep]`.
-fn parse_device(text: &str) -> Result<DeviceSpec, CliError> {
-    let usage =
-        |why: &str| CliError::Usage(format!("--device {text}: {why}; write NAME=SNAP[:size=BYTES][,keep]"));
-    let (name, rest) = text.split_once('=').ok_or_else(|| usage("no '=' after the device's name"))?;
-    let (snapshot, options) = rest.split_once(':').unwrap_or((rest, ""));
-    let mut spec = DeviceSpec {
-        device_name: name.to_owned(),
-        snapshot_id: (!snapshot.is_empty()).then(|| parse_id(snapshot)).transpose()?,
-        volume_bytes: None,
-        volume_type: VolumeType::Gp3,
-        delete_on_termination: true,
-    };
-    for option in options.split(',').filter(|option| !option.is_empty()) {
-        match option.split_once('=') {
-            Some(("size", size)) => spec.volume_bytes = Some(parse_bytes(size).map_err(|why| usage(&why))?),
-            Some(("type", kind)) => spec.volume_type = kind.parse().map_err(|why: String| usage(&why))?,
-            None if option == "keep" => spec.delete_on_termination = false,
-            _ => return Err(usage(&format!("'{option}' is no option"))),
-        }
-    }
-    Ok(spec)
+/// Imports a disk as an instance-store-backed image.
+fn import_as_template(
+    session: &Session<'_>,
+    region: &Region,
+    disk: ImportDisk,
+    devices: &[DeviceSpec],
+    options: &ImageOptions,
+    level: Option<i32>,
+) -> Result<(), CliError> {
+    let started = Instant::now();
+    let imported = import_template(region, disk, devices, options, level, &session.context)?;
+    answer_import(session, &region.catalog()?, &imported, started);
+    Ok(())
+}
+
+fn answer_import(session: &Session<'_>, catalog: &Catalog, imported: &Imported, started: Instant) {
+    let volumes: Vec<&Ingested> = imported.ingested.iter().collect();
+    session.watcher.note(&cost(&volumes, started));
+    session.output.answer(
+        || {
+            let mut document = json::image(catalog, session.context.account, &imported.image);
+            document["region"] = session.home.region_name().into();
+            document["snapshots"] = imported
+                .snapshots
+                .iter()
+                .map(|s| json::snapshot(catalog, session.context.account, s))
+                .collect();
+            add_cost(&mut document, &volumes, started);
+            document
+        },
+        || format!("{}\n", imported.image.id),
+    );
 }
 
 #[cfg(test)]
@@ -187,15 +209,5 @@ mod tests {
         assert_eq!(name("/dev/sda1", 1), "/dev/sdb");
         assert!(device_name("/dev/xvdz", 1).is_err());
         assert!(device_name("/dev/xvda", 400).is_err());
-    }
-
-    #[test]
-    fn devices_are_read_with_their_options() {
-        let spec = parse_device("/dev/xvdb=:size=8G,keep").unwrap();
-        assert_eq!((spec.snapshot_id, spec.volume_bytes), (None, Some(8 << 30)));
-        assert!(!spec.delete_on_termination);
-        assert!(parse_device("/dev/xvdb").is_err());
-        assert!(parse_device("/dev/xvdb=vol-1").is_err());
-        assert!(parse_device("/dev/xvdb=:speed=1").is_err());
     }
 }

@@ -1,12 +1,18 @@
 //! The commands: arguments to a verb, its answer to text or JSON.
 
+mod account;
+mod bundle;
 mod describe;
+mod devices;
 mod history;
 mod ingest;
+mod instances;
 mod modify;
 mod move_out;
 mod region;
+mod remove;
 mod upkeep;
+mod volumes;
 
 use super::args::{Cli, Command};
 use super::error::CliError;
@@ -15,8 +21,9 @@ use super::output::Output;
 use super::progress::Watcher;
 use clap::CommandFactory;
 use imgstore::model::ids::MalformedId;
-use imgstore::ops::context::Context;
-use imgstore::ops::error::OpsError;
+use imgstore::ops::context::{Context, Progress};
+use imgstore::ops::error::{Class, OpsError};
+use serde_json::json;
 use std::str::FromStr;
 
 /// What every command works with.
@@ -43,36 +50,73 @@ pub fn run(cli: &Cli, output: &Output, watcher: &Watcher) -> Result<u8, CliError
     let home = Home::open(&cli.global)?;
     let context = Context {
         account: home.account(),
+        now_ms: imgstore::io::clock::now_ms(),
+        dry_run: cli.global.dry_run,
         pool: &pool,
         memory_bytes: cli.global.memory.max(16 << 20),
         progress: watcher,
     };
     let mut session = Session { home, context, output, watcher };
-    match &cli.command {
-        Command::Snapshot(args) => ingest::snapshot(&session, args),
-        Command::Import(args) => ingest::import(&session, args),
-        Command::Register(args) => ingest::register(&session, args),
-        Command::Images(args) => describe::images(&session, args),
-        Command::Snapshots(args) => describe::snapshots(&session, args),
-        Command::Volumes(args) => describe::volumes(&session, args),
-        Command::Instances(args) => describe::instances(&session, args),
-        Command::Show { id } => describe::show(&session, *id),
-        Command::Copy(args) => move_out::copy(&session, args),
-        Command::Launch(args) => move_out::launch(&session, args),
-        Command::Export(args) => move_out::export(&session, args),
-        Command::Share(args) => modify::share(&session, args),
-        Command::Tag { id, tags } => modify::tag(&session, *id, tags, &[]),
-        Command::Untag { id, keys } => modify::tag(&session, *id, &[], keys),
-        Command::Deprecate { image, at, cancel: _ } => modify::deprecate(&session, *image, *at),
-        Command::Disable { image } => modify::disable(&session, *image),
-        Command::Enable { image } => modify::enable(&session, *image),
-        Command::Protect { image, off } => modify::protect(&session, *image, *off),
-        Command::Deregister { image } => upkeep::deregister(&session, *image),
-        Command::DeleteSnapshot { snapshot } => upkeep::delete_snapshot(&session, *snapshot),
-        Command::Stats { ids } => upkeep::stats(&session, ids),
-        Command::Verify(args) => return upkeep::verify(&session, args),
-        Command::Region(command) => region::region(&mut session, command),
-        Command::Log { follow } => history::log(&session, *follow),
+    let result = dispatch(&mut session, &cli.command);
+    if cli.global.dry_run { end_dry_run(&session, result) } else { result }
+}
+
+/// What a dry run ends with: that it would have succeeded is the answer, not an error.
+fn end_dry_run(session: &Session<'_>, result: Result<u8, CliError>) -> Result<u8, CliError> {
+    let error = match result {
+        Err(CliError::Ops(error)) => error.in_dry_run(),
+        other => return other,
+    };
+    if error.class() != Class::DryRun {
+        return Err(error.into());
+    }
+    session.watcher.note("the request would succeed; nothing was changed");
+    session.output.answer(|| json!({ "dry_run": true, "code": error.code() }), String::new);
+    Ok(0)
+}
+
+fn dispatch(session: &mut Session<'_>, command: &Command) -> Result<u8, CliError> {
+    match command {
+        Command::Snapshot(args) => ingest::snapshot(session, args),
+        Command::Import(args) => ingest::import(session, args),
+        Command::Register(args) => ingest::register(session, args),
+        Command::Images(args) => describe::images(session, args),
+        Command::Snapshots(args) => describe::snapshots(session, args),
+        Command::Volumes(args) => describe::volumes(session, args),
+        Command::Instances(args) => describe::instances(session, args),
+        Command::Show { id } => describe::show(session, *id),
+        Command::Copy(args) => move_out::copy(session, args),
+        Command::Export(args) => move_out::export(session, args),
+        Command::Bundle(args) => bundle::bundle(session, args),
+        Command::Unbundle(args) => bundle::unbundle(session, args),
+        Command::Launch(args) => instances::launch(session, args),
+        Command::CreateImage(args) => instances::create_image(session, args),
+        Command::Stop { instances } => instances::stop(session, instances),
+        Command::Start { instances } => instances::start(session, instances),
+        Command::Terminate { instances } => instances::terminate(session, instances),
+        Command::CreateSnapshot(args) => volumes::create_snapshot(session, args),
+        Command::CreateVolume(args) => volumes::create(session, args),
+        Command::DeleteVolume { volume } => volumes::delete(session, *volume),
+        Command::AttachVolume { volume, instance, device } => {
+            volumes::attach(session, *volume, *instance, device)
+        }
+        Command::DetachVolume { volume } => volumes::detach(session, *volume),
+        Command::Share(args) => modify::share(session, args),
+        Command::Tag { id, tags } => modify::tag(session, *id, tags, &[]),
+        Command::Untag { id, keys } => modify::tag(session, *id, &[], keys),
+        Command::Deprecate { image, at, cancel: _ } => modify::deprecate(session, *image, *at),
+        Command::Disable { image } => modify::disable(session, *image),
+        Command::Enable { image } => modify::enable(session, *image),
+        Command::Protect(args) => modify::protect(session, args),
+        Command::Modify(args) => modify::modify(session, args),
+        Command::Deregister(args) => remove::deregister(session, args),
+        Command::DeleteSnapshot { snapshot } => remove::delete_snapshot(session, *snapshot),
+        Command::Bin(command) => remove::bin(session, command),
+        Command::Account(command) => account::account(session, command),
+        Command::Stats { ids } => upkeep::stats(session, ids),
+        Command::Verify(args) => return upkeep::verify(session, args),
+        Command::Region(command) => region::region(session, command),
+        Command::Log { follow } => history::log(session, *follow),
         Command::Completions { .. } | Command::Man => Ok(()),
     }?;
     Ok(0)
@@ -82,7 +126,7 @@ fn print_completions(shell: clap_complete::Shell, output: &Output) -> Result<u8,
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Cli::command(), "imgstore", &mut script);
     output.answer(
-        || serde_json::json!({ "script": String::from_utf8_lossy(&script) }),
+        || json!({ "script": String::from_utf8_lossy(&script) }),
         || String::from_utf8_lossy(&script).into_owned(),
     );
     Ok(0)
@@ -92,7 +136,7 @@ fn print_manual(output: &Output) -> Result<u8, CliError> {
     let mut page = Vec::new();
     clap_mangen::Man::new(Cli::command()).render(&mut page).map_err(CliError::Output)?;
     output.answer(
-        || serde_json::json!({ "page": String::from_utf8_lossy(&page) }),
+        || json!({ "page": String::from_utf8_lossy(&page) }),
         || String::from_utf8_lossy(&page).into_owned(),
     );
     Ok(0)

@@ -1,16 +1,16 @@
-//! copy, launch, export.
+//! copy, export.
 
 use super::Session;
-use crate::cli::args::{CopyArgs, ExportArgs, LaunchArgs};
+use crate::cli::args::{CopyArgs, ExportArgs};
 use crate::cli::error::CliError;
 use crate::cli::json;
-use crate::cli::text::{bytes, parse_bytes};
+use crate::cli::text::bytes;
 use imgstore::disk::open::{TargetOptions, open_target, stream_target};
+use imgstore::model::catalog::RootId;
 use imgstore::ops::context::Progress;
 use imgstore::ops::copy::{CopyOptions, CopyPlan, CopyWhat, apply, plan};
 use imgstore::ops::export;
 use imgstore::ops::find::AnyId;
-use imgstore::ops::launch::{DeviceOverride, LaunchOptions, launch as run_launch};
 use serde_json::{Value, json};
 use std::path::Path;
 use std::time::Instant;
@@ -35,7 +35,7 @@ pub fn copy(session: &Session<'_>, args: &CopyArgs) -> Result<(), CliError> {
         client_token: args.client_token.clone(),
     };
     let plan = plan(&source, &target, what, &options, &session.context)?;
-    if args.dry_run {
+    if session.context.dry_run {
         let summary = format!(
             "would move {} to {}: {} of {} chunks, {} when unpacked\n",
             bytes(plan.transfer_bytes()),
@@ -66,11 +66,12 @@ pub fn copy(session: &Session<'_>, args: &CopyArgs) -> Result<(), CliError> {
             started.elapsed().as_secs_f64()
         ));
     }
+    let catalog = target.catalog()?;
     session.output.answer(
         || {
             let mut document = match (&copied.image, copied.snapshots.first()) {
-                (Some(image), _) => json::image(image),
-                (None, Some(snapshot)) => json::snapshot(snapshot),
+                (Some(image), _) => json::image(&catalog, session.context.account, image),
+                (None, Some(snapshot)) => json::snapshot(&catalog, session.context.account, snapshot),
                 (None, None) => json!({}),
             };
             document["region"] = args.to.clone().into();
@@ -96,56 +97,16 @@ fn add_plan(document: &mut Value, plan: &CopyPlan, transferred_bytes: u64, start
     document["elapsed_seconds"] = started.elapsed().as_secs_f64().into();
 }
 
-pub fn launch(session: &Session<'_>, args: &LaunchArgs) -> Result<(), CliError> {
-    let region = session.home.open_region()?;
-    let options = LaunchOptions {
-        count: args.count,
-        output: args.output.clone().unwrap_or_else(|| session.home.instances()),
-        overrides: args.devices.iter().map(|text| parse_override(text)).collect::<Result<_, _>>()?,
-        tags: args.tags.clone(),
-    };
-    let launched = run_launch(&region, args.image, &options, &session.context)?;
-    for made in &launched {
-        session.watcher.note(&format!("{}: {}", made.instance.id, made.instance.path));
-    }
-    session.output.answer(
-        || {
-            let one = |made: &imgstore::ops::launch::Launched| json::instance(&made.instance, &made.volumes);
-            json!({
-                "region": session.home.region_name(),
-                "instances": launched.iter().map(one).collect::<Value>(),
-            })
-        },
-        || launched.iter().map(|made| format!("{}\n", made.instance.id)).collect(),
-    );
-    Ok(())
-}
-
-/// Reads `NAME:size=BYTES,keep|delete|none`.
-fn parse_override(text: &str) -> Result<DeviceOverride, CliError> {
-    let usage = |why: &str| {
-        CliError::Usage(format!("--device {text}: {why}; write NAME:size=BYTES,keep|delete|none"))
-    };
-    let (name, options) = text.split_once(':').ok_or_else(|| usage("no ':' after the device's name"))?;
-    let mut change = DeviceOverride { device_name: name.to_owned(), ..DeviceOverride::default() };
-    for option in options.split(',') {
-        match (option, option.strip_prefix("size=")) {
-            (_, Some(size)) => change.volume_bytes = Some(parse_bytes(size).map_err(|why| usage(&why))?),
-            ("keep", _) => change.delete_on_termination = Some(false),
-            ("delete", _) => change.delete_on_termination = Some(true),
-            ("none", _) => change.no_device = true,
-            _ => return Err(usage(&format!("'{option}' is no option"))),
-        }
-    }
-    Ok(change)
-}
-
 pub fn export(session: &Session<'_>, args: &ExportArgs) -> Result<(), CliError> {
     let started = Instant::now();
     let region = session.home.open_region()?;
     let catalog = region.catalog()?;
-    let snapshot = export::select(&catalog, args.id, args.device.as_deref(), &session.context)?;
-    let map = export::load(&region, snapshot)?;
+    let root = export::select(&catalog, args.id, args.device.as_deref(), &session.context)?;
+    let map = export::load(&region, &root)?;
+    let snapshot_id = match root.id {
+        RootId::Snapshot(id) => Some(id),
+        RootId::Template(_) => None,
+    };
     let to_stdout = args.file == Path::new("-");
     if to_stdout && session.output.is_json() {
         return Err(CliError::Usage("standard output carries the disk; --json has no place there".into()));
@@ -156,7 +117,7 @@ pub fn export(session: &Session<'_>, args: &ExportArgs) -> Result<(), CliError> 
         let options = TargetOptions { force: args.force, write_device: args.write_device };
         open_target(&args.file, map.volume_bytes(), options)?
     };
-    export::export(&region, snapshot, &map, target, &session.context)?;
+    export::export(&region, &root, &map, target, &session.context)?;
     session.watcher.note(&format!(
         "{} volume, {} data, {:.1} s",
         bytes(map.volume_bytes()),
@@ -167,7 +128,8 @@ pub fn export(session: &Session<'_>, args: &ExportArgs) -> Result<(), CliError> 
         session.output.answer(
             || {
                 json!({
-                    "snapshot_id": snapshot.id,
+                    "id": root.id.to_string(),
+                    "snapshot_id": snapshot_id,
                     "region": session.home.region_name(),
                     "path": args.file,
                     "volume_bytes": map.volume_bytes(),

@@ -1,4 +1,4 @@
-//! region add, list, show, remove.
+//! region add, list, show, default, remove.
 
 use super::Session;
 use crate::cli::args::RegionCommand;
@@ -7,12 +7,27 @@ use crate::cli::text::{printable, table, time, time_millis};
 use serde_json::{Value, json};
 
 pub fn region(session: &mut Session<'_>, command: &RegionCommand) -> Result<(), CliError> {
+    if session.context.dry_run
+        && matches!(
+            command,
+            RegionCommand::Add { .. } | RegionCommand::Default { .. } | RegionCommand::Remove { .. }
+        )
+    {
+        return Err(CliError::Usage(
+            "only the home's list of regions would change: no dry run of that".into(),
+        ));
+    }
     match command {
         RegionCommand::Add { name, url } => add(session, name, url),
         RegionCommand::List => list(session),
         RegionCommand::Show { name } => {
             let name = name.clone().unwrap_or_else(|| session.home.region_name().to_owned());
             show(session, &name)
+        }
+        RegionCommand::Default { name } => {
+            session.home.set_default_region(name)?;
+            session.output.answer(|| json!({ "region": name, "default": true }), || format!("{name}\n"));
+            Ok(())
         }
         RegionCommand::Remove { name } => remove(session, name),
     }

@@ -1,35 +1,16 @@
-//! deregister, delete-snapshot, stats, verify.
+//! stats, verify.
 
 use super::Session;
 use crate::cli::args::VerifyArgs;
 use crate::cli::error::{self, CliError};
 use crate::cli::text::{bytes, percent, printable, table};
-use imgstore::model::ids::{ImageId, SnapshotId};
 use imgstore::ops::context::Progress;
-use imgstore::ops::delete;
 use imgstore::ops::error::OpsError;
 use imgstore::ops::find::AnyId;
 use imgstore::ops::stats::{RegionStats, item_stats, region_stats};
 use imgstore::ops::verify::{Report, VerifyOptions, verify as run_verify};
 use serde_json::{Value, json};
 use std::time::Instant;
-
-pub fn deregister(session: &Session<'_>, id: ImageId) -> Result<(), CliError> {
-    let region = session.home.open_region()?;
-    delete::deregister(&region, id, &session.context)?;
-    let document =
-        || json!({ "image_id": id, "region": session.home.region_name(), "state": "deregistered" });
-    session.output.answer(document, || format!("{id}\n"));
-    Ok(())
-}
-
-pub fn delete_snapshot(session: &Session<'_>, id: SnapshotId) -> Result<(), CliError> {
-    let region = session.home.open_region()?;
-    delete::delete_snapshot(&region, id, &session.context)?;
-    let document = || json!({ "snapshot_id": id, "region": session.home.region_name(), "state": "deleted" });
-    session.output.answer(document, || format!("{id}\n"));
-    Ok(())
-}
 
 pub fn stats(session: &Session<'_>, ids: &[AnyId]) -> Result<(), CliError> {
     let region = session.home.open_region()?;

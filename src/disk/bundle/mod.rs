@@ -188,7 +188,7 @@ mod tests {
             let dir = tempfile::tempdir().unwrap();
             fs::write(dir.path().join(name), "mine").unwrap();
             let error = create_bundle(dir.path(), &options(5)).err().unwrap();
-            assert!(matches!(error, DiskError::Exists { .. }), "{error}");
+            assert!(matches!(error, DiskError::BundleExists { .. }), "{error}");
             assert_eq!(fs::read(dir.path().join(name)).unwrap(), b"mine");
         }
         // What comes into being meanwhile, too.
@@ -197,7 +197,7 @@ mod tests {
             let mut new = start(dir.path(), 9000);
             fs::write(dir.path().join(name), "mine").unwrap();
             let error = new.write_at(0, &noise(9000)).and_then(|()| new.finish()).err().unwrap();
-            assert!(matches!(error, DiskError::Exists { .. }), "{error}");
+            assert!(matches!(error, DiskError::BundleExists { .. }), "{error}");
             assert_eq!(names(dir.path()), [name]);
         }
         let dir = tempfile::tempdir().unwrap();

@@ -32,7 +32,7 @@ pub struct BundleOptions {
 /// before that, everything that was made goes again, the directory included.
 ///
 /// Memory for two parts of 16 MiB is used. A manifest or part of that name is refused as
-/// [`DiskError::Exists`], options that no bundle can have as [`DiskError::BadBundle`].
+/// [`DiskError::BundleExists`], options that no bundle can have as [`DiskError::BadBundle`].
 pub fn create_bundle(dir: &Path, options: &BundleOptions) -> Result<Box<dyn DiskWrite>, DiskError> {
     Ok(Box::new(NewBundle::create(dir, options, PART_BYTES)?))
 }

@@ -2,16 +2,24 @@
 //!
 //! [`Catalog::apply`] is the one place where operations are judged. A writer applies its operations to
 //! exactly the state at the log's tail before it appends them; a reader that meets a record which does not
-//! apply has met damage.
+//! apply has met damage. Who may do what is not judged here but by the verbs.
 
-use super::ids::{ImageId, InstanceId, ObjectHash, SessionId, SnapshotId, VolumeId};
-use super::image::{Image, ImageState};
+mod accounts;
+mod derived;
+mod images;
+mod instances;
+mod snapshots;
+
+use super::account::{AccountId, AccountSettings};
+use super::ids::{ImageId, InstanceId, ObjectHash, SessionId, SnapshotId, TemplateId, VolumeId};
+use super::image::Image;
 use super::instance::{Instance, Volume};
-use super::objects::{PackName, PackRecord, PackState, SegmentName, SegmentRecord};
-use super::op::{ImageChange, LogRecord, Op, SnapshotChange};
-use super::snapshot::Snapshot;
+use super::objects::{ManifestRecord, PackName, PackRecord, PackState, SegmentName, SegmentRecord};
+use super::op::{BinStay, LogRecord, Op};
+use super::snapshot::{Snapshot, Template};
+use derived::Derived;
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 /// A part of the catalogue. Cloning one is free: a writer tries its operations on a clone, and only the
@@ -27,6 +35,27 @@ pub struct Pack {
     pub state: PackState,
 }
 
+/// A thing in the recycle bin.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Binned<T> {
+    /// The thing as it was.
+    pub item: T,
+    /// How long it stays.
+    pub stay: BinStay,
+}
+
+/// An image that was deregistered, for telling so to whoever asks for it again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Deregistered {
+    /// The image.
+    pub id: ImageId,
+    /// Who owned it.
+    pub owner: AccountId,
+}
+
+/// Deregistered images that are remembered: the newest so many.
+pub const DEREGISTERED_KEPT: usize = 4096;
+
 /// The replayed state of a region's log.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Catalog {
@@ -38,16 +67,29 @@ pub struct Catalog {
     pub segments: Table<SegmentName, SegmentRecord>,
     /// Snapshots by id.
     pub snapshots: Table<SnapshotId, Snapshot>,
+    /// Templates of instance-store-backed images by id.
+    pub templates: Table<TemplateId, Template>,
     /// Images by id.
     pub images: Table<ImageId, Image>,
     /// Volumes by id.
     pub volumes: Table<VolumeId, Volume>,
     /// Instances by id.
     pub instances: Table<InstanceId, Instance>,
-    /// Manifests of deleted snapshots that volumes still stand on.
-    pub retained_manifests: Table<SnapshotId, Snapshot>,
+    /// What is known of accounts.
+    pub accounts: Table<AccountId, AccountSettings>,
+    /// Deregistered images in the recycle bin.
+    pub binned_images: Table<ImageId, Binned<Image>>,
+    /// Deleted snapshots in the recycle bin.
+    pub binned_snapshots: Table<SnapshotId, Binned<Snapshot>>,
+    /// Images that were deregistered last, the newest at the end; in the bin or not.
+    pub deregistered: Arc<VecDeque<Deregistered>>,
+    /// Deleted snapshots that volumes still stand on.
+    pub retained_snapshots: Table<SnapshotId, Snapshot>,
     /// Sessions that may no longer commit.
     pub fenced_sessions: BTreeSet<SessionId>,
+    /// What follows from the rest.
+    #[serde(skip)]
+    derived: Derived,
 }
 
 /// Why an operation does not apply to a catalogue.
@@ -70,6 +112,8 @@ pub enum Rejection {
     SnapshotInUse(SnapshotId, ImageId),
     /// An image's name is taken in its owner's account.
     NameTaken(String, ImageId),
+    /// The state of the thing does not allow it.
+    State(String),
 }
 
 impl std::fmt::Display for Rejection {
@@ -84,7 +128,57 @@ impl std::fmt::Display for Rejection {
                 write!(f, "The snapshot {snapshot} is currently in use by {image}")
             }
             Self::NameTaken(name, image) => write!(f, "AMI name {name} is already in use by AMI {image}"),
+            Self::State(why) => f.write_str(why),
         }
+    }
+}
+
+/// The identity of something whose content must stay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum RootId {
+    /// A snapshot: one that exists, is in the bin, or is deleted and under a volume.
+    Snapshot(SnapshotId),
+    /// A template.
+    Template(TemplateId),
+}
+
+impl std::fmt::Display for RootId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Snapshot(id) => id.fmt(f),
+            Self::Template(id) => id.fmt(f),
+        }
+    }
+}
+
+/// Something whose content must stay.
+#[derive(Debug, Clone, Copy)]
+pub struct Root<'a> {
+    /// Which.
+    pub id: RootId,
+    /// Who owns it.
+    pub owner: AccountId,
+    /// Length in bytes.
+    pub volume_bytes: u64,
+    /// Bytes of it that are not in zero runs.
+    pub data_bytes: u64,
+    /// Its block map.
+    pub manifest: &'a ManifestRecord,
+}
+
+impl<'a> From<&'a Snapshot> for Root<'a> {
+    fn from(snapshot: &'a Snapshot) -> Self {
+        let Snapshot { id, owner, volume_bytes, data_bytes, manifest, .. } = snapshot;
+        let id = RootId::Snapshot(*id);
+        Self { id, owner: *owner, volume_bytes: *volume_bytes, data_bytes: *data_bytes, manifest }
+    }
+}
+
+impl<'a> From<&'a Template> for Root<'a> {
+    fn from(template: &'a Template) -> Self {
+        let Template { id, owner, volume_bytes, data_bytes, manifest, .. } = template;
+        let id = RootId::Template(*id);
+        Self { id, owner: *owner, volume_bytes: *volume_bytes, data_bytes: *data_bytes, manifest }
     }
 }
 
@@ -106,14 +200,18 @@ impl Catalog {
         Ok(())
     }
 
-    /// The first image that uses a snapshot.
-    pub fn image_using(&self, snapshot: SnapshotId) -> Option<ImageId> {
-        self.images.values().find(|image| image.snapshot_ids().any(|id| id == snapshot)).map(|image| image.id)
+    /// Makes what follows from the rest anew, after the rest was decoded.
+    #[must_use]
+    pub fn with_derived(mut self) -> Self {
+        self.derived = Derived::of(&self);
+        self
     }
 
-    /// Every snapshot whose content must stay: those that exist, and deleted ones under a volume.
-    pub fn roots(&self) -> impl Iterator<Item = &Snapshot> {
-        self.snapshots.values().chain(self.retained_manifests.values())
+    /// Everything whose content must stay.
+    pub fn roots(&self) -> impl Iterator<Item = Root<'_>> {
+        let binned = self.binned_snapshots.values().map(|binned| &binned.item);
+        let snapshots = self.snapshots.values().chain(binned).chain(self.retained_snapshots.values());
+        snapshots.map(Root::from).chain(self.templates.values().map(Root::from))
     }
 
     fn apply_op(&mut self, op: &Op) -> Result<(), Rejection> {
@@ -122,15 +220,24 @@ impl Catalog {
             Op::RegisterPack(record) => self.register_pack(record),
             Op::RegisterSegment(record) => self.register_segment(record),
             Op::CreateSnapshot { snapshot, packs } => self.create_snapshot(snapshot, packs),
-            Op::DeleteSnapshot { id } => self.delete_snapshot(*id),
+            Op::DeleteSnapshot { id, bin } => self.delete_snapshot(*id, *bin),
             Op::RegisterImage(image) => self.register_image(image),
-            Op::DeregisterImage { id } => Arc::make_mut(&mut self.images)
-                .remove(id)
-                .map(drop)
-                .ok_or_else(|| Rejection::Missing(id.to_string())),
+            Op::DeregisterImage { id, bin } => self.deregister_image(*id, *bin),
             Op::RunInstance { instance, volumes } => self.run_instance(instance, volumes),
             Op::ModifyImage { id, change } => self.modify_image(*id, change),
             Op::ModifySnapshot { id, change } => self.modify_snapshot(*id, change),
+            Op::CreateTemplate { template, packs } => self.create_template(template, packs),
+            Op::RestoreImage { id } => self.restore_image(*id),
+            Op::RestoreSnapshot { id } => self.restore_snapshot(*id),
+            Op::ExpireImage { id } => self.expire_image(*id),
+            Op::ExpireSnapshot { id } => self.expire_snapshot(*id),
+            Op::ModifyAccount { account, change } => self.modify_account(*account, change),
+            Op::CreateVolume(volume) => self.create_volume(volume),
+            Op::DeleteVolume { id } => self.delete_volume(*id),
+            Op::ModifyVolume { id, change } => self.modify_volume(*id, change),
+            Op::ModifyInstance { id, change } => self.modify_instance(*id, change),
+            Op::TerminateInstance { id, at_ms } => self.terminate_instance(*id, *at_ms),
+            Op::ForgetInstance { id } => self.forget_instance(*id),
         }
     }
 
@@ -139,122 +246,56 @@ impl Catalog {
             self.use_pack(*base)?;
         }
         let pack = Pack { record: record.clone(), state: PackState::Live };
-        match Arc::make_mut(&mut self.packs).insert(record.name, pack) {
-            None => Ok(()),
-            Some(_) => Err(Rejection::Exists(record.name.to_string())),
-        }
+        insert_new(&mut self.packs, record.name, pack)
     }
 
     fn register_segment(&mut self, record: &SegmentRecord) -> Result<(), Rejection> {
         for replaced in &record.replaces {
-            if Arc::make_mut(&mut self.segments).remove(replaced).is_none() {
-                return Err(Rejection::Missing(replaced.to_string()));
-            }
+            remove(&mut self.segments, *replaced)?;
         }
-        match Arc::make_mut(&mut self.segments).insert(record.name, record.clone()) {
-            None => Ok(()),
-            Some(_) => Err(Rejection::Exists(record.name.to_string())),
-        }
-    }
-
-    fn create_snapshot(&mut self, snapshot: &Snapshot, packs: &[PackName]) -> Result<(), Rejection> {
-        for pack in packs {
-            self.use_pack(*pack)?;
-        }
-        let known = self.retained_manifests.contains_key(&snapshot.id);
-        if known || Arc::make_mut(&mut self.snapshots).insert(snapshot.id, snapshot.clone()).is_some() {
-            return Err(Rejection::Exists(snapshot.id.to_string()));
-        }
-        Ok(())
+        insert_new(&mut self.segments, record.name, record.clone())
     }
 
     /// A use makes a condemned pack live again; one that is being swept cannot be used.
     fn use_pack(&mut self, name: PackName) -> Result<(), Rejection> {
-        let pack = Arc::make_mut(&mut self.packs).get_mut(&name).ok_or(Rejection::PackUnavailable(name))?;
-        match pack.state {
+        let state = self.packs.get(&name).ok_or(Rejection::PackUnavailable(name))?.state;
+        match state {
             PackState::Live => Ok(()),
             PackState::Condemned { .. } => {
-                pack.state = PackState::Live;
+                modify(&mut self.packs, name)?.state = PackState::Live;
                 Ok(())
             }
             PackState::Sweeping => Err(Rejection::PackUnavailable(name)),
         }
     }
+}
 
-    fn delete_snapshot(&mut self, id: SnapshotId) -> Result<(), Rejection> {
-        if let Some(image) = self.image_using(id) {
-            return Err(Rejection::SnapshotInUse(id, image));
-        }
-        let snapshot = Arc::make_mut(&mut self.snapshots)
-            .remove(&id)
-            .ok_or_else(|| Rejection::Missing(id.to_string()))?;
-        if self.volumes.values().any(|volume| volume.snapshot_id == Some(id)) {
-            Arc::make_mut(&mut self.retained_manifests).insert(id, snapshot);
-        }
-        Ok(())
+/// Puts a thing into a table that has none of that name.
+fn insert_new<K: Ord + Copy + std::fmt::Display, V: Clone>(
+    table: &mut Table<K, V>,
+    name: K,
+    value: V,
+) -> Result<(), Rejection> {
+    match Arc::make_mut(table).insert(name, value) {
+        None => Ok(()),
+        Some(_) => Err(Rejection::Exists(name.to_string())),
     }
+}
 
-    fn register_image(&mut self, image: &Image) -> Result<(), Rejection> {
-        for snapshot in image.snapshot_ids() {
-            if !self.snapshots.contains_key(&snapshot) {
-                return Err(Rejection::Missing(snapshot.to_string()));
-            }
-        }
-        let same_name = |other: &&Image| other.owner == image.owner && other.name == image.name;
-        if let Some(other) = self.images.values().find(same_name) {
-            return Err(Rejection::NameTaken(image.name.clone(), other.id));
-        }
-        match Arc::make_mut(&mut self.images).insert(image.id, image.clone()) {
-            None => Ok(()),
-            Some(_) => Err(Rejection::Exists(image.id.to_string())),
-        }
-    }
+/// Takes a thing out of a table.
+fn remove<K: Ord + Copy + std::fmt::Display, V: Clone>(
+    table: &mut Table<K, V>,
+    name: K,
+) -> Result<V, Rejection> {
+    Arc::make_mut(table).remove(&name).ok_or_else(|| Rejection::Missing(name.to_string()))
+}
 
-    fn modify_image(&mut self, id: ImageId, change: &ImageChange) -> Result<(), Rejection> {
-        let images = Arc::make_mut(&mut self.images);
-        let image = images.get_mut(&id).ok_or_else(|| Rejection::Missing(id.to_string()))?;
-        match change {
-            ImageChange::LaunchPermissions(permissions) => image.launch_permissions = permissions.clone(),
-            ImageChange::Tags(tags) => image.tags = tags.clone(),
-            ImageChange::Deprecation(at) => image.deprecation_ms = *at,
-            ImageChange::Disable => {
-                image.state = ImageState::Disabled;
-                image.launch_permissions.clear();
-            }
-            ImageChange::Enable => image.state = ImageState::Available,
-            ImageChange::Protection(protected) => image.deregistration_protected = *protected,
-        }
-        Ok(())
-    }
-
-    fn modify_snapshot(&mut self, id: SnapshotId, change: &SnapshotChange) -> Result<(), Rejection> {
-        let snapshots = Arc::make_mut(&mut self.snapshots);
-        let snapshot = snapshots.get_mut(&id).ok_or_else(|| Rejection::Missing(id.to_string()))?;
-        match change {
-            SnapshotChange::CreateVolumePermissions(permissions) => {
-                snapshot.create_volume_permissions = permissions.clone();
-            }
-            SnapshotChange::Tags(tags) => snapshot.tags = tags.clone(),
-        }
-        Ok(())
-    }
-
-    fn run_instance(&mut self, instance: &Instance, volumes: &[Volume]) -> Result<(), Rejection> {
-        for volume in volumes {
-            if let Some(snapshot) = volume.snapshot_id
-                && !self.snapshots.contains_key(&snapshot)
-            {
-                return Err(Rejection::Missing(snapshot.to_string()));
-            }
-            if Arc::make_mut(&mut self.volumes).insert(volume.id, volume.clone()).is_some() {
-                return Err(Rejection::Exists(volume.id.to_string()));
-            }
-        }
-        match Arc::make_mut(&mut self.instances).insert(instance.id, instance.clone()) {
-            None => Ok(()),
-            Some(_) => Err(Rejection::Exists(instance.id.to_string())),
-        }
-    }
+/// A thing in a table, to be changed.
+fn modify<K: Ord + Copy + std::fmt::Display, V: Clone>(
+    table: &mut Table<K, V>,
+    name: K,
+) -> Result<&mut V, Rejection> {
+    Arc::make_mut(table).get_mut(&name).ok_or_else(|| Rejection::Missing(name.to_string()))
 }
 
 /// A position in a log: a sequence number and the hash of the record there.
@@ -272,7 +313,7 @@ mod tests {
     use crate::model::account::AccountId;
     use crate::model::objects::{ManifestName, ManifestRecord};
     use crate::model::op::Author;
-    use crate::model::snapshot::SnapshotState;
+    use crate::model::words::SnapshotState;
 
     const SESSION: SessionId = SessionId([1; 16]);
 

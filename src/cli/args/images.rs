@@ -1,0 +1,202 @@
+//! Arguments of what makes and changes images and snapshots.
+
+use super::Format;
+use crate::cli::text::parse_tag;
+use clap::{ArgGroup, Args};
+use imgstore::model::account::{Permission, Tag};
+use imgstore::model::ids::{ImageId, SnapshotId};
+use imgstore::model::words::{Architecture, BootMode, VirtualizationType};
+use imgstore::ops::find::AnyId;
+use std::path::PathBuf;
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  imgstore snapshot disk.raw\n  imgstore snapshot /dev/vg0/web --description 'before the upgrade' --tag env=prod"
+)]
+pub struct SnapshotArgs {
+    /// A raw disk file or a block device
+    #[arg(value_name = "DISK")]
+    pub disk: PathBuf,
+    /// The disk's format [default: raw, if its first bytes agree]
+    #[arg(long, value_enum)]
+    pub format: Option<Format>,
+    /// The snapshot that this one follows
+    #[arg(long, value_name = "SNAP")]
+    pub parent: Option<SnapshotId>,
+    /// What to say of it
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    pub description: String,
+    /// A tag; may be repeated
+    #[arg(long = "tag", value_name = "K=V", value_parser = parse_tag)]
+    pub tags: Vec<Tag>,
+    /// zstd level of new chunks, 1 to 12 [default: the region's]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..=12))]
+    pub level: Option<i32>,
+}
+
+/// What is said of a new image.
+#[derive(Debug, Args)]
+pub struct ImageArgs {
+    /// The image's name, unique in the account
+    #[arg(long)]
+    pub name: String,
+    /// What to say of it
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    pub description: String,
+    /// The processor it is for [default: this machine's]
+    #[arg(long, value_name = "A")]
+    pub architecture: Option<Architecture>,
+    /// The guest's platform: windows, or nothing
+    #[arg(long, value_name = "NAME")]
+    pub platform: Option<String>,
+    /// How the guest is virtualized: hvm, paravirtual
+    #[arg(long, value_name = "TYPE", default_value = "hvm")]
+    pub virtualization_type: VirtualizationType,
+    /// The firmware that boots it: legacy-bios, uefi, uefi-preferred
+    #[arg(long, value_name = "MODE")]
+    pub boot_mode: Option<BootMode>,
+    /// TPM: v2.0
+    #[arg(long, value_name = "VERSION")]
+    pub tpm_support: Option<String>,
+    /// Enhanced networking
+    #[arg(long)]
+    pub ena_support: bool,
+    /// Instance metadata service: v2.0
+    #[arg(long, value_name = "VERSION")]
+    pub imds_support: Option<String>,
+    /// Kernel of a paravirtual guest: aki-…
+    #[arg(long, value_name = "ID")]
+    pub kernel: Option<String>,
+    /// Ramdisk of a paravirtual guest: ari-…
+    #[arg(long, value_name = "ID")]
+    pub ramdisk: Option<String>,
+    /// The image that this one is the next version of
+    #[arg(long, value_name = "IMAGE")]
+    pub predecessor: Option<ImageId>,
+    /// The name of the device that the guest boots from
+    #[arg(long, value_name = "DEVICE", default_value = "/dev/xvda")]
+    pub root_device: String,
+    /// A tag; may be repeated
+    #[arg(long = "tag", value_name = "K=V", value_parser = parse_tag)]
+    pub tags: Vec<Tag>,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "The first disk becomes the root device, the others /dev/xvdb, /dev/xvdc, …\n\nExamples:\n  imgstore import web.raw --name web-1\n  imgstore import root.raw data.raw --name db-1 --tag team=data"
+)]
+pub struct ImportArgs {
+    /// Raw disk files or block devices
+    #[arg(value_name = "DISK", required = true)]
+    pub disks: Vec<PathBuf>,
+    /// The disks' format [default: raw, if their first bytes agree]
+    #[arg(long, value_enum)]
+    pub format: Option<Format>,
+    /// zstd level of new chunks, 1 to 12 [default: the region's]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..=12))]
+    pub level: Option<i32>,
+    /// Make an instance-store-backed image: the one disk becomes a template, each instance has its own copy
+    #[arg(long)]
+    pub instance_store: bool,
+    /// With --instance-store, another device: NAME=:size=BYTES for an empty volume, NAME=SNAP[:OPTS], NAME=ephemeralN
+    #[arg(long = "device", value_name = "NAME=OPTS", requires = "instance_store")]
+    pub devices: Vec<String>,
+    #[command(flatten)]
+    pub image: ImageArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    group = ArgGroup::new("content").args(["root", "bundle"]).required(true),
+    after_help = "Examples:\n  imgstore register --name web-2 --root snap-0123… --device /dev/xvdb=snap-0456…:size=20G,keep --device /dev/xvdc=:size=8G\n  imgstore register --name web-3 --root snap-0789… --predecessor ami-0123…\n  imgstore register --name web-s3 --bundle bundles/web.manifest.json"
+)]
+pub struct RegisterArgs {
+    #[command(flatten)]
+    pub image: ImageArgs,
+    /// The root device's snapshot
+    #[arg(long, value_name = "SNAP")]
+    pub root: Option<SnapshotId>,
+    /// Instead, a bundle's manifest: the image is instance-store-backed
+    #[arg(long, value_name = "MANIFEST")]
+    pub bundle: Option<PathBuf>,
+    /// zstd level of new chunks of a bundle, 1 to 12 [default: the region's]
+    #[arg(long, value_name = "N", requires = "bundle", value_parser = clap::value_parser!(i32).range(1..=12))]
+    pub level: Option<i32>,
+    /// Another device: NAME=SNAP[:OPTS], NAME=:size=BYTES[,OPTS] for an empty volume, or NAME=ephemeralN.
+    /// OPTS: size=BYTES, type=gp3…, iops=N, keep (not deleted on termination), comma-separated
+    #[arg(long = "device", value_name = "NAME=SNAP[:OPTS]")]
+    pub devices: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    group = ArgGroup::new("whom").args(["add", "remove"]).required(true).multiple(true),
+    after_help = "Sharing an image lets others launch it; copying it needs its snapshots, too (--snapshots).\n\nExamples:\n  imgstore share ami-0123… --add 123456789012 --snapshots\n  imgstore share ami-0123… --add all\n  imgstore share snap-0123… --remove 123456789012"
+)]
+pub struct ShareArgs {
+    /// The image or snapshot
+    #[arg(value_name = "ID")]
+    pub id: AnyId,
+    /// Whom to let in: an account, or all; may be repeated
+    #[arg(long, value_name = "ACCOUNT|all", num_args = 1.., value_parser = parse_permission)]
+    pub add: Vec<Permission>,
+    /// Whom to let in no longer; may be repeated
+    #[arg(long, value_name = "ACCOUNT|all", num_args = 1.., value_parser = parse_permission)]
+    pub remove: Vec<Permission>,
+    /// The same for the image's own snapshots
+    #[arg(long)]
+    pub snapshots: bool,
+}
+
+pub(super) fn parse_permission(text: &str) -> Result<Permission, String> {
+    match text {
+        "all" => Ok(Permission::All),
+        id => id.parse().map(Permission::Account).map_err(|_| "write an account's 12 digits, or all".into()),
+    }
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "With a cooldown, protection holds 24 hours longer than it is switched on.\n\nExamples:\n  imgstore protect ami-0123…\n  imgstore protect ami-0123… --cooldown\n  imgstore protect ami-0123… --off"
+)]
+pub struct ProtectArgs {
+    /// The image
+    #[arg(value_name = "IMAGE")]
+    pub image: ImageId,
+    /// Once switched off, hold for another 24 hours
+    #[arg(long)]
+    pub cooldown: bool,
+    /// Allow deregistering again
+    #[arg(long, conflicts_with = "cooldown")]
+    pub off: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    group = ArgGroup::new("attribute").args(["description", "product_codes"]).required(true),
+    after_help = "Examples:\n  imgstore modify ami-0123… --description 'with the May patches'\n  imgstore modify ami-0123… --product-code 7zx41vl2j5"
+)]
+pub struct ModifyArgs {
+    /// The image
+    #[arg(value_name = "IMAGE")]
+    pub image: ImageId,
+    /// What to say of it
+    #[arg(long, value_name = "TEXT")]
+    pub description: Option<String>,
+    /// A code under which it is sold; it stays, and the image can never be public. May be repeated
+    #[arg(long = "product-code", value_name = "CODE")]
+    pub product_codes: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "With --dry-run, tells how many bytes that would free. With a retention rule (imgstore bin), the image can be\nrestored for a time.\n\nExamples:\n  imgstore deregister ami-0123… --delete-snapshots --dry-run\n  imgstore deregister ami-0123… --delete-snapshots"
+)]
+pub struct DeregisterArgs {
+    /// The image
+    #[arg(value_name = "IMAGE")]
+    pub image: ImageId,
+    /// Delete its snapshots, too, except those that other images use
+    #[arg(long)]
+    pub delete_snapshots: bool,
+}

@@ -1,0 +1,251 @@
+//! The arguments (docs/CLI.md).
+
+mod images;
+mod instances;
+mod lists;
+mod places;
+
+pub use images::{
+    DeregisterArgs, ImageArgs, ImportArgs, ModifyArgs, ProtectArgs, RegisterArgs, ShareArgs, SnapshotArgs,
+};
+pub use instances::{
+    BundleArgs, CreateImageArgs, CreateSnapshotArgs, CreateVolumeArgs, ExportArgs, LaunchArgs, UnbundleArgs,
+};
+pub use lists::{ImagesArgs, ListArgs, Whom};
+pub use places::{AccountCommand, BinCommand, CopyArgs, Kind, RegionCommand, RuleArgs, VerifyArgs};
+
+use super::text::{parse_bytes, parse_tag, parse_time};
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
+use imgstore::model::account::{AccountId, Tag};
+use imgstore::model::ids::{ImageId, InstanceId, SnapshotId, VolumeId};
+use imgstore::ops::find::AnyId;
+use std::path::PathBuf;
+
+/// Amazon Machine Images for your own machines: snapshot disks, deduplicated; copy images between regions;
+/// launch instances from them.
+#[derive(Debug, Parser)]
+#[command(name = "imgstore", version, max_term_width = 100, after_help = EXAMPLES)]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  imgstore import disk.raw --name web-1        a disk becomes an image
+  imgstore images                              what there is
+  imgstore launch ami-0123… --count 2          two instances with disks of their own
+  imgstore region add backup /mnt/backup       a second place
+  imgstore copy ami-0123… --to backup          only what is missing there is moved
+
+Exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 permission denied, 5 damage found,
+6 refused input, 7 no space, 8 interrupted.";
+
+#[derive(Debug, Args)]
+pub struct Global {
+    /// The home: configuration and first region [default: the user's data directory]
+    #[arg(long, global = true, env = "IMGSTORE_HOME", value_name = "DIR", hide_env_values = true)]
+    pub home: Option<PathBuf>,
+    /// The region to use [default: the home's]
+    #[arg(long, global = true, value_name = "NAME")]
+    pub region: Option<String>,
+    /// The account to act for [default: the home's]
+    #[arg(long, global = true, value_name = "ID")]
+    pub account: Option<AccountId>,
+    /// One JSON document on standard output
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// No progress and no notes
+    #[arg(long, short, global = true)]
+    pub quiet: bool,
+    /// Check and say what would be done, and change nothing
+    #[arg(long, global = true)]
+    pub dry_run: bool,
+    /// Threads for computing [default: one for each processor]
+    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
+    /// Memory budget of the pipelines, for example 512MiB
+    #[arg(long, global = true, value_name = "BYTES", value_parser = parse_bytes, default_value = "512MiB")]
+    pub memory: u64,
+    /// Read index segments instead of mapping them
+    #[arg(long, global = true)]
+    pub no_mmap: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Bring a disk in as a snapshot; print its id
+    Snapshot(SnapshotArgs),
+    /// Bring disks in as snapshots and register an image, in one step; print its id
+    Import(ImportArgs),
+    /// Register an image from snapshots; print its id
+    Register(RegisterArgs),
+    /// List images
+    Images(ImagesArgs),
+    /// List snapshots
+    Snapshots(ListArgs),
+    /// List volumes
+    Volumes(ListArgs),
+    /// List instances
+    Instances(ListArgs),
+    /// Show an image, snapshot, volume or instance whole
+    Show {
+        /// What to show
+        #[arg(value_name = "ID")]
+        id: AnyId,
+    },
+    /// Copy an image or a snapshot to another region, or the same; print the new id
+    Copy(CopyArgs),
+    /// Make an image of an instance: a snapshot of each of its volumes, at one point; print its id
+    CreateImage(CreateImageArgs),
+    /// Take snapshots of a volume, or of all volumes of an instance at one point; print their ids
+    CreateSnapshot(CreateSnapshotArgs),
+    /// Deregister an image; its snapshots stay unless --delete-snapshots
+    Deregister(DeregisterArgs),
+    /// Delete a snapshot that no image uses
+    DeleteSnapshot {
+        /// The snapshot
+        #[arg(value_name = "SNAP")]
+        snapshot: SnapshotId,
+    },
+    /// Let others use an image or a snapshot, or no longer
+    Share(ShareArgs),
+    /// Set tags of an image, snapshot, volume or instance
+    Tag {
+        /// The image, snapshot, volume or instance
+        #[arg(value_name = "ID")]
+        id: AnyId,
+        /// The tags
+        #[arg(value_name = "K=V", required = true, value_parser = parse_tag)]
+        tags: Vec<Tag>,
+    },
+    /// Remove tags of an image, snapshot, volume or instance
+    Untag {
+        /// The image, snapshot, volume or instance
+        #[arg(value_name = "ID")]
+        id: AnyId,
+        /// The tags' keys
+        #[arg(value_name = "KEY", required = true)]
+        keys: Vec<String>,
+    },
+    /// Mark an image as outdated from a time on: it can still be launched, others' lists hide it
+    #[command(group = ArgGroup::new("when").args(["at", "cancel"]).required(true))]
+    Deprecate {
+        /// The image
+        #[arg(value_name = "IMAGE")]
+        image: ImageId,
+        /// From when on, for example 2027-01-31T12:00:00Z; rounded to the minute
+        #[arg(long, value_name = "TIME", value_parser = parse_time)]
+        at: Option<u64>,
+        /// Take it back
+        #[arg(long)]
+        cancel: bool,
+    },
+    /// Switch an image off: nobody launches it, and its launch permissions are gone
+    Disable {
+        /// The image
+        #[arg(value_name = "IMAGE")]
+        image: ImageId,
+    },
+    /// Switch a disabled image on again
+    Enable {
+        /// The image
+        #[arg(value_name = "IMAGE")]
+        image: ImageId,
+    },
+    /// Forbid deregistering an image, or allow it again
+    Protect(ProtectArgs),
+    /// Change an image's description, or add product codes to it
+    Modify(ModifyArgs),
+    /// The recycle bin: what was removed and can be restored, and for how long things go there
+    #[command(subcommand)]
+    Bin(BinCommand),
+    /// The account: what the region knows of it, blocking public sharing, aliases
+    #[command(subcommand)]
+    Account(AccountCommand),
+    /// Launch instances of an image: write their disks as files; print their ids
+    Launch(LaunchArgs),
+    /// Mark instances as stopped: their machines are shut down, nothing writes to their disks
+    Stop {
+        /// The instances
+        #[arg(value_name = "INSTANCE", required = true)]
+        instances: Vec<InstanceId>,
+    },
+    /// Mark instances as running: machines may write to their disks
+    Start {
+        /// The instances
+        #[arg(value_name = "INSTANCE", required = true)]
+        instances: Vec<InstanceId>,
+    },
+    /// Terminate instances: their own disks and the volumes marked for it are deleted, others detached
+    Terminate {
+        /// The instances
+        #[arg(value_name = "INSTANCE", required = true)]
+        instances: Vec<InstanceId>,
+    },
+    /// Make a volume, empty or of a snapshot; print its id
+    CreateVolume(CreateVolumeArgs),
+    /// Delete a volume that is attached to nothing, and its disk file
+    DeleteVolume {
+        /// The volume
+        #[arg(value_name = "VOLUME")]
+        volume: VolumeId,
+    },
+    /// Attach a volume to an instance
+    AttachVolume {
+        /// The volume
+        #[arg(value_name = "VOLUME")]
+        volume: VolumeId,
+        /// The instance
+        #[arg(value_name = "INSTANCE")]
+        instance: InstanceId,
+        /// The device's name in the guest, for example /dev/xvdf
+        #[arg(value_name = "DEVICE")]
+        device: String,
+    },
+    /// Detach a volume from its instance
+    DetachVolume {
+        /// The volume
+        #[arg(value_name = "VOLUME")]
+        volume: VolumeId,
+    },
+    /// Bundle a disk or the root of an image into a folder: a manifest and parts
+    Bundle(BundleArgs),
+    /// Make a disk of a bundle again
+    Unbundle(UnbundleArgs),
+    /// Write a snapshot, or a device of an image, to a disk file, a block device, or standard output
+    Export(ExportArgs),
+    /// What the region holds, or what images and snapshots cost
+    Stats {
+        /// Images and snapshots; none for the whole region
+        #[arg(value_name = "ID")]
+        ids: Vec<AnyId>,
+    },
+    /// Check that everything stored is there and intact; exit code 5 if it is not
+    Verify(VerifyArgs),
+    /// Regions: add, list, show, remove
+    #[command(subcommand)]
+    Region(RegionCommand),
+    /// The region's history: who did what, when
+    Log {
+        /// Wait for what comes
+        #[arg(long, short)]
+        follow: bool,
+    },
+    /// Print a completion script
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page
+    Man,
+}
+
+/// A disk's format.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// Raw, whatever its first bytes look like
+    Raw,
+}

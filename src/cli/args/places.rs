@@ -1,0 +1,157 @@
+//! Arguments of what is about regions and accounts.
+
+use crate::cli::text::parse_tag;
+use clap::{ArgGroup, Args, Subcommand, ValueEnum};
+use imgstore::model::account::{AccountId, Tag};
+use imgstore::model::ids::RuleId;
+use imgstore::ops::find::AnyId;
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Interrupted? The same command goes on where it was.\n\nExamples:\n  imgstore copy ami-0123… --to backup --dry-run\n  imgstore copy ami-0123… --to backup --copy-tags"
+)]
+pub struct CopyArgs {
+    /// An image or a snapshot
+    #[arg(value_name = "ID")]
+    pub id: AnyId,
+    /// The region that it goes to
+    #[arg(long, value_name = "REGION")]
+    pub to: String,
+    /// The region that it comes from [default: the one in use]
+    #[arg(long, value_name = "REGION")]
+    pub from: Option<String>,
+    /// The copy's name [default: the image's]
+    #[arg(long)]
+    pub name: Option<String>,
+    /// The copy's description [default: the original's]
+    #[arg(long, value_name = "TEXT")]
+    pub description: Option<String>,
+    /// Copy the tags, too
+    #[arg(long)]
+    pub copy_tags: bool,
+    /// The same command with the same token makes no second copy
+    #[arg(long, value_name = "T")]
+    pub client_token: Option<String>,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  imgstore verify\n  imgstore verify ami-0123…\n  imgstore verify --sample 5"
+)]
+pub struct VerifyArgs {
+    /// Images and snapshots; none for the whole region
+    #[arg(value_name = "ID")]
+    pub ids: Vec<AnyId>,
+    /// Read only so many percent of the packs, chosen anew each time
+    #[arg(long, value_name = "P", default_value_t = 100.0)]
+    pub sample: f64,
+    /// Compare stored checksums only, without decompressing and hashing
+    #[arg(long)]
+    pub checksums: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum RegionCommand {
+    /// Make a region known; one that is not there is made
+    Add {
+        /// The name that this home gives it
+        name: String,
+        /// Where it is: the path of a directory
+        url: String,
+    },
+    /// List the regions that this home knows
+    List,
+    /// Show a region
+    Show {
+        /// The region [default: the one in use]
+        name: Option<String>,
+    },
+    /// Make a region the one that commands use if nothing else is said
+    Default {
+        /// The region
+        name: String,
+    },
+    /// Forget a region; its data stay
+    Remove {
+        /// The region
+        name: String,
+    },
+}
+
+/// Images or snapshots.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Kind {
+    /// Images
+    Images,
+    /// Snapshots
+    Snapshots,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum BinCommand {
+    /// List what can be restored
+    List,
+    /// Restore an image, with those of its snapshots that are in the bin, or a snapshot
+    Restore {
+        /// The image or snapshot
+        #[arg(value_name = "ID")]
+        id: AnyId,
+    },
+    /// List the retention rules
+    Rules,
+    /// Keep what is removed from now on for a time; print the rule's id
+    AddRule(RuleArgs),
+    /// Remove a retention rule; what is in the bin stays for its time
+    RemoveRule {
+        /// The rule
+        #[arg(value_name = "RULE")]
+        rule: RuleId,
+    },
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  imgstore bin add-rule images --days 14\n  imgstore bin add-rule snapshots --days 90 --tag env=prod"
+)]
+pub struct RuleArgs {
+    /// What is kept
+    #[arg(value_enum)]
+    pub kind: Kind,
+    /// How many days: 1 to 365
+    #[arg(long, value_name = "N")]
+    pub days: u16,
+    /// Only what has this tag, or another one given so
+    #[arg(long = "tag", value_name = "K=V", value_parser = parse_tag)]
+    pub tags: Vec<Tag>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum AccountCommand {
+    /// Show what the region knows of the account
+    Show,
+    /// Forbid that images or snapshots of this account are made public; what is public stays so
+    BlockPublic {
+        /// What
+        #[arg(value_enum)]
+        kind: Kind,
+    },
+    /// Allow that images or snapshots of this account are made public
+    AllowPublic {
+        /// What
+        #[arg(value_enum)]
+        kind: Kind,
+    },
+    /// Name an account: its images are found by `--owner ALIAS`. Only the region's provider does that
+    #[command(group = ArgGroup::new("name").args(["alias", "remove"]).required(true))]
+    Alias {
+        /// The account
+        #[arg(value_name = "ID")]
+        id: AccountId,
+        /// The name
+        #[arg(value_name = "ALIAS")]
+        alias: Option<String>,
+        /// Take it back
+        #[arg(long)]
+        remove: bool,
+    },
+}

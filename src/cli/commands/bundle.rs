@@ -1,0 +1,126 @@
+//! bundle, unbundle; and opening a bundle to register it.
+
+use super::{Session, parse_id};
+use crate::cli::args::{BundleArgs, UnbundleArgs};
+use crate::cli::error::CliError;
+use crate::cli::text::bytes;
+use imgstore::disk::DiskRead;
+use imgstore::disk::bundle::{BundleOptions, create_bundle, is_bundle_name, open_bundle};
+use imgstore::disk::open::{Declared, TargetOptions, open_disk, open_target, stream_target};
+use imgstore::model::catalog::Catalog;
+use imgstore::model::ids::{ImageId, SnapshotId};
+use imgstore::ops::bundle::{attributes_of, copy_disk};
+use imgstore::ops::context::Progress;
+use imgstore::ops::export;
+use imgstore::ops::find::{self, AnyId};
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// zstd level of parts.
+const LEVEL: i32 = 3;
+
+pub fn bundle(session: &Session<'_>, args: &BundleArgs) -> Result<(), CliError> {
+    let started = Instant::now();
+    let is_id = [ImageId::PREFIX, SnapshotId::PREFIX].iter().any(|prefix| args.what.starts_with(prefix));
+    let is_file = Path::new(&args.what).exists();
+    let (name, volume_bytes) =
+        if is_id && !is_file { bundle_stored(session, args)? } else { bundle_disk(session, args)? };
+    let manifest = args.dir.join(format!("{name}.manifest.json"));
+    session.watcher.note(&format!(
+        "{} volume, {:.1} s",
+        bytes(volume_bytes),
+        started.elapsed().as_secs_f64()
+    ));
+    session.output.answer(
+        || {
+            json!({
+                "manifest": manifest,
+                "volume_bytes": volume_bytes,
+                "elapsed_seconds": started.elapsed().as_secs_f64(),
+            })
+        },
+        || format!("{}\n", manifest.display()),
+    );
+    Ok(())
+}
+
+fn bundle_stored(session: &Session<'_>, args: &BundleArgs) -> Result<(String, u64), CliError> {
+    let region = session.home.open_region()?;
+    let catalog: Catalog = region.catalog()?;
+    let id: AnyId = parse_id(&args.what)?;
+    let root = export::select(&catalog, id, None, &session.context)?;
+    let (attributes, default) = match id {
+        AnyId::Image(id) => {
+            let image = find::image(&catalog, session.context.account, id)?;
+            (attributes_of(image), image.name.clone())
+        }
+        _ => (BTreeMap::new(), root.id.to_string()),
+    };
+    let map = export::load(&region, &root)?;
+    let options = options(args, &default, attributes, map.volume_bytes())?;
+    session.context.end_dry_run()?;
+    let target = create_bundle(&args.dir, &options)?;
+    export::export(&region, &root, &map, target, &session.context)?;
+    Ok((options.name, map.volume_bytes()))
+}
+
+fn bundle_disk(session: &Session<'_>, args: &BundleArgs) -> Result<(String, u64), CliError> {
+    let path = PathBuf::from(&args.what);
+    let disk = open_disk(&path, Declared::Nothing)?;
+    let default = path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
+    let options = options(args, &default, BTreeMap::new(), disk.len_bytes())?;
+    session.context.end_dry_run()?;
+    let target = create_bundle(&args.dir, &options)?;
+    copy_disk(&*disk, target, "bundle", &session.context)?;
+    Ok((options.name, disk.len_bytes()))
+}
+
+/// A name that was given is taken as it is; one that is derived has dashes for what no bundle's name has.
+fn options(
+    args: &BundleArgs,
+    default: &str,
+    attributes: BTreeMap<String, String>,
+    volume_bytes: u64,
+) -> Result<BundleOptions, CliError> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    let derived: String = default.chars().map(|c| if allowed(c) { c } else { '-' }).collect();
+    let name = args.name.clone().unwrap_or_else(|| derived.trim_start_matches('.').to_owned());
+    if !is_bundle_name(&name) {
+        let why =
+            format!("'{name}' cannot name a bundle: 1 to 128 letters, digits, dots, dashes; say --name");
+        return Err(CliError::Usage(why));
+    }
+    Ok(BundleOptions { name, attributes, volume_bytes, zstd_level: LEVEL })
+}
+
+/// A bundle as a disk.
+pub fn open(manifest: &Path) -> Result<Box<dyn DiskRead>, CliError> {
+    Ok(Box::new(open_bundle(manifest)?))
+}
+
+pub fn unbundle(session: &Session<'_>, args: &UnbundleArgs) -> Result<(), CliError> {
+    let started = Instant::now();
+    let bundle = open_bundle(&args.manifest)?;
+    let volume_bytes = bundle.len_bytes();
+    let to_stdout = args.file == Path::new("-");
+    if to_stdout && session.output.is_json() {
+        return Err(CliError::Usage("standard output carries the disk; --json has no place there".into()));
+    }
+    session.context.end_dry_run()?;
+    let target = if to_stdout {
+        stream_target(std::io::stdout(), "standard output")
+    } else {
+        open_target(&args.file, volume_bytes, TargetOptions { force: args.force, write_device: false })?
+    };
+    copy_disk(&bundle, target, "unbundle", &session.context)?;
+    let seconds = started.elapsed().as_secs_f64();
+    session.watcher.note(&format!("{} volume, {seconds:.1} s", bytes(volume_bytes)));
+    if !to_stdout {
+        let document =
+            || json!({ "path": args.file, "volume_bytes": volume_bytes, "elapsed_seconds": seconds });
+        session.output.answer(document, String::new);
+    }
+    Ok(())
+}

@@ -1,0 +1,162 @@
+//! The recycle bin: retention rules let what is removed stay restorable for a time. Rules: EC2's Recycle Bin.
+
+use super::context::Context;
+use super::error::{Code, OpsError};
+use super::find::{check_tags, own_image};
+use super::register::check_name_free;
+use crate::model::account::{Resource, RetentionRule, Tag};
+use crate::model::catalog::{Binned, Catalog};
+use crate::model::ids::{ImageId, RuleId, SnapshotId};
+use crate::model::image::Image;
+use crate::model::op::{AccountChange, BinStay, Op};
+use crate::model::snapshot::Snapshot;
+use crate::region::Region;
+
+/// Days that a rule may keep things.
+pub const RETENTION_DAYS: std::ops::RangeInclusive<u16> = 1..=365;
+/// Rules that an account has at most.
+pub const RULES_MAX: usize = 250;
+const DAY_MS: u64 = 86_400_000;
+
+/// Adds a retention rule for what the caller removes from now on.
+pub fn add_rule(
+    region: &Region,
+    resource: Resource,
+    days: u16,
+    tags: &[Tag],
+    context: &Context<'_>,
+) -> Result<RetentionRule, OpsError> {
+    check_tags(tags)?;
+    if !RETENTION_DAYS.contains(&days) {
+        let why = format!("a rule keeps things 1 to 365 days, not {days}");
+        return Err(OpsError::rule(Code::InvalidParameterValue, why));
+    }
+    let rule =
+        RetentionRule { id: RuleId::from_random(region.random_id()?), resource, days, tags: tags.to_vec() };
+    context.commit(region, |catalog| {
+        if catalog.settings(context.account).retention_rules.len() >= RULES_MAX {
+            let why = format!("an account has at most {RULES_MAX} retention rules");
+            return Err(OpsError::rule(Code::InvalidParameterValue, why));
+        }
+        let change = AccountChange::AddRule(rule.clone());
+        Ok((vec![Op::ModifyAccount { account: context.account, change }], rule.clone()))
+    })
+}
+
+/// Removes a retention rule of the caller's. What is in the bin stays there for its time.
+pub fn remove_rule(region: &Region, id: RuleId, context: &Context<'_>) -> Result<(), OpsError> {
+    context.commit(region, |catalog| {
+        if !rules(catalog, context).iter().any(|rule| rule.id == id) {
+            return Err(OpsError::rule(Code::RuleNotFound, format!("The rule '{id}' does not exist")));
+        }
+        let change = AccountChange::RemoveRule(id);
+        Ok((vec![Op::ModifyAccount { account: context.account, change }], ()))
+    })
+}
+
+/// The caller's retention rules.
+pub fn rules(catalog: &Catalog, context: &Context<'_>) -> Vec<RetentionRule> {
+    catalog.settings(context.account).retention_rules
+}
+
+/// The caller's images in the bin that can still be restored, by the end of their stay.
+pub fn images<'a>(catalog: &'a Catalog, context: &Context<'_>) -> Vec<&'a Binned<Image>> {
+    let own = |binned: &&Binned<Image>| binned.item.owner == context.account && is_kept(binned.stay, context);
+    let mut images: Vec<_> = catalog.binned_images.values().filter(own).collect();
+    images.sort_by_key(|binned| (binned.stay.until_ms, binned.item.id));
+    images
+}
+
+/// The caller's snapshots in the bin that can still be restored, by the end of their stay.
+pub fn snapshots<'a>(catalog: &'a Catalog, context: &Context<'_>) -> Vec<&'a Binned<Snapshot>> {
+    let own =
+        |binned: &&Binned<Snapshot>| binned.item.owner == context.account && is_kept(binned.stay, context);
+    let mut snapshots: Vec<_> = catalog.binned_snapshots.values().filter(own).collect();
+    snapshots.sort_by_key(|binned| (binned.stay.until_ms, binned.item.id));
+    snapshots
+}
+
+/// Takes an image out of the bin, and with it those of its snapshots that are there.
+pub fn restore_image(region: &Region, id: ImageId, context: &Context<'_>) -> Result<Image, OpsError> {
+    context.commit(region, |catalog| {
+        let binned = images(catalog, context).into_iter().find(|binned| binned.item.id == id);
+        let Some(binned) = binned else {
+            // One that is registered is not in the bin; what a caller may not see does not exist for it.
+            own_image(catalog, context.account, id)?;
+            let why = format!("The image ID '{id}' is not in the recycle bin");
+            return Err(OpsError::rule(Code::IncorrectState, why));
+        };
+        let image = &binned.item;
+        check_name_free(catalog, image.owner, &image.name)?;
+        let mut ops = Vec::new();
+        for id in image.snapshot_ids().filter(|id| catalog.binned_snapshots.contains_key(id)) {
+            let op = Op::RestoreSnapshot { id };
+            if !ops.contains(&op) {
+                ops.push(op);
+            }
+        }
+        ops.push(Op::RestoreImage { id });
+        Ok((ops, image.clone()))
+    })
+}
+
+/// Takes a snapshot out of the bin.
+pub fn restore_snapshot(
+    region: &Region,
+    id: SnapshotId,
+    context: &Context<'_>,
+) -> Result<Snapshot, OpsError> {
+    context.commit(region, |catalog| {
+        match snapshots(catalog, context).into_iter().find(|binned| binned.item.id == id) {
+            Some(binned) => Ok((vec![Op::RestoreSnapshot { id }], binned.item.clone())),
+            None => {
+                super::find::own_snapshot(catalog, context.account, id)?;
+                let why = format!("The snapshot '{id}' is not in the recycle bin");
+                Err(OpsError::rule(Code::IncorrectState, why))
+            }
+        }
+    })
+}
+
+/// How long a thing that the caller removes now stays in the bin: as long as the longest rule says.
+pub(super) fn stay_of(
+    catalog: &Catalog,
+    resource: Resource,
+    tags: &[Tag],
+    context: &Context<'_>,
+) -> Option<BinStay> {
+    let rules = rules(catalog, context);
+    let days = rules.iter().filter(|rule| rule.applies(resource, tags)).map(|rule| rule.days).max()?;
+    let until_ms = context.now_ms.saturating_add(u64::from(days) * DAY_MS);
+    Some(BinStay { since_ms: context.now_ms, until_ms })
+}
+
+/// The operations that end the stay of what the caller's time is up for. Whoever changes the bin makes them.
+pub(super) fn expire(catalog: &Catalog, context: &Context<'_>) -> Vec<Op> {
+    let is_own = |owner| owner == context.account;
+    let images = catalog.binned_images.values().filter(|b| is_own(b.item.owner) && !is_kept(b.stay, context));
+    let expired: Vec<ImageId> = images.map(|binned| binned.item.id).collect();
+    let still_used = |id| catalog.binned_images_using(id).any(|image| !expired.contains(&image));
+    let snapshots = catalog.binned_snapshots.values();
+    let snapshots = snapshots.filter(|b| is_own(b.item.owner) && !is_kept(b.stay, context));
+    let snapshots = snapshots.map(|binned| binned.item.id).filter(|id| !still_used(*id));
+    let images = expired.iter().map(|&id| Op::ExpireImage { id });
+    images.chain(snapshots.map(|id| Op::ExpireSnapshot { id })).collect()
+}
+
+/// The images in the bin that use a snapshot, without those that the caller's next removal expires.
+pub(super) fn binned_users<'a>(
+    catalog: &'a Catalog,
+    snapshot: SnapshotId,
+    context: &'a Context<'_>,
+) -> impl Iterator<Item = ImageId> + 'a {
+    let expires = |id: &ImageId| {
+        let binned = catalog.binned_images.get(id);
+        binned.is_some_and(|b| b.item.owner == context.account && !is_kept(b.stay, context))
+    };
+    catalog.binned_images_using(snapshot).filter(move |id| !expires(id))
+}
+
+const fn is_kept(stay: BinStay, context: &Context<'_>) -> bool {
+    context.now_ms < stay.until_ms
+}

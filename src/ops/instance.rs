@@ -1,0 +1,174 @@
+//! The life of an instance: stop, start, terminate. Rules: EC2's StopInstances, StartInstances,
+//! TerminateInstances.
+//!
+//! The state is on record: *running* says that a machine may write to the disks, *stopped* that none does.
+
+use super::context::Context;
+use super::error::{Code, OpsError};
+use super::find::instance as find_instance;
+use crate::disk::open::remove_made_file;
+use crate::model::catalog::Catalog;
+use crate::model::ids::{InstanceId, VolumeId};
+use crate::model::image::is_same_device;
+use crate::model::instance::{Instance, Volume};
+use crate::model::op::{InstanceChange, Op};
+use crate::model::units::TimeMs;
+use crate::model::words::{InstanceState, RootDeviceType};
+use crate::region::Region;
+use std::path::{Path, PathBuf};
+
+/// A terminated instance is shown for an hour, as in EC2.
+pub const TERMINATED_SHOWN_MS: TimeMs = 3_600_000;
+
+/// What terminating an instance did.
+#[derive(Debug, Clone)]
+pub struct Terminated {
+    /// The instance.
+    pub id: InstanceId,
+    /// Volumes that were deleted with it.
+    pub deleted: Vec<VolumeId>,
+    /// Volumes that stay, detached.
+    pub kept: Vec<VolumeId>,
+}
+
+/// Marks instances as stopped: whoever ran their machines has shut them down. All or none.
+pub fn stop(region: &Region, ids: &[InstanceId], context: &Context<'_>) -> Result<(), OpsError> {
+    context.commit(region, |catalog| {
+        let mut ops = Vec::new();
+        for &id in ids {
+            let instance = live(catalog, id, context)?;
+            check_stoppable(instance)?;
+            if instance.state != InstanceState::Stopped {
+                ops.push(Op::ModifyInstance { id, change: InstanceChange::Stop });
+            }
+        }
+        Ok((ops, ()))
+    })
+}
+
+/// Marks instances as running. All or none.
+pub fn start(region: &Region, ids: &[InstanceId], context: &Context<'_>) -> Result<(), OpsError> {
+    context.commit(region, |catalog| {
+        let mut ops = Vec::new();
+        for &id in ids {
+            let instance = live(catalog, id, context)?;
+            check_has_root(instance, catalog)?;
+            if instance.state != InstanceState::Running {
+                ops.push(Op::ModifyInstance { id, change: InstanceChange::Start });
+            }
+        }
+        Ok((ops, ()))
+    })
+}
+
+/// Terminates instances, all or none: their own disks and the volumes that say so are deleted, the other
+/// volumes are detached. One that is terminated already is left as it is.
+pub fn terminate(
+    region: &Region,
+    ids: &[InstanceId],
+    context: &Context<'_>,
+) -> Result<Vec<Terminated>, OpsError> {
+    let (answers, files) = context.commit(region, |catalog| {
+        let (mut ops, mut answers, mut files) = (Vec::new(), Vec::new(), Files::default());
+        for (at, &id) in ids.iter().enumerate() {
+            let instance = find_instance(catalog, context, id)?;
+            let mut answer = Terminated { id, deleted: Vec::new(), kept: Vec::new() };
+            if instance.is_live() && !ids[..at].contains(&id) {
+                ops.push(Op::TerminateInstance { id, at_ms: context.now_ms });
+                for volume in catalog.volumes_of(id) {
+                    let deletes = volume.attachment.as_ref().is_some_and(|at| at.delete_on_termination);
+                    if deletes { &mut answer.deleted } else { &mut answer.kept }.push(volume.id);
+                }
+                files.add(catalog, instance, &answer.deleted);
+            }
+            answers.push(answer);
+        }
+        ops.extend(forgettable(catalog, context).map(|id| Op::ForgetInstance { id }));
+        Ok((ops, (answers, files)))
+    })?;
+    // Only what the log no longer knows is removed; what stays behind is told.
+    files.remove(context);
+    Ok(answers)
+}
+
+/// Files that are removed once their instances are gone.
+#[derive(Debug, Default)]
+struct Files {
+    disks: Vec<PathBuf>,
+    folders: Vec<PathBuf>,
+}
+
+impl Files {
+    fn add(&mut self, catalog: &Catalog, instance: &Instance, deleted: &[VolumeId]) {
+        self.disks.extend(instance.local_disks.iter().map(|disk| PathBuf::from(&disk.path)));
+        let volumes = deleted.iter().filter_map(|id| catalog.volumes.get(id));
+        self.disks.extend(volumes.map(|volume| PathBuf::from(&volume.path)));
+        self.folders.push(PathBuf::from(&instance.path));
+    }
+
+    fn remove(&self, context: &Context<'_>) {
+        for disk in &self.disks {
+            remove_disk(disk, context);
+        }
+        for folder in &self.folders {
+            // It stays if a kept volume is in it.
+            crate::disk::open::remove_dir_with(folder, &[]);
+        }
+    }
+}
+
+/// Removes the file of a disk that is no longer on record; that it cannot is told, and no failure.
+pub(super) fn remove_disk(path: &Path, context: &Context<'_>) {
+    if let Err(error) = remove_made_file(path) {
+        context.progress.note(&format!("the disk file stays: {error}"));
+    }
+}
+
+/// An instance that is started, or that an image is made of, has its root device.
+pub(super) fn check_has_root(instance: &Instance, catalog: &Catalog) -> Result<(), OpsError> {
+    let has_root = instance.root_device_type() == RootDeviceType::InstanceStore
+        || catalog.volumes_of(instance.id).iter().any(|volume| is_root(volume, instance));
+    if has_root {
+        return Ok(());
+    }
+    let (id, root) = (instance.id, &instance.root_device_name);
+    let why = format!(
+        "Invalid value '{id}' for instanceId. Instance does not have a volume attached at root ({root})"
+    );
+    Err(OpsError::rule(Code::IncorrectState, why))
+}
+
+fn is_root(volume: &Volume, instance: &Instance) -> bool {
+    volume.attachment.as_ref().is_some_and(|at| is_same_device(&at.device_name, &instance.root_device_name))
+}
+
+fn live<'a>(catalog: &'a Catalog, id: InstanceId, context: &Context<'_>) -> Result<&'a Instance, OpsError> {
+    let instance = find_instance(catalog, context, id)?;
+    if instance.is_live() {
+        return Ok(instance);
+    }
+    let why = format!(
+        "The instance '{id}' is not in a state from which it can be started or stopped: it is terminated"
+    );
+    Err(OpsError::rule(Code::IncorrectInstanceState, why))
+}
+
+fn check_stoppable(instance: &Instance) -> Result<(), OpsError> {
+    if instance.root_device_type() == RootDeviceType::Ebs {
+        return Ok(());
+    }
+    let id = instance.id;
+    let why = format!("The instance '{id}' does not have an 'ebs' root device type and cannot be stopped.");
+    Err(OpsError::rule(Code::UnsupportedOperation, why))
+}
+
+/// The caller's instances that were terminated long enough ago.
+fn forgettable<'a>(catalog: &'a Catalog, context: &'a Context<'_>) -> impl Iterator<Item = InstanceId> + 'a {
+    let own = catalog.instances.values().filter(|instance| instance.owner == context.account);
+    own.filter(|instance| !is_shown(instance, context.now_ms)).map(|instance| instance.id)
+}
+
+/// Whether an instance lives, or was terminated not long ago.
+pub(super) fn is_shown(instance: &Instance, now_ms: TimeMs) -> bool {
+    instance.terminated_ms.is_none_or(|at| now_ms < at.saturating_add(TERMINATED_SHOWN_MS))
+}

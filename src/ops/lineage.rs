@@ -1,0 +1,63 @@
+//! Where an image comes from: the versions before it, and the images that it was copied from.
+
+use super::error::OpsError;
+use crate::model::account::AccountId;
+use crate::model::catalog::Catalog;
+use crate::model::ids::{ImageId, InstanceId, RegionId};
+use crate::model::image::Image;
+use std::collections::BTreeSet;
+
+/// How an image stands to the one that follows it in an ancestry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Relation {
+    /// The version before.
+    Predecessor,
+    /// The image that it was copied from, in the region that the copier knew by this name.
+    CopiedFrom {
+        /// The region's identity.
+        region_id: RegionId,
+        /// Its name.
+        region: String,
+    },
+    /// The image of the instance that it was made of.
+    MadeOf(InstanceId),
+}
+
+/// An ancestor of an image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ancestor {
+    /// The image, perhaps in another region, perhaps gone.
+    pub id: ImageId,
+    /// How it stands to the image before it in the list.
+    pub relation: Relation,
+    /// Its name, if it is registered here and the caller may see it.
+    pub name: Option<String>,
+}
+
+/// The ancestors of an image that the caller may see, the nearest first. The list goes as far as this region
+/// knows: behind an image of another region, or one that is gone, nothing is known.
+pub fn ancestry(catalog: &Catalog, account: AccountId, id: ImageId) -> Result<Vec<Ancestor>, OpsError> {
+    let mut image = super::find::image(catalog, account, id)?;
+    let (mut ancestors, mut seen) = (Vec::new(), BTreeSet::from([id]));
+    while let Some(relation) = relation_of(image) {
+        let (relation, id) = relation;
+        let visible = catalog.images.get(&id).filter(|image| image.visible_to(account));
+        ancestors.push(Ancestor { id, relation, name: visible.map(|image| image.name.clone()) });
+        match visible.filter(|_| seen.insert(id)) {
+            Some(next) => image = next,
+            None => break,
+        }
+    }
+    Ok(ancestors)
+}
+
+/// A copy's nearest ancestor is what it was copied from, unless its own version before is here, too.
+fn relation_of(image: &Image) -> Option<(Relation, ImageId)> {
+    if let Some(id) = image.predecessor {
+        let relation = image.source_instance.map_or(Relation::Predecessor, Relation::MadeOf);
+        return Some((relation, id));
+    }
+    let source = image.source.as_ref()?;
+    let (region_id, region) = (source.region_id, source.region.clone());
+    Some((Relation::CopiedFrom { region_id, region }, source.image_id))
+}

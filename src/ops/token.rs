@@ -1,0 +1,46 @@
+//! Client tokens: the same request again gives what it gave, and makes nothing twice. Rule: EC2's ClientToken.
+
+use super::error::{Code, OpsError};
+use crate::model::account::ClientToken;
+use crate::model::ids::ObjectHash;
+use serde::Serialize;
+
+/// Bytes of the longest token.
+const TOKEN_BYTES_MAX: usize = 64;
+
+/// The token of a request, if it has one, with the hash of what it asks for.
+pub(super) fn client_token(
+    token: Option<&String>,
+    request: &impl Serialize,
+) -> Result<Option<ClientToken>, OpsError> {
+    let Some(token) = token else { return Ok(None) };
+    if token.is_empty() || token.len() > TOKEN_BYTES_MAX {
+        return Err(OpsError::rule(Code::InvalidParameterValue, "a client token has 1 to 64 bytes"));
+    }
+    let text = serde_json::to_vec(request)
+        .map_err(|e| OpsError::rule(Code::InvalidParameterValue, format!("the request: {e}")))?;
+    let request = ObjectHash(*blake3::hash(&text).as_bytes());
+    Ok(Some(ClientToken { token: token.clone(), request }))
+}
+
+/// What a caller's earlier request with this token made, among all that the caller has; refused if that was
+/// another request.
+pub(super) fn made_before<'a, T>(
+    token: Option<&ClientToken>,
+    all: impl Iterator<Item = &'a T>,
+    token_of: impl Fn(&T) -> Option<&ClientToken>,
+) -> Result<Vec<&'a T>, OpsError> {
+    let Some(token) = token else { return Ok(Vec::new()) };
+    let mut made = Vec::new();
+    for thing in all {
+        match token_of(thing) {
+            Some(known) if known == token => made.push(thing),
+            Some(known) if known.token == token.token => {
+                let why = "The client token was used before with other parameters";
+                return Err(OpsError::rule(Code::IdempotentParameterMismatch, why));
+            }
+            _ => {}
+        }
+    }
+    Ok(made)
+}
