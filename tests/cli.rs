@@ -503,3 +503,50 @@ fn images_are_shared_tagged_and_switched_off_by_ec2s_rules() {
     assert!(place.ok(&["log"]).contains("launchable by everybody"));
     place.ok(&["deregister", &image]);
 }
+
+#[test]
+fn on_the_command_line_an_image_is_for_this_host_and_hvm() {
+    let place = Place::new();
+    place.disk("web.raw", 1 << 20, 1);
+    let image = place.json(&["import", "web.raw", "--name", "web-1"]);
+    let host = if cfg!(target_arch = "aarch64") { "arm64" } else { "x86_64" };
+    assert_eq!((&image["architecture"], &image["virtualization_type"]), (&host.into(), &"hvm".into()));
+}
+
+#[test]
+fn a_dry_run_changes_nothing_and_says_how_it_would_end() {
+    let place = Place::new();
+    place.disk("web.raw", 1 << 20, 1);
+    let image = one_line(&place.ok(&["import", "web.raw", "--name", "web-1"]), "ami-");
+    let instance = one_line(&place.ok(&["launch", &image, "--output", "vms"]), "i-");
+    place.ok(&["share", &image, "--add", "all"]);
+    let before = place.json(&["region", "show"])["log_records"].clone();
+    let would: [&[&str]; 12] = [
+        &["snapshot", "web.raw"],
+        &["import", "web.raw", "--name", "web-2"],
+        &["launch", &image, "--output", "vms"],
+        &["create-image", &instance, "--name", "web-2"],
+        &["create-snapshot", &instance],
+        &["create-volume", "--size", "1M"],
+        &["terminate", &instance],
+        &["share", &image, "--remove", "all"],
+        &["protect", &image],
+        &["disable", &image],
+        &["bin", "add-rule", "images", "--days", "1"],
+        &["account", "block-public", "images"],
+    ];
+    for args in would {
+        let answer = place.json(&[args, &["--dry-run"]].concat());
+        assert_eq!(answer["code"], "DryRunOperation", "{args:?}");
+    }
+    for args in [&["deregister", &image][..], &["copy", &image, "--to", "local", "--name", "web-3"]] {
+        assert_eq!(place.json(&[args, &["--dry-run"]].concat())["dry_run"], true, "{args:?}");
+    }
+    let denied = ["share", &image, "--add", "all", "--account", "111122223333", "--dry-run", "--json"];
+    let output = place.run(&denied);
+    assert_eq!(output.status.code(), Some(4));
+    assert!(String::from_utf8(output.stdout).unwrap().contains("UnauthorizedOperation"));
+    assert_eq!(place.fails(&["import", "web.raw", "--name", "web-1", "--dry-run"]).0, 6, "the name is taken");
+    assert_eq!(place.json(&["region", "show"])["log_records"], before);
+    assert_eq!(fs::read_dir(place.path("vms")).unwrap().count(), 1);
+}

@@ -1,0 +1,460 @@
+//! A test for each rule of EC2's on snapshots, volumes and launching, named after it.
+
+mod common;
+
+use common::{Caller, MemoryDisk, NOW_MS, Rules, code, volume};
+use imgstore::model::account::{Permission, Resource};
+use imgstore::model::catalog::Catalog;
+use imgstore::model::ids::VolumeId;
+use imgstore::model::image::Image;
+use imgstore::model::words::{InstanceState, SnapshotState, VolumeState, VolumeType};
+use imgstore::ops::capture::{CaptureOptions, CaptureWhat, create_snapshots};
+use imgstore::ops::context::Context;
+use imgstore::ops::delete::delete_snapshot;
+use imgstore::ops::devices::DeviceSpec;
+use imgstore::ops::find;
+use imgstore::ops::launch::{LaunchOptions, Launched, launch};
+use imgstore::ops::modify::{self, PermissionChange};
+use imgstore::ops::volume::{VolumeOptions, attach_volume, create_volume, delete_volume, detach_volume};
+use imgstore::ops::{account, bin, instance};
+use std::path::Path;
+
+const HOUR: u64 = 3_600_000;
+
+fn of(
+    rules: &Rules,
+    snapshot: Option<imgstore::model::ids::SnapshotId>,
+    bytes: Option<u64>,
+) -> VolumeOptions {
+    VolumeOptions {
+        snapshot_id: snapshot,
+        volume_bytes: bytes,
+        volume_type: VolumeType::Gp3,
+        iops: None,
+        output: rules.disks.path().join("volumes"),
+        tags: vec![],
+        client_token: None,
+    }
+}
+
+fn spec(name: &str) -> DeviceSpec {
+    DeviceSpec { device_name: name.into(), ..DeviceSpec::default() }
+}
+
+fn with(rules: &Rules, devices: Vec<DeviceSpec>) -> LaunchOptions {
+    LaunchOptions { devices, ephemeral_bytes: 1 << 20, ..LaunchOptions::one(rules.disks.path()) }
+}
+
+fn run(rules: &Rules, image: &Image, options: &LaunchOptions) -> Result<Vec<Launched>, &'static str> {
+    launch(&rules.region, image.id, options, &rules.owner.context()).map_err(|error| error.code())
+}
+
+// Snapshots ------------------------------------------------------------------------------------------------
+
+#[test]
+fn snapshot_states_are_ec2s_and_progress_is_in_percent() {
+    assert_eq!(SnapshotState::WORDS, ["pending", "completed", "error"]);
+    let rules = Rules::new();
+    rules.image("web");
+    let query = |filter: &str| imgstore::ops::describe::Query {
+        ids: vec![],
+        owner: imgstore::ops::describe::Owner::Caller,
+        executable_by: None,
+        include_deprecated: false,
+        include_disabled: false,
+        now_ms: NOW_MS,
+        filters: vec![imgstore::ops::filter::Filter::parse(filter).unwrap()],
+        results_max: None,
+        next_token: None,
+    };
+    let catalog = rules.catalog();
+    let count = |filter: &str| {
+        imgstore::ops::describe::snapshots(&catalog, rules.owner.account, &query(filter)).unwrap().items.len()
+    };
+    assert_eq!((count("progress=100%"), count("status=completed"), count("status=pending")), (1, 1, 0));
+}
+
+#[test]
+fn a_snapshot_in_use_by_a_registered_image_cannot_be_deleted() {
+    let rules = Rules::new();
+    let image = rules.image("web");
+    let snapshot = image.snapshot_ids().next().unwrap();
+    let error = delete_snapshot(&rules.region, snapshot, &rules.owner.context()).unwrap_err();
+    assert_eq!(error.code(), "InvalidSnapshot.InUse");
+    assert_eq!(error.to_string(), format!("The snapshot {snapshot} is currently in use by {}", image.id));
+}
+
+#[test]
+fn who_uses_anothers_snapshot_is_not_told_to_those_who_may_not_see_it() {
+    let rules = Rules::new();
+    let id = rules.owner.snapshot(&rules.region, &MemoryDisk::new(volume(30_000, 1))).unwrap().snapshot.id;
+    let change = PermissionChange { add: vec![Permission::All], remove: vec![] };
+    modify::share_snapshot(&rules.region, id, &change, &rules.owner.context()).unwrap();
+    let options = imgstore::ops::register::ImageOptions::named("mine", "x86_64".parse().unwrap());
+    let devices = [DeviceSpec::of_snapshot("/dev/xvda", id)];
+    let image = imgstore::ops::register::register(&rules.region, &options, &devices, &rules.friend.context());
+    let error = delete_snapshot(&rules.region, id, &rules.owner.context()).unwrap_err();
+    assert_eq!(error.code(), "InvalidSnapshot.InUse");
+    assert!(!error.to_string().contains(&image.unwrap().id.to_string()), "{error}");
+}
+
+#[test]
+fn create_volume_permission_is_separate_from_launch_permission_and_may_be_blocked_from_all() {
+    let rules = Rules::new();
+    let image = rules.image("web");
+    let (region, snapshot) = (&rules.region, image.snapshot_ids().next().unwrap());
+    let made = create_volume(region, &of(&rules, Some(snapshot), None), &rules.friend.context());
+    assert_eq!(code(made), Err("InvalidSnapshot.NotFound"));
+    let share = |whom| {
+        let change = PermissionChange { add: vec![whom], remove: vec![] };
+        modify::share_snapshot(region, snapshot, &change, &rules.owner.context())
+    };
+    share(Permission::Account(rules.friend.account)).unwrap();
+    let made = create_volume(region, &of(&rules, Some(snapshot), None), &rules.friend.context());
+    assert_eq!(code(made), Ok(()));
+    assert_eq!(code(rules.launch(image.id, &rules.friend)), Err("InvalidAMIID.NotFound"));
+    account::block_public_access(region, Resource::Snapshot, true, &rules.owner.context()).unwrap();
+    assert_eq!(code(share(Permission::All)), Err("OperationNotPermitted"));
+}
+
+#[test]
+fn create_snapshots_takes_all_volumes_of_an_instance_in_one_record() {
+    let rules = Rules::new();
+    let image = rules.import("data", &[volume(30_000, 1), volume(40_000, 2)]);
+    let (region, context) = (&rules.region, rules.owner.context());
+    let made = rules.launch(image.id, &rules.owner).unwrap();
+    let what = CaptureWhat::Instance(made.instance.id);
+    let all = create_snapshots(region, what, &CaptureOptions::default(), &context).unwrap();
+    assert_eq!(all.snapshots.len(), 2);
+    for (snapshot, made) in all.snapshots.iter().zip(&made.volumes) {
+        assert_eq!((snapshot.volume, snapshot.parent), (Some(made.id), made.snapshot_id));
+        assert!(rules.owner.read_back(region, snapshot.id).unwrap() == std::fs::read(&made.path).unwrap());
+    }
+    let sequence = rules.catalog().sequence;
+    assert_eq!(region.record(sequence).unwrap().unwrap().ops.len(), 2, "in one record");
+    let data = CaptureOptions { exclude_root: true, ..CaptureOptions::default() };
+    assert_eq!(create_snapshots(region, what, &data, &context).unwrap().snapshots.len(), 1);
+    let one = CaptureWhat::Volume(made.volumes[0].id);
+    assert_eq!(code(create_snapshots(region, one, &data, &context)), Err("InvalidParameterCombination"));
+    instance::terminate(region, &[made.instance.id], &context).unwrap();
+    let gone = create_snapshots(region, what, &CaptureOptions::default(), &context);
+    assert_eq!(code(gone), Err("IncorrectInstanceState"));
+}
+
+#[test]
+fn a_deleted_snapshot_goes_to_the_bin_if_a_rule_says_so_and_comes_back_whole() {
+    let rules = Rules::new();
+    let (region, context) = (&rules.region, rules.owner.context());
+    let bytes = volume(30_000, 1);
+    let id = rules.owner.snapshot(region, &MemoryDisk::new(bytes.clone())).unwrap().snapshot.id;
+    bin::add_rule(region, Resource::Snapshot, 1, &[], &context).unwrap();
+    delete_snapshot(region, id, &context).unwrap();
+    assert_eq!(code(rules.owner.read_back(region, id)), Err("InvalidSnapshot.NotFound"));
+    bin::restore_snapshot(region, id, &context).unwrap();
+    assert!(rules.owner.read_back(region, id).unwrap() == bytes);
+    delete_snapshot(region, id, &context).unwrap();
+    let late = Caller { now_ms: NOW_MS + 24 * HOUR, ..Caller::new(1) };
+    assert_eq!(code(bin::restore_snapshot(region, id, &late.context())), Err("InvalidSnapshot.NotFound"));
+}
+
+// Volumes --------------------------------------------------------------------------------------------------
+
+#[test]
+fn a_volume_is_at_least_as_large_as_its_snapshot() {
+    let rules = Rules::new();
+    let snapshot = rules.image("web").snapshot_ids().next();
+    let (region, context) = (&rules.region, rules.owner.context());
+    let made = create_volume(region, &of(&rules, snapshot, None), &context).unwrap();
+    assert_eq!((made.volume_bytes, made.state()), (30_000, VolumeState::Available));
+    assert!(std::fs::read(&made.path).unwrap() == volume(30_000, 1));
+    let larger = create_volume(region, &of(&rules, snapshot, Some(1 << 20)), &context).unwrap();
+    assert_eq!(std::fs::metadata(&larger.path).unwrap().len(), 1 << 20);
+    let error = create_volume(region, &of(&rules, snapshot, Some(4096)), &context).unwrap_err();
+    assert_eq!(error.code(), "InvalidBlockDeviceMapping");
+    let neither = create_volume(region, &of(&rules, None, None), &context);
+    assert_eq!(code(neither), Err("MissingParameter"));
+}
+
+#[test]
+fn nothing_is_made_of_a_pending_snapshot() {
+    let rules = Rules::new();
+    let image = rules.image("web");
+    let id = image.snapshot_ids().next().unwrap();
+    // Nothing makes a pending snapshot yet, so one is put on record by hand.
+    let pending = imgstore::model::ids::SnapshotId::from_random(77);
+    let mut snapshot = rules.catalog().snapshots[&id].clone();
+    (snapshot.id, snapshot.state) = (pending, SnapshotState::Pending);
+    let op = imgstore::model::op::Op::CreateSnapshot { snapshot: Box::new(snapshot), packs: vec![] };
+    let (region, context) = (&rules.region, rules.owner.context());
+    let put = |_: &Catalog| Ok::<_, imgstore::region::error::RegionError>((vec![op.clone()], ()));
+    region.commit(rules.owner.account, put).unwrap();
+    assert_eq!(
+        code(create_volume(region, &of(&rules, Some(pending), None), &context)),
+        Err("IncorrectState")
+    );
+    let options = imgstore::ops::register::ImageOptions::named("early", "x86_64".parse().unwrap());
+    let devices = [DeviceSpec::of_snapshot("/dev/xvda", pending)];
+    let made = imgstore::ops::register::register(region, &options, &devices, &context);
+    assert_eq!(code(made), Err("IncorrectState"));
+}
+
+#[test]
+fn provisioned_operations_go_with_the_volumes_type() {
+    let rules = Rules::new();
+    let (region, context) = (&rules.region, rules.owner.context());
+    let make = |volume_type, iops| {
+        let options = VolumeOptions { volume_type, iops, ..of(&rules, None, Some(1 << 20)) };
+        code(create_volume(region, &options, &context))
+    };
+    assert_eq!(make(VolumeType::Io2, None), Err("MissingParameter"));
+    assert_eq!(make(VolumeType::Io2, Some(1000)), Ok(()));
+    assert_eq!(make(VolumeType::Gp3, Some(3000)), Ok(()));
+    assert_eq!(make(VolumeType::St1, Some(100)), Err("InvalidParameterCombination"));
+    assert_eq!(make(VolumeType::Io2, Some(4_000_000_000)), Err("InvalidParameterValue"));
+}
+
+#[test]
+fn a_volume_is_attached_once_and_deleted_only_when_it_is_detached() {
+    let rules = Rules::new();
+    let (region, context) = (&rules.region, rules.owner.context());
+    let made = rules.launch(rules.image("web").id, &rules.owner).unwrap();
+    let id = create_volume(region, &of(&rules, None, Some(1 << 20)), &context).unwrap().id;
+    let to = made.instance.id;
+    let taken = attach_volume(region, id, to, "xvda", &context);
+    assert_eq!(code(taken), Err("InvalidParameterValue"), "xvda is /dev/xvda");
+    assert_eq!(code(attach_volume(region, id, to, "/dev/../x", &context)), Err("InvalidParameterValue"));
+    attach_volume(region, id, to, "/dev/xvdf", &context).unwrap();
+    assert_eq!(code(attach_volume(region, id, to, "/dev/xvdg", &context)), Err("IncorrectState"));
+    assert_eq!(code(delete_volume(region, id, &context)), Err("VolumeInUse"));
+    detach_volume(region, id, &context).unwrap();
+    assert_eq!(code(detach_volume(region, id, &context)), Err("IncorrectState"));
+    let path = rules.catalog().volumes[&id].path.clone();
+    delete_volume(region, id, &context).unwrap();
+    assert!(!Path::new(&path).exists());
+    assert_eq!(code(delete_volume(region, id, &context)), Err("InvalidVolume.NotFound"));
+    let other = rules.catalog().volumes.keys().next().copied().unwrap();
+    let theirs = delete_volume(region, other, &rules.friend.context());
+    assert_eq!(code(theirs), Err("InvalidVolume.NotFound"));
+}
+
+#[test]
+fn the_root_volume_is_detached_from_a_stopped_instance_only_and_needed_to_start() {
+    let rules = Rules::new();
+    let (region, context) = (&rules.region, rules.owner.context());
+    let made = rules.launch(rules.image("web").id, &rules.owner).unwrap();
+    let (id, root) = (made.instance.id, made.volumes[0].id);
+    assert_eq!(code(detach_volume(region, root, &context)), Err("OperationNotPermitted"));
+    instance::stop(region, &[id], &context).unwrap();
+    detach_volume(region, root, &context).unwrap();
+    assert_eq!(code(instance::start(region, &[id], &context)), Err("IncorrectState"));
+    attach_volume(region, root, id, "xvda", &context).unwrap();
+    assert_eq!(code(instance::start(region, &[id], &context)), Ok(()), "xvda is /dev/xvda");
+}
+
+// Launching ------------------------------------------------------------------------------------------------
+
+#[test]
+fn one_image_gives_one_or_many_instances_of_one_reservation() {
+    let rules = Rules::new();
+    let image = rules.image("web");
+    let options = LaunchOptions { count_min: 1, count_max: 3, ..LaunchOptions::one(rules.disks.path()) };
+    let made = run(&rules, &image, &options).unwrap();
+    assert_eq!(made.len(), 3);
+    let indexes: Vec<_> = made.iter().map(|one| one.instance.launch_index).collect();
+    assert_eq!(indexes, [0, 1, 2]);
+    assert!(made.iter().all(|one| one.instance.reservation_id == made[0].instance.reservation_id));
+    assert!(made.iter().all(|one| one.instance.state == InstanceState::Running));
+    for (min, max) in [(0, 1), (2, 1), (1, 1001)] {
+        let options = LaunchOptions { count_min: min, count_max: max, ..options.clone() };
+        assert_eq!(run(&rules, &image, &options).err(), Some("InvalidParameterValue"));
+    }
+}
+
+#[test]
+fn a_launchs_client_token_makes_its_instances_once() {
+    let rules = Rules::new();
+    let image = rules.image("web");
+    let options = LaunchOptions {
+        count_min: 2,
+        count_max: 2,
+        client_token: Some("night".into()),
+        ..LaunchOptions::one(rules.disks.path())
+    };
+    let ids = |made: Vec<Launched>| made.iter().map(|one| one.instance.id).collect::<Vec<_>>();
+    let first = ids(run(&rules, &image, &options).unwrap());
+    assert_eq!(ids(run(&rules, &image, &options).unwrap()), first);
+    let other = LaunchOptions { count_max: 3, ..options };
+    assert_eq!(run(&rules, &image, &other).err(), Some("IdempotentParameterMismatch"));
+    assert_eq!(rules.catalog().instances.len(), 2);
+    assert_eq!(std::fs::read_dir(rules.disks.path()).unwrap().count(), 2);
+}
+
+#[test]
+fn racing_launches_with_one_token_make_one_and_leave_no_disks() {
+    let rules = Rules::new();
+    let image = rules.image("web");
+    let options = LaunchOptions { client_token: Some("t".into()), ..LaunchOptions::one(rules.disks.path()) };
+    let (region, account) = (&rules.region, rules.owner.account);
+    let ids: Vec<_> = std::thread::scope(|scope| {
+        let one = || {
+            let caller = Caller { account, ..Caller::new(1) };
+            launch(region, image.id, &options, &caller.context()).unwrap()[0].instance.id
+        };
+        let threads: Vec<_> = (0..4).map(|_| scope.spawn(one)).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    assert!(ids.iter().all(|id| *id == ids[0]), "{ids:?}");
+    assert_eq!(std::fs::read_dir(rules.disks.path()).unwrap().count(), 1);
+}
+
+#[test]
+fn overrides_match_by_device_name() {
+    let rules = Rules::new();
+    let image = rules.import("data", &[volume(30_000, 1), volume(30_000, 2), volume(30_000, 3)]);
+    let devices = vec![
+        DeviceSpec { volume_bytes: Some(1 << 20), delete_on_termination: Some(false), ..spec("/dev/xvda") },
+        DeviceSpec { volume_type: Some(VolumeType::Io2), iops: Some(500), ..spec("xvdb") },
+        DeviceSpec { no_device: true, ..spec("/dev/xvdc") },
+        DeviceSpec { volume_bytes: Some(8192), ..spec("/dev/xvdd") },
+        DeviceSpec { snapshot_id: image.snapshot_ids().nth(2), ..spec("/dev/xvde") },
+    ];
+    let made = run(&rules, &image, &with(&rules, devices)).unwrap().remove(0);
+    let found: Vec<_> = made
+        .volumes
+        .iter()
+        .map(|v| {
+            let at = v.attachment.as_ref().unwrap();
+            (at.device_name.as_str(), v.volume_bytes, v.volume_type.as_str(), at.delete_on_termination)
+        })
+        .collect();
+    let expected = [
+        ("/dev/xvda", 1 << 20, "gp3", false),
+        ("/dev/xvdb", 30_000, "io2", true),
+        ("/dev/xvdd", 8192, "gp3", true),
+        ("/dev/xvde", 30_000, "gp3", true),
+    ];
+    assert_eq!(found, expected);
+    assert!(std::fs::read(&made.volumes[3].path).unwrap() == volume(30_000, 3));
+    assert!(std::fs::read(&made.volumes[2].path).unwrap() == [0; 8192]);
+}
+
+#[test]
+fn a_volume_smaller_than_its_snapshot_is_refused_in_ec2s_words() {
+    let rules = Rules::new();
+    let image = rules.image("web");
+    let snapshot = image.snapshot_ids().next().unwrap();
+    let small = vec![DeviceSpec { volume_bytes: Some(4096), ..spec("/dev/xvda") }];
+    let error = launch(&rules.region, image.id, &with(&rules, small), &rules.owner.context()).unwrap_err();
+    assert_eq!(error.code(), "InvalidBlockDeviceMapping");
+    let expected = format!(
+        "Volume of size 4096 bytes is smaller than  snapshot '{snapshot}', expect size >= 30000 bytes"
+    );
+    assert_eq!(error.to_string(), expected);
+    let whole = rules.owner.snapshot(&rules.region, &MemoryDisk::new(vec![0; 2 << 30])).unwrap().snapshot.id;
+    let error = create_volume(&rules.region, &of(&rules, Some(whole), Some(1 << 30)), &rules.owner.context());
+    let expected = format!("Volume of size 1GB is smaller than  snapshot '{whole}', expect size >= 2GB");
+    assert_eq!(error.unwrap_err().to_string(), expected);
+}
+
+#[test]
+fn what_makes_no_sense_in_a_mapping_is_refused() {
+    let rules = Rules::new();
+    let image = rules.image("web");
+    let bad: Vec<Vec<DeviceSpec>> = vec![
+        vec![DeviceSpec { no_device: true, ..spec("/dev/xvda") }],
+        vec![DeviceSpec { ephemeral: Some(0), ..spec("/dev/xvda") }],
+        vec![DeviceSpec { snapshot_id: image.snapshot_ids().next(), ..spec("/dev/xvda") }],
+        vec![DeviceSpec { no_device: true, ..spec("/dev/xvdq") }],
+        vec![DeviceSpec { delete_on_termination: Some(true), ..spec("/dev/xvdq") }],
+        vec![DeviceSpec { ephemeral: Some(24), ..spec("/dev/xvdb") }],
+        vec![DeviceSpec { ephemeral: Some(0), volume_bytes: Some(1), ..spec("/dev/xvdb") }],
+        vec![DeviceSpec { volume_bytes: Some(1), ..spec("/dev/a/b") }],
+        vec![
+            DeviceSpec { volume_bytes: Some(1), ..spec("xvdb") },
+            DeviceSpec { volume_bytes: Some(1), ..spec("/dev/xvdb") },
+        ],
+        vec![
+            DeviceSpec { ephemeral: Some(1), ..spec("/dev/xvdb") },
+            DeviceSpec { ephemeral: Some(1), ..spec("/dev/xvdc") },
+        ],
+        vec![DeviceSpec { volume_bytes: Some(65 << 40), ..spec("/dev/xvdb") }],
+    ];
+    for devices in bad {
+        let refused = run(&rules, &image, &with(&rules, devices.clone()));
+        assert_eq!(refused.err(), Some("InvalidBlockDeviceMapping"), "{devices:?}");
+    }
+    assert_eq!(std::fs::read_dir(rules.disks.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn ephemeral_disks_are_empty_local_and_go_with_their_instance() {
+    let rules = Rules::new();
+    let image = rules.image("web");
+    let devices = vec![
+        DeviceSpec { ephemeral: Some(0), ..spec("/dev/xvdb") },
+        DeviceSpec { ephemeral: Some(23), ..spec("/dev/xvdc") },
+    ];
+    let made = run(&rules, &image, &with(&rules, devices)).unwrap().remove(0);
+    assert_eq!((made.volumes.len(), made.instance.local_disks.len()), (1, 2));
+    let disk = Path::new(&made.instance.local_disks[1].path);
+    assert!(std::fs::read(disk).unwrap() == vec![0; 1 << 20]);
+    let (region, context) = (&rules.region, rules.owner.context());
+    instance::terminate(region, &[made.instance.id], &context).unwrap();
+    assert!(!disk.exists() && !Path::new(&made.instance.path).exists());
+}
+
+#[test]
+fn terminating_deletes_what_says_so_and_detaches_the_rest() {
+    let rules = Rules::new();
+    let image = rules.import("data", &[volume(30_000, 1), volume(30_000, 2)]);
+    let kept = vec![DeviceSpec { delete_on_termination: Some(false), ..spec("/dev/xvdb") }];
+    let made = run(&rules, &image, &with(&rules, kept)).unwrap().remove(0);
+    let (region, context) = (&rules.region, rules.owner.context());
+    let done = instance::terminate(region, &[made.instance.id], &context).unwrap().remove(0);
+    let ids: Vec<VolumeId> = made.volumes.iter().map(|volume| volume.id).collect();
+    assert_eq!((done.deleted, done.kept), (vec![ids[0]], vec![ids[1]]));
+    assert!(!Path::new(&made.volumes[0].path).exists() && Path::new(&made.volumes[1].path).exists());
+    let catalog = rules.catalog();
+    assert_eq!(catalog.volumes[&ids[1]].state(), VolumeState::Available);
+    let found = find::instance(&catalog, &context, made.instance.id).unwrap();
+    assert_eq!(found.state, InstanceState::Terminated);
+    assert_eq!(code(instance::start(region, &[made.instance.id], &context)), Err("IncorrectInstanceState"));
+    assert_eq!(code(instance::terminate(region, &[made.instance.id], &context)), Ok(()), "again is no error");
+    let late = Caller { now_ms: NOW_MS + HOUR, ..Caller::new(1) };
+    let gone = find::instance(&catalog, &late.context(), made.instance.id);
+    assert_eq!(code(gone), Err("InvalidInstanceID.NotFound"), "it is shown for an hour");
+}
+
+#[test]
+fn the_content_of_a_deleted_snapshot_stays_under_its_volumes() {
+    let rules = Rules::new();
+    let image = rules.image("web");
+    let (region, context) = (&rules.region, rules.owner.context());
+    let made = rules.launch(image.id, &rules.owner).unwrap();
+    imgstore::ops::delete::deregister(region, image.id, true, &context).unwrap();
+    let catalog = rules.catalog();
+    assert_eq!((catalog.snapshots.len(), catalog.retained_snapshots.len()), (0, 1));
+    instance::terminate(region, &[made.instance.id], &context).unwrap();
+    assert_eq!(rules.catalog().retained_snapshots.len(), 0);
+}
+
+#[test]
+fn a_dry_run_answers_dry_run_operation_and_makes_nothing() {
+    let rules = Rules::new();
+    let image = rules.image("web");
+    let dry = Context { dry_run: true, ..rules.owner.context() };
+    let before = rules.catalog();
+    let options = LaunchOptions::one(rules.disks.path());
+    let error = launch(&rules.region, image.id, &options, &dry).unwrap_err();
+    assert_eq!(error.code(), "DryRunOperation");
+    assert_eq!(error.to_string(), "Request would have succeeded, but DryRun flag is set.");
+    assert_eq!(code(modify::disable(&rules.region, image.id, &dry)), Err("DryRunOperation"));
+    rules.share(image.id, Permission::All, false).unwrap();
+    let shared = rules.catalog();
+    let denied = Context { dry_run: true, ..rules.friend.context() };
+    let error = modify::disable(&rules.region, image.id, &denied).unwrap_err();
+    assert_eq!((error.code(), error.in_dry_run().code()), ("AuthFailure", "UnauthorizedOperation"));
+    assert_eq!(rules.catalog(), shared);
+    assert_ne!(before, shared);
+    assert_eq!(std::fs::read_dir(rules.disks.path()).unwrap().count(), 0);
+}
