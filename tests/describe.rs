@@ -6,9 +6,11 @@ use imgstore::model::account::{AccountId, Permission, Tag};
 use imgstore::model::catalog::Catalog;
 use imgstore::model::ids::ImageId;
 use imgstore::model::image::{DeregistrationProtection, Image, Machine};
+use imgstore::model::op::Op;
 use imgstore::model::words::{Architecture, ImageState, VirtualizationType};
 use imgstore::ops::describe::{Owner, Query, images, latest};
 use imgstore::ops::filter::Filter;
+use imgstore::region::error::RegionError;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -168,4 +170,53 @@ fn a_hundred_thousand_images_are_listed_with_a_filter_in_under_a_second() {
     let seconds = started.elapsed().as_secs_f64();
     assert_eq!(found.len(), 5 + 50 + 500, "even numbers that begin with 99");
     assert!(seconds < 1.0, "{seconds} s");
+}
+
+#[test]
+fn a_hundred_thousand_images_are_registered_replayed_and_listed_from_a_cold_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = folder.path();
+    let imgstore = |args: &[&str]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_imgstore"));
+        let output = command.env("IMGSTORE_HOME", place).args(args).output().unwrap();
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let shown = imgstore(&["account", "show", "--json"]);
+    let shown: serde_json::Value = serde_json::from_str(&shown).unwrap();
+    let owner: AccountId = shown["account_id"].as_str().unwrap().parse().unwrap();
+    let open = || {
+        imgstore::region::Region::open_directory(&place.join("regions/local"), Default::default()).unwrap()
+    };
+    // In several records, so that some are replayed after the newest checkpoint and some are in it.
+    let region = open();
+    for part in 0..80 {
+        let images = (0..1250).map(|number| image(part * 1250 + number, owner));
+        let ops: Vec<_> = images.map(|image| Op::RegisterImage(Box::new(image))).collect();
+        region.commit(owner, |_| Ok::<_, RegionError>((ops.clone(), ()))).unwrap();
+    }
+    let time = |work: &dyn Fn()| {
+        let start = Instant::now();
+        work();
+        start.elapsed()
+    };
+    let list = || {
+        let table = imgstore(&["images", "--filter", "name=web-99*", "--filter", "architecture=arm64"]);
+        assert_eq!(table.lines().count(), 1 + 500 + 50 + 5 + 1, "{}", table.lines().count());
+    };
+    // The best of three: the machine has other things to do.
+    let cold = (0..3).map(|_| time(&list)).min().unwrap();
+    let catalog = region.catalog().unwrap();
+    let warm = time(&|| assert_eq!(names(&catalog, owner, &query(&["name=web-12345"])), ["web-12345"]));
+    let again = time(&|| {
+        let refused = open().commit(owner, |_| {
+            let same =
+                Op::RegisterImage(Box::new(Image { id: ImageId::from_random(1 << 40), ..image(5, owner) }));
+            Ok::<_, RegionError>((vec![same], ()))
+        });
+        assert!(refused.is_err(), "the name is taken");
+    });
+    println!("cold start {cold:?}, filter {warm:?}, open and refuse a name {again:?}");
+    assert!(cold.as_secs_f64() < 2.0, "{cold:?}");
+    assert!(warm.as_secs_f64() < 1.0, "{warm:?}");
 }
