@@ -17,7 +17,7 @@ use imgstore::ops::devices::DeviceSpec;
 use imgstore::ops::error::OpsError;
 use imgstore::ops::filter::Filter;
 use imgstore::ops::find::{self, AnyId};
-use imgstore::ops::import::{ImportDisk, import_template};
+use imgstore::ops::import::import_template;
 use imgstore::ops::modify::{self, PermissionChange, Protect, Target, share_image};
 use imgstore::ops::register::{ImageOptions, register};
 use imgstore::ops::{account, bin, instance};
@@ -223,7 +223,8 @@ fn create_image_takes_a_snapshot_of_each_attached_volume_in_one_record() {
     let data = std::fs::read(&made.volumes[1].path).unwrap();
     let before = rules.catalog().sequence;
     let said = CreateImageOptions { name: "data-2".into(), ..CreateImageOptions::default() };
-    let captured = create_image(&rules.region, made.instance.id, &said, &rules.owner.context()).unwrap();
+    let (new, captured) =
+        create_image(&rules.region, made.instance.id, &said, &rules.owner.context()).unwrap();
     assert_eq!(captured.snapshots.len(), 2);
     let records: Vec<_> = (before + 1..=rules.catalog().sequence)
         .filter_map(|sequence| rules.region.record(sequence).unwrap())
@@ -232,7 +233,6 @@ fn create_image_takes_a_snapshot_of_each_attached_volume_in_one_record() {
     assert_eq!(records.len(), 1, "all snapshots and the image are one record");
     assert!(format!("{:?}", records[0].ops).contains("RegisterImage"));
     assert!(rules.owner.read_back(&rules.region, captured.snapshots[1].id).unwrap() == data);
-    let new = captured.image.unwrap();
     assert_eq!((new.source_instance, new.predecessor), (Some(made.instance.id), Some(image.id)));
     for snapshot in &captured.snapshots {
         let start = format!("Created by CreateImage({})", made.instance.id);
@@ -284,11 +284,9 @@ fn create_image_carries_ephemeral_entries_over_and_takes_overrides_but_of_size_a
         DeviceSpec { delete_on_termination: Some(false), ..spec("/dev/xvdc") },
         DeviceSpec { volume_bytes: Some(1 << 20), ..spec("/dev/xvdd") },
     ];
-    let new = create_image(region, made.instance.id, &said(changes), &context).unwrap();
-    assert_eq!(new.snapshots.len(), 2, "what is left out is not read");
+    let (new, captured) = create_image(region, made.instance.id, &said(changes), &context).unwrap();
+    assert_eq!(captured.snapshots.len(), 2, "what is left out is not read");
     let devices: Vec<String> = new
-        .image
-        .unwrap()
         .devices
         .iter()
         .map(|device| match &device.target {
@@ -413,7 +411,7 @@ fn deregister_with_its_snapshots_answers_success_skipped_or_missing_permissions_
     let preview = preview_deregister(&rules.region, image.id, true, &context).unwrap();
     let done = deregister(&rules.region, image.id, true, &context).unwrap();
     assert_eq!(done.snapshots, preview.snapshots, "the preview is what comes");
-    let outcome = |id| done.snapshots.iter().find(|(s, _)| *s == id).unwrap().1;
+    let outcome = |id| done.snapshots.iter().find(|s| s.id == id).unwrap().outcome;
     assert_eq!(outcome(deleted), SnapshotOutcome::Success);
     assert_eq!(outcome(shared), SnapshotOutcome::Skipped);
     assert_eq!(outcome(foreign), SnapshotOutcome::MissingPermissions);
@@ -501,8 +499,8 @@ fn a_retention_rule_may_be_for_what_has_a_tag_and_the_longest_counts() {
     let (plain, tagged) = (rules.image("plain"), rules.image("tagged"));
     let (region, context) = (&rules.region, rules.owner.context());
     let tag = Tag { key: "env".into(), value: "prod".into() };
-    modify::tag(region, Target::Image(tagged.id), &[tag.clone()], &[], &context).unwrap();
-    bin::add_rule(region, Resource::Image, 3, &[tag.clone()], &context).unwrap();
+    modify::tag(region, Target::Image(tagged.id), std::slice::from_ref(&tag), &[], &context).unwrap();
+    bin::add_rule(region, Resource::Image, 3, std::slice::from_ref(&tag), &context).unwrap();
     bin::add_rule(region, Resource::Image, 9, &[tag], &context).unwrap();
     bin::add_rule(region, Resource::Snapshot, 30, &[], &context).unwrap();
     for image in [&plain, &tagged] {
@@ -718,7 +716,8 @@ fn every_filter_of_images_finds_what_it_names() {
     for (filter, expected) in cases {
         let mut found = listed(&rules, &rules.owner, &query(&rules, &[filter]));
         let mut expected = expected.to_vec();
-        (found.sort(), expected.sort_unstable());
+        found.sort();
+        expected.sort_unstable();
         assert_eq!(found, expected, "{filter}");
     }
 }
@@ -804,11 +803,10 @@ fn an_instance_store_backed_image_is_copied_with_its_template_by_its_owner_only(
 #[test]
 fn a_template_takes_no_device_of_its_own_name() {
     let rules = Rules::new();
-    let disk =
-        || ImportDisk { device_name: "/dev/xvda".into(), disk: Box::new(MemoryDisk::new(volume(30_000, 5))) };
+    let disk = MemoryDisk::new(volume(30_000, 5));
     let clash = DeviceSpec { device_name: "xvda".into(), ephemeral: Some(0), ..DeviceSpec::default() };
     let refused =
-        import_template(&rules.region, disk(), &[clash], &options("store"), None, &rules.owner.context());
+        import_template(&rules.region, &disk, &[clash], &options("store"), None, &rules.owner.context());
     assert_eq!(code(refused), Err("InvalidBlockDeviceMapping"));
 }
 
@@ -842,8 +840,8 @@ fn an_image_with_product_codes_is_never_public_and_copied_by_its_owner_only() {
     assert_eq!(rules.copy(image.id, "own", &rules.owner).unwrap().product_codes, codes);
     let made = rules.launch(image.id, &rules.friend).unwrap();
     let said = CreateImageOptions { name: "of it".into(), ..CreateImageOptions::default() };
-    let captured = create_image(region, made.instance.id, &said, &rules.friend.context()).unwrap();
-    assert_eq!(captured.image.unwrap().product_codes, codes, "they stay on what is made of it");
+    let (new, _) = create_image(region, made.instance.id, &said, &rules.friend.context()).unwrap();
+    assert_eq!(new.product_codes, codes, "they stay on what is made of it");
     let public = rules.image("public");
     rules.share(public.id, Permission::All, false).unwrap();
     let refused = modify::add_product_codes(region, public.id, &codes, &context);

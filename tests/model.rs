@@ -19,7 +19,7 @@ use imgstore::ops::copy::{CopyOptions, CopyWhat, apply, plan};
 use imgstore::ops::devices::DeviceSpec;
 use imgstore::ops::error::OpsError;
 use imgstore::ops::find;
-use imgstore::ops::import::{ImportDisk, import_template};
+use imgstore::ops::import::import_template;
 use imgstore::ops::launch::{LaunchOptions, Launched, launch};
 use imgstore::ops::modify::{self, PermissionChange, Protect, Target};
 use imgstore::ops::register::{ImageOptions, register};
@@ -441,10 +441,9 @@ impl Both {
         let (caller, name) = (self.context(who), NAMES[self.draw.below(NAMES.len())]);
         let content = self.content();
         let expected = self.references[at].name_free(who, name);
-        let disk = Box::new(MemoryDisk::new(content.to_vec()));
-        let disk = ImportDisk { device_name: "/dev/xvda".into(), disk };
+        let disk = MemoryDisk::new(content.to_vec());
         let options = ImageOptions::named(name, Architecture::X86_64);
-        let made = import_template(&self.regions[at], disk, &[], &options, None, &caller.context());
+        let made = import_template(&self.regions[at], &disk, &[], &options, None, &caller.context());
         let made = code(made.map(|imported| imported.image));
         assert_eq!(made.as_ref().map(drop), expected.map_err(str::to_owned).as_ref().map(drop), "template");
         self.note("import_template", made.is_ok());
@@ -529,7 +528,7 @@ impl Both {
             let (id, with) = (self.image(at), self.is(2));
             let real = |region: &Region| {
                 let done = delete::deregister(region, id, with, &caller.context())?;
-                Ok(done.snapshots.iter().map(|(_, outcome)| outcome.as_str()).collect::<Vec<_>>())
+                Ok(done.snapshots.iter().map(|snapshot| snapshot.outcome.as_str()).collect::<Vec<_>>())
             };
             self.both("deregister", at, real, |known| known.deregister(who, id, with, now));
         }
@@ -595,7 +594,6 @@ impl Both {
         let token = self.is(3).then(|| format!("copy-{}", self.draw.below(4)));
         let asked = token.clone().map(|token| (token, format!("{id} from {at} as {name}")));
         let expected: Answer<Option<ImageId>> = (|| {
-            self.references[at].may_copy_from(who, id)?;
             let made =
                 |image: &Image| image.owner == who && image.token.as_ref().map(|t| &t.0) == token.as_ref();
             let there = &self.references[to];
@@ -606,6 +604,7 @@ impl Both {
                     Err("IdempotentParameterMismatch")
                 };
             }
+            self.references[at].may_copy_from(who, id)?;
             there.name_free(who, &name).map(|()| None)
         })();
         let options = CopyOptions {
@@ -869,8 +868,7 @@ impl Both {
             "create_image"
         );
         self.note("create_image", made.is_ok());
-        let Ok(made) = made else { return };
-        let image = made.image.unwrap();
+        let Ok((image, _)) = made else { return };
         assert_eq!(image.source_instance, Some(id));
         let volumes = self.references[at].volumes_of(id);
         assert_eq!(image.devices.len(), volumes.len(), "every volume is in it");

@@ -54,6 +54,11 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
+    /// Whether everybody may read it.
+    pub fn is_public(&self) -> bool {
+        self.create_volume_permissions.contains(&Permission::All)
+    }
+
     /// Whether `account` may know of it and read it: its owner, or whom its permissions admit.
     pub fn readable_by(&self, account: AccountId) -> bool {
         self.owner == account || self.create_volume_permissions.iter().any(|p| p.admits(account))

@@ -3,6 +3,7 @@
 use super::context::Context;
 use super::error::{Code, OpsError};
 use super::find::{check_tags, own_image};
+use super::modify::check_publishable;
 use super::register::check_name_free;
 use crate::model::account::{Resource, RetentionRule, Tag};
 use crate::model::catalog::{Binned, Catalog};
@@ -11,6 +12,7 @@ use crate::model::image::Image;
 use crate::model::op::{AccountChange, BinStay, Op};
 use crate::model::snapshot::Snapshot;
 use crate::region::Region;
+use std::collections::BTreeSet;
 
 /// Days that a rule may keep things.
 pub const RETENTION_DAYS: std::ops::RangeInclusive<u16> = 1..=365;
@@ -88,8 +90,12 @@ pub fn restore_image(region: &Region, id: ImageId, context: &Context<'_>) -> Res
         };
         let image = &binned.item;
         check_name_free(catalog, image.owner, &image.name)?;
+        let settings = catalog.settings(context.account);
+        check_publishable(image.is_public() && settings.block_public_images, "images")?;
         let mut ops = Vec::new();
         for id in image.snapshot_ids().filter(|id| catalog.binned_snapshots.contains_key(id)) {
+            let is_public = catalog.binned_snapshots.get(&id).is_some_and(|binned| binned.item.is_public());
+            check_publishable(is_public && settings.block_public_snapshots, "snapshots")?;
             let op = Op::RestoreSnapshot { id };
             if !ops.contains(&op) {
                 ops.push(op);
@@ -108,7 +114,11 @@ pub fn restore_snapshot(
 ) -> Result<Snapshot, OpsError> {
     context.commit(region, |catalog| {
         match snapshots(catalog, context).into_iter().find(|binned| binned.item.id == id) {
-            Some(binned) => Ok((vec![Op::RestoreSnapshot { id }], binned.item.clone())),
+            Some(binned) => {
+                let is_blocked = catalog.settings(context.account).block_public_snapshots;
+                check_publishable(binned.item.is_public() && is_blocked, "snapshots")?;
+                Ok((vec![Op::RestoreSnapshot { id }], binned.item.clone()))
+            }
             None => {
                 super::find::own_snapshot(catalog, context.account, id)?;
                 let why = format!("The snapshot '{id}' is not in the recycle bin");
@@ -135,7 +145,7 @@ pub(super) fn stay_of(
 pub(super) fn expire(catalog: &Catalog, context: &Context<'_>) -> Vec<Op> {
     let is_own = |owner| owner == context.account;
     let images = catalog.binned_images.values().filter(|b| is_own(b.item.owner) && !is_kept(b.stay, context));
-    let expired: Vec<ImageId> = images.map(|binned| binned.item.id).collect();
+    let expired: BTreeSet<ImageId> = images.map(|binned| binned.item.id).collect();
     let still_used = |id| catalog.binned_images_using(id).any(|image| !expired.contains(&image));
     let snapshots = catalog.binned_snapshots.values();
     let snapshots = snapshots.filter(|b| is_own(b.item.owner) && !is_kept(b.stay, context));
@@ -144,17 +154,24 @@ pub(super) fn expire(catalog: &Catalog, context: &Context<'_>) -> Vec<Op> {
     images.chain(snapshots.map(|id| Op::ExpireSnapshot { id })).collect()
 }
 
-/// The images in the bin that use a snapshot, without those that the caller's next removal expires.
+/// The operations that end the stay of anybody's images whose time is up and that use a snapshot: what nobody can
+/// restore any more keeps nobody from deleting it.
+pub(super) fn expire_users(catalog: &Catalog, snapshot: SnapshotId, context: &Context<'_>) -> Vec<Op> {
+    let overdue = catalog.binned_images_using(snapshot).filter(|id| is_overdue(catalog, *id, context));
+    overdue.map(|id| Op::ExpireImage { id }).collect()
+}
+
+fn is_overdue(catalog: &Catalog, id: ImageId, context: &Context<'_>) -> bool {
+    catalog.binned_images.get(&id).is_some_and(|binned| !is_kept(binned.stay, context))
+}
+
+/// The images in the bin that use a snapshot and can still be restored.
 pub(super) fn binned_users<'a>(
     catalog: &'a Catalog,
     snapshot: SnapshotId,
     context: &'a Context<'_>,
 ) -> impl Iterator<Item = ImageId> + 'a {
-    let expires = |id: &ImageId| {
-        let binned = catalog.binned_images.get(id);
-        binned.is_some_and(|b| b.item.owner == context.account && !is_kept(b.stay, context))
-    };
-    catalog.binned_images_using(snapshot).filter(move |id| !expires(id))
+    catalog.binned_images_using(snapshot).filter(|id| !is_overdue(catalog, *id, context))
 }
 
 const fn is_kept(stay: BinStay, context: &Context<'_>) -> bool {

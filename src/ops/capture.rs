@@ -4,7 +4,9 @@
 use super::context::Context;
 use super::devices::{DeviceSpec, Purpose, check_specs, lay_over};
 use super::error::{Code, OpsError};
-use super::find::{check_description, check_tags, instance as find_instance, volume as find_volume};
+use super::find::{
+    backing, check_contents, check_description, check_tags, instance as find_instance, volume as find_volume,
+};
 use super::ingest::{Ingested, ingest};
 use super::instance::check_has_root;
 use super::register::{ImageOptions, build, check, check_name_free};
@@ -63,8 +65,6 @@ pub struct CreateImageOptions {
 /// What was captured.
 #[derive(Debug, Clone)]
 pub struct Captured {
-    /// The image, if one was made.
-    pub image: Option<Image>,
     /// The snapshots, in the order of the device names.
     pub snapshots: Vec<Snapshot>,
     /// What bringing each volume in has given.
@@ -107,7 +107,7 @@ pub fn create_snapshots(
         still_there(catalog, &volumes, context)?;
         Ok((snapshots.iter().zip(&ingested).map(|(s, volume)| create(s, volume)).collect(), ()))
     })?;
-    Ok(Captured { image: None, snapshots, ingested })
+    Ok(Captured { snapshots, ingested })
 }
 
 /// An image of an instance: a snapshot of each volume, and the image, in one record. Volumes are read as they
@@ -117,7 +117,7 @@ pub fn create_image(
     id: InstanceId,
     options: &CreateImageOptions,
     context: &Context<'_>,
-) -> Result<Captured, OpsError> {
+) -> Result<(Image, Captured), OpsError> {
     let catalog = region.catalog()?;
     let instance = find_instance(&catalog, context, id)?;
     check_imageable(instance)?;
@@ -138,7 +138,8 @@ pub fn create_image(
     check_specs(&options.devices)?;
     check_name_free(&catalog, context.account, &said.name)?;
     let attached = catalog.volumes_of(id);
-    let size_of = |id| super::find::snapshot(&catalog, context.account, id).map(|s| s.volume_bytes);
+    check_contents(&catalog, context.account, &options.devices)?;
+    let size_of = |id| backing(&catalog, id).map(|snapshot| snapshot.volume_bytes);
     let base = mapping(instance, &attached);
     let mut devices =
         lay_over(&base, &options.devices, &said.root_device_name, Purpose::ImageOfInstance, size_of)?;
@@ -177,13 +178,14 @@ pub fn create_image(
     context.commit(region, |catalog| {
         check_imageable(find_instance(catalog, context, id)?)?;
         check_name_free(catalog, context.account, &image.name)?;
+        check_contents(catalog, context.account, &options.devices)?;
         still_there(catalog, &volumes, context)?;
         // The predecessor may be gone by now: the name of a line is not its member.
         let mut ops: Vec<Op> = snapshots.iter().zip(&ingested).map(|(s, volume)| create(s, volume)).collect();
         ops.push(Op::RegisterImage(Box::new(image.clone())));
         Ok((ops, ()))
     })?;
-    Ok(Captured { image: Some(image), snapshots, ingested })
+    Ok((image, Captured { snapshots, ingested }))
 }
 
 fn check_live(instance: &Instance) -> Result<(), OpsError> {

@@ -42,7 +42,7 @@ impl Context<'_> {
         if self.dry_run { Err(OpsError::rule(Code::DryRun, why)) } else { Ok(()) }
     }
 
-    /// [`Region::commit`] for the caller. A dry run judges the operations, and ends there.
+    /// [`Region::commit`] for the caller. A dry run makes the operations, and ends there.
     pub(super) fn commit<T>(
         &self,
         region: &Region,

@@ -17,7 +17,7 @@ use crate::model::blockmap::BlockMap;
 use crate::model::catalog::Catalog;
 use crate::model::ids::{ImageId, ObjectHash, SnapshotId, TemplateId};
 use crate::model::image::{DeregistrationProtection, DeviceTarget, Image, ImageSource};
-use crate::model::objects::{ManifestRecord, PackName};
+use crate::model::objects::{ManifestName, ManifestRecord, PackName};
 use crate::model::op::Op;
 use crate::model::snapshot::{Snapshot, SnapshotSource, Template};
 use crate::region::Region;
@@ -50,6 +50,7 @@ pub struct CopyOptions {
 
 /// What a copy will do and move. Nothing is changed yet.
 pub struct CopyPlan {
+    what: CopyWhat,
     image: Option<Image>,
     snapshots: Vec<Snapshot>,
     template: Option<Template>,
@@ -63,6 +64,21 @@ pub struct CopyPlan {
 }
 
 impl CopyPlan {
+    /// What moves nothing.
+    fn of_nothing(what: CopyWhat, token: Option<ClientToken>) -> Self {
+        Self {
+            what,
+            image: None,
+            snapshots: Vec::new(),
+            template: None,
+            maps: Vec::new(),
+            source_sequence: 0,
+            missing: Missing::default(),
+            token,
+            manifest_bytes: 0,
+        }
+    }
+
     /// The manifests that are copied: of the snapshots, then of the template.
     fn manifests(&self) -> impl Iterator<Item = &ManifestRecord> {
         let snapshots = self.snapshots.iter().map(|snapshot| &snapshot.manifest);
@@ -124,22 +140,24 @@ pub fn plan(
     context: &Context<'_>,
 ) -> Result<CopyPlan, OpsError> {
     check_options(options)?;
+    let token = token_of(source, what, options)?;
+    let there = target.catalog()?;
+    // What was copied before is the answer even if the source is gone.
+    if made_by(&there, what, token.as_ref(), context)?.is_some() {
+        return Ok(CopyPlan::of_nothing(what, token));
+    }
     let catalog = source.catalog()?;
     let selected = select(&catalog, what, context)?;
     let mut plan = CopyPlan {
         image: selected.image,
         snapshots: selected.snapshots,
         template: selected.template,
-        maps: Vec::new(),
         source_sequence: catalog.sequence,
-        missing: Missing::default(),
-        token: token_of(source, what, options)?,
-        manifest_bytes: 0,
+        ..CopyPlan::of_nothing(what, token)
     };
     plan.maps = plan.manifests().map(|manifest| source.load_map(manifest)).collect::<Result<_, _>>()?;
     plan.missing = find_missing(source, target, &plan.maps, context)?;
-    let there = target.catalog()?;
-    if let (Some(image), None) = (&plan.image, made_by(&there, &plan, context)?) {
+    if let Some(image) = &plan.image {
         check_name_free(&there, context.account, &copy_name(image, options))?;
     }
     let lacking = plan.manifests().filter(|manifest| known_manifest(target, &there, manifest).is_none());
@@ -157,8 +175,9 @@ pub fn apply(
     context: &Context<'_>,
 ) -> Result<Copied, OpsError> {
     // Without operations a commit makes durable what it saw, and appends nothing.
-    let made = target
-        .commit::<_, OpsError>(context.account, |catalog| Ok((vec![], made_by(catalog, plan, context)?)))?;
+    let made = target.commit::<_, OpsError>(context.account, |catalog| {
+        Ok((vec![], made_by(catalog, plan.what, plan.token.as_ref(), context)?))
+    })?;
     if let Some(made) = made {
         return Ok(made);
     }
@@ -167,16 +186,21 @@ pub fn apply(
     context.progress.begin("copy", plan.missing.stored_bytes);
     let mut transferred_bytes = transfer(source, &mut session, &plan.missing, context)?;
     let used = reserve_all(&mut session, plan)?;
-    let (manifests, manifest_bytes) = place_manifests(&mut session, target, plan)?;
-    transferred_bytes += manifest_bytes;
+    let (manifests, written) = place_manifests(&mut session, target, plan)?;
+    transferred_bytes += written.iter().map(|manifest| manifest.len).sum::<u64>();
     session.flush()?;
     let copier = Copier { source, target, plan, options, context };
     let copy = copier.copy(&manifests)?;
     let made = target.commit::<_, OpsError>(context.account, |catalog| {
         // The same request may have been faster, from another process.
-        if let Some(made) = made_by(catalog, plan, context)? {
+        if let Some(made) = made_by(catalog, plan.what, plan.token.as_ref(), context)? {
             return Ok((vec![], made));
         }
+        // Within a region what is copied must still be there and the caller's to copy.
+        if source.header().id == target.header().id {
+            select(catalog, plan.what, context)?;
+        }
+        check_manifests(catalog, &manifests, &written, target)?;
         let image = copier.placed(catalog, copy.image.as_ref())?;
         let ops = copy.ops(image.as_ref(), &used);
         let (snapshots, stored_bytes) = (copy.snapshots.clone(), session.stored_bytes());
@@ -185,26 +209,50 @@ pub fn apply(
     Ok(made)
 }
 
-/// The manifests at the target: those that it has, the others written, each once.
+/// A manifest that was there when the copy was made must still be named by something: else it may be about to be
+/// removed. The next try writes one of its own.
+fn check_manifests(
+    catalog: &Catalog,
+    manifests: &[ManifestRecord],
+    written: &[ManifestRecord],
+    target: &Region,
+) -> Result<(), OpsError> {
+    let mut known: BTreeSet<ManifestName> = written.iter().map(|manifest| manifest.name).collect();
+    known.extend(catalog.roots().map(|root| root.manifest.name));
+    match manifests.iter().find(|manifest| !known.contains(&manifest.name)) {
+        Some(gone) => {
+            let why = format!(
+                "{} went while region {} was copied to; run the command again",
+                gone.name,
+                target.header().name
+            );
+            Err(OpsError::rule(Code::IncorrectState, why))
+        }
+        None => Ok(()),
+    }
+}
+
+/// The manifests at the target: those that it has, the others written, each once; and which were written.
 fn place_manifests(
     session: &mut Session,
     target: &Region,
     plan: &CopyPlan,
-) -> Result<(Vec<ManifestRecord>, u64), OpsError> {
+) -> Result<(Vec<ManifestRecord>, Vec<ManifestRecord>), OpsError> {
     let there = target.catalog()?;
-    let (mut placed, mut written_bytes): (Vec<ManifestRecord>, u64) = (Vec::new(), 0);
+    let (mut placed, mut written): (Vec<ManifestRecord>, Vec<ManifestRecord>) = (Vec::new(), Vec::new());
     for (manifest, map) in plan.manifests().zip(&plan.maps) {
         let same = |known: &&ManifestRecord| known.hash == manifest.hash;
         let known = placed.iter().find(same).cloned();
         placed.push(match known.or_else(|| known_manifest(target, &there, manifest)) {
             Some(known) => known,
             None => {
-                written_bytes += manifest.len;
-                session.write_manifest(map)?
+                let new = session.write_manifest(map)?;
+                written.push(new.clone());
+                new
             }
         });
     }
-    Ok((placed, written_bytes))
+    Ok((placed, written))
 }
 
 /// Makes sure that every chunk of every map is at the target now, and gives the packs that hold them.
@@ -291,8 +339,12 @@ fn copy_name(image: &Image, options: &CopyOptions) -> String {
 }
 
 /// What an earlier request with the same token made. With other arguments the token is refused.
-fn made_by(catalog: &Catalog, plan: &CopyPlan, context: &Context<'_>) -> Result<Option<Copied>, OpsError> {
-    let token = plan.token.as_ref();
+fn made_by(
+    catalog: &Catalog,
+    what: CopyWhat,
+    token: Option<&ClientToken>,
+    context: &Context<'_>,
+) -> Result<Option<Copied>, OpsError> {
     let made = |image: Option<Image>, snapshots: Vec<Snapshot>| Copied {
         image,
         snapshots,
@@ -301,7 +353,7 @@ fn made_by(catalog: &Catalog, plan: &CopyPlan, context: &Context<'_>) -> Result<
         was_made_before: true,
     };
     let account = context.account;
-    if plan.image.is_some() {
+    if let CopyWhat::Image(_) = what {
         let own = catalog.images.values().filter(|image| image.owner == account);
         let copies = made_before(token, own, |image| image.client_token.as_ref())?;
         let Some(&copy) = copies.first() else { return Ok(None) };

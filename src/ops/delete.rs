@@ -1,7 +1,7 @@
 //! Removing: delete a snapshot, deregister an image. Only roots change; bytes are freed by collection. Rules:
 //! EC2's DeleteSnapshot, DeregisterImage.
 
-use super::bin::{binned_users, expire, stay_of};
+use super::bin::{binned_users, expire, expire_users, stay_of};
 use super::context::Context;
 use super::error::{Code, OpsError};
 use super::find::{own_image, own_snapshot};
@@ -39,12 +39,23 @@ impl SnapshotOutcome {
     }
 }
 
+/// A snapshot of an image that is deregistered, to be deleted with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SnapshotDeletion {
+    /// Which.
+    pub id: SnapshotId,
+    /// What becomes of it.
+    pub outcome: SnapshotOutcome,
+    /// Until when it can be restored; none if it stays, or cannot.
+    pub restorable_until_ms: Option<TimeMs>,
+}
+
 /// What deregistering an image does.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Deregistration {
     /// Its snapshots, if they were to be deleted, and what becomes of each.
-    pub snapshots: Vec<(SnapshotId, SnapshotOutcome)>,
-    /// Until when the image, and its snapshots that are deleted, can be restored; none if they cannot.
+    pub snapshots: Vec<SnapshotDeletion>,
+    /// Until when the image can be restored; none if it cannot.
     pub restorable_until_ms: Option<TimeMs>,
     /// Bytes that this gives back after collection and repacking, once nothing is in the bin any more.
     pub freed_bytes: Option<u64>,
@@ -84,7 +95,7 @@ fn plan_snapshot(
     context: &Context<'_>,
 ) -> Result<(Vec<Op>, Deletion), OpsError> {
     let snapshot = own_snapshot(catalog, context.account, id)?;
-    let ops = expire(catalog, context);
+    let ops = expire_all(catalog, [id], context);
     let user = catalog.images_using(id).next();
     if let Some(image) = user.or_else(|| binned_users(catalog, id, context).next()) {
         return Err(in_use(catalog, id, image, context));
@@ -94,10 +105,28 @@ fn plan_snapshot(
     Ok((ops, deletion))
 }
 
+/// Ends the stay of what is overdue: the caller's own, and whatever of anybody's uses these snapshots.
+fn expire_all(
+    catalog: &Catalog,
+    snapshots: impl IntoIterator<Item = SnapshotId>,
+    context: &Context<'_>,
+) -> Vec<Op> {
+    let mut ops = Vec::new();
+    for op in snapshots.into_iter().flat_map(|id| expire_users(catalog, id, context)) {
+        if !ops.contains(&op) {
+            ops.push(op);
+        }
+    }
+    let own = expire(catalog, context);
+    let more: Vec<Op> = own.into_iter().filter(|op| !ops.contains(op)).collect();
+    ops.extend(more);
+    ops
+}
+
 /// EC2's sentence, where the caller may know the image.
 fn in_use(catalog: &Catalog, id: SnapshotId, image: ImageId, context: &Context<'_>) -> OpsError {
     let is_visible = |image: &Image| image.visible_to(context.account);
-    let binned = catalog.binned_images.get(&image).is_some_and(|binned| is_visible(&binned.item));
+    let binned = catalog.binned_images.get(&image).is_some_and(|binned| binned.item.owner == context.account);
     let why = match (catalog.images.get(&image).is_some_and(is_visible), binned) {
         (true, _) => return OpsError::snapshot_in_use(id, image),
         (_, true) => format!("The snapshot {id} is currently in use by {image}, which is in the recycle bin"),
@@ -116,17 +145,17 @@ pub fn deregister(
 ) -> Result<Deregistration, OpsError> {
     context.commit(region, |catalog| {
         let (image, plan) = plan(catalog, id, delete_snapshots, context)?;
-        let bin = plan.restorable_until_ms.map(|until_ms| BinStay { since_ms: context.now_ms, until_ms });
-        let mut ops = expire(catalog, context);
-        let of_image = stay_of(catalog, Resource::Image, &image.tags, context);
-        ops.push(Op::DeregisterImage { id, bin: of_image });
-        for (snapshot, _) in plan.snapshots.iter().filter(|(_, outcome)| *outcome == SnapshotOutcome::Success)
-        {
-            ops.push(Op::DeleteSnapshot {
-                id: *snapshot,
-                bin: snapshot_stay(catalog, *snapshot, bin, context),
-            });
-        }
+        let stay =
+            |until: Option<TimeMs>| until.map(|until_ms| BinStay { since_ms: context.now_ms, until_ms });
+        let mut ops = expire_all(catalog, image.snapshot_ids(), context);
+        ops.push(Op::DeregisterImage { id, bin: stay(plan.restorable_until_ms) });
+        let deleted = plan.snapshots.iter().filter(|snapshot| snapshot.outcome == SnapshotOutcome::Success);
+        ops.extend(
+            deleted.map(|snapshot| Op::DeleteSnapshot {
+                id: snapshot.id,
+                bin: stay(snapshot.restorable_until_ms),
+            }),
+        );
         Ok((ops, plan))
     })
 }
@@ -140,8 +169,8 @@ pub fn preview_deregister(
 ) -> Result<Deregistration, OpsError> {
     let catalog = region.catalog()?;
     let (image, plan) = plan(&catalog, id, delete_snapshots, context)?;
-    let deleted = plan.snapshots.iter().filter(|(_, outcome)| *outcome == SnapshotOutcome::Success);
-    let deleted: Vec<SnapshotId> = deleted.map(|(snapshot, _)| *snapshot).collect();
+    let deleted = plan.snapshots.iter().filter(|snapshot| snapshot.outcome == SnapshotOutcome::Success);
+    let deleted: Vec<SnapshotId> = deleted.map(|snapshot| snapshot.id).collect();
     let templates: Vec<_> = image.template.into_iter().collect();
     let freed = freed_bytes(region, &catalog, &deleted, &templates, context)?;
     Ok(Deregistration { freed_bytes: Some(freed), ..plan })
@@ -168,7 +197,14 @@ fn plan<'a>(
     };
     let (mut snapshots, mut snapshots_left) = (Vec::new(), Vec::new());
     if delete_snapshots {
-        snapshots = distinct.iter().map(|snapshot| (*snapshot, outcome(snapshot))).collect();
+        let deletion = |id: &SnapshotId| {
+            let outcome = outcome(id);
+            let stay = snapshot_stay(catalog, *id, of_image, context);
+            let restorable_until_ms =
+                stay.filter(|_| outcome == SnapshotOutcome::Success).map(|stay| stay.until_ms);
+            SnapshotDeletion { id: *id, outcome, restorable_until_ms }
+        };
+        snapshots = distinct.iter().map(deletion).collect();
     } else {
         let left = distinct.iter().filter(|snapshot| outcome(snapshot) == SnapshotOutcome::Success);
         snapshots_left = left.copied().collect();

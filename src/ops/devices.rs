@@ -7,6 +7,7 @@ use crate::model::image::{BlockDeviceMapping, DeviceTarget, EbsBlockDevice, is_d
 use crate::model::units::VOLUME_BYTES_MAX;
 use crate::model::words::VolumeType;
 use serde::Serialize;
+use std::collections::BTreeSet;
 
 /// Ephemeral disks are `ephemeral0` to this one.
 pub const EPHEMERAL_MAX: u8 = 23;
@@ -88,11 +89,18 @@ pub(super) fn check_specs(specs: &[DeviceSpec]) -> Result<(), OpsError> {
             return refuse(format!("{name} is larger than {}, the largest volume", in_gib(VOLUME_BYTES_MAX)));
         }
     }
-    let numbers: Vec<u8> = specs.iter().filter_map(|spec| spec.ephemeral).collect();
-    match numbers.iter().enumerate().find(|(at, number)| numbers[..*at].contains(number)) {
-        Some((_, twice)) => refuse(format!("ephemeral{twice} is used in more than one block-device mapping")),
-        None => Ok(()),
+    check_ephemeral(specs.iter().filter_map(|spec| spec.ephemeral))
+}
+
+/// Each ephemeral disk stands behind one device.
+fn check_ephemeral(numbers: impl Iterator<Item = u8>) -> Result<(), OpsError> {
+    let mut seen = BTreeSet::new();
+    for number in numbers {
+        if !seen.insert(number) {
+            return refuse(format!("ephemeral{number} is used in more than one block-device mapping"));
+        }
     }
+    Ok(())
 }
 
 /// Lays checked specifications over a mapping. `size_of` tells the size of a snapshot.
@@ -127,6 +135,10 @@ pub(super) fn lay_over(
     if let Some(spec) = specs.iter().find(|spec| spec.no_device && !is_base(spec)) {
         return refuse(format!("there is no device {} that could be left out", spec.device_name));
     }
+    check_ephemeral(devices.iter().filter_map(|device| match device.target {
+        DeviceTarget::Ephemeral(number) => Some(number),
+        DeviceTarget::Ebs(_) => None,
+    }))?;
     Ok(devices)
 }
 

@@ -172,6 +172,7 @@ impl From<RegionError> for OpsError {
             RegionError::Rejected(Rejection::SnapshotInUse(snapshot, image)) => {
                 Self::snapshot_in_use(snapshot, image)
             }
+            RegionError::Rejected(Rejection::Missing(what)) => Self::missing(what),
             RegionError::Rejected(Rejection::NameTaken(name, image)) => Self::name_taken(&name, image),
             error => Self::Region(error),
         }
@@ -211,6 +212,18 @@ impl OpsError {
     /// No image has a name that fits a pattern.
     pub fn no_image_fits(pattern: &str) -> Self {
         Self::rule(Code::ImageNotFound, format!("no available image has a name that fits '{pattern}'"))
+    }
+
+    /// What an operation needed was removed meanwhile.
+    fn missing(what: String) -> Self {
+        let code = match what.split('-').next() {
+            Some("ami") => Code::ImageNotFound,
+            Some("snap") => Code::SnapshotNotFound,
+            Some("vol") => Code::VolumeNotFound,
+            Some("i") => Code::InstanceNotFound,
+            _ => return Self::Region(RegionError::Rejected(Rejection::Missing(what))),
+        };
+        Self::rule(code, format!("{what} does not exist any more"))
     }
 
     pub(crate) fn image_unavailable(id: ImageId, state: &str) -> Self {

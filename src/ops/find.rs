@@ -1,6 +1,7 @@
 //! Finding things by id, for a caller. What a caller may not see does not exist for it.
 
 use super::context::Context;
+use super::devices::DeviceSpec;
 use super::error::{Code, OpsError};
 use super::instance::is_shown;
 use crate::model::account::{AccountId, Tag};
@@ -124,6 +125,16 @@ pub fn own_snapshot(catalog: &Catalog, account: AccountId, id: SnapshotId) -> Re
 /// A snapshot under something that the caller may use, whoever may read the snapshot itself.
 pub(super) fn backing(catalog: &Catalog, id: SnapshotId) -> Result<&Snapshot, OpsError> {
     catalog.snapshots.get(&id).ok_or_else(|| OpsError::snapshot_not_found(id))
+}
+
+/// Refuses snapshots that devices are to be made of and that the caller may not read, or that are not whole.
+pub(super) fn check_contents(
+    catalog: &Catalog,
+    account: AccountId,
+    devices: &[DeviceSpec],
+) -> Result<(), OpsError> {
+    let mut named = devices.iter().filter_map(|device| device.snapshot_id);
+    named.try_for_each(|id| check_completed(snapshot(catalog, account, id)?))
 }
 
 /// Refuses a snapshot that is not whole.

@@ -3,6 +3,7 @@
 use super::context::Context;
 use super::devices::{DeviceSpec, Purpose, check_specs, lay_over};
 use super::error::{Code, OpsError};
+use super::find::{backing, check_contents};
 use super::ingest::{Ingested, ingest};
 use super::register::{ImageOptions, build, check, check_placeable};
 use super::snapshot::{SnapshotOptions, create, describe};
@@ -46,7 +47,8 @@ pub fn import(
     let specs: Vec<_> =
         disks.iter().map(|disk| DeviceSpec::of_snapshot(&disk.device_name, placeholder)).collect();
     check_specs(&specs)?;
-    let mut session = begin(region, disks, options, context)?;
+    let bytes = disks.iter().map(|disk| disk.disk.len_bytes()).sum();
+    let mut session = begin(region, bytes, options, context)?;
     let level = zstd_level.unwrap_or(i32::from(region.header().zstd_level));
     let (mut snapshots, mut ingested) = (Vec::new(), Vec::new());
     for disk in disks {
@@ -81,24 +83,25 @@ pub fn import(
 /// `devices` are its other devices: ephemeral disks and empty volumes.
 pub fn import_template(
     region: &Region,
-    disk: ImportDisk,
+    disk: &dyn DiskRead,
     devices: &[DeviceSpec],
     options: &ImageOptions,
     zstd_level: Option<i32>,
     context: &Context<'_>,
 ) -> Result<Imported, OpsError> {
     check_specs(devices)?;
-    if devices.iter().any(|device| is_same_device(&device.device_name, &disk.device_name)) {
-        let why = format!("the root device {} has the template as its content", disk.device_name);
+    let root = &options.root_device_name;
+    if devices.iter().any(|device| is_same_device(&device.device_name, root)) {
+        let why = format!("the root device {root} has the template as its content");
         return Err(OpsError::rule(Code::BlockDeviceMapping, why));
     }
-    let size_of = |id| Ok(super::find::backing(&region.catalog()?, id)?.volume_bytes);
-    let devices = lay_over(&[], devices, &options.root_device_name, Purpose::New, size_of)?;
-    let disks = [disk];
-    let mut session = begin(region, &disks, options, context)?;
+    let catalog = region.catalog()?;
+    check_contents(&catalog, context.account, devices)?;
+    let size_of = |id| backing(&catalog, id).map(|snapshot| snapshot.volume_bytes);
+    let mapping = lay_over(&[], devices, root, Purpose::New, size_of)?;
+    let mut session = begin(region, disk.len_bytes(), options, context)?;
     let level = zstd_level.unwrap_or(i32::from(region.header().zstd_level));
-    let [disk] = &disks;
-    let ingested = ingest(&mut session, &*disk.disk, level, context)?;
+    let ingested = ingest(&mut session, disk, level, context)?;
     let template = Template {
         id: TemplateId::from_random(region.random_id()?),
         owner: context.account,
@@ -108,12 +111,10 @@ pub fn import_template(
         manifest: ingested.manifest.clone(),
     };
     let id = ImageId::from_random(region.random_id()?);
-    let image = build(id, options, devices, Some(template.id), context);
+    let image = build(id, options, mapping, Some(template.id), context);
     context.commit(region, |catalog| {
         check_placeable(catalog, options, context.account)?;
-        for snapshot in image.snapshot_ids() {
-            super::find::snapshot(catalog, context.account, snapshot)?;
-        }
+        check_contents(catalog, context.account, devices)?;
         let template =
             Op::CreateTemplate { template: Box::new(template.clone()), packs: ingested.packs.clone() };
         Ok((vec![template, Op::RegisterImage(Box::new(image.clone()))], ()))
@@ -124,7 +125,7 @@ pub fn import_template(
 /// Refuses what can be refused before the first byte is read, then begins to store.
 fn begin(
     region: &Region,
-    disks: &[ImportDisk],
+    bytes: u64,
     options: &ImageOptions,
     context: &Context<'_>,
 ) -> Result<Session, OpsError> {
@@ -132,6 +133,6 @@ fn begin(
     check_placeable(&region.catalog()?, options, context.account)?;
     context.end_dry_run()?;
     let session = region.begin(context.account)?;
-    context.progress.begin("import", disks.iter().map(|disk| disk.disk.len_bytes()).sum());
+    context.progress.begin("import", bytes);
     Ok(session)
 }

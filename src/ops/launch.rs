@@ -3,12 +3,12 @@
 use super::context::Context;
 use super::devices::{DeviceSpec, Purpose, check_specs, lay_over};
 use super::error::{Code, OpsError};
-use super::find::{backing, check_available, check_completed, check_tags, image as find_image};
+use super::find::{backing, check_available, check_contents, check_tags, image as find_image};
 use super::instance::is_shown;
 use super::launch_disks::{Content, Written, write_instance};
 use super::token::{client_token, made_before};
 use crate::disk::DiskError;
-use crate::disk::open::{absolute, make_dirs};
+use crate::disk::open::{absolute, make_dirs, utf8};
 use crate::model::account::{ClientToken, Tag};
 use crate::model::catalog::Catalog;
 use crate::model::ids::{ImageId, ReservationId};
@@ -81,6 +81,7 @@ pub fn launch(
     let catalog = region.catalog()?;
     let made = made_instances(&catalog, token.as_ref(), context)?;
     if !made.is_empty() {
+        context.end_dry_run()?;
         return Ok(made);
     }
     let image = find_image(&catalog, context.account, id)?;
@@ -113,6 +114,8 @@ fn check(options: &LaunchOptions) -> Result<(), OpsError> {
     if options.ephemeral_bytes == 0 || options.ephemeral_bytes > crate::model::units::VOLUME_BYTES_MAX {
         return Err(OpsError::rule(Code::InvalidParameterValue, "an ephemeral disk has 1 byte to 64 TiB"));
     }
+    // What cannot be put on record is not begun.
+    utf8(&options.output)?;
     check_tags(&options.tags)?;
     check_specs(&options.devices)
 }
@@ -126,9 +129,7 @@ fn plan(
     context: &Context<'_>,
 ) -> Result<Vec<Content>, OpsError> {
     check_available(image)?;
-    for snapshot in options.devices.iter().filter_map(|device| device.snapshot_id) {
-        check_completed(super::find::snapshot(catalog, context.account, snapshot)?)?;
-    }
+    check_contents(catalog, context.account, &options.devices)?;
     // Who may launch the image may have its content: no snapshot permission is needed.
     let size_of = |id| backing(catalog, id).map(|snapshot| snapshot.volume_bytes);
     let root = &image.root_device_name;
@@ -212,6 +213,7 @@ impl Launch<'_> {
                 return Ok((vec![], made));
             }
             check_available(find_image(catalog, self.context.account, self.image.id)?)?;
+            check_contents(catalog, self.context.account, &self.options.devices)?;
             let run = |made: &Launched| Op::RunInstance {
                 instance: Box::new(made.instance.clone()),
                 volumes: made.volumes.clone(),

@@ -53,11 +53,14 @@ pub fn ancestry(catalog: &Catalog, account: AccountId, id: ImageId) -> Result<Ve
 
 /// A copy's nearest ancestor is what it was copied from, unless its own version before is here, too.
 fn relation_of(image: &Image) -> Option<(Relation, ImageId)> {
+    let of_instance = image.source_instance.map(Relation::MadeOf);
     if let Some(id) = image.predecessor {
-        let relation = image.source_instance.map_or(Relation::Predecessor, Relation::MadeOf);
-        return Some((relation, id));
+        return Some((of_instance.unwrap_or(Relation::Predecessor), id));
     }
     let source = image.source.as_ref()?;
+    if let Some(relation) = of_instance {
+        return Some((relation, source.image_id));
+    }
     let (region_id, region) = (source.region_id, source.region.clone());
     Some((Relation::CopiedFrom { region_id, region }, source.image_id))
 }

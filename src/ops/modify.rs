@@ -196,6 +196,13 @@ pub fn protect(
         }
         let before = image.deregistration_protection;
         let protection = match (protect, before) {
+            // A cooldown that was promised is not shed by switching protection on without one.
+            (Protect::On, DeregistrationProtection::EnabledWithCooldown) => before,
+            (Protect::On, DeregistrationProtection::CoolingDown { .. })
+                if before.holds_at(context.now_ms) =>
+            {
+                DeregistrationProtection::EnabledWithCooldown
+            }
             (Protect::On, _) => DeregistrationProtection::Enabled,
             (Protect::OnWithCooldown, _) => DeregistrationProtection::EnabledWithCooldown,
             (Protect::Off, DeregistrationProtection::EnabledWithCooldown) => {
@@ -254,7 +261,8 @@ pub fn add_product_codes(
     })
 }
 
-fn check_publishable(is_blocked: bool, what: &str) -> Result<(), OpsError> {
+/// Refuses to make something public where its owner's account blocks that.
+pub(super) fn check_publishable(is_blocked: bool, what: &str) -> Result<(), OpsError> {
     if is_blocked {
         let why = format!(
             "You can't make {what} public because your account blocks public access; `imgstore account allow-public {what}` ends that"
@@ -271,8 +279,7 @@ fn check_snapshot_change(
     change: &PermissionChange,
     context: &Context<'_>,
 ) -> Result<(), OpsError> {
-    let becomes_public = change.add.contains(&Permission::All)
-        && !snapshot.create_volume_permissions.contains(&Permission::All);
+    let becomes_public = change.add.contains(&Permission::All) && !snapshot.is_public();
     check_publishable(becomes_public && catalog.settings(context.account).block_public_snapshots, "snapshots")
 }
 

@@ -3,7 +3,7 @@
 use super::context::Context;
 use super::devices::{DeviceSpec, Purpose, check_specs, lay_over, refuse};
 use super::error::{Code, OpsError};
-use super::find::{backing, check_completed, check_description, check_tags, own_image};
+use super::find::{backing, check_contents, check_description, check_tags, own_image};
 use crate::model::account::{AccountId, Tag};
 use crate::model::catalog::Catalog;
 use crate::model::ids::{ImageId, TemplateId};
@@ -69,9 +69,7 @@ pub fn register(
     let id = ImageId::from_random(region.random_id()?);
     context.commit(region, |catalog| {
         check_placeable(catalog, options, context.account)?;
-        for snapshot in devices.iter().filter_map(|device| device.snapshot_id) {
-            check_completed(super::find::snapshot(catalog, context.account, snapshot)?)?;
-        }
+        check_contents(catalog, context.account, devices)?;
         let size_of = |id| backing(catalog, id).map(|snapshot| snapshot.volume_bytes);
         let devices = lay_over(&[], devices, &options.root_device_name, Purpose::New, size_of)?;
         let image = build(id, options, devices, None, context);

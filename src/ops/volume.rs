@@ -54,6 +54,7 @@ pub fn create_volume(
     let token = client_token(options.client_token.as_ref(), options)?;
     let catalog = region.catalog()?;
     if let Some(made) = made_volume(&catalog, token.as_ref(), context)? {
+        context.end_dry_run()?;
         return Ok(made);
     }
     let snapshot = options.snapshot_id.map(|id| find_snapshot(&catalog, context.account, id)).transpose()?;
@@ -76,7 +77,10 @@ pub fn create_volume(
         client_token: token.clone(),
     };
     make_dirs(&output)?;
-    write(region, snapshot, volume_bytes, &path, context)?;
+    if let Err(error) = write(region, snapshot, volume_bytes, &path, context) {
+        drop(remove_made_file(&path));
+        return Err(error);
+    }
     let result = context.commit(region, |catalog| {
         if let Some(made) = made_volume(catalog, token.as_ref(), context)? {
             return Ok((vec![], made));

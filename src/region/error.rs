@@ -59,6 +59,16 @@ pub enum RegionError {
     /// The operations do not apply to the region's state.
     #[error("{0}")]
     Rejected(Rejection),
+    /// A record stands where this one was to be, and whether it is this one cannot be told now.
+    #[error(
+        "log record {sequence} may or may not be this command's: {source}; run the command again to find out"
+    )]
+    Undecided {
+        /// The record.
+        sequence: u64,
+        /// What stands in the way of knowing.
+        source: Box<Self>,
+    },
     /// The operating system gives no random bytes.
     #[error("no random bytes from the operating system: {0}")]
     Random(std::io::Error),
@@ -83,7 +93,11 @@ impl RegionError {
 
     /// Whether what was to be made may exist in spite of the error.
     pub const fn is_unknown_outcome(&self) -> bool {
-        matches!(self, Self::Storage(error) if error.is_unknown_outcome())
+        match self {
+            Self::Storage(error) => error.is_unknown_outcome(),
+            Self::Undecided { .. } => true,
+            _ => false,
+        }
     }
 
     /// Whether the storage is full.

@@ -199,10 +199,12 @@ impl Head {
         let (bytes, hash) = encode_spilling(storage, record, list_name)?;
         match storage.create(&name, &[&bytes]) {
             Ok(Created::New) => {}
-            Ok(Created::Existed) => match read_record(storage, sequence)? {
+            Ok(Created::Existed) => match read_record(storage, sequence).map_err(undecided(sequence))? {
                 // Storage that retries by itself can find its own write.
                 // It may not have come to make it durable.
-                Some(read) if read.record.nonce == nonce => storage.persist(&shard(sequence))?,
+                Some(read) if read.record.nonce == nonce => {
+                    storage.persist(&shard(sequence)).map_err(|e| undecided(sequence)(e.into()))?;
+                }
                 _ => return Ok(Race::Lost),
             },
             Err(e) if e.is_unknown_outcome() => self.burn(storage, author, nonce, e)?,
@@ -236,7 +238,7 @@ impl Head {
         };
         let (bytes, _) = record::encode(&no_op).map_err(|e| RegionError::damaged(&name, e))?;
         match storage.create(&name, &[&bytes]) {
-            Ok(Created::Existed) => match read_record(storage, sequence)? {
+            Ok(Created::Existed) => match read_record(storage, sequence).map_err(undecided(sequence))? {
                 Some(read) if read.record.nonce == nonce => Ok(()),
                 _ => Err(StorageError::Latched { name }.into()),
             },
@@ -265,6 +267,11 @@ impl Head {
             let _ = storage.delete(&listed.name);
         }
     }
+}
+
+/// An error after which nobody knows whose record stands at a place.
+fn undecided(sequence: u64) -> impl Fn(RegionError) -> RegionError {
+    move |error| RegionError::Undecided { sequence, source: Box::new(error) }
 }
 
 /// A checkpoint's state, if it is whole and the record that it stands on is the log's.

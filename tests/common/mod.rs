@@ -257,10 +257,9 @@ impl Rules {
 
     /// An instance-store-backed image of the owner's.
     pub fn template(&self, name: &str) -> Image {
-        let disk = Box::new(MemoryDisk::new(volume(30_000, 5)));
-        let disk = ImportDisk { device_name: "/dev/xvda".into(), disk };
+        let disk = MemoryDisk::new(volume(30_000, 5));
         let options = ImageOptions::named(name, Architecture::X86_64);
-        import_template(&self.region, disk, &[], &options, None, &self.owner.context()).unwrap().image
+        import_template(&self.region, &disk, &[], &options, None, &self.owner.context()).unwrap().image
     }
 
     /// One instance of an image, as a caller launches it.

@@ -228,6 +228,8 @@ impl Reference {
         image.protection = match (wanted, image.protection) {
             (Protection::Off, Protection::Cooldown) => Protection::Until(now + DAY),
             (Protection::Off, Protection::Until(until)) if now < until => Protection::Until(until),
+            (Protection::On, Protection::Cooldown) => Protection::Cooldown,
+            (Protection::On, Protection::Until(until)) if now < until => Protection::Cooldown,
             (wanted, _) => wanted,
         };
         Ok(())
@@ -247,20 +249,20 @@ impl Reference {
         rules.map(|(_, days, _)| now + days * DAY).max()
     }
 
-    /// Images in the bin keep their snapshots, unless the caller could not restore them any more.
-    fn kept_by_bin(&self, account: Account, snapshot: SnapshotId, now: u64) -> bool {
-        let holds = |(image, until): &(Image, u64)| {
-            image.snapshots.contains(&snapshot) && (image.owner != account || now < *until)
-        };
-        self.binned_images.values().any(holds)
+    /// Images in the bin keep their snapshots, as long as they can be restored.
+    fn kept_by_bin(&self, snapshot: SnapshotId, now: u64) -> bool {
+        self.binned_images.values().any(|(image, until)| image.snapshots.contains(&snapshot) && now < *until)
     }
 
-    fn expire(&mut self, account: Account, now: u64) {
+    /// What is overdue ends: the account's own, and images of anybody's that use these snapshots.
+    fn expire(&mut self, account: Account, snapshots: &[SnapshotId], now: u64) {
         self.binned_images.retain(|_, (image, until)| image.owner != account || now < *until);
         let used: BTreeSet<_> =
             self.binned_images.values().flat_map(|(image, _)| image.snapshots.clone()).collect();
         self.binned_snapshots
             .retain(|id, (snapshot, until)| snapshot.owner != account || now < *until || used.contains(id));
+        let uses = |image: &Image| snapshots.iter().any(|id| image.snapshots.contains(id));
+        self.binned_images.retain(|_, (image, until)| now < *until || !uses(image));
     }
 
     pub fn deregister(
@@ -284,7 +286,7 @@ impl Reference {
             let by_others = self.images.iter().any(|(o, i)| *o != id && i.snapshots.contains(&snapshot));
             if self.snapshots[&snapshot].owner != account {
                 outcomes.push("missing-permissions");
-            } else if by_others || self.kept_by_bin(account, snapshot, now) {
+            } else if by_others || self.kept_by_bin(snapshot, now) {
                 outcomes.push("skipped");
             } else {
                 outcomes.push("success");
@@ -295,7 +297,7 @@ impl Reference {
                 }
             }
         }
-        self.expire(account, now);
+        self.expire(account, &image.snapshots, now);
         self.images.remove(&id);
         self.deregistered.insert((id, account));
         if let Some(until) = until {
@@ -307,8 +309,8 @@ impl Reference {
     pub fn delete_snapshot(&mut self, account: Account, id: SnapshotId, now: u64) -> Answer<()> {
         self.own_snapshot(account, id)?;
         let used = self.images.values().any(|i| i.snapshots.contains(&id));
-        demand(!used && !self.kept_by_bin(account, id, now), "InvalidSnapshot.InUse")?;
-        self.expire(account, now);
+        demand(!used && !self.kept_by_bin(id, now), "InvalidSnapshot.InUse")?;
+        self.expire(account, &[id], now);
         let snapshot = self.snapshots.remove(&id).unwrap();
         if let Some(until) = self.kept_until(account, false, false, now) {
             self.binned_snapshots.insert(id, (snapshot, until));
@@ -323,6 +325,13 @@ impl Reference {
             return Err("IncorrectState");
         };
         self.name_free(account, &image.name)?;
+        let settings = self.settings(account);
+        demand(!(settings.block_images && image.shared.contains(&None)), "OperationNotPermitted")?;
+        let public = |id: &SnapshotId| {
+            self.binned_snapshots.get(id).is_some_and(|(snapshot, _)| snapshot.shared.contains(&None))
+        };
+        let publishes = image.snapshots.iter().any(public);
+        demand(!(settings.block_snapshots && publishes), "OperationNotPermitted")?;
         for snapshot in &image.snapshots {
             if let Some((back, _)) = self.binned_snapshots.remove(snapshot) {
                 self.snapshots.insert(*snapshot, back);
@@ -340,6 +349,8 @@ impl Reference {
             self.own_snapshot(account, id)?;
             return Err("IncorrectState");
         }
+        let public = self.binned_snapshots[&id].0.shared.contains(&None);
+        demand(!(public && self.settings(account).block_snapshots), "OperationNotPermitted")?;
         let (snapshot, _) = self.binned_snapshots.remove(&id).unwrap();
         self.snapshots.insert(id, snapshot);
         Ok(())

@@ -153,6 +153,9 @@ fn words(op: &Op) -> String {
             None => format!("took snapshot {} of {}", snapshot.id, bytes(snapshot.volume_bytes)),
         },
         Op::DeleteSnapshot { id, bin } => format!("deleted snapshot {id}{}", to_bin(*bin)),
+        Op::RegisterImage(image) if let Some(instance) = image.source_instance => {
+            format!("made image {} ({}) of {instance}", image.id, printable(&image.name))
+        }
         Op::RegisterImage(image) => match &image.source {
             Some(source) => format!(
                 "copied image {} ({}) from {} in {}",

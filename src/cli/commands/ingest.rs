@@ -6,6 +6,7 @@ use crate::cli::args::{Format, ImageArgs, ImportArgs, RegisterArgs, SnapshotArgs
 use crate::cli::error::CliError;
 use crate::cli::json;
 use crate::cli::text::bytes;
+use imgstore::disk::DiskRead;
 use imgstore::disk::open::{Declared, open_disk};
 use imgstore::model::catalog::Catalog;
 use imgstore::model::image::Machine;
@@ -93,7 +94,7 @@ pub fn import(session: &Session<'_>, args: &ImportArgs) -> Result<(), CliError> 
             return Err(CliError::Usage(why.into()));
         };
         let Some(disk) = disks.pop() else { return Ok(()) };
-        return import_as_template(session, &region, disk, &devices, &options, args.level);
+        return import_as_template(session, &region, &*disk.disk, &devices, &options, args.level);
     }
     let imported = run_import(&region, &disks, &options, args.level, &session.context)?;
     answer_import(session, &region.catalog()?, &imported, started);
@@ -141,11 +142,8 @@ pub fn register(session: &Session<'_>, args: &RegisterArgs) -> Result<(), CliErr
     let mut devices = args.devices.iter().map(|text| parse_device(text)).collect::<Result<Vec<_>, _>>()?;
     let region = session.home.open_region()?;
     if let Some(manifest) = &args.bundle {
-        let disk = ImportDisk {
-            device_name: options.root_device_name.clone(),
-            disk: super::bundle::open(manifest)?,
-        };
-        return import_as_template(session, &region, disk, &devices, &options, args.level);
+        let disk = super::bundle::open(manifest)?;
+        return import_as_template(session, &region, &*disk, &devices, &options, args.level);
     }
     if let Some(root) = args.root {
         devices.insert(0, DeviceSpec::of_snapshot(&options.root_device_name, root));
@@ -167,7 +165,7 @@ pub fn register(session: &Session<'_>, args: &RegisterArgs) -> Result<(), CliErr
 fn import_as_template(
     session: &Session<'_>,
     region: &Region,
-    disk: ImportDisk,
+    disk: &dyn DiskRead,
     devices: &[DeviceSpec],
     options: &ImageOptions,
     level: Option<i32>,

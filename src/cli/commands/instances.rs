@@ -56,14 +56,13 @@ pub fn create_image(session: &Session<'_>, args: &CreateImageArgs) -> Result<(),
         no_reboot: args.no_reboot,
         tags: args.tags.clone(),
     };
-    let captured = capture::create_image(&region, args.instance, &options, &session.context)?;
+    let (image, captured) = capture::create_image(&region, args.instance, &options, &session.context)?;
     let volumes: Vec<&Ingested> = captured.ingested.iter().collect();
     session.watcher.note(&cost(&volumes, started));
-    let Some(image) = &captured.image else { return Ok(()) };
     let catalog = region.catalog()?;
     session.output.answer(
         || {
-            let mut document = json::image(&catalog, session.context.account, image);
+            let mut document = json::image(&catalog, session.context.account, &image);
             document["region"] = session.home.region_name().into();
             document["snapshots"] = captured
                 .snapshots

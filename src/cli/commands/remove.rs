@@ -9,7 +9,7 @@ use imgstore::model::account::Resource;
 use imgstore::model::ids::SnapshotId;
 use imgstore::ops::bin;
 use imgstore::ops::context::Progress;
-use imgstore::ops::delete::{self, Deregistration, SnapshotOutcome};
+use imgstore::ops::delete::{self, Deregistration, SnapshotDeletion, SnapshotOutcome};
 use imgstore::ops::find::AnyId;
 use serde_json::{Value, json};
 
@@ -21,8 +21,12 @@ pub fn deregister(session: &Session<'_>, args: &DeregisterArgs) -> Result<(), Cl
     tell(session, &done);
     session.output.answer(
         || {
-            let one = |(id, outcome): &(SnapshotId, SnapshotOutcome)| {
-                json!({ "snapshot_id": id, "result": outcome.as_str() })
+            let one = |snapshot: &SnapshotDeletion| {
+                json!({
+                    "snapshot_id": snapshot.id,
+                    "result": snapshot.outcome.as_str(),
+                    "restorable_until": snapshot.restorable_until_ms.map(time_millis),
+                })
             };
             json!({
                 "image_id": id,
@@ -42,15 +46,16 @@ pub fn deregister(session: &Session<'_>, args: &DeregisterArgs) -> Result<(), Cl
 /// What becomes of the snapshots and of the space, for people.
 fn tell(session: &Session<'_>, done: &Deregistration) {
     let note = |text: String| session.watcher.note(&text);
-    for (id, outcome) in &done.snapshots {
-        note(match outcome {
-            SnapshotOutcome::Success if session.context.dry_run => format!("{id}: would be deleted"),
-            SnapshotOutcome::Success if done.restorable_until_ms.is_some() => {
-                format!("{id}: removed with it")
+    let would = if session.context.dry_run { "would be " } else { "" };
+    for snapshot in &done.snapshots {
+        let id = snapshot.id;
+        note(match (snapshot.outcome, snapshot.restorable_until_ms) {
+            (SnapshotOutcome::Success, Some(until)) => {
+                format!("{id}: {would}removed, restorable until {}", time(until))
             }
-            SnapshotOutcome::Success => format!("{id}: deleted"),
-            SnapshotOutcome::Skipped => format!("{id}: skipped, another image uses it"),
-            SnapshotOutcome::MissingPermissions => format!("{id}: kept, it belongs to another account"),
+            (SnapshotOutcome::Success, None) => format!("{id}: {would}deleted"),
+            (SnapshotOutcome::Skipped, _) => format!("{id}: skipped, another image uses it"),
+            (SnapshotOutcome::MissingPermissions, _) => format!("{id}: kept, it belongs to another account"),
         });
     }
     if !done.snapshots_left.is_empty() {
@@ -58,10 +63,13 @@ fn tell(session: &Session<'_>, done: &Deregistration) {
         note(format!("{} stays; --delete-snapshots deletes what no other image uses", ids.join(", ")));
     }
     if let Some(until) = done.restorable_until_ms {
-        note(format!("what is removed stays in the recycle bin until {}", time(until)));
+        let is = if session.context.dry_run { "would be" } else { "is" };
+        note(format!("the image {is} restorable until {}", time(until)));
     }
     if let Some(freed) = done.freed_bytes {
-        let when = if done.restorable_until_ms.is_some() { " when it leaves the bin" } else { "" };
+        let binned = done.snapshots.iter().any(|snapshot| snapshot.restorable_until_ms.is_some());
+        let is_binned = binned || done.restorable_until_ms.is_some();
+        let when = if is_binned { " once it has left the bin" } else { "" };
         note(format!("nothing was changed; this would free {}{when}, after collection", bytes(freed)));
     }
 }
