@@ -847,3 +847,159 @@ fn an_image_with_product_codes_is_never_public_and_copied_by_its_owner_only() {
     let refused = modify::add_product_codes(region, public.id, &codes, &context);
     assert_eq!(code(refused), Err("OperationNotPermitted"));
 }
+
+// What a review found ----------------------------------------------------------------------------------------
+
+#[test]
+fn nothing_is_told_of_a_snapshot_that_the_caller_may_not_read() {
+    let rules = Rules::new();
+    let secret = first_snapshot(&rules.image("web"));
+    let other = SnapshotId::from_random(7);
+    let tell = |snapshot_id| {
+        let device = DeviceSpec {
+            device_name: "/dev/xvdb".into(),
+            snapshot_id: Some(snapshot_id),
+            volume_bytes: Some(4096),
+            ..DeviceSpec::default()
+        };
+        let disk = MemoryDisk::new(volume(30_000, 5));
+        let context = rules.friend.context();
+        let made = import_template(&rules.region, &disk, &[device], &options("mine"), None, &context);
+        made.unwrap_err().to_string().replace(&snapshot_id.to_string(), "ID")
+    };
+    assert_eq!(tell(secret), tell(other));
+}
+
+#[test]
+fn a_cooldown_is_not_shed_by_switching_protection_on_again() {
+    let rules = Rules::new();
+    let image = rules.image("web");
+    let region = &rules.region;
+    let protect =
+        |caller: &Caller, wanted| modify::protect(region, image.id, wanted, &caller.context()).unwrap();
+    protect(&rules.owner, Protect::OnWithCooldown);
+    for wanted in [Protect::On, Protect::Off, Protect::On, Protect::Off] {
+        protect(&rules.owner, wanted);
+    }
+    let removed = deregister(region, image.id, false, &later(&rules.owner, HOUR).context());
+    assert_eq!(code(removed), Err("OperationNotPermitted"));
+    let removed = deregister(region, image.id, false, &later(&rules.owner, 25 * HOUR).context());
+    assert_eq!(code(removed), Ok(()));
+}
+
+#[test]
+fn restoring_from_the_bin_does_not_publish_past_the_block() {
+    let rules = Rules::new();
+    let image = rules.image("web");
+    let (region, context) = (&rules.region, rules.owner.context());
+    rules.share(image.id, Permission::All, true).unwrap();
+    bin::add_rule(region, Resource::Image, 7, &[], &context).unwrap();
+    deregister(region, image.id, true, &context).unwrap();
+    account::block_public_access(region, Resource::Image, true, &context).unwrap();
+    assert_eq!(code(bin::restore_image(region, image.id, &context)), Err("OperationNotPermitted"));
+    account::block_public_access(region, Resource::Image, false, &context).unwrap();
+    account::block_public_access(region, Resource::Snapshot, true, &context).unwrap();
+    let snapshot = first_snapshot(&image);
+    assert_eq!(code(bin::restore_snapshot(region, snapshot, &context)), Err("OperationNotPermitted"));
+    account::block_public_access(region, Resource::Snapshot, false, &context).unwrap();
+    assert_eq!(code(bin::restore_image(region, image.id, &context)), Ok(()));
+}
+
+#[test]
+fn what_nobody_can_restore_any_more_keeps_no_snapshot() {
+    let rules = Rules::new();
+    let image = rules.image("web");
+    let snapshot = first_snapshot(&image);
+    rules.share(image.id, Permission::All, true).unwrap();
+    let (region, friend) = (&rules.region, rules.friend.context());
+    let theirs = register(region, &options("theirs"), &root(snapshot), &friend).unwrap();
+    bin::add_rule(region, Resource::Image, 1, &[], &friend).unwrap();
+    deregister(region, theirs.id, false, &friend).unwrap();
+    deregister(region, image.id, false, &rules.owner.context()).unwrap();
+    let delete =
+        |caller: &Caller| code(imgstore::ops::delete::delete_snapshot(region, snapshot, &caller.context()));
+    assert_eq!(delete(&rules.owner), Err("InvalidSnapshot.InUse"));
+    assert_eq!(delete(&later(&rules.owner, 24 * HOUR)), Ok(()));
+}
+
+#[test]
+fn an_ephemeral_disk_stands_behind_one_device_of_the_whole_mapping() {
+    let rules = Rules::new();
+    let snapshot = first_snapshot(&rules.image("web"));
+    let ephemeral =
+        |name: &str| DeviceSpec { device_name: name.into(), ephemeral: Some(0), ..DeviceSpec::default() };
+    let devices = [root(snapshot)[0].clone(), ephemeral("/dev/xvdb")];
+    let image = register(&rules.region, &options("scratch"), &devices, &rules.owner.context()).unwrap();
+    let options = imgstore::ops::launch::LaunchOptions {
+        devices: vec![ephemeral("/dev/xvdc")],
+        ..imgstore::ops::launch::LaunchOptions::one(rules.disks.path())
+    };
+    let made = imgstore::ops::launch::launch(&rules.region, image.id, &options, &rules.owner.context());
+    assert_eq!(code(made), Err("InvalidBlockDeviceMapping"));
+}
+
+#[test]
+fn a_copys_token_answers_even_if_the_source_is_gone() {
+    let rules = Rules::new();
+    let image = rules.image("web");
+    let context = rules.owner.context();
+    let said =
+        CopyOptions { name: Some("copy".into()), client_token: Some("t".into()), ..CopyOptions::default() };
+    let copy = || {
+        let plan = plan(&rules.region, &rules.region, CopyWhat::Image(image.id), &said, &context)?;
+        apply(&rules.region, &rules.region, &plan, &said, &context).map(|copied| copied.image.unwrap().id)
+    };
+    let first = copy().unwrap();
+    deregister(&rules.region, image.id, true, &context).unwrap();
+    assert_eq!(copy().unwrap(), first);
+}
+
+#[test]
+fn what_changes_while_a_command_works_is_seen_by_its_commit() {
+    use imgstore::ops::context::{Context, Progress};
+
+    /// Runs a thing once, when the work begins.
+    struct Meanwhile<F>(std::sync::Mutex<Option<F>>);
+    impl<F: FnOnce() + Send> Progress for Meanwhile<F> {
+        fn begin(&self, _phase: &'static str, _total_bytes: u64) {
+            if let Some(work) = self.0.lock().unwrap().take() {
+                work();
+            }
+        }
+        fn advance(&self, _bytes: u64) {}
+        fn note(&self, _message: &str) {}
+        fn is_cancelled(&self) -> bool {
+            false
+        }
+    }
+
+    let rules = Rules::new();
+    let (base, mine) = (rules.image("base"), first_snapshot(&rules.image("mine")));
+    rules.share(base.id, Permission::All, true).unwrap();
+    let own = rules.copy(base.id, "own", &rules.friend).unwrap();
+    let made = rules.launch(own.id, &rules.friend).unwrap();
+    let share = |add: bool| {
+        let all = vec![Permission::All];
+        let (add, remove) = if add { (all, vec![]) } else { (vec![], all) };
+        let change = PermissionChange { add, remove };
+        modify::share_snapshot(&rules.region, mine, &change, &rules.owner.context()).unwrap();
+    };
+    let devices = vec![DeviceSpec::of_snapshot("/dev/xvdf", mine)];
+    share(true);
+    let watch = Meanwhile(std::sync::Mutex::new(Some(|| share(false))));
+    let context = Context { progress: &watch, ..rules.friend.context() };
+    let said = CreateImageOptions { name: "new".into(), devices: devices.clone(), ..Default::default() };
+    let refused = create_image(&rules.region, made.instance.id, &said, &context);
+    assert_eq!(code(refused), Err("InvalidSnapshot.NotFound"));
+    share(true);
+    let watch = Meanwhile(std::sync::Mutex::new(Some(|| share(false))));
+    let context = Context { progress: &watch, ..rules.friend.context() };
+    let launch = imgstore::ops::launch::LaunchOptions {
+        devices,
+        ..imgstore::ops::launch::LaunchOptions::one(rules.disks.path())
+    };
+    let refused = imgstore::ops::launch::launch(&rules.region, own.id, &launch, &context);
+    assert_eq!(code(refused), Err("InvalidSnapshot.NotFound"));
+    let left = std::fs::read_dir(rules.disks.path()).unwrap().count();
+    assert_eq!(left, 1, "its disks are removed");
+}
