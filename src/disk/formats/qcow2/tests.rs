@@ -60,11 +60,11 @@ fn image() -> (Vec<u8>, Vec<u8>) {
     let stored = deflated(&words);
     let data = |fill: u8| vec![fill; CLUSTER];
     let clusters: [(u64, Vec<u8>); 8] = [
-        (5 * 512 | COPIED, data(5)),
+        ((5 * 512) | COPIED, data(5)),
         (6 * 512, data(6)),
         (1, data(0)),
         (0, data(0)),
-        (6 * 512 | 1, data(0)),
+        ((6 * 512) | 1, data(0)),
         (compressed(7 * 512 + 3, 1), words.clone()),
         (5 * 512, data(5)),
         (7 * 512, data(0)),
@@ -257,13 +257,13 @@ fn what_is_wrong_in_a_table_is_refused() {
     let stored = compressed(7 * 512 + 3, 1);
     let faults: [(usize, u64, &str); 18] = [
         (L1, L2 as u64 | 1, "reserved bits"),
-        (L1, L2 as u64 | 1 << 62, "reserved bits"),
+        (L1, L2 as u64 | (1 << 62), "reserved bits"),
         (L1, 8 * 512, "not a cluster of the file"),
         (L1, 0x00ff_ffff_ffff_fe00, "not a cluster of the file"),
         (L1, 1 << 56, "reserved bits"),
-        (L2, 5 * 512 | 2, "reserved bits"),
-        (L2, 5 * 512 | 1 << 56, "reserved bits"),
-        (L2, 5 * 512 | 1 << 61, "reserved bits"),
+        (L2, (5 * 512) | 2, "reserved bits"),
+        (L2, (5 * 512) | (1 << 56), "reserved bits"),
+        (L2, (5 * 512) | (1 << 61), "reserved bits"),
         (L2, 8 * 512, "no cluster"),
         (L2, 0x00ff_ffff_ffff_fe00, "no cluster"),
         (L2 + 8, 0x00ff_ffff_ffff_fe00 | 1, "no cluster"),
