@@ -11,6 +11,7 @@ use common::{Draw, MemoryDisk, volume};
 use imgstore::disk::formats::Limits;
 use imgstore::disk::formats::qcow2::{Qcow2, open};
 use imgstore::disk::{DiskError, DiskRead};
+use imgstore::io::rawdisk::RawDisk;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -239,6 +240,30 @@ fn holes_are_passed_over_and_snapshots_noted() {
     }
     assert_eq!(data, 65536);
     assert!(steps < 130_000, "{steps} extents");
+}
+
+/// What was only made room for is a hole of the file, and of the disk.
+#[test]
+fn clusters_in_holes_of_the_file_are_holes() {
+    if !has_qemu() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let create = ["create", "-q", "-f", "qcow2", "-o", "preallocation=metadata", "disk", "200M"];
+    run(dir.path(), "qemu-img", &create);
+    run(dir.path(), "qemu-io", &["-f", "qcow2", "-c", "write -P 7 100M 1M", "disk"]);
+    let file = RawDisk::open(&dir.path().join("disk")).unwrap();
+    let disk = open(Arc::new(file), Path::new("disk"), &Limits::default()).unwrap();
+    let (mut at, mut data) = (0, Vec::new());
+    while at < disk.len_bytes() {
+        let extent = disk.extent_at(at).unwrap();
+        if !extent.is_zero {
+            data.push((extent.start >> 20, extent.end.div_ceil(1 << 20)));
+        }
+        at = extent.end;
+    }
+    assert_eq!(data, [(100, 101)]);
+    assert_eq!(read_whole(&disk, &mut Draw::new(1)).unwrap()[100 << 20..101 << 20], [7; 1 << 20]);
 }
 
 #[test]

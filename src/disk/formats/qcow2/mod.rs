@@ -11,7 +11,7 @@ mod tests;
 use super::Limits;
 use crate::io::disk::{DiskError, DiskRead, Extent};
 use decode::Decoders;
-use map::{Map, Place, Stored};
+use map::{Map, Place, Stored, Walk};
 use source::{Cache, Source};
 use std::io;
 use std::path::Path;
@@ -19,6 +19,8 @@ use std::sync::Arc;
 
 /// How far [`DiskRead::extent_at`] looks ahead, so that it need not go through all of a disk's tables.
 const LOOK_AHEAD: u64 = 64 << 20;
+/// Data that is shorter is not looked for in the file's holes.
+const HOLE_BYTES: u64 = 64 << 10;
 /// Bytes of decompressed clusters that are kept for reads that asked for a part of them.
 const DECODED_BYTES: u64 = 8 << 20;
 /// Decompressed clusters that are kept at most, small as they may be.
@@ -62,6 +64,34 @@ impl Qcow2 {
         notes
     }
 
+    /// Where the bytes from `at` on that are alike end, and whether they are zeros. Clusters of a disk whose
+    /// tables were made in advance (`preallocation=metadata`) are there, but in a hole of the file; `held` is
+    /// the last extent of the file that was asked for.
+    fn kind_at(
+        &self,
+        walk: &mut Walk,
+        at: u64,
+        until: u64,
+        held: &mut Option<Extent>,
+    ) -> Result<(u64, bool), DiskError> {
+        let run = walk.run_at(at, until)?;
+        let bytes = run.end.saturating_sub(at);
+        match run.place {
+            Place::Zero => Ok((run.end, true)),
+            Place::Data(host) if host >= self.source.bytes => Ok((run.end, true)),
+            Place::Data(host) if bytes >= HOLE_BYTES => {
+                let extent = match held {
+                    Some(extent) if (extent.start..extent.end).contains(&host) => *extent,
+                    _ => self.source.file.extent_at(host)?,
+                };
+                *held = Some(extent);
+                let alike = extent.end.saturating_sub(host).clamp(1, bytes);
+                Ok((at.saturating_add(alike), extent.is_zero))
+            }
+            Place::Data(_) | Place::Compressed(_) => Ok((run.end, false)),
+        }
+    }
+
     /// Fills `buffer` from byte `at` of the disk, which is in a compressed cluster, as all of the buffer is.
     fn read_compressed(&self, stored: Stored, at: u64, buffer: &mut [u8]) -> Result<(), DiskError> {
         let within = at % self.map.cluster_bytes();
@@ -99,16 +129,15 @@ impl DiskRead for Qcow2 {
             return Err(self.outside(offset));
         }
         let mut walk = self.map.walk(&self.source);
-        let first = walk.piece_at(offset)?;
-        let is_zero = first.place == Place::Zero;
+        let mut held = None;
         let until = offset.saturating_add(LOOK_AHEAD).min(self.len_bytes());
-        let mut end = first.end;
+        let (mut end, is_zero) = self.kind_at(&mut walk, offset, until, &mut held)?;
         while end < until {
-            let next = walk.piece_at(end)?;
-            if (next.place == Place::Zero) != is_zero {
+            let (next, next_is_zero) = self.kind_at(&mut walk, end, until, &mut held)?;
+            if next_is_zero != is_zero {
                 break;
             }
-            end = next.end;
+            end = next;
         }
         Ok(Extent { start: offset, end, is_zero })
     }
