@@ -6,7 +6,9 @@
 mod targets;
 
 use imgstore::chunk::frame::{Codec, CodecPool, chunk_id};
+use imgstore::disk::DiskRead;
 use imgstore::disk::bundle::manifest::{self as bundle, Manifest, Part};
+use imgstore::disk::formats::{Limits, qcow2};
 use imgstore::format::checkpoint::Checkpoint;
 use imgstore::format::entry::Entry;
 use imgstore::format::segment::SegmentWriter;
@@ -131,7 +133,7 @@ macro_rules! replays {
     };
 }
 
-replays!(bundle checkpoint detect frame manifest pack record region segment);
+replays!(bundle checkpoint detect frame manifest pack qcow2 record region segment);
 
 #[test]
 fn seeds_and_regressions_are_small_and_each_belongs_to_a_target() {
@@ -296,10 +298,82 @@ fn seeds() -> Vec<(&'static str, &'static str, Vec<u8>)> {
         ("boot-sector", b"\xeb\x63\x90"),
     ];
     seeds.extend(heads.map(|(name, head)| ("detect", name, head.to_vec())));
+    seeds.push(("qcow2", "zlib", qcow2_clusters(false)));
+    seeds.push(("qcow2", "zstd", qcow2_clusters(true)));
+    seeds.push(("qcow2", "subclusters", qcow2_subclusters()));
     seeds.extend(
         bundles().map(|(name, manifest)| ("bundle", name, bundle::encode(&manifest).expect("it encodes"))),
     );
     seeds
+}
+
+/// A file of version 3, without its refcounts: `cluster_bits`, the disk's bytes, the cluster of the L1 table,
+/// the cluster of the L2 table.
+fn qcow2_head(cluster_bits: u32, disk_bytes: u64, l1: u64, l2: u64) -> Vec<u8> {
+    let cluster_bytes = 1_u64 << cluster_bits;
+    let mut file = vec![0; (cluster_bytes * (l1.max(l2) + 1)) as usize];
+    let words = [(24, disk_bytes), (40, l1 * cluster_bytes), (48, cluster_bytes)];
+    for (at, word) in words.into_iter().chain([((l1 * cluster_bytes) as usize, l2 * cluster_bytes)]) {
+        file[at..at + 8].copy_from_slice(&word.to_be_bytes());
+    }
+    let halves = [(0, 0x5146_49fb), (4, 3), (20, cluster_bits), (36, 1), (56, 1), (96, 4), (100, 112)];
+    for (at, half) in halves {
+        file[at..at + 4].copy_from_slice(&u32::to_be_bytes(half));
+    }
+    file
+}
+
+/// Clusters of 512 bytes: data, zeros with and without a place, compressed, compressed over a sector's end.
+fn qcow2_clusters(is_zstd: bool) -> Vec<u8> {
+    let mut file = qcow2_head(9, 9 * 512 + 99, 3, 4);
+    if is_zstd {
+        (file[79], file[104]) = (8, 1);
+    }
+    file.extend([5; 512]);
+    file.extend([6; 512]);
+    // 64 times "squeeze "; 512 times 0x77.
+    let stored: &[u8] = if is_zstd {
+        b"\x28\xb5\x2f\xfd\x60\x00\x01\x03\x10\x00\x77"
+    } else {
+        b"\x2b\x2e\x2c\x4d\x4d\xad\x4a\x55\x28\x1e\xa5\x47\x24\x0d\x00"
+    };
+    file.resize(7 * 512 + 3, 0);
+    file.extend(stored);
+    file.resize(8 * 512 - 3, 0);
+    file.extend(stored);
+    const COMPRESSED: u64 = 1 << 62;
+    let across = COMPRESSED | 1 << 61 | (8 * 512 - 3);
+    let entries =
+        [(5 * 512) | (1 << 63), 6 * 512, 1, 0, (6 * 512) | 1, COMPRESSED | (7 * 512 + 3), across, 5 * 512];
+    for (at, entry) in (4 * 512..).step_by(8).zip(entries) {
+        file[at..at + 8].copy_from_slice(&u64::to_be_bytes(entry));
+    }
+    file
+}
+
+/// Extended entries, in as small a file as can be: one cluster is refcount table, L2 table and data.
+fn qcow2_subclusters() -> Vec<u8> {
+    const CLUSTER: u64 = 1 << 14;
+    let mut file = qcow2_head(14, 3 * CLUSTER - 5, 2, 1);
+    file.truncate(2 * CLUSTER as usize + 600);
+    file[79] = 16;
+    let words = [CLUSTER, 0x5555_5555, 2 * CLUSTER, 0xff00_0000_0000_000f, 0, 0x0f00_0000_0000_0000];
+    for (at, word) in (CLUSTER as usize..).step_by(8).zip(words) {
+        file[at..at + 8].copy_from_slice(&word.to_be_bytes());
+    }
+    file
+}
+
+/// What mutations start from is read whole, so that they reach everything.
+#[test]
+fn the_qcow2_seeds_are_read() {
+    for bytes in [qcow2_clusters(false), qcow2_clusters(true), qcow2_subclusters()] {
+        let file = std::sync::Arc::new(targets::File(bytes));
+        let disk = qcow2::open(file, Path::new("seed"), &Limits::default()).expect("it opens");
+        let mut whole = vec![0; usize::try_from(disk.len_bytes()).expect("it is small")];
+        disk.read_at(0, &mut whole).expect("it is read");
+        assert!(whole.iter().any(|&byte| byte != 0));
+    }
 }
 
 fn bundles() -> [(&'static str, Manifest); 3] {

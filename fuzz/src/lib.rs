@@ -14,6 +14,8 @@ use imgstore::chunk::frame::{Codec, CodecPool, FRAME_HEADER_BYTES, FrameError, c
 use imgstore::disk::bundle::is_bundle_name;
 use imgstore::disk::bundle::manifest::{self as bundle_format, Manifest, Part};
 use imgstore::disk::detect::{HEAD_BYTES, foreign_signature};
+use imgstore::disk::formats::{Limits, qcow2 as qcow2_format};
+use imgstore::disk::{DiskError, DiskRead, Extent};
 use imgstore::format::entry::{ENTRY_BYTES, Entry, entry_id};
 use imgstore::format::envelope::{self, HASH_BYTES, Kind, VERSION};
 use imgstore::format::segment::{PAGE_BYTES, PAGE_ENTRIES, SEGMENT, SegmentHeader, SegmentWriter};
@@ -28,19 +30,21 @@ use imgstore::model::objects::{SegmentName, SegmentRecord};
 use imgstore::model::op::{AccountChange, Author, BinStay, InstanceChange, LogRecord, Op, VolumeChange};
 use imgstore::model::units::{BLOCK_BYTES, CHUNK_BLOCKS_MAX};
 use imgstore::pack::segment::Segment;
+use std::path::Path;
 use std::sync::Arc;
 
 /// A target's name and function.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target by its name: the name of its binary, of its seeds' folder and of its finds' folder.
-pub const TARGETS: [Target; 9] = [
+pub const TARGETS: [Target; 10] = [
     ("bundle", bundle),
     ("checkpoint", checkpoint),
     ("detect", detect),
     ("frame", frame),
     ("manifest", manifest),
     ("pack", pack),
+    ("qcow2", qcow2),
     ("record", record),
     ("region", region),
     ("segment", segment),
@@ -171,6 +175,80 @@ pub fn detect(data: &[u8]) {
         assert!(foreign_signature(&[signature, data].concat()).is_some());
         let cut = signature.len().min(data.len());
         foreign_signature(&[&signature[..cut], data].concat());
+    }
+}
+
+/// A file of these bytes, for the readers of disk formats.
+pub struct File(pub Vec<u8>);
+
+impl DiskRead for File {
+    fn len_bytes(&self) -> u64 {
+        self.0.len() as u64
+    }
+
+    fn extent_at(&self, offset: u64) -> Result<Extent, DiskError> {
+        Ok(Extent { start: offset, end: self.len_bytes(), is_zero: false })
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), DiskError> {
+        let at = usize::try_from(offset).expect("inside the file");
+        buffer.copy_from_slice(&self.0[at..][..buffer.len()]);
+        Ok(())
+    }
+}
+
+/// Reads a foreign disk by its extents and across them: each ends after its start and inside the disk, and
+/// what is said to be zeros reads as zeros.
+fn read_disk(disk: &dyn DiskRead) {
+    const STEPS: usize = 64;
+    const PIECE: usize = 16 << 10;
+    let mut buffer = vec![0; PIECE];
+    let mut at = 0;
+    for _ in 0..STEPS {
+        let Ok(extent) = disk.extent_at(at) else { return };
+        assert!(extent.start == at && extent.end > at && extent.end <= disk.len_bytes());
+        let inside = usize::try_from(extent.end - at).unwrap_or(PIECE).min(PIECE);
+        if disk.read_at(at, &mut buffer[..inside]).is_ok() && extent.is_zero {
+            assert!(buffer[..inside].iter().all(|&byte| byte == 0));
+        }
+        // Over the extent's end into the next.
+        let start = extent.end.saturating_sub(700).max(at);
+        let across = usize::try_from(disk.len_bytes() - start).unwrap_or(PIECE).min(1500);
+        let _ = disk.read_at(start, &mut buffer[..across]);
+        if extent.end == disk.len_bytes() {
+            break;
+        }
+        at = extent.end;
+    }
+    assert!(disk.read_at(disk.len_bytes(), &mut buffer[..1]).is_err());
+}
+
+/// qcow2 files: the bytes as they are, and with a header that fits, so that the tables are reached.
+pub fn qcow2(data: &[u8]) {
+    qcow2_of(data.to_vec());
+    let mut repaired = data.to_vec();
+    if let Some(header) = repaired.first_chunk_mut::<72>() {
+        header[..8].copy_from_slice(b"QFI\xfb\0\0\0\x03");
+        header[8..20].fill(0);
+        header[20..24].copy_from_slice(&9_u32.to_be_bytes());
+        header[24..29].fill(0);
+        header[32..36].fill(0);
+        header[36..40].copy_from_slice(&8_u32.to_be_bytes());
+        header[60..64].fill(0);
+        for (at, cluster) in [(40, 3_u64), (48, 1)] {
+            header[at..at + 8].copy_from_slice(&(cluster * 512).to_be_bytes());
+        }
+        header[56..60].copy_from_slice(&1_u32.to_be_bytes());
+        qcow2_of(repaired);
+    }
+}
+
+fn qcow2_of(bytes: Vec<u8>) {
+    let limits = Limits { virtual_bytes: 64 << 20, metadata_bytes: 64 << 10 };
+    if let Ok(disk) = qcow2_format::open(Arc::new(File(bytes)), Path::new("fuzz.qcow2"), &limits) {
+        assert!(disk.len_bytes() > 0 && disk.len_bytes() <= limits.virtual_bytes);
+        assert!(disk.notes().len() <= 2);
+        read_disk(&disk);
     }
 }
 

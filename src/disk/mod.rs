@@ -5,6 +5,7 @@
 
 pub mod bundle;
 pub mod detect;
+pub mod formats;
 pub mod open;
 
 pub use crate::io::disk::{DiskError, DiskRead, DiskWrite, Extent};

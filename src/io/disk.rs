@@ -106,6 +106,18 @@ pub enum DiskError {
         /// What to do.
         cure: &'static str,
     },
+    /// A file in a disk format is damaged, hostile, or in a variant that is not read.
+    #[error("{path} is refused as {format}: {why}; {cure}")]
+    Refused {
+        /// The file.
+        path: PathBuf,
+        /// Its format.
+        format: &'static str,
+        /// What is wrong with it.
+        why: String,
+        /// What to do.
+        cure: &'static str,
+    },
     /// The output stands already.
     #[error("{path} exists; choose another name, or replace it with --force")]
     Exists {

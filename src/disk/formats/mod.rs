@@ -1,0 +1,56 @@
+//! Disk formats as people have them, each behind [`DiskRead`](super::DiskRead): our own readers, which believe
+//! nothing that a file says of itself before it is checked, and never open another file that it names.
+//!
+//! A reader stands on another disk that holds the file's bytes, so that it can be tried on bytes in memory.
+
+pub mod qcow2;
+
+use crate::io::disk::DiskError;
+use crate::model::units::VOLUME_BYTES_MAX;
+use std::path::Path;
+
+/// What a reader accepts at most.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Bytes of the virtual disk.
+    pub virtual_bytes: u64,
+    /// Bytes of tables that are held in memory.
+    pub metadata_bytes: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { virtual_bytes: VOLUME_BYTES_MAX, metadata_bytes: 64 << 20 }
+    }
+}
+
+impl Limits {
+    /// Refuses a virtual size of nothing, or over the limit.
+    pub(super) fn check_size(
+        &self,
+        path: &Path,
+        format: &'static str,
+        virtual_bytes: u64,
+    ) -> Result<(), DiskError> {
+        if virtual_bytes == 0 {
+            return Err(DiskError::Empty { path: path.to_owned() });
+        }
+        if virtual_bytes > self.virtual_bytes {
+            let why =
+                format!("it says that it has {virtual_bytes} bytes, the limit is {}", self.virtual_bytes);
+            let cure = "raise the limit with --max-size if that is really so";
+            return Err(refused(path, format, why, cure));
+        }
+        Ok(())
+    }
+}
+
+/// The refusal of a file.
+pub(super) fn refused(
+    path: &Path,
+    format: &'static str,
+    why: impl Into<String>,
+    cure: &'static str,
+) -> DiskError {
+    DiskError::Refused { path: path.to_owned(), format, why: why.into(), cure }
+}
