@@ -4,6 +4,9 @@
 
 #[path = "../fuzz/src/lib.rs"]
 mod targets;
+#[path = "../src/disk/formats/vmdk/sample.rs"]
+#[allow(dead_code, reason = "the unit tests use the rest of it")]
+mod vmdk_sample;
 
 use imgstore::chunk::frame::{Codec, CodecPool, chunk_id};
 use imgstore::disk::bundle::manifest::{self as bundle, Manifest, Part};
@@ -131,7 +134,7 @@ macro_rules! replays {
     };
 }
 
-replays!(bundle checkpoint detect frame manifest pack record region segment);
+replays!(bundle checkpoint detect frame manifest pack record region segment vmdk);
 
 #[test]
 fn seeds_and_regressions_are_small_and_each_belongs_to_a_target() {
@@ -299,6 +302,7 @@ fn seeds() -> Vec<(&'static str, &'static str, Vec<u8>)> {
     seeds.extend(
         bundles().map(|(name, manifest)| ("bundle", name, bundle::encode(&manifest).expect("it encodes"))),
     );
+    seeds.extend([("vmdk", "sparse", vmdk_sample::sparse()), ("vmdk", "stream", vmdk_sample::stream())]);
     seeds
 }
 
