@@ -4,6 +4,9 @@
 
 #[path = "../fuzz/src/lib.rs"]
 mod targets;
+#[path = "../src/disk/formats/vmdk/sample.rs"]
+#[allow(dead_code, reason = "the unit tests use the rest of it")]
+mod vmdk_sample;
 
 use imgstore::chunk::frame::{Codec, CodecPool, chunk_id};
 use imgstore::disk::DiskRead;
@@ -133,7 +136,7 @@ macro_rules! replays {
     };
 }
 
-replays!(bundle checkpoint detect frame manifest pack qcow2 record region segment);
+replays!(bundle checkpoint detect frame manifest pack qcow2 record region segment vmdk);
 
 #[test]
 fn seeds_and_regressions_are_small_and_each_belongs_to_a_target() {
@@ -304,6 +307,7 @@ fn seeds() -> Vec<(&'static str, &'static str, Vec<u8>)> {
     seeds.extend(
         bundles().map(|(name, manifest)| ("bundle", name, bundle::encode(&manifest).expect("it encodes"))),
     );
+    seeds.extend([("vmdk", "sparse", vmdk_sample::sparse()), ("vmdk", "stream", vmdk_sample::stream())]);
     seeds
 }
 

@@ -14,7 +14,7 @@ use imgstore::chunk::frame::{Codec, CodecPool, FRAME_HEADER_BYTES, FrameError, c
 use imgstore::disk::bundle::is_bundle_name;
 use imgstore::disk::bundle::manifest::{self as bundle_format, Manifest, Part};
 use imgstore::disk::detect::{HEAD_BYTES, foreign_signature};
-use imgstore::disk::formats::{Limits, qcow2 as qcow2_format};
+use imgstore::disk::formats::{Limits, qcow2 as qcow2_format, vmdk as vmdk_format};
 use imgstore::disk::{DiskError, DiskRead, Extent};
 use imgstore::format::entry::{ENTRY_BYTES, Entry, entry_id};
 use imgstore::format::envelope::{self, HASH_BYTES, Kind, VERSION};
@@ -37,7 +37,7 @@ use std::sync::Arc;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target by its name: the name of its binary, of its seeds' folder and of its finds' folder.
-pub const TARGETS: [Target; 10] = [
+pub const TARGETS: [Target; 11] = [
     ("bundle", bundle),
     ("checkpoint", checkpoint),
     ("detect", detect),
@@ -48,6 +48,7 @@ pub const TARGETS: [Target; 10] = [
     ("record", record),
     ("region", region),
     ("segment", segment),
+    ("vmdk", vmdk),
 ];
 
 /// Manifests of bundles: parsed as they are and with the hash that fits, and made of the input's numbers.
@@ -781,6 +782,77 @@ fn seal_end(kind: &Kind, bytes: &mut [u8]) -> bool {
     let Some((covered, stored)) = bytes.split_last_chunk_mut::<HASH_BYTES>() else { return false };
     *stored = kind.hash(&[covered]).0;
     true
+}
+
+/// A file in memory. A read outside it panics: readers must know where a file ends.
+struct MemoryFile(Vec<u8>);
+
+impl DiskRead for MemoryFile {
+    fn len_bytes(&self) -> u64 {
+        self.0.len() as u64
+    }
+
+    fn extent_at(&self, offset: u64) -> Result<Extent, DiskError> {
+        Ok(Extent { start: offset, end: self.len_bytes(), is_zero: false })
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), DiskError> {
+        let start = usize::try_from(offset).expect("inside the file");
+        buffer.copy_from_slice(&self.0[start..start + buffer.len()]);
+        Ok(())
+    }
+}
+
+/// VMDK files: opened, then read by extents and in pieces. Repaired: with the descriptor that fits the header
+/// behind it.
+pub fn vmdk(data: &[u8]) {
+    vmdk_of(data.to_vec());
+    let Some(head) = data.first_chunk::<1024>() else { return };
+    let sectors = u64::from_le_bytes([12, 13, 14, 15, 16, 17, 18, 19].map(|at| head[at]));
+    let kind = if head[77] == 0 { "monolithicSparse" } else { "streamOptimized" };
+    let text = format!(
+        "# Disk DescriptorFile\nversion=1\nparentCID=ffffffff\ncreateType={kind}\nRW {sectors} SPARSE \"\"\n"
+    );
+    let mut bytes = data.to_vec();
+    bytes[..4].copy_from_slice(b"KDMV");
+    bytes[28..44].copy_from_slice(&[1, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0]);
+    bytes[512..1024].fill(0);
+    bytes[512..512 + text.len()].copy_from_slice(text.as_bytes());
+    vmdk_of(bytes);
+}
+
+fn vmdk_of(bytes: Vec<u8>) {
+    let limits = Limits { virtual_bytes: 1 << 50, metadata_bytes: 1 << 20 };
+    if let Ok(disk) = vmdk_format::open(Arc::new(MemoryFile(bytes)), Path::new("disk.vmdk"), &limits) {
+        assert!((1..=limits.virtual_bytes).contains(&disk.len_bytes()));
+        let _ = walk(&disk);
+    }
+}
+
+/// Reads the start of a disk's first extents, and its end. What an extent says holds, and pieces read the same
+/// as the whole.
+fn walk(disk: &dyn DiskRead) -> Result<(), DiskError> {
+    let len = disk.len_bytes();
+    let mut at = 0;
+    for _ in 0..16 {
+        let extent = disk.extent_at(at)?;
+        assert!(extent.start == at && extent.end > at && extent.end <= len);
+        let mut whole = vec![0xee; usize::try_from((extent.end - at).min(10_000)).expect("it is small")];
+        disk.read_at(at, &mut whole)?;
+        assert!(!extent.is_zero || whole.iter().all(|&byte| byte == 0));
+        let (one, two) = whole.split_at(whole.len() / 3);
+        let mut pieces = vec![0x11; whole.len()];
+        let (first, second) = pieces.split_at_mut(one.len());
+        disk.read_at(at, first)?;
+        disk.read_at(at + one.len() as u64, second)?;
+        assert!(first == one && second == two);
+        at = extent.end;
+        if at == len {
+            break;
+        }
+    }
+    assert!(disk.extent_at(len).is_err());
+    disk.read_at(len - 1, &mut [0])
 }
 
 const _: () =

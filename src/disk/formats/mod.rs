@@ -4,6 +4,7 @@
 //! A reader stands on another disk that holds the file's bytes, so that it can be tried on bytes in memory.
 
 pub mod qcow2;
+pub mod vmdk;
 
 use crate::io::disk::DiskError;
 use crate::model::units::VOLUME_BYTES_MAX;
