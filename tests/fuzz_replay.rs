@@ -131,7 +131,7 @@ macro_rules! replays {
     };
 }
 
-replays!(bundle checkpoint detect frame manifest pack record region segment);
+replays!(bundle checkpoint detect frame manifest pack record region segment vhd vhdx);
 
 #[test]
 fn seeds_and_regressions_are_small_and_each_belongs_to_a_target() {
@@ -299,6 +299,10 @@ fn seeds() -> Vec<(&'static str, &'static str, Vec<u8>)> {
     seeds.extend(
         bundles().map(|(name, manifest)| ("bundle", name, bundle::encode(&manifest).expect("it encodes"))),
     );
+    use targets::sparse::{vhd_dynamic, vhd_fixed, vhdx};
+    let files =
+        [("vhd", "dynamic", vhd_dynamic()), ("vhd", "fixed", vhd_fixed()), ("vhdx", "dynamic", vhdx())];
+    seeds.extend(files.map(|(target, name, file)| (target, name, file.encode())));
     seeds
 }
 

@@ -3,6 +3,10 @@
 //!
 //! A reader stands on another disk that holds the file's bytes, so that it can be tried on bytes in memory.
 
+mod pieces;
+pub mod vhd;
+pub mod vhdx;
+
 use crate::io::disk::DiskError;
 use crate::model::units::VOLUME_BYTES_MAX;
 use std::path::Path;
@@ -34,7 +38,8 @@ impl Limits {
             return Err(DiskError::Empty { path: path.to_owned() });
         }
         if virtual_bytes > self.virtual_bytes {
-            let why = format!("it says that it has {virtual_bytes} bytes, the limit is {}", self.virtual_bytes);
+            let why =
+                format!("it says that it has {virtual_bytes} bytes, the limit is {}", self.virtual_bytes);
             let cure = "raise the limit with --max-size if that is really so";
             return Err(refused(path, format, why, cure));
         }
