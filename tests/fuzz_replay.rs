@@ -136,7 +136,7 @@ macro_rules! replays {
     };
 }
 
-replays!(bundle checkpoint detect frame manifest pack qcow2 record region segment vmdk);
+replays!(bundle checkpoint detect frame manifest pack qcow2 record region segment vhd vhdx vmdk);
 
 #[test]
 fn seeds_and_regressions_are_small_and_each_belongs_to_a_target() {
@@ -308,6 +308,10 @@ fn seeds() -> Vec<(&'static str, &'static str, Vec<u8>)> {
         bundles().map(|(name, manifest)| ("bundle", name, bundle::encode(&manifest).expect("it encodes"))),
     );
     seeds.extend([("vmdk", "sparse", vmdk_sample::sparse()), ("vmdk", "stream", vmdk_sample::stream())]);
+    use targets::sparse::{vhd_dynamic, vhd_fixed, vhdx};
+    let files =
+        [("vhd", "dynamic", vhd_dynamic()), ("vhd", "fixed", vhd_fixed()), ("vhdx", "dynamic", vhdx())];
+    seeds.extend(files.map(|(target, name, file)| (target, name, file.encode())));
     seeds
 }
 

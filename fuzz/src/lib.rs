@@ -14,7 +14,8 @@ use imgstore::chunk::frame::{Codec, CodecPool, FRAME_HEADER_BYTES, FrameError, c
 use imgstore::disk::bundle::is_bundle_name;
 use imgstore::disk::bundle::manifest::{self as bundle_format, Manifest, Part};
 use imgstore::disk::detect::{HEAD_BYTES, foreign_signature};
-use imgstore::disk::formats::{Limits, qcow2 as qcow2_format, vmdk as vmdk_format};
+use imgstore::disk::formats::vmdk as vmdk_format;
+use imgstore::disk::formats::{Limits, qcow2 as qcow2_format, vhd as vhd_format, vhdx as vhdx_format};
 use imgstore::disk::{DiskError, DiskRead, Extent};
 use imgstore::format::entry::{ENTRY_BYTES, Entry, entry_id};
 use imgstore::format::envelope::{self, HASH_BYTES, Kind, VERSION};
@@ -30,14 +31,17 @@ use imgstore::model::objects::{SegmentName, SegmentRecord};
 use imgstore::model::op::{AccountChange, Author, BinStay, InstanceChange, LogRecord, Op, VolumeChange};
 use imgstore::model::units::{BLOCK_BYTES, CHUNK_BLOCKS_MAX};
 use imgstore::pack::segment::Segment;
+use sparse::Sparse;
 use std::path::Path;
 use std::sync::Arc;
+
+pub mod sparse;
 
 /// A target's name and function.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target by its name: the name of its binary, of its seeds' folder and of its finds' folder.
-pub const TARGETS: [Target; 11] = [
+pub const TARGETS: [Target; 13] = [
     ("bundle", bundle),
     ("checkpoint", checkpoint),
     ("detect", detect),
@@ -48,6 +52,8 @@ pub const TARGETS: [Target; 11] = [
     ("record", record),
     ("region", region),
     ("segment", segment),
+    ("vhd", vhd),
+    ("vhdx", vhdx),
     ("vmdk", vmdk),
 ];
 
@@ -754,6 +760,55 @@ fn fill_header(bytes: &mut [u8], packs: usize, entries: u64, pages: usize) {
     bytes[16..24].copy_from_slice(&entries.to_le_bytes());
     bytes[24..28].copy_from_slice(&u32::try_from(pages).unwrap_or(0).to_le_bytes());
     bytes[48..PAGE_BYTES].fill(0);
+}
+
+/// VHD: the input as the file, and as places of one; then with the checksums that fit.
+pub fn vhd(data: &[u8]) {
+    for_files(data, sparse::seal_vhd, |file, path, limits| {
+        let has_fixed_footer = vhd_format::has_fixed_footer(&*file).expect("memory is read");
+        let opened = vhd_format::open(file.clone(), path, limits);
+        // Whatever opens has a footer at one end; only a fixed one leaves the start alone.
+        assert!(opened.is_err() || has_fixed_footer || file.get(0, 8) == b"conectix");
+        opened
+    });
+}
+
+/// VHDX: the input as the file, and as places of one; then with the checksums that fit.
+pub fn vhdx(data: &[u8]) {
+    for_files(data, sparse::seal_vhdx, |file, path, limits| vhdx_format::open(file, path, limits));
+}
+
+/// Opens files that are the input, and are made of it, and reads what opens.
+fn for_files<D: DiskRead>(
+    data: &[u8],
+    seal: impl Fn(&mut Sparse),
+    open: impl Fn(Arc<Sparse>, &Path, &Limits) -> Result<D, DiskError>,
+) {
+    let limits = Limits { virtual_bytes: 64 << 40, metadata_bytes: 1 << 20 };
+    let plain = Sparse { len: data.len() as u64, pieces: vec![(0, data.to_vec())] };
+    let made = Sparse::parse(data);
+    let mut sealed = made.clone();
+    seal(&mut sealed);
+    for file in [plain, made, sealed] {
+        let Ok(disk) = open(Arc::new(file), Path::new("fuzzed"), &limits) else { continue };
+        let len = disk.len_bytes();
+        assert!(len > 0 && len <= limits.virtual_bytes);
+        let mut at = 0;
+        for _ in 0..64 {
+            let extent = disk.extent_at(at).expect("memory is read");
+            assert!(extent.start == at && extent.end > at && extent.end <= len, "{extent:?} of {len}");
+            for start in [at, extent.end.saturating_sub(3000).max(at)] {
+                let mut bytes = vec![0xaa; (extent.end - start).min(3000) as usize];
+                disk.read_at(start, &mut bytes).expect("memory is read");
+                assert!(!extent.is_zero || bytes.iter().all(|&byte| byte == 0));
+            }
+            at = extent.end;
+            if at == len {
+                break;
+            }
+        }
+        assert!(disk.read_at(len, &mut [0]).is_err() && disk.read_at(u64::MAX, &mut [0]).is_err());
+    }
 }
 
 /// The input as it is; as the body of an envelope; and, with its own first and last bytes replaced by ones

@@ -3,7 +3,10 @@
 //!
 //! A reader stands on another disk that holds the file's bytes, so that it can be tried on bytes in memory.
 
+mod pieces;
 pub mod qcow2;
+pub mod vhd;
+pub mod vhdx;
 pub mod vmdk;
 
 use crate::io::disk::DiskError;
