@@ -9,7 +9,7 @@ mod common;
 use common::file_system;
 use criterion::{BatchSize, BenchmarkGroup, Criterion, SamplingMode, Throughput, measurement::WallTime};
 use imgstore::chunk::fingerprint::is_zero;
-use imgstore::disk::open::{Declared, TargetOptions, open_disk, open_target};
+use imgstore::disk::open::{TargetOptions, open_raw, open_target};
 use imgstore::io::directory::DirectoryOptions;
 use imgstore::model::account::AccountId;
 use imgstore::model::catalog::Root;
@@ -103,7 +103,7 @@ impl Bench<'_> {
     }
 
     fn snapshot(&self, region: &Region) -> Snapshot {
-        let disk = open_disk(&self.disk, Declared::Raw).expect("a disk");
+        let disk = open_raw(&self.disk).expect("a disk");
         snapshot(region, &*disk, &SnapshotOptions::default(), &self.context).expect("a snapshot").snapshot
     }
 

@@ -7,7 +7,7 @@ mod sparse;
 
 use common::Draw;
 use imgstore::disk::formats::{Limits, vhd, vhdx};
-use imgstore::disk::open::{Declared, open_disk};
+use imgstore::disk::open::open_raw;
 use imgstore::disk::{DiskError, DiskRead};
 use sparse::*;
 use std::fs::{self, File};
@@ -383,7 +383,7 @@ fn utf8(path: &Path) -> &str {
 }
 
 fn open_file(path: &Path, format: &str) -> Result<Box<dyn DiskRead>, DiskError> {
-    let file: Arc<dyn DiskRead> = Arc::from(open_disk(path, Declared::Raw)?);
+    let file: Arc<dyn DiskRead> = Arc::from(open_raw(path)?);
     match format {
         "vpc" => vhd::open(file, path, &Limits::default()).map(|disk| Box::new(disk) as _),
         _ => vhdx::open(file, path, &Limits::default()).map(|disk| Box::new(disk) as _),
@@ -404,7 +404,7 @@ fn write_raw(path: &Path, len: u64, pieces: usize, draw: &mut Draw) {
 
 /// Compares a disk with a raw file wherever one of them has data, and small ones also by random reads.
 fn assert_same(disk: &dyn DiskRead, raw: &Path, draw: &mut Draw, what: &str) {
-    let expected = open_disk(raw, Declared::Raw).unwrap();
+    let expected = open_raw(raw).unwrap();
     let len = disk.len_bytes();
     assert_eq!(len, expected.len_bytes(), "{what}");
     let mut at = 0;

@@ -1,5 +1,8 @@
 //! What format a disk file says that it has. Only bytes decide, never a name.
 
+use super::formats::vhd::has_fixed_footer;
+use crate::io::disk::{DiskError, DiskRead};
+
 /// A format that a file can bear the signature of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Foreign {
@@ -31,10 +34,19 @@ impl Foreign {
 /// Bytes of a disk's start that detection looks at.
 pub const HEAD_BYTES: usize = 512;
 
-/// The format whose signature stands in the first bytes of a disk, if any does.
-///
-/// A fixed VHD has its signature only at its end, where a raw disk may have anything; it is raw but for its
-/// last sector, and is taken as raw.
+/// Every format whose signature a file bears, at its start or at its end.
+pub fn signatures(file: &dyn DiskRead) -> Result<Vec<Foreign>, DiskError> {
+    let len = usize::try_from(file.len_bytes()).unwrap_or(usize::MAX).min(HEAD_BYTES);
+    let mut head = vec![0; len];
+    file.read_at(0, &mut head)?;
+    let mut found: Vec<Foreign> = foreign_signature(&head).into_iter().collect();
+    if has_fixed_footer(file)? && !found.contains(&Foreign::Vhd) {
+        found.push(Foreign::Vhd);
+    }
+    Ok(found)
+}
+
+/// The format whose signature stands in the first bytes of a disk, if any does. A fixed VHD has its own at its end.
 pub fn foreign_signature(head: &[u8]) -> Option<Foreign> {
     let at =
         |offset: usize, signature: &[u8]| head.get(offset..).is_some_and(|rest| rest.starts_with(signature));

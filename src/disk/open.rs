@@ -1,6 +1,7 @@
 //! Opening disks to read and targets to write.
 
-use super::detect::{HEAD_BYTES, foreign_signature};
+use super::detect::{Foreign, signatures};
+use super::formats::{Limits, qcow2, refused, vhd, vhdx, vmdk};
 use crate::io::disk::{DiskError, DiskRead, DiskWrite};
 use crate::io::outfile::{BlockDevice, NewFile, Stream, is_block_device};
 use crate::io::rawdisk::RawDisk;
@@ -9,29 +10,82 @@ pub use crate::io::outfile::{absolute, make_dirs, remove_dir_with, remove_made_f
 
 use std::io::Write;
 use std::path::Path;
+use std::sync::Arc;
 
 /// What the user says of a disk's format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Declared {
-    /// Nothing: the disk's bytes must not say that it is anything but raw.
+    /// Nothing: what its bytes say counts, and if they say nothing it is raw.
     Nothing,
     /// It is raw, whatever its bytes look like.
     Raw,
+    /// It has this format, and its bytes must say so, too.
+    As(Foreign),
 }
 
-/// Opens a disk for reading.
-pub fn open_disk(path: &Path, declared: Declared) -> Result<Box<dyn DiskRead>, DiskError> {
-    let disk = RawDisk::open(path)?;
-    if declared == Declared::Nothing {
-        let len = usize::try_from(disk.len_bytes()).unwrap_or(usize::MAX).min(HEAD_BYTES);
-        let mut head = vec![0; len];
-        disk.read_at(0, &mut head)?;
-        if let Some(found) = foreign_signature(&head) {
-            let cure = "convert it to raw first (qemu-img convert -O raw), or say --format raw if it is one";
-            return Err(DiskError::WrongFormat { path: path.to_owned(), found: found.as_str(), cure });
-        }
+/// A disk that was opened for reading.
+pub struct Opened {
+    /// What is on it.
+    pub disk: Box<dyn DiskRead>,
+    /// Its format.
+    pub format: &'static str,
+    /// What of the file is not on the disk, for people.
+    pub notes: Vec<String>,
+}
+
+/// Opens a disk for reading. Its format is what its bytes say, all known signatures are looked for, and what is
+/// declared must be what is found.
+pub fn open_disk(path: &Path, declared: Declared, limits: &Limits) -> Result<Opened, DiskError> {
+    let file = RawDisk::open(path)?;
+    let raw = |file: RawDisk| Ok(Opened { disk: Box::new(file), format: "raw", notes: Vec::new() });
+    if declared == Declared::Raw {
+        return raw(file);
     }
-    Ok(Box::new(disk))
+    let found = signatures(&file)?;
+    match (declared, found.as_slice()) {
+        (Declared::Nothing, []) => raw(file),
+        (Declared::Nothing, [one]) => open_as(*one, file, path, limits),
+        (Declared::As(format), [one]) if *one == format => open_as(format, file, path, limits),
+        (Declared::As(format), []) => {
+            let why = "its bytes do not say that it has that format";
+            Err(refused(path, format.as_str(), why, "leave --format out"))
+        }
+        (Declared::As(format), [one]) => {
+            let why = format!("its bytes say that it is {}", one.as_str());
+            Err(refused(path, format.as_str(), why, "leave --format out"))
+        }
+        (_, [one, two, ..]) => {
+            let why = format!("its bytes say that it is {}, too", two.as_str());
+            let cure = "say --format raw if it is a raw disk, and mistrust it otherwise";
+            Err(refused(path, one.as_str(), why, cure))
+        }
+        (Declared::Raw, _) => raw(file),
+    }
+}
+
+/// Opens a raw disk, as a guest has written it: never probed.
+pub fn open_raw(path: &Path) -> Result<Box<dyn DiskRead>, DiskError> {
+    Ok(Box::new(RawDisk::open(path)?))
+}
+
+fn open_as(format: Foreign, file: RawDisk, path: &Path, limits: &Limits) -> Result<Opened, DiskError> {
+    let file: Arc<dyn DiskRead> = Arc::new(file);
+    let mut notes = Vec::new();
+    let disk: Box<dyn DiskRead> = match format {
+        Foreign::Qcow2 => {
+            let disk = qcow2::open(file, path, limits)?;
+            notes = disk.notes();
+            Box::new(disk)
+        }
+        Foreign::Vmdk => Box::new(vmdk::open(file, path, limits)?),
+        Foreign::Vhd => Box::new(vhd::open(file, path, limits)?),
+        Foreign::Vhdx => Box::new(vhdx::open(file, path, limits)?),
+        Foreign::Vdi => {
+            let why = "VDI is not read";
+            return Err(refused(path, "VDI", why, "convert it first: qemu-img convert -O qcow2"));
+        }
+    };
+    Ok(Opened { disk, format: format.as_str(), notes })
 }
 
 /// What may be done to a target.

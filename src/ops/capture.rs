@@ -11,7 +11,7 @@ use super::ingest::{Ingested, ingest};
 use super::instance::check_has_root;
 use super::register::{ImageOptions, build, check, check_name_free};
 use super::snapshot::{SnapshotOptions, create, describe};
-use crate::disk::open::{Declared, open_disk};
+use crate::disk::open::open_raw;
 use crate::disk::{DiskError, DiskRead};
 use crate::model::account::Tag;
 use crate::model::catalog::Catalog;
@@ -237,7 +237,7 @@ fn device_name(volume: &Volume) -> &str {
 /// What a guest has written is never probed: it is raw, whatever it looks like.
 fn open_all(volumes: &[&Volume]) -> Result<Vec<Box<dyn DiskRead>>, OpsError> {
     let open = |volume: &&Volume| {
-        let disk = open_disk(Path::new(&volume.path), Declared::Raw).map_err(|error| match error {
+        let disk = open_raw(Path::new(&volume.path)).map_err(|error| match error {
             DiskError::NotFound { path } => {
                 let why = format!("the disk of {} is not at {} on this host", volume.id, path.display());
                 OpsError::rule(Code::IncorrectState, why)

@@ -1,7 +1,7 @@
 //! Arguments of what makes and changes images and snapshots.
 
 use super::Format;
-use crate::cli::text::parse_tag;
+use crate::cli::text::{parse_bytes, parse_tag};
 use clap::{ArgGroup, Args};
 use imgstore::model::account::{Permission, Tag};
 use imgstore::model::ids::{ImageId, SnapshotId};
@@ -9,17 +9,27 @@ use imgstore::model::words::{Architecture, BootMode, VirtualizationType};
 use imgstore::ops::find::AnyId;
 use std::path::PathBuf;
 
+/// How disks are read.
+#[derive(Debug, Args)]
+pub struct DiskArgs {
+    /// The disk's format; its bytes must agree, except for raw [default: what its bytes say]
+    #[arg(long, value_enum)]
+    pub format: Option<Format>,
+    /// Refuse a disk that says that it is larger
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes, default_value = "64TiB")]
+    pub max_size: u64,
+}
+
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  imgstore snapshot disk.raw\n  imgstore snapshot /dev/vg0/web --description 'before the upgrade' --tag env=prod"
 )]
 pub struct SnapshotArgs {
-    /// A raw disk file or a block device
+    /// A disk file (raw, qcow2, VMDK, VHD, VHDX) or a block device
     #[arg(value_name = "DISK")]
     pub disk: PathBuf,
-    /// The disk's format [default: raw, if its first bytes agree]
-    #[arg(long, value_enum)]
-    pub format: Option<Format>,
+    #[command(flatten)]
+    pub reading: DiskArgs,
     /// The snapshot that this one follows
     #[arg(long, value_name = "SNAP")]
     pub parent: Option<SnapshotId>,
@@ -86,12 +96,11 @@ pub struct ImageArgs {
     after_help = "The first disk becomes the root device, the others /dev/xvdb, /dev/xvdc, …\n\nExamples:\n  imgstore import web.raw --name web-1\n  imgstore import root.raw data.raw --name db-1 --tag team=data"
 )]
 pub struct ImportArgs {
-    /// Raw disk files or block devices
+    /// Disk files (raw, qcow2, VMDK, VHD, VHDX) or block devices
     #[arg(value_name = "DISK", required = true)]
     pub disks: Vec<PathBuf>,
-    /// The disks' format [default: raw, if their first bytes agree]
-    #[arg(long, value_enum)]
-    pub format: Option<Format>,
+    #[command(flatten)]
+    pub reading: DiskArgs,
     /// zstd level of new chunks, 1 to 12 [default: the region's]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..=12))]
     pub level: Option<i32>,

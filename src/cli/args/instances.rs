@@ -1,6 +1,6 @@
 //! Arguments of what makes instances and volumes, and images of them.
 
-use super::Format;
+use super::OutFormat;
 use crate::cli::text::{parse_bytes, parse_tag};
 use clap::{ArgAction, ArgGroup, Args};
 use imgstore::model::account::Tag;
@@ -59,7 +59,7 @@ pub struct ExportArgs {
     pub file: PathBuf,
     /// The output's format
     #[arg(long, value_enum, default_value = "raw")]
-    pub format: Format,
+    pub format: OutFormat,
     /// Which device of an image [default: the root device]
     #[arg(long, value_name = "NAME")]
     pub device: Option<String>,

@@ -6,7 +6,8 @@ mod lists;
 mod places;
 
 pub use images::{
-    DeregisterArgs, ImageArgs, ImportArgs, ModifyArgs, ProtectArgs, RegisterArgs, ShareArgs, SnapshotArgs,
+    DeregisterArgs, DiskArgs, ImageArgs, ImportArgs, ModifyArgs, ProtectArgs, RegisterArgs, ShareArgs,
+    SnapshotArgs,
 };
 pub use instances::{
     BundleArgs, CreateImageArgs, CreateSnapshotArgs, CreateVolumeArgs, ExportArgs, LaunchArgs, UnbundleArgs,
@@ -247,5 +248,20 @@ pub enum Command {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Format {
     /// Raw, whatever its first bytes look like
+    Raw,
+    /// QEMU's
+    Qcow2,
+    /// VMware's: monolithicSparse or streamOptimized
+    Vmdk,
+    /// Hyper-V's first, and Azure's
+    Vhd,
+    /// Hyper-V's
+    Vhdx,
+}
+
+/// A format that disks are written in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum OutFormat {
+    /// Raw
     Raw,
 }

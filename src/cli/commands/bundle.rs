@@ -6,6 +6,7 @@ use crate::cli::error::CliError;
 use crate::cli::text::bytes;
 use imgstore::disk::DiskRead;
 use imgstore::disk::bundle::{BundleOptions, create_bundle, is_bundle_name, open_bundle};
+use imgstore::disk::formats::Limits;
 use imgstore::disk::open::{Declared, TargetOptions, open_disk, open_target, stream_target};
 use imgstore::model::catalog::Catalog;
 use imgstore::model::ids::{ImageId, SnapshotId};
@@ -68,7 +69,7 @@ fn bundle_stored(session: &Session<'_>, args: &BundleArgs) -> Result<(String, u6
 
 fn bundle_disk(session: &Session<'_>, args: &BundleArgs) -> Result<(String, u64), CliError> {
     let path = PathBuf::from(&args.what);
-    let disk = open_disk(&path, Declared::Nothing)?;
+    let disk = open_disk(&path, Declared::Nothing, &Limits::default())?.disk;
     let default = path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
     let options = options(args, &default, BTreeMap::new(), disk.len_bytes())?;
     session.context.end_dry_run()?;

@@ -2,11 +2,13 @@
 
 use super::Session;
 use super::devices::parse_device;
-use crate::cli::args::{Format, ImageArgs, ImportArgs, RegisterArgs, SnapshotArgs};
+use crate::cli::args::{DiskArgs, Format, ImageArgs, ImportArgs, RegisterArgs, SnapshotArgs};
 use crate::cli::error::CliError;
 use crate::cli::json;
 use crate::cli::text::bytes;
 use imgstore::disk::DiskRead;
+use imgstore::disk::detect::Foreign;
+use imgstore::disk::formats::Limits;
 use imgstore::disk::open::{Declared, open_disk};
 use imgstore::model::catalog::Catalog;
 use imgstore::model::image::Machine;
@@ -19,13 +21,31 @@ use imgstore::ops::register::{ImageOptions, register as run_register};
 use imgstore::ops::snapshot::{SnapshotOptions, snapshot as run_snapshot};
 use imgstore::region::Region;
 use serde_json::Value;
+use std::path::Path;
 use std::time::Instant;
 
 fn declared(format: Option<Format>) -> Declared {
     match format {
         Some(Format::Raw) => Declared::Raw,
+        Some(Format::Qcow2) => Declared::As(Foreign::Qcow2),
+        Some(Format::Vmdk) => Declared::As(Foreign::Vmdk),
+        Some(Format::Vhd) => Declared::As(Foreign::Vhd),
+        Some(Format::Vhdx) => Declared::As(Foreign::Vhdx),
         None => Declared::Nothing,
     }
+}
+
+/// Opens a disk and tells what of its file is not on it.
+fn open(session: &Session<'_>, path: &Path, args: &DiskArgs) -> Result<Box<dyn DiskRead>, CliError> {
+    let limits = Limits { virtual_bytes: args.max_size, ..Limits::default() };
+    let opened = open_disk(path, declared(args.format), &limits)?;
+    if opened.format != "raw" {
+        session.watcher.note(&format!("{}: {}", path.display(), opened.format));
+    }
+    for note in &opened.notes {
+        session.watcher.note(&format!("{}: {note}", path.display()));
+    }
+    Ok(opened.disk)
 }
 
 /// What bringing volumes in has cost, for people.
@@ -55,7 +75,7 @@ pub(super) fn add_cost(document: &mut Value, volumes: &[&Ingested], started: Ins
 
 pub fn snapshot(session: &Session<'_>, args: &SnapshotArgs) -> Result<(), CliError> {
     let started = Instant::now();
-    let disk = open_disk(&args.disk, declared(args.format))?;
+    let disk = open(session, &args.disk, &args.reading)?;
     let region = session.home.open_region()?;
     let options = SnapshotOptions {
         description: args.description.clone(),
@@ -84,7 +104,7 @@ pub fn import(session: &Session<'_>, args: &ImportArgs) -> Result<(), CliError> 
     let mut disks = Vec::new();
     for (number, path) in args.disks.iter().enumerate() {
         let device_name = device_name(&options.root_device_name, number)?;
-        disks.push(ImportDisk { device_name, disk: open_disk(path, declared(args.format))? });
+        disks.push(ImportDisk { device_name, disk: open(session, path, &args.reading)? });
     }
     let region = session.home.open_region()?;
     if args.instance_store {

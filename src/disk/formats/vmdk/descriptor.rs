@@ -48,13 +48,14 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Descriptor, Fault> {
     finish(seen)
 }
 
-/// The text before the zeros that fill the descriptor's space.
+/// The text before the first zero byte of the descriptor's space. What follows it is nobody's: QEMU writes a shorter
+/// CID over a longer one, and the end of the longer text stays behind the zero.
 fn text(bytes: &[u8]) -> Result<&[u8], Fault> {
     let end = bytes.iter().position(|&byte| byte == 0).unwrap_or(bytes.len());
-    let (text, fill) = bytes.split_at(end);
+    let text = &bytes[..end];
     let is_text = |&byte: &u8| byte >= b' ' && byte != 0x7f || matches!(byte, b'\n' | b'\r' | b'\t');
     // Names may be in any encoding: bytes from 0x80 on are not looked into.
-    if !text.iter().all(is_text) || fill.iter().any(|&byte| byte != 0) {
+    if !text.iter().all(is_text) {
         return Err(Fault::damaged("its descriptor is not text"));
     }
     Ok(text)
