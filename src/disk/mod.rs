@@ -1,6 +1,6 @@
 //! Layer 3: foreign disks behind [`DiskRead`] and [`DiskWrite`].
 //!
-//! Raw files and block devices; other formats are recognised by their signatures and refused as raw.
+//! A disk is raw, or in one of the [`formats`] that its bytes say; what is written is raw.
 //! [`bundle`] is a format of our own: a disk as a manifest and numbered parts.
 
 pub mod bundle;
