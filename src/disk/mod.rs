@@ -8,4 +8,4 @@ pub mod detect;
 pub mod formats;
 pub mod open;
 
-pub use crate::io::disk::{DiskError, DiskRead, DiskWrite, Extent};
+pub use crate::io::disk::{DiskError, DiskRead, DiskWrite, Extent, FileWrite};

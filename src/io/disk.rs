@@ -40,6 +40,16 @@ pub trait DiskWrite: Send {
     fn finish(self: Box<Self>) -> Result<(), DiskError>;
 }
 
+/// A file in the making that a writer of a disk format stands on. Unlike a disk's, its places are written in any
+/// order, and its length is where the last byte was written.
+pub trait FileWrite: Send {
+    /// Puts bytes at an offset of the file. What is never written reads as zeros.
+    fn put_at(&mut self, offset: u64, bytes: &[u8]) -> Result<(), DiskError>;
+
+    /// Makes everything durable and gives the file its name. Without it nothing is left behind.
+    fn close(self: Box<Self>) -> Result<(), DiskError>;
+}
+
 /// What can go wrong with a disk.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -117,6 +127,18 @@ pub enum DiskError {
         why: String,
         /// What to do.
         cure: &'static str,
+    },
+    /// A format cannot hold a volume.
+    #[error("{path}: {format} holds at most {}, the volume has {}; choose another --format", display_bytes(*limit), display_bytes(*expected))]
+    TooLong {
+        /// The output.
+        path: PathBuf,
+        /// The format.
+        format: &'static str,
+        /// Bytes of the volume.
+        expected: u64,
+        /// Bytes that the format holds at most.
+        limit: u64,
     },
     /// The output stands already.
     #[error("{path} exists; choose another name, or replace it with --force")]

@@ -1,7 +1,7 @@
 //! Targets to write a volume to: a new file, a block device, a stream.
 
 use super::clock::random_u64;
-use super::disk::{DiskError, DiskWrite};
+use super::disk::{DiskError, DiskWrite, FileWrite};
 use super::os::no_follow;
 use crate::model::ids::{InstanceId, VolumeId};
 use rustix::fs::{CWD, FallocateFlags, RenameFlags, renameat_with};
@@ -115,13 +115,23 @@ impl Drop for NewFile {
     }
 }
 
-impl DiskWrite for NewFile {
-    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<(), DiskError> {
+impl FileWrite for NewFile {
+    fn put_at(&mut self, offset: u64, bytes: &[u8]) -> Result<(), DiskError> {
         let written = self.file.write_all_at(bytes, offset).and_then(|()| {
             self.unsynced_bytes += bytes.len();
             if self.unsynced_bytes >= WRITE_BACK_BYTES { self.begin_write_back() } else { Ok(()) }
         });
         written.map_err(|e| DiskError::io("write", &self.path, offset, e))
+    }
+
+    fn close(self: Box<Self>) -> Result<(), DiskError> {
+        self.finish()
+    }
+}
+
+impl DiskWrite for NewFile {
+    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<(), DiskError> {
+        self.put_at(offset, bytes)
     }
 
     /// A new file reads as zeros where nothing was written.

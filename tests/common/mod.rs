@@ -1,7 +1,7 @@
 //! What several tests share: disks that look like file systems, contexts, regions in memory.
 #![allow(dead_code, reason = "every test uses a part of it")]
 
-use imgstore::disk::{DiskError, DiskRead, DiskWrite, Extent};
+use imgstore::disk::{DiskError, DiskRead, DiskWrite, Extent, FileWrite};
 use imgstore::io::memory::Memory;
 use imgstore::model::account::{AccountId, Permission};
 use imgstore::model::catalog::Catalog;
@@ -150,6 +150,31 @@ impl DiskWrite for MemoryTarget {
     }
 
     fn finish(self: Box<Self>) -> Result<(), DiskError> {
+        Ok(())
+    }
+}
+
+/// A file in the making that lies in memory.
+#[derive(Clone, Default)]
+pub struct MemoryFile(pub Arc<Mutex<Vec<u8>>>);
+
+impl MemoryFile {
+    pub fn bytes(&self) -> Vec<u8> {
+        self.0.lock().unwrap().clone()
+    }
+}
+
+impl FileWrite for MemoryFile {
+    fn put_at(&mut self, offset: u64, bytes: &[u8]) -> Result<(), DiskError> {
+        let mut file = self.0.lock().unwrap();
+        let start = offset as usize;
+        let len = file.len().max(start + bytes.len());
+        file.resize(len, 0);
+        file[start..start + bytes.len()].copy_from_slice(bytes);
+        Ok(())
+    }
+
+    fn close(self: Box<Self>) -> Result<(), DiskError> {
         Ok(())
     }
 }
