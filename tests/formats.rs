@@ -58,8 +58,7 @@ fn the_same_disk_in_any_format_gives_the_same_chunks() {
     // A whole MiB, so that every format can say its size.
     let bytes = common::volume(48 << 20, 1);
     fs::write(place.path("h.raw"), &bytes).unwrap();
-    let first = place.json(&["snapshot", "h.raw"]);
-    let stored = first["stored_bytes"].as_u64().unwrap();
+    place.json(&["snapshot", "h.raw"]);
     let formats = [
         ("qcow2", "h.qcow2", &[][..]),
         ("qcow2", "z.qcow2", &["-c", "-o", "compression_type=zstd"]),
@@ -77,7 +76,7 @@ fn the_same_disk_in_any_format_gives_the_same_chunks() {
         let again = place.json(&["snapshot", name]);
         assert_eq!(again["volume_bytes"], bytes.len(), "{name}");
         assert_eq!(again["new_bytes"], 0, "{name}: no chunk is new");
-        assert!(again["stored_bytes"].as_u64().unwrap() * 100 < stored, "{name}: only its block map");
+        assert_eq!(again["stored_bytes"], 0, "{name}: nothing is stored");
         let id = again["snapshot_id"].as_str().unwrap();
         let output = place.run(&["export", id, "-"]);
         assert!(output.stdout == bytes, "{name} comes out as it is");

@@ -16,6 +16,7 @@ use imgstore::ops::copy::{CopyOptions, CopyWhat, apply, plan};
 use imgstore::ops::devices::DeviceSpec;
 use imgstore::ops::error::{Class, OpsError};
 use imgstore::ops::import::{ImportDisk, import};
+use imgstore::ops::ingest::ingest;
 use imgstore::ops::launch::{LaunchOptions, launch};
 use imgstore::ops::register::ImageOptions;
 use imgstore::ops::snapshot::{SnapshotOptions, snapshot};
@@ -95,15 +96,33 @@ fn zeros_in_every_arrangement_come_back() {
 }
 
 #[test]
-fn a_second_snapshot_stores_its_manifest_and_nothing_else() {
+fn a_second_snapshot_stores_nothing() {
     let caller = Caller::new(2);
     let region = memory_region(&Memory::new(), &small_packs());
     let disk = MemoryDisk::new(volume(4 << 20, 1));
     let first = caller.snapshot(&region, &disk).unwrap().ingested;
     assert!(first.new_chunks > 0 && first.stored_bytes > 0);
     let again = caller.snapshot(&region, &disk).unwrap().ingested;
-    assert_eq!((again.new_chunks, again.new_bytes), (0, 0));
-    assert_eq!(again.stored_bytes, again.manifest.len);
+    assert_eq!((again.new_chunks, again.new_bytes, again.stored_bytes), (0, 0, 0));
+    assert_eq!(again.manifest, first.manifest, "the block map is stored once, too");
+}
+
+#[test]
+fn a_block_map_that_nothing_names_any_more_is_not_built_on() {
+    let caller = Caller::new(2);
+    let region = memory_region(&Memory::new(), &small_packs());
+    let disk = MemoryDisk::new(volume(1 << 20, 1));
+    let first = caller.snapshot(&region, &disk).unwrap().snapshot;
+    let mut session = region.begin(caller.account).unwrap();
+    let again = ingest(&mut session, &disk, 3, &caller.context()).unwrap();
+    assert_eq!(again.manifest, first.manifest);
+    assert_eq!(session.lost_manifest(&region.catalog().unwrap()), None);
+    delete::delete_snapshot(&region, first.id, &caller.context()).unwrap();
+    assert_eq!(session.lost_manifest(&region.catalog().unwrap()), Some(first.manifest.name));
+    // The next try has one of its own.
+    let last = caller.snapshot(&region, &disk).unwrap();
+    assert_ne!(last.snapshot.manifest.name, first.manifest.name);
+    assert!(caller.read_back(&region, last.snapshot.id).unwrap() == disk.bytes);
 }
 
 #[test]

@@ -5,7 +5,8 @@ use super::context::Context;
 use super::devices::{DeviceSpec, Purpose, check_specs, lay_over};
 use super::error::{Code, OpsError};
 use super::find::{
-    backing, check_contents, check_description, check_tags, instance as find_instance, volume as find_volume,
+    backing, check_contents, check_description, check_manifests, check_tags, instance as find_instance,
+    volume as find_volume,
 };
 use super::ingest::{Ingested, ingest};
 use super::instance::check_has_root;
@@ -102,9 +103,11 @@ pub fn create_snapshots(
     let disks = open_all(&volumes)?;
     context.end_dry_run()?;
     let described = |_: &Volume| options.description.clone();
-    let (snapshots, ingested) = read_all(region, &volumes, &disks, &options.tags, described, context)?;
+    let mut session = region.begin(context.account)?;
+    let (snapshots, ingested) = read_all(&mut session, &volumes, &disks, &options.tags, described, context)?;
     context.commit(region, |catalog| {
         still_there(catalog, &volumes, context)?;
+        check_manifests(catalog, &session)?;
         Ok((snapshots.iter().zip(&ingested).map(|(s, volume)| create(s, volume)).collect(), ()))
     })?;
     Ok(Captured { snapshots, ingested })
@@ -158,7 +161,8 @@ pub fn create_image(
     let image_id = ImageId::from_random(region.random_id()?);
     let described =
         |volume: &Volume| format!("Created by CreateImage({id}) for {image_id} from {}", volume.id);
-    let (snapshots, ingested) = read_all(region, &volumes, &disks, &options.tags, described, context)?;
+    let mut session = region.begin(context.account)?;
+    let (snapshots, ingested) = read_all(&mut session, &volumes, &disks, &options.tags, described, context)?;
     for device in &mut devices {
         let at = volumes.iter().position(|volume| is_same_device(device_name(volume), &device.device_name));
         if let (Some(at), DeviceTarget::Ebs(ebs)) = (at, &mut device.target) {
@@ -180,6 +184,7 @@ pub fn create_image(
         check_name_free(catalog, context.account, &image.name)?;
         check_contents(catalog, context.account, &options.devices)?;
         still_there(catalog, &volumes, context)?;
+        check_manifests(catalog, &session)?;
         // The predecessor may be gone by now: the name of a line is not its member.
         let mut ops: Vec<Op> = snapshots.iter().zip(&ingested).map(|(s, volume)| create(s, volume)).collect();
         ops.push(Op::RegisterImage(Box::new(image.clone())));
@@ -255,25 +260,25 @@ fn open_all(volumes: &[&Volume]) -> Result<Vec<Box<dyn DiskRead>>, OpsError> {
 }
 
 fn read_all(
-    region: &Region,
+    session: &mut Session,
     volumes: &[&Volume],
     disks: &[Box<dyn DiskRead>],
     tags: &[Tag],
     described: impl Fn(&Volume) -> String,
     context: &Context<'_>,
 ) -> Result<(Vec<Snapshot>, Vec<Ingested>), OpsError> {
-    let mut session: Session = region.begin(context.account)?;
+    let region = session.region().clone();
     context.progress.begin("snapshot", disks.iter().map(|disk| disk.len_bytes()).sum());
     let (mut snapshots, mut ingested) = (Vec::new(), Vec::new());
     for (volume, disk) in volumes.iter().zip(disks) {
-        let content = ingest(&mut session, &**disk, i32::from(region.header().zstd_level), context)?;
+        let content = ingest(session, &**disk, i32::from(region.header().zstd_level), context)?;
         let said = SnapshotOptions {
             description: described(volume),
             tags: tags.to_vec(),
             parent: volume.snapshot_id,
             zstd_level: None,
         };
-        let snapshot = describe(region, &content, &said, context)?;
+        let snapshot = describe(&region, &content, &said, context)?;
         snapshots.push(Snapshot { volume: Some(volume.id), ..snapshot });
         ingested.push(content);
     }

@@ -6,8 +6,8 @@
 use super::context::Context;
 use super::error::{Code, OpsError};
 use super::find::{
-    check_available, check_completed, check_description, image as find_image, snapshot as find_snapshot,
-    template,
+    check_available, check_completed, check_description, check_manifests, image as find_image,
+    snapshot as find_snapshot, template,
 };
 use super::register::{check_image_name, check_name_free};
 use super::token::{client_token, made_before};
@@ -17,7 +17,7 @@ use crate::model::blockmap::BlockMap;
 use crate::model::catalog::Catalog;
 use crate::model::ids::{ImageId, ObjectHash, SnapshotId, TemplateId};
 use crate::model::image::{DeregistrationProtection, DeviceTarget, Image, ImageSource};
-use crate::model::objects::{ManifestName, ManifestRecord, PackName};
+use crate::model::objects::{ManifestRecord, PackName};
 use crate::model::op::Op;
 use crate::model::snapshot::{Snapshot, SnapshotSource, Template};
 use crate::region::Region;
@@ -160,7 +160,7 @@ pub fn plan(
     if let Some(image) = &plan.image {
         check_name_free(&there, context.account, &copy_name(image, options))?;
     }
-    let lacking = plan.manifests().filter(|manifest| known_manifest(target, &there, manifest).is_none());
+    let lacking = plan.manifests().filter(|manifest| target.known_manifest(&there, &manifest.hash).is_none());
     let lacking: BTreeMap<ObjectHash, u64> = lacking.map(|manifest| (manifest.hash, manifest.len)).collect();
     plan.manifest_bytes = lacking.values().sum();
     Ok(plan)
@@ -186,9 +186,9 @@ pub fn apply(
     context.progress.begin("copy", plan.missing.stored_bytes);
     let mut transferred_bytes = transfer(source, &mut session, &plan.missing, context)?;
     let used = reserve_all(&mut session, plan)?;
-    let (manifests, written) = place_manifests(&mut session, target, plan)?;
-    transferred_bytes += written.iter().map(|manifest| manifest.len).sum::<u64>();
-    session.flush()?;
+    let manifests: Vec<ManifestRecord> =
+        plan.maps.iter().map(|map| session.place_manifest(map)).collect::<Result<_, _>>()?;
+    transferred_bytes += session.manifest_bytes();
     let copier = Copier { source, target, plan, options, context };
     let copy = copier.copy(&manifests)?;
     let made = target.commit::<_, OpsError>(context.account, |catalog| {
@@ -200,59 +200,13 @@ pub fn apply(
         if source.header().id == target.header().id {
             select(catalog, plan.what, context)?;
         }
-        check_manifests(catalog, &manifests, &written, target)?;
+        check_manifests(catalog, &session)?;
         let image = copier.placed(catalog, copy.image.as_ref())?;
         let ops = copy.ops(image.as_ref(), &used);
         let (snapshots, stored_bytes) = (copy.snapshots.clone(), session.stored_bytes());
         Ok((ops, Copied { image, snapshots, transferred_bytes, stored_bytes, was_made_before: false }))
     })?;
     Ok(made)
-}
-
-/// A manifest that was there when the copy was made must still be named by something: else it may be about to be
-/// removed. The next try writes one of its own.
-fn check_manifests(
-    catalog: &Catalog,
-    manifests: &[ManifestRecord],
-    written: &[ManifestRecord],
-    target: &Region,
-) -> Result<(), OpsError> {
-    let mut known: BTreeSet<ManifestName> = written.iter().map(|manifest| manifest.name).collect();
-    known.extend(catalog.roots().map(|root| root.manifest.name));
-    match manifests.iter().find(|manifest| !known.contains(&manifest.name)) {
-        Some(gone) => {
-            let why = format!(
-                "{} went while region {} was copied to; run the command again",
-                gone.name,
-                target.header().name
-            );
-            Err(OpsError::rule(Code::IncorrectState, why))
-        }
-        None => Ok(()),
-    }
-}
-
-/// The manifests at the target: those that it has, the others written, each once; and which were written.
-fn place_manifests(
-    session: &mut Session,
-    target: &Region,
-    plan: &CopyPlan,
-) -> Result<(Vec<ManifestRecord>, Vec<ManifestRecord>), OpsError> {
-    let there = target.catalog()?;
-    let (mut placed, mut written): (Vec<ManifestRecord>, Vec<ManifestRecord>) = (Vec::new(), Vec::new());
-    for (manifest, map) in plan.manifests().zip(&plan.maps) {
-        let same = |known: &&ManifestRecord| known.hash == manifest.hash;
-        let known = placed.iter().find(same).cloned();
-        placed.push(match known.or_else(|| known_manifest(target, &there, manifest)) {
-            Some(known) => known,
-            None => {
-                let new = session.write_manifest(map)?;
-                written.push(new.clone());
-                new
-            }
-        });
-    }
-    Ok((placed, written))
 }
 
 /// Makes sure that every chunk of every map is at the target now, and gives the packs that hold them.
@@ -324,14 +278,6 @@ fn select(catalog: &Catalog, what: CopyWhat, context: &Context<'_>) -> Result<Se
         return Err(denied(OpsError::image_not_found(id)));
     }
     Ok(Selected { image: Some(image.clone()), snapshots, template })
-}
-
-/// The record of a manifest with the same bytes at the target, if it can be read there.
-fn known_manifest(target: &Region, catalog: &Catalog, manifest: &ManifestRecord) -> Option<ManifestRecord> {
-    let same = catalog.roots().map(|root| root.manifest).filter(|known| known.hash == manifest.hash);
-    let mut seen = BTreeSet::new();
-    let mut once = same.filter(|known| seen.insert(known.name));
-    once.find(|known| target.load_map(known).is_ok()).cloned()
 }
 
 fn copy_name(image: &Image, options: &CopyOptions) -> String {

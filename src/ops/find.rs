@@ -12,6 +12,7 @@ use crate::model::instance::{Instance, Volume};
 use crate::model::snapshot::{Snapshot, Template};
 use crate::model::units::TimeMs;
 use crate::model::words::{ImageState, SnapshotState};
+use crate::region::session::Session;
 use std::str::FromStr;
 
 /// An id of any kind.
@@ -203,4 +204,15 @@ pub fn check_description(text: &str) -> Result<(), OpsError> {
         return Err(OpsError::rule(Code::InvalidParameterValue, "a description has control characters"));
     }
     Ok(())
+}
+
+/// Refuses if a manifest that the session found and took is no longer named by anything: it may be about to be
+/// removed. The next try writes one of its own.
+pub(super) fn check_manifests(catalog: &Catalog, session: &Session) -> Result<(), OpsError> {
+    let Some(gone) = session.lost_manifest(catalog) else { return Ok(()) };
+    let why = format!(
+        "{gone}, with the same content, went from region {} meanwhile; run the command again",
+        session.region().header().name
+    );
+    Err(OpsError::rule(Code::IncorrectState, why))
 }

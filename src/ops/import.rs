@@ -3,7 +3,7 @@
 use super::context::Context;
 use super::devices::{DeviceSpec, Purpose, check_specs, lay_over};
 use super::error::{Code, OpsError};
-use super::find::{backing, check_contents};
+use super::find::{backing, check_contents, check_manifests};
 use super::ingest::{Ingested, ingest};
 use super::register::{ImageOptions, build, check, check_placeable};
 use super::snapshot::{SnapshotOptions, create, describe};
@@ -72,6 +72,7 @@ pub fn import(
     let image = build(ImageId::from_random(region.random_id()?), options, devices, None, context);
     context.commit(region, |catalog| {
         check_placeable(catalog, options, context.account)?;
+        check_manifests(catalog, &session)?;
         let mut ops: Vec<Op> = snapshots.iter().zip(&ingested).map(|(s, volume)| create(s, volume)).collect();
         ops.push(Op::RegisterImage(Box::new(image.clone())));
         Ok((ops, ()))
@@ -115,6 +116,7 @@ pub fn import_template(
     context.commit(region, |catalog| {
         check_placeable(catalog, options, context.account)?;
         check_contents(catalog, context.account, devices)?;
+        check_manifests(catalog, &session)?;
         let template =
             Op::CreateTemplate { template: Box::new(template.clone()), packs: ingested.packs.clone() };
         Ok((vec![template, Op::RegisterImage(Box::new(image.clone()))], ()))

@@ -96,7 +96,7 @@ impl Cut {
 }
 
 /// Brings a disk into the session's region. The manifest is durable when this returns; the caller makes it
-/// part of the catalogue.
+/// part of the catalogue, if [`check_manifests`](super::find::check_manifests) agrees.
 pub fn ingest(
     session: &mut Session,
     disk: &dyn DiskRead,
@@ -123,7 +123,7 @@ pub fn ingest(
         read.and(cut).and(stored)
     })?;
     let map = store.map.finish();
-    let manifest = session.write_manifest(&map)?;
+    let manifest = session.place_manifest(&map)?;
     Ok(Ingested {
         manifest,
         packs: session.used_packs(),

@@ -2,7 +2,7 @@
 
 use super::context::Context;
 use super::error::OpsError;
-use super::find::{check_description, check_tags, snapshot as find_snapshot};
+use super::find::{check_description, check_manifests, check_tags, snapshot as find_snapshot};
 use super::ingest::{Ingested, ingest};
 use crate::disk::DiskRead;
 use crate::model::account::Tag;
@@ -52,7 +52,10 @@ pub fn snapshot(
     let level = options.zstd_level.unwrap_or(i32::from(region.header().zstd_level));
     let ingested = ingest(&mut session, disk, level, context)?;
     let snapshot = describe(region, &ingested, options, context)?;
-    region.commit::<_, OpsError>(context.account, |_| Ok((vec![create(&snapshot, &ingested)], ())))?;
+    region.commit::<_, OpsError>(context.account, |catalog| {
+        check_manifests(catalog, &session)?;
+        Ok((vec![create(&snapshot, &ingested)], ()))
+    })?;
     Ok(Taken { snapshot, ingested })
 }
 

@@ -11,7 +11,8 @@ use crate::format::manifest;
 use crate::io::storage::Created;
 use crate::model::account::AccountId;
 use crate::model::blockmap::BlockMap;
-use crate::model::ids::ChunkId;
+use crate::model::catalog::Catalog;
+use crate::model::ids::{ChunkId, ObjectHash};
 use crate::model::objects::{ManifestName, ManifestRecord, PackName};
 use crate::model::op::Op;
 use crate::pack::build::{PackBuilder, SealedPack};
@@ -38,6 +39,10 @@ pub struct Session {
     /// Packs that the chunks asked about are in.
     used: BTreeSet<PackName>,
     stored_bytes: u64,
+    /// Manifests that this session wrote.
+    written: Vec<ManifestRecord>,
+    /// Manifests of others that it found and took.
+    shared: Vec<ManifestRecord>,
     /// Chunks that `reserve` said are new and that were not put yet.
     awaited: HashSet<ChunkId>,
     /// A step failed: what was put may be lost, so nothing may be built on it.
@@ -64,10 +69,20 @@ impl Region {
             writer: None,
             used: BTreeSet::new(),
             stored_bytes: 0,
+            written: Vec::new(),
+            shared: Vec::new(),
             awaited: HashSet::new(),
             has_failed: false,
             spare: bounded(2),
         })
+    }
+
+    /// The record of a manifest with these bytes, if something names it and it can be read.
+    pub fn known_manifest(&self, catalog: &Catalog, hash: &ObjectHash) -> Option<ManifestRecord> {
+        let same = catalog.roots().map(|root| root.manifest).filter(|known| known.hash == *hash);
+        let mut seen = BTreeSet::new();
+        let mut once = same.filter(|known| seen.insert(known.name));
+        once.find(|known| self.load_map(known).is_ok()).cloned()
     }
 
     /// Writes and registers packs until the queue is closed.
@@ -183,16 +198,43 @@ impl Session {
         Ok(())
     }
 
-    /// Stores a block map whose chunks were all put or found, after they are flushed.
-    pub fn write_manifest(&mut self, map: &BlockMap) -> Result<ManifestRecord, RegionError> {
+    /// The stored manifest of a block map whose chunks were all put or found, after they are flushed: one that
+    /// the region has already, or a new one. Before a record names it, [`Session::lost_manifest`] must say that
+    /// it is still there.
+    pub fn place_manifest(&mut self, map: &BlockMap) -> Result<ManifestRecord, RegionError> {
         self.flush()?;
-        let name = ManifestName { session: self.region.0.session, number: self.region.next_number() };
         let (bytes, hash) = manifest::encode(map);
+        if let Some(written) = self.written.iter().find(|written| written.hash == hash) {
+            return Ok(written.clone());
+        }
+        if let Some(known) = self.region.known_manifest(&self.region.catalog()?, &hash) {
+            self.shared.push(known.clone());
+            return Ok(known);
+        }
+        let name = ManifestName { session: self.region.0.session, number: self.region.next_number() };
         if self.region.0.storage.create(&name.to_string(), &[&bytes])? == Created::Existed {
             return Err(RegionError::NameReused(name.to_string()));
         }
         self.stored_bytes += bytes.len() as u64;
-        Ok(ManifestRecord { name, len: bytes.len() as u64, hash, chunks: map.chunks().len() as u64 })
+        let chunks = map.chunks().len() as u64;
+        let written = ManifestRecord { name, len: bytes.len() as u64, hash, chunks };
+        self.written.push(written.clone());
+        Ok(written)
+    }
+
+    /// A manifest that was there when it was placed and that nothing in the catalogue names any more: it may be
+    /// about to be removed.
+    pub fn lost_manifest(&self, catalog: &Catalog) -> Option<ManifestName> {
+        if self.shared.is_empty() {
+            return None;
+        }
+        let named: BTreeSet<ManifestName> = catalog.roots().map(|root| root.manifest.name).collect();
+        self.shared.iter().map(|shared| shared.name).find(|name| !named.contains(name))
+    }
+
+    /// Bytes of the manifests that this session wrote.
+    pub fn manifest_bytes(&self) -> u64 {
+        self.written.iter().map(|written| written.len).sum()
     }
 
     /// Every pack that may hold a chunk that was put or found.
