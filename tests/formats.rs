@@ -65,6 +65,7 @@ fn the_same_disk_in_any_format_gives_the_same_chunks() {
         ("vmdk", "h.vmdk", &[]),
         ("vmdk", "s.vmdk", &["-o", "subformat=streamOptimized"]),
         ("vhdx", "h.vhdx", &[]),
+        ("vdi", "h.vdi", &[]),
         ("vpc", "h.vhd", &["-o", "force_size=on"]),
         ("vpc", "f.vhd", &["-o", "subformat=fixed,force_size=on"]),
     ];
@@ -145,4 +146,112 @@ fn hostile_files_are_refused_and_nothing_that_they_name_is_read() {
     fs::write(place.path("a.raw"), common::volume(1 << 20, 1)).unwrap();
     make(&["convert", "-O", "qcow2", "a.raw", "a.qcow2"]);
     assert!(place.refused(&["snapshot", "a.qcow2", "--max-size", "512KiB"]).contains("limit"));
+}
+
+#[test]
+fn a_disk_comes_out_in_every_format_and_goes_in_again() {
+    let place = Place(tempfile::tempdir().unwrap());
+    // Not a whole number of sectors.
+    let mut bytes = common::volume((24 << 20) - 100, 5);
+    fs::write(place.path("h.raw"), &bytes).unwrap();
+    let id = place.json(&["snapshot", "h.raw"])["snapshot_id"].as_str().unwrap().to_owned();
+    bytes.resize(24 << 20, 0);
+    fs::write(place.path("padded.raw"), &bytes).unwrap();
+    let formats = [
+        ("raw", "a.raw", "raw", &[][..]),
+        ("qcow2", "a.qcow2", "qcow2", &[]),
+        ("qcow2", "c.qcow2", "qcow2", &["--compress"]),
+        ("vmdk", "a.vmdk", "vmdk", &[]),
+        ("vhd", "a.vhd", "vpc", &[]),
+        ("vhd-fixed", "f.vhd", "vpc", &[]),
+        ("vhdx", "a.vhdx", "vhdx", &[]),
+    ];
+    let mut has_qemu = true;
+    for (format, name, qemu, options) in formats {
+        let answer = place.json(&[&["export", &id, name, "--format", format], options].concat());
+        assert_eq!(answer["volume_bytes"], (24 << 20) - 100, "{format}");
+        let again = place.json(&["snapshot", name]);
+        let whole = (24 << 20) - u64::from(format == "raw") * 100;
+        assert_eq!(again["volume_bytes"], whole, "{name}");
+        has_qemu &= qemu_img(place.0.path(), &["compare", "-f", qemu, "-F", "raw", name, "padded.raw"]);
+        if has_qemu && !matches!(qemu, "raw" | "vpc") {
+            qemu_img(place.0.path(), &["check", "-f", qemu, name]);
+        }
+        // What stands is not replaced, unless that is asked for.
+        let output = place.run(&["export", &id, name, "--format", format]);
+        assert_eq!(output.status.code(), Some(6), "{}", String::from_utf8_lossy(&output.stderr));
+        place.json(&[&["export", &id, name, "--force", "--format", format], options].concat());
+    }
+    for wrong in [
+        &["export", &id, "-", "--format", "qcow2"][..],
+        &["export", &id, "x.raw", "--compress"],
+        &["export", &id, "x.ova", "--format", "ova"],
+        &["export", &id, "x", "--all"],
+    ] {
+        assert_eq!(place.run(wrong).status.code(), Some(2), "{wrong:?}");
+    }
+    let dry = place.run(&["export", &id, "dry.qcow2", "--format", "qcow2", "--dry-run"]);
+    assert!(String::from_utf8_lossy(&dry.stderr).contains("nothing was changed"), "{dry:?}");
+    let left: Vec<_> =
+        fs::read_dir(place.0.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert!(!left.iter().any(|name| name.to_string_lossy().starts_with(['x', 'd', '.'])), "{left:?}");
+}
+
+#[test]
+fn a_whole_machine_goes_out_and_comes_in_elsewhere() {
+    let place = Place(tempfile::tempdir().unwrap());
+    let (root, data) = (common::volume(6 << 20, 1), common::volume(2 << 20, 2));
+    fs::write(place.path("root.raw"), &root).unwrap();
+    fs::write(place.path("data.raw"), &data).unwrap();
+    let imported = place.json(&[
+        "import",
+        "root.raw",
+        "data.raw",
+        "--name",
+        "db-1",
+        "--root-device",
+        "/dev/sda1",
+        "--boot-mode",
+        "uefi",
+        "--device",
+        "/dev/sdf=:size=3GiB",
+        "--device",
+        "/dev/sdg=ephemeral0",
+        "--architecture",
+        "x86_64",
+    ]);
+    let id = imported["image_id"].as_str().unwrap();
+    let answer = place.json(&["export", id, "db.ova", "--format", "ova", "--cpus", "4", "--ram", "8GiB"]);
+    assert_eq!(answer["devices"].as_array().unwrap().len(), 3);
+    // In the same region nothing is new, elsewhere it is the same machine.
+    let again = place.json(&["import", "db.ova", "--name", "db-again"]);
+    assert_eq!((&again["new_bytes"], &again["stored_bytes"]), (&0.into(), &0.into()));
+    place.json(&["region", "add", "other", "there"]);
+    let there = place.json(&["--region", "other", "import", "db.ova", "--name", "db-1"]);
+    for image in [&again, &there] {
+        assert_eq!((&image["boot_mode"], &image["architecture"]), (&"uefi".into(), &"x86_64".into()));
+        assert_eq!(image["root_device_name"], "/dev/sda1");
+        let devices = image["devices"].as_array().unwrap();
+        let names: Vec<_> = devices.iter().map(|device| device["device_name"].as_str().unwrap()).collect();
+        assert_eq!(names, ["/dev/sda1", "/dev/sdb", "/dev/sdf"]);
+    }
+    let id = there["image_id"].as_str().unwrap();
+    let all = place.json(&["--region", "other", "export", id, "disks/db", "--all", "--format", "qcow2"]);
+    assert_eq!(all["files"].as_array().unwrap().len(), 3);
+    for (name, expected) in [("sda1", &root), ("sdb", &data)] {
+        let path = format!("disks/db/{name}.qcow2");
+        let id = place.json(&["snapshot", &path])["snapshot_id"].as_str().unwrap().to_owned();
+        assert!(place.run(&["export", &id, "-"]).stdout == *expected, "{name}");
+    }
+    // A disk whose checksum does not fit: nothing is stored.
+    let mut bytes = fs::read(place.path("db.ova")).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(place.path("bad.ova"), bytes).unwrap();
+    let message = place.refused(&["import", "bad.ova", "--name", "bad"]);
+    assert!(message.contains("checksum"), "{message}");
+    // An archive is no disk.
+    let message = place.refused(&["snapshot", "db.ova"]);
+    assert!(message.contains("import takes an OVA"), "{message}");
+    assert_eq!(place.run(&["import", "db.ova", "root.raw", "--name", "two"]).status.code(), Some(6));
 }

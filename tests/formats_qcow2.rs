@@ -7,10 +7,11 @@
 
 mod common;
 
-use common::{Draw, MemoryDisk, volume};
+use common::{Draw, MemoryDisk, volume, write_in_pieces};
 use imgstore::disk::formats::Limits;
-use imgstore::disk::formats::qcow2::{Qcow2, open};
+use imgstore::disk::formats::qcow2::{Qcow2, open, write};
 use imgstore::disk::{DiskError, DiskRead};
+use imgstore::io::outfile::NewFile;
 use imgstore::io::rawdisk::RawDisk;
 use std::fs;
 use std::path::Path;
@@ -358,4 +359,59 @@ fn flipped_bytes_end_in_errors_at_worst() {
         }
     }
     assert!(refused > 10 && read > 10, "{refused} refused, {read} read");
+}
+
+/// What qemu-img says of a file that must be without faults and hold the bytes of `raw` beside it.
+fn ask_qemu(dir: &Path, raw: &[u8]) {
+    fs::write(dir.join("raw"), raw).unwrap();
+    run(dir, "qemu-img", &["check", "-q", "-f", "qcow2", "disk"]);
+    run(dir, "qemu-img", &["compare", "-q", "-f", "qcow2", "-F", "raw", "disk", "raw"]);
+}
+
+#[test]
+fn what_is_written_is_read_by_qemu() {
+    if !has_qemu() {
+        return;
+    }
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
+    for seed in 0..images() {
+        let (dir, mut draw) = (tempfile::tempdir().unwrap(), Draw::new(seed + 5000));
+        let mut raw = sparse(size(&mut draw), &mut draw);
+        let path = dir.path().join("disk");
+        let file = Box::new(NewFile::create(&path, 0, false).unwrap());
+        let options = write::Options { is_compressed: seed % 2 == 0 };
+        let target = write::create(file, &path, raw.len() as u64, options, &pool).unwrap();
+        write_in_pieces(target, &raw, &mut draw);
+        raw.resize(raw.len().next_multiple_of(SECTOR), 0);
+        ask_qemu(dir.path(), &raw);
+        let disk = opened(fs::read(&path).unwrap(), &Limits::default()).unwrap();
+        assert!(read_whole(&disk, &mut draw).unwrap() == raw, "image {seed}");
+    }
+}
+
+/// Nothing is there but what is not zeros, and QEMU can write to it.
+#[test]
+fn a_huge_disk_that_is_written_is_qemus_too() {
+    if !has_qemu() {
+        return;
+    }
+    let (dir, len) = (tempfile::tempdir().unwrap(), 64 << 40);
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
+    let path = dir.path().join("disk");
+    let file = Box::new(NewFile::create(&path, 0, false).unwrap());
+    let options = write::Options { is_compressed: true };
+    let mut target = write::create(file, &path, len, options, &pool).unwrap();
+    for at in (0..len).step_by(256 << 20) {
+        match at >> 40 << 40 == at {
+            true => target.write_at(at, &[7; 4096]).unwrap(),
+            false => target.zero_at(at, 256 << 20).unwrap(),
+        }
+    }
+    target.finish().unwrap();
+    assert!(fs::metadata(&path).unwrap().len() < 8 << 20);
+    let check = ["check", "-q", "-f", "qcow2", "disk"];
+    run(dir.path(), "qemu-img", &check);
+    let commands = ["-f", "qcow2", "-c", "read -P 7 63T 4k", "-c", "write -P 9 63T 4k", "-c", "write 5G 3M"];
+    run(dir.path(), "qemu-io", &[&commands[..], &["disk"]].concat());
+    run(dir.path(), "qemu-img", &check);
 }

@@ -2,6 +2,8 @@
 //! Without qemu-img those tests print a note and pass. `IMGSTORE_FORMAT_IMAGES` is the number of random images.
 
 mod common;
+#[path = "common/qemu.rs"]
+mod qemu;
 #[path = "../fuzz/src/sparse.rs"]
 mod sparse;
 
@@ -9,11 +11,11 @@ use common::Draw;
 use imgstore::disk::formats::{Limits, vhd, vhdx};
 use imgstore::disk::open::open_raw;
 use imgstore::disk::{DiskError, DiskRead};
+use qemu::*;
 use sparse::*;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::process::Command;
 use std::sync::Arc;
 
 const MIB: u64 = 1 << 20;
@@ -362,74 +364,11 @@ fn a_vhd_whose_blocks_lie_wrong_is_refused() {
     vhd_refused("ends after the file's end", vhd_dynamic(), entry(u32::MAX - 1));
 }
 
-/// Whether qemu-img is there; the tests that ask it have nothing to say otherwise.
-#[allow(clippy::print_stdout, reason = "a note in the output of the test")]
-fn has_qemu_img() -> bool {
-    let found = Command::new("qemu-img").arg("--version").output().is_ok();
-    if !found {
-        println!("qemu-img is not installed: nothing is compared with it");
-    }
-    found
-}
-
-fn qemu_img(arguments: &[&str]) -> String {
-    let output = Command::new("qemu-img").args(arguments).output().unwrap();
-    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
-}
-
-fn utf8(path: &Path) -> &str {
-    path.to_str().unwrap()
-}
-
 fn open_file(path: &Path, format: &str) -> Result<Box<dyn DiskRead>, DiskError> {
     let file: Arc<dyn DiskRead> = Arc::from(open_raw(path)?);
     match format {
         "vpc" => vhd::open(file, path, &Limits::default()).map(|disk| Box::new(disk) as _),
         _ => vhdx::open(file, path, &Limits::default()).map(|disk| Box::new(disk) as _),
-    }
-}
-
-/// Writes a raw image of data between holes.
-fn write_raw(path: &Path, len: u64, pieces: usize, draw: &mut Draw) {
-    let file = File::create(path).unwrap();
-    file.set_len(len).unwrap();
-    for _ in 0..pieces {
-        let at = draw.next() % len;
-        let mut piece: Vec<u8> = (0..1 + draw.below(100_000)).map(|_| draw.next() as u8).collect();
-        piece.truncate((len - at) as usize);
-        file.write_all_at(&piece, at).unwrap();
-    }
-}
-
-/// Compares a disk with a raw file wherever one of them has data, and small ones also by random reads.
-fn assert_same(disk: &dyn DiskRead, raw: &Path, draw: &mut Draw, what: &str) {
-    let expected = open_raw(raw).unwrap();
-    let len = disk.len_bytes();
-    assert_eq!(len, expected.len_bytes(), "{what}");
-    let mut at = 0;
-    while at < len {
-        let (ours, theirs) = (disk.extent_at(at).unwrap(), expected.extent_at(at).unwrap());
-        assert!(ours.start == at && ours.end > at && ours.end <= len, "{what}: {ours:?}");
-        let mut end = ours.end.min(theirs.end);
-        if !ours.is_zero || !theirs.is_zero {
-            end = end.min(at + 1 + draw.next() % (3 << 20));
-            let mut found = vec![0xaa; (end - at) as usize];
-            let mut wanted = vec![0; found.len()];
-            expected.read_at(at, &mut wanted).unwrap();
-            assert!(!ours.is_zero || wanted.iter().all(|&byte| byte == 0), "{what}: {ours:?} is not zeros");
-            disk.read_at(at, &mut found).unwrap();
-            assert!(found == wanted, "{what}: {at}..{end}");
-        }
-        at = end;
-    }
-    for _ in 0..20 {
-        let start = draw.next() % len;
-        let mut found = vec![0xaa; (len - start).min(draw.next() % (5 << 20)) as usize];
-        let mut wanted = vec![0; found.len()];
-        disk.read_at(start, &mut found).unwrap();
-        expected.read_at(start, &mut wanted).unwrap();
-        assert!(found == wanted, "{what}: {start}");
     }
 }
 
@@ -441,34 +380,9 @@ fn compare(dir: &Path, raw: &Path, format: &str, options: &str, draw: &mut Draw)
     let what = format!("{format} {options}");
     let disk = open_file(&made, format).unwrap_or_else(|error| panic!("{what}: {error}"));
     assert_same(&*disk, &back, draw, &what);
-    flip_bytes(&made, format, draw);
-}
-
-/// Flips bytes where the headers are: the file may open or not, and reading may give anything, but in the end.
-fn flip_bytes(path: &Path, format: &str, draw: &mut Draw) {
-    let file = File::options().read(true).write(true).open(path).unwrap();
-    let len = file.metadata().unwrap().len();
-    for _ in 0..10 {
-        let places =
-            [0, 512, 1536, 64 << 10, 128 << 10, 192 << 10, 2 << 20, 3 << 20, len.saturating_sub(512)];
-        let at = (places[draw.below(places.len())] + draw.next() % 200) % len;
-        let mut byte = [0];
-        file.read_exact_at(&mut byte, at).unwrap();
-        file.write_all_at(&[byte[0] ^ 1 << draw.below(8)], at).unwrap();
-        if let Ok(disk) = open_file(path, format) {
-            let mut at = 0;
-            for _ in 0..100 {
-                let extent = disk.extent_at(at).unwrap();
-                assert!(extent.start == at && extent.end > at && extent.end <= disk.len_bytes());
-                disk.read_at(at, &mut vec![0; (extent.end - at).min(5000) as usize]).unwrap();
-                at = extent.end;
-                if at == disk.len_bytes() {
-                    break;
-                }
-            }
-        }
-        file.write_all_at(&byte, at).unwrap();
-    }
+    let end = fs::metadata(&made).unwrap().len().saturating_sub(512);
+    let places = [0, 512, 1536, 64 << 10, 128 << 10, 192 << 10, 2 << 20, 3 << 20, end];
+    flip_bytes(&made, &places, |path| open_file(path, format), draw);
 }
 
 #[test]
@@ -476,10 +390,9 @@ fn random_images_read_as_qemu_img_reads_them() {
     if !has_qemu_img() {
         return;
     }
-    let images = std::env::var("IMGSTORE_FORMAT_IMAGES").map_or(60, |number| number.parse().unwrap());
     let dir = tempfile::tempdir().unwrap();
     let raw = dir.path().join("raw");
-    for seed in 0..images {
+    for seed in 0..images() {
         let mut draw = Draw::new(seed + 1);
         let len = match draw.below(4) {
             0 => 512 * (1 + draw.next() % 200),

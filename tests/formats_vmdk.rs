@@ -3,9 +3,10 @@
 
 mod common;
 
-use common::{Draw, MemoryDisk, volume};
+use common::{Draw, MemoryDisk, volume, write_in_pieces};
 use imgstore::disk::formats::{Limits, vmdk};
 use imgstore::disk::{DiskError, DiskRead};
+use imgstore::io::outfile::NewFile;
 use imgstore::io::rawdisk::RawDisk;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -103,6 +104,49 @@ fn what_qemu_img_writes_reads_the_same() {
             assert!(found == expected, "image {seed} as {subformat} differs");
         }
     }
+}
+
+/// Writes a disk, and asks qemu-img whether it has no faults and holds these bytes.
+fn check_written(dir: &Path, expected: &mut Vec<u8>, draw: &mut Draw) {
+    let (raw, path) = (dir.join("disk.raw"), dir.join("a disk.vmdk"));
+    let _ = fs::remove_file(&path);
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
+    let file = Box::new(NewFile::create(&path, 0, false).unwrap());
+    let target = vmdk::write::create(file, &path, expected.len() as u64, &pool).unwrap();
+    write_in_pieces(target, expected, draw);
+    expected.resize(expected.len().next_multiple_of(512), 0);
+    fs::write(&raw, &expected).unwrap();
+    for arguments in [&["check", "-q", "-f", "vmdk"][..], &["compare", "-q", "-F", "raw", "-f", "vmdk"]] {
+        let mut command = Command::new("qemu-img");
+        command.args(arguments).arg(&path);
+        if arguments[0] == "compare" {
+            command.arg(&raw);
+        }
+        let output = command.output().unwrap();
+        let text = [output.stdout, output.stderr].concat();
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&text));
+    }
+    assert!(read(&open(&path).unwrap(), draw).unwrap() == *expected);
+}
+
+#[test]
+fn what_is_written_is_read_by_qemu_img() {
+    if !has_qemu_img() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    for seed in 0..images() {
+        let mut draw = Draw::new(seed + 9000);
+        let mut expected = random_disk(&mut draw);
+        expected.truncate(expected.len() - draw.below(512));
+        check_written(dir.path(), &mut expected, &mut draw);
+    }
+    // Of four grain tables one has no grain.
+    let mut expected = vec![0; 120 << 20];
+    for at in [0, (32 << 20) - 100_000, 40 << 20, 100 << 20] {
+        expected[at..at + 200_000].copy_from_slice(&volume(200_000, at as u64 + 1));
+    }
+    check_written(dir.path(), &mut expected, &mut Draw::new(1));
 }
 
 #[test]

@@ -136,7 +136,7 @@ macro_rules! replays {
     };
 }
 
-replays!(bundle checkpoint detect frame manifest pack qcow2 record region segment vhd vhdx vmdk);
+replays!(bundle checkpoint detect frame free manifest ova pack qcow2 record region segment vdi vhd vhdx vmdk);
 
 #[test]
 fn seeds_and_regressions_are_small_and_each_belongs_to_a_target() {
@@ -290,14 +290,14 @@ fn seeds() -> Vec<(&'static str, &'static str, Vec<u8>)> {
         seeds.push(("segment", name, writer.finish(REGION, &packs).expect("it is small").0));
     }
 
-    let vdi = [&[b'<'; 64][..], &[0x7f, 0x10, 0xda, 0xbe]].concat();
+    let vdi_head = [&[b'<'; 64][..], &[0x7f, 0x10, 0xda, 0xbe]].concat();
     let heads: [(&str, &[u8]); 7] = [
         ("qcow2", b"QFI\xfb\0\0\0\x03"),
         ("vmdk", b"KDMV\x01"),
         ("vmdk-descriptor", b"# Disk DescriptorFile\n"),
         ("vhd", b"conectix"),
         ("vhdx", b"vhdxfile"),
-        ("vdi", &vdi),
+        ("vdi", &vdi_head),
         ("boot-sector", b"\xeb\x63\x90"),
     ];
     seeds.extend(heads.map(|(name, head)| ("detect", name, head.to_vec())));
@@ -308,9 +308,18 @@ fn seeds() -> Vec<(&'static str, &'static str, Vec<u8>)> {
         bundles().map(|(name, manifest)| ("bundle", name, bundle::encode(&manifest).expect("it encodes"))),
     );
     seeds.extend([("vmdk", "sparse", vmdk_sample::sparse()), ("vmdk", "stream", vmdk_sample::stream())]);
-    use targets::sparse::{vhd_dynamic, vhd_fixed, vhdx};
-    let files =
-        [("vhd", "dynamic", vhd_dynamic()), ("vhd", "fixed", vhd_fixed()), ("vhdx", "dynamic", vhdx())];
+    use targets::archive::{DISK, OVF, SUMS, archive};
+    let members = [("m.ovf", OVF.as_bytes()), ("disk.img", &DISK), ("m.mf", SUMS.as_bytes())];
+    seeds.push(("ova", "archive", archive(&members)));
+    seeds.push(("ova", "description", OVF.into()));
+    seeds.push(("ova", "checksums", SUMS.into()));
+    use targets::sparse::{vdi, vhd_dynamic, vhd_fixed, vhdx};
+    let files = [
+        ("vhd", "dynamic", vhd_dynamic()),
+        ("vhd", "fixed", vhd_fixed()),
+        ("vhdx", "dynamic", vhdx()),
+        ("vdi", "dynamic", vdi()),
+    ];
     seeds.extend(files.map(|(target, name, file)| (target, name, file.encode())));
     seeds
 }
@@ -381,6 +390,18 @@ fn the_qcow2_seeds_are_read() {
         let mut whole = vec![0; usize::try_from(disk.len_bytes()).expect("it is small")];
         disk.read_at(0, &mut whole).expect("it is read");
         assert!(whole.iter().any(|&byte| byte != 0));
+    }
+}
+
+/// They are no fixed bytes, but what tools have written: each has a file system whose free blocks are taken.
+#[test]
+fn the_seeds_of_file_systems_are_taken() {
+    for (path, bytes) in files(&folder("seeds", "free")) {
+        use imgstore::disk::free::{Limits, Outcome, skip_free};
+        let disk = Box::new(targets::sparse::Sparse::parse(&bytes));
+        let (_, parts) = skip_free(disk, &Limits::default()).expect("it is read");
+        let is_taken = parts.iter().any(|part| matches!(part.outcome, Outcome::Skipped { .. }));
+        assert!(is_taken, "{}: {}", path.display(), parts[0]);
     }
 }
 

@@ -44,7 +44,7 @@ fn import_disks(
             disk: Box::new(MemoryDisk::new(bytes)),
         })
         .collect();
-    import(region, &disks, &image_options(name), None, &caller.context()).unwrap().image
+    import(region, &disks, &[], &image_options(name), None, &caller.context()).unwrap().image
 }
 
 #[test]
@@ -450,7 +450,7 @@ fn snapshots_in_use_stay_and_names_are_unique() {
 
     let disks =
         [ImportDisk { device_name: "/dev/xvda".into(), disk: Box::new(MemoryDisk::new(vec![1; 4096])) }];
-    let error = import(&region, &disks, &image_options("one"), None, &caller.context()).unwrap_err();
+    let error = import(&region, &disks, &[], &image_options("one"), None, &caller.context()).unwrap_err();
     assert_eq!(error.code(), "InvalidAMIName.Duplicate");
     assert_eq!(error.to_string(), format!("AMI name one is already in use by AMI {}", image.id));
 

@@ -13,9 +13,12 @@
 use imgstore::chunk::frame::{Codec, CodecPool, FRAME_HEADER_BYTES, FrameError, chunk_id};
 use imgstore::disk::bundle::is_bundle_name;
 use imgstore::disk::bundle::manifest::{self as bundle_format, Manifest, Part};
-use imgstore::disk::detect::{HEAD_BYTES, foreign_signature};
+use imgstore::disk::detect::{HEAD_BYTES, head_signatures};
 use imgstore::disk::formats::vmdk as vmdk_format;
-use imgstore::disk::formats::{Limits, qcow2 as qcow2_format, vhd as vhd_format, vhdx as vhdx_format};
+use imgstore::disk::formats::{
+    Limits, qcow2 as qcow2_format, vdi as vdi_format, vhd as vhd_format, vhdx as vhdx_format,
+};
+use imgstore::disk::ova as ova_format;
 use imgstore::disk::{DiskError, DiskRead, Extent};
 use imgstore::format::entry::{ENTRY_BYTES, Entry, entry_id};
 use imgstore::format::envelope::{self, HASH_BYTES, Kind, VERSION};
@@ -35,23 +38,28 @@ use sparse::Sparse;
 use std::path::Path;
 use std::sync::Arc;
 
+pub mod archive;
+pub mod free;
 pub mod sparse;
 
 /// A target's name and function.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target by its name: the name of its binary, of its seeds' folder and of its finds' folder.
-pub const TARGETS: [Target; 13] = [
+pub const TARGETS: [Target; 16] = [
     ("bundle", bundle),
     ("checkpoint", checkpoint),
     ("detect", detect),
     ("frame", frame),
+    ("free", free::free),
     ("manifest", manifest),
+    ("ova", ova),
     ("pack", pack),
     ("qcow2", qcow2),
     ("record", record),
     ("region", region),
     ("segment", segment),
+    ("vdi", vdi),
     ("vhd", vhd),
     ("vhdx", vhdx),
     ("vmdk", vmdk),
@@ -171,17 +179,17 @@ fn endings(catalog: &Catalog) -> Vec<Op> {
 
 /// Signatures of foreign disk formats: no more than the head decides.
 pub fn detect(data: &[u8]) {
-    let found = foreign_signature(data);
-    assert_eq!(found, foreign_signature(&data[..data.len().min(HEAD_BYTES)]));
-    assert!(found.is_none_or(|format| !format.as_str().is_empty()));
+    let found = head_signatures(data);
+    assert_eq!(found, head_signatures(&data[..data.len().min(HEAD_BYTES)]));
+    assert!(found.iter().all(|format| !format.as_str().is_empty()));
     // Repaired: each signature before the input, so that every length after one is met.
     let vdi = [&[b'<'; 64][..], &0xbeda_107f_u32.to_le_bytes()].concat();
     for signature in
         [&b"QFI\xfb"[..], b"KDMV", b"COWD", b"# Disk DescriptorFile", b"vhdxfile", b"conectix", &vdi]
     {
-        assert!(foreign_signature(&[signature, data].concat()).is_some());
+        assert!(!head_signatures(&[signature, data].concat()).is_empty());
         let cut = signature.len().min(data.len());
-        foreign_signature(&[&signature[..cut], data].concat());
+        head_signatures(&[&signature[..cut], data].concat());
     }
 }
 
@@ -760,6 +768,44 @@ fn fill_header(bytes: &mut [u8], packs: usize, entries: u64, pages: usize) {
     bytes[16..24].copy_from_slice(&entries.to_le_bytes());
     bytes[24..28].copy_from_slice(&u32::try_from(pages).unwrap_or(0).to_le_bytes());
     bytes[48..PAGE_BYTES].fill(0);
+}
+
+/// OVA: the input as the archive, as it is and with headers whose checksums fit; as the description in one; and as
+/// its list of checksums.
+pub fn ova(data: &[u8]) {
+    ova_of(data.to_vec());
+    let mut sealed = data.to_vec();
+    archive::seal_all(&mut sealed);
+    ova_of(sealed);
+    ova_of(archive::archive(&[("m.ovf", data), ("disk.img", &archive::DISK)]));
+    let members = [("m.ovf", archive::OVF.as_bytes()), ("disk.img", &archive::DISK), ("m.mf", data)];
+    ova_of(archive::archive(&members));
+}
+
+fn ova_of(bytes: Vec<u8>) {
+    let limits = Limits { virtual_bytes: 64 << 20, metadata_bytes: 64 << 10 };
+    let len = bytes.len() as u64;
+    let Ok(ova) = ova_format::open(Arc::new(File(bytes)), Path::new("fuzz.ova"), &limits) else { return };
+    assert!(ova.disks.len() <= 25 && ova.notes.len() <= 200);
+    assert!(ova.disks.iter().any(|disk| disk.content.is_some()));
+    for disk in &ova.disks {
+        assert!(disk.volume_bytes > 0 && disk.volume_bytes <= limits.virtual_bytes.max(len));
+        if let Some(content) = &disk.content {
+            assert_eq!(content.len_bytes(), disk.volume_bytes);
+            read_disk(&**content);
+        }
+    }
+    let mut checked = 0;
+    let outcome = ova.check::<DiskError>(|bytes| {
+        checked += bytes;
+        Ok(())
+    });
+    assert!(checked <= ova.checked_bytes() && (outcome.is_err() || checked == ova.checked_bytes()));
+}
+
+/// VDI: the input as the file, and as places of one.
+pub fn vdi(data: &[u8]) {
+    for_files(data, |_| (), |file, path, limits| vdi_format::open(file, path, limits));
 }
 
 /// VHD: the input as the file, and as places of one; then with the checksums that fit.

@@ -223,3 +223,31 @@ pub fn seal_vhd(file: &mut Sparse) {
         file.put(at + stored as u64, &(!sum).to_be_bytes());
     }
 }
+
+/// A VDI of 14848 bytes with blocks of 4096: the first holds `first` at its byte 100, the last one ends in `third`
+/// with the disk, the second was never written, the third discarded. The last one comes first in the file.
+pub fn vdi() -> Sparse {
+    let mut file = Sparse { len: 1024 + 2 * 4096, pieces: Vec::new() };
+    file.put(0, b"<<< a VDI made by hand >>>\n");
+    let words = [
+        (0x40, 0xbeda_107f_u32),
+        (0x44, 0x1_0001),
+        (0x48, 0x180),
+        (0x4c, 1),
+        (0x154, 512),
+        (0x158, 1024),
+        (0x168, 512),
+        (0x170, 14848),
+        (0x178, 4096),
+        (0x180, 4),
+        (0x184, 2),
+    ];
+    for (at, word) in words {
+        file.put(at, &word.to_le_bytes());
+    }
+    file.put(0x188, &[7; 32]);
+    file.put(512, &[1, u32::MAX, u32::MAX - 1, 0].map(u32::to_le_bytes).concat());
+    file.put(1024 + 2560 - 5, b"third");
+    file.put(1024 + 4096 + 100, b"first");
+    file
+}

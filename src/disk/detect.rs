@@ -16,6 +16,10 @@ pub enum Foreign {
     Vhdx,
     /// VirtualBox.
     Vdi,
+    /// A tar archive: a virtual machine, if it is one.
+    Ova,
+    /// QEMU's enhanced disk, which is known and not read.
+    Qed,
 }
 
 impl Foreign {
@@ -27,6 +31,8 @@ impl Foreign {
             Self::Vhd => "VHD",
             Self::Vhdx => "VHDX",
             Self::Vdi => "VDI",
+            Self::Ova => "OVA",
+            Self::Qed => "QED",
         }
     }
 }
@@ -39,30 +45,35 @@ pub fn signatures(file: &dyn DiskRead) -> Result<Vec<Foreign>, DiskError> {
     let len = usize::try_from(file.len_bytes()).unwrap_or(usize::MAX).min(HEAD_BYTES);
     let mut head = vec![0; len];
     file.read_at(0, &mut head)?;
-    let mut found: Vec<Foreign> = foreign_signature(&head).into_iter().collect();
+    let mut found = head_signatures(&head);
     if has_fixed_footer(file)? && !found.contains(&Foreign::Vhd) {
         found.push(Foreign::Vhd);
     }
     Ok(found)
 }
 
-/// The format whose signature stands in the first bytes of a disk, if any does. A fixed VHD has its own at its end.
-pub fn foreign_signature(head: &[u8]) -> Option<Foreign> {
-    let at =
-        |offset: usize, signature: &[u8]| head.get(offset..).is_some_and(|rest| rest.starts_with(signature));
-    if at(0, b"QFI\xfb") {
-        Some(Foreign::Qcow2)
-    } else if at(0, b"KDMV") || at(0, b"COWD") || at(0, b"# Disk DescriptorFile") {
-        Some(Foreign::Vmdk)
-    } else if at(0, b"vhdxfile") {
-        Some(Foreign::Vhdx)
-    } else if at(0, b"conectix") {
-        Some(Foreign::Vhd)
-    } else if at(64, &0xbeda_107f_u32.to_le_bytes()) {
-        Some(Foreign::Vdi)
-    } else {
-        None
-    }
+/// Where a signature stands in a disk's first bytes, and whose it is. They lie at different places, so that one file
+/// can bear several.
+const SIGNATURES: [(usize, &[u8], Foreign); 9] = [
+    (0, b"QFI\xfb", Foreign::Qcow2),
+    (0, b"QED\0", Foreign::Qed),
+    (0, b"KDMV", Foreign::Vmdk),
+    (0, b"COWD", Foreign::Vmdk),
+    (0, b"# Disk DescriptorFile", Foreign::Vmdk),
+    (0, b"vhdxfile", Foreign::Vhdx),
+    (0, b"conectix", Foreign::Vhd),
+    (64, &0xbeda_107f_u32.to_le_bytes(), Foreign::Vdi),
+    (257, b"ustar", Foreign::Ova),
+];
+
+/// Every format whose signature stands in the first bytes of a disk. A fixed VHD has its own at its end.
+pub fn head_signatures(head: &[u8]) -> Vec<Foreign> {
+    let stands = |at: usize, signature: &[u8]| head.get(at..).is_some_and(|rest| rest.starts_with(signature));
+    SIGNATURES
+        .iter()
+        .filter(|(at, signature, _)| stands(*at, signature))
+        .map(|(_, _, format)| *format)
+        .collect()
 }
 
 #[cfg(test)]
@@ -71,17 +82,22 @@ mod tests {
 
     #[test]
     fn each_signature_is_known_and_nothing_else() {
-        assert_eq!(foreign_signature(b"QFI\xfb\0\0\0\x03"), Some(Foreign::Qcow2));
-        assert_eq!(foreign_signature(b"KDMV\x01"), Some(Foreign::Vmdk));
-        assert_eq!(foreign_signature(b"COWD"), Some(Foreign::Vmdk));
-        assert_eq!(foreign_signature(b"# Disk DescriptorFile\n"), Some(Foreign::Vmdk));
-        assert_eq!(foreign_signature(b"vhdxfile"), Some(Foreign::Vhdx));
-        assert_eq!(foreign_signature(b"conectix"), Some(Foreign::Vhd));
-        let mut vdi = vec![b'<'; 64];
-        vdi.extend([0x7f, 0x10, 0xda, 0xbe]);
-        assert_eq!(foreign_signature(&vdi), Some(Foreign::Vdi));
-        for raw in [&b""[..], b"QFI", b"\xeb\x63\x90", &[0; 512]] {
-            assert_eq!(foreign_signature(raw), None);
+        for (at, signature, format) in SIGNATURES {
+            let head = [&vec![b'<'; at], signature, &[0; 9]].concat();
+            assert_eq!(head_signatures(&head), [format]);
+            assert_eq!(head_signatures(&head[..at + signature.len() - 1]), []);
         }
+        for raw in [&b""[..], b"QFI", b"\xeb\x63\x90", &[0; 512]] {
+            assert_eq!(head_signatures(raw), []);
+        }
+    }
+
+    #[test]
+    fn all_that_a_file_bears_are_found() {
+        let mut head = vec![0; 512];
+        head[..4].copy_from_slice(b"QFI\xfb");
+        head[64..68].copy_from_slice(&0xbeda_107f_u32.to_le_bytes());
+        head[257..262].copy_from_slice(b"ustar");
+        assert_eq!(head_signatures(&head), [Foreign::Qcow2, Foreign::Vdi, Foreign::Ova]);
     }
 }

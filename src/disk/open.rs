@@ -1,7 +1,7 @@
 //! Opening disks to read and targets to write.
 
 use super::detect::{Foreign, signatures};
-use super::formats::{Limits, qcow2, refused, vhd, vhdx, vmdk};
+use super::formats::{Limits, qcow2, refused, vdi, vhd, vhdx, vmdk};
 use crate::io::disk::{DiskError, DiskRead, DiskWrite};
 use crate::io::outfile::{BlockDevice, NewFile, Stream, is_block_device};
 use crate::io::rawdisk::RawDisk;
@@ -36,12 +36,21 @@ pub struct Opened {
 /// Opens a disk for reading. Its format is what its bytes say, all known signatures are looked for, and what is
 /// declared must be what is found.
 pub fn open_disk(path: &Path, declared: Declared, limits: &Limits) -> Result<Opened, DiskError> {
-    let file = RawDisk::open(path)?;
-    let raw = |file: RawDisk| Ok(Opened { disk: Box::new(file), format: "raw", notes: Vec::new() });
+    open_file(Arc::new(RawDisk::open(path)?), path, declared, limits)
+}
+
+/// As [`open_disk`], of the bytes of a file that lies in another; `path` is its name in messages.
+pub fn open_file(
+    file: Arc<dyn DiskRead>,
+    path: &Path,
+    declared: Declared,
+    limits: &Limits,
+) -> Result<Opened, DiskError> {
+    let raw = |file: Arc<dyn DiskRead>| Ok(Opened { disk: Box::new(file), format: "raw", notes: Vec::new() });
     if declared == Declared::Raw {
         return raw(file);
     }
-    let found = signatures(&file)?;
+    let found = signatures(&*file)?;
     match (declared, found.as_slice()) {
         (Declared::Nothing, []) => raw(file),
         (Declared::Nothing, [one]) => open_as(*one, file, path, limits),
@@ -68,8 +77,17 @@ pub fn open_raw(path: &Path) -> Result<Box<dyn DiskRead>, DiskError> {
     Ok(Box::new(RawDisk::open(path)?))
 }
 
-fn open_as(format: Foreign, file: RawDisk, path: &Path, limits: &Limits) -> Result<Opened, DiskError> {
-    let file: Arc<dyn DiskRead> = Arc::new(file);
+/// Whether a file is a tar archive by its bytes, as an OVA is.
+pub fn is_ova(path: &Path) -> Result<bool, DiskError> {
+    Ok(signatures(&RawDisk::open(path)?)? == [Foreign::Ova])
+}
+
+fn open_as(
+    format: Foreign,
+    file: Arc<dyn DiskRead>,
+    path: &Path,
+    limits: &Limits,
+) -> Result<Opened, DiskError> {
     let mut notes = Vec::new();
     let disk: Box<dyn DiskRead> = match format {
         Foreign::Qcow2 => {
@@ -80,10 +98,16 @@ fn open_as(format: Foreign, file: RawDisk, path: &Path, limits: &Limits) -> Resu
         Foreign::Vmdk => Box::new(vmdk::open(file, path, limits)?),
         Foreign::Vhd => Box::new(vhd::open(file, path, limits)?),
         Foreign::Vhdx => Box::new(vhdx::open(file, path, limits)?),
-        Foreign::Vdi => {
-            let why = "VDI is not read";
-            return Err(refused(path, "VDI", why, "convert it first: qemu-img convert -O qcow2"));
+        Foreign::Ova => {
+            let why = "it is a whole machine, or another tar archive, not a disk";
+            let cure = "import takes an OVA, alone; for the archive's own bytes say --format raw";
+            return Err(refused(path, "OVA", why, cure));
         }
+        Foreign::Qed => {
+            let cure = "convert it to qcow2 with qemu-img; for the file's own bytes say --format raw";
+            return Err(refused(path, "QED", "disks of that format are not read", cure));
+        }
+        Foreign::Vdi => Box::new(vdi::open(file, path, limits)?),
     };
     Ok(Opened { disk, format: format.as_str(), notes })
 }

@@ -26,6 +26,11 @@ pub trait DiskRead: Send + Sync {
 
     /// Fills `buffer` from `offset`; both inside the disk.
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), DiskError>;
+
+    /// Whether reading is mostly computing, such as decompressing, so that several threads read faster than one.
+    fn is_computed(&self) -> bool {
+        false
+    }
 }
 
 /// A disk to write.
@@ -192,5 +197,23 @@ impl DiskError {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::NoSpace { path, offset },
             _ => Self::Io { action, path, offset, source },
         }
+    }
+}
+
+impl<T: DiskRead + ?Sized> DiskRead for std::sync::Arc<T> {
+    fn len_bytes(&self) -> u64 {
+        (**self).len_bytes()
+    }
+
+    fn extent_at(&self, offset: u64) -> Result<Extent, DiskError> {
+        (**self).extent_at(offset)
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), DiskError> {
+        (**self).read_at(offset, buffer)
+    }
+
+    fn is_computed(&self) -> bool {
+        (**self).is_computed()
     }
 }

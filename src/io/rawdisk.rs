@@ -5,8 +5,10 @@ use super::os::no_waiting;
 use rustix::fs::SeekFrom;
 use std::fs::File;
 use std::io::{self, Seek};
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 /// A raw disk open for reading.
 #[derive(Debug)]
@@ -14,6 +16,8 @@ pub struct RawDisk {
     file: File,
     path: PathBuf,
     len: u64,
+    /// The data that was found last. To look for it again costs as much as the file has pieces behind it.
+    data: Mutex<Range<u64>>,
 }
 
 impl RawDisk {
@@ -33,7 +37,7 @@ impl RawDisk {
         }
         // A hint only: one reader, front to back.
         let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::Sequential);
-        Ok(Self { file, path: path.to_owned(), len })
+        Ok(Self { file, path: path.to_owned(), len, data: Mutex::new(0..0) })
     }
 
     /// Data or hole by SEEK_DATA and SEEK_HOLE. File systems that cannot tell say "all data".
@@ -64,6 +68,11 @@ impl DiskRead for RawDisk {
 
     fn extent_at(&self, offset: u64) -> Result<Extent, DiskError> {
         let all_data = Extent { start: offset, end: self.len, is_zero: false };
+        // What was data may have become a hole: it is read then, and is zeros all the same.
+        let known = self.data.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if known.contains(&offset) {
+            return Ok(Extent { start: offset, end: known.end, is_zero: false });
+        }
         let extent = match self.seek_extent(offset) {
             Ok(extent) => Extent { end: extent.end.min(self.len), ..extent },
             // Not for block devices, nor where the file system has no such call: read everything.
@@ -73,7 +82,11 @@ impl DiskRead for RawDisk {
             Err(e) => return Err(DiskError::io("look for data in", &self.path, offset, e.into())),
         };
         // A hole that moved under us while we looked: take it as data, content decides.
-        Ok(if extent.end > offset { extent } else { all_data })
+        let extent = if extent.end > offset { extent } else { all_data };
+        if !extent.is_zero {
+            *self.data.lock().unwrap_or_else(PoisonError::into_inner) = extent.start..extent.end;
+        }
+        Ok(extent)
     }
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), DiskError> {

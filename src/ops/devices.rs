@@ -53,6 +53,17 @@ impl DeviceSpec {
     }
 }
 
+/// The name of an image's disk `number`: the root device's, then the letters after it. None where they end.
+pub fn device_name(root: &str, number: usize) -> Option<String> {
+    if number == 0 {
+        return Some(root.to_owned());
+    }
+    let stem = root.trim_end_matches(|c: char| c.is_ascii_digit());
+    let last = stem.bytes().next_back().filter(u8::is_ascii_lowercase)?;
+    let next = last.checked_add(u8::try_from(number).ok()?).filter(u8::is_ascii_lowercase)?;
+    Some(format!("{}{}", &stem[..stem.len() - 1], char::from(next)))
+}
+
 /// What a mapping is laid over for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Purpose {
@@ -237,5 +248,20 @@ fn in_gib(bytes: u64) -> String {
         format!("{}GB", bytes / GIB)
     } else {
         format!("{bytes} bytes")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn further_disks_get_the_letters_after_the_root_device() {
+        let name = |root, number| device_name(root, number).unwrap();
+        assert_eq!(name("/dev/xvda", 0), "/dev/xvda");
+        assert_eq!(name("/dev/xvda", 2), "/dev/xvdc");
+        assert_eq!(name("/dev/sda1", 1), "/dev/sdb");
+        assert!(device_name("/dev/xvdz", 1).is_none());
+        assert!(device_name("/dev/xvda", 400).is_none());
     }
 }

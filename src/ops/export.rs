@@ -60,7 +60,7 @@ pub fn export(
     region: &Region,
     root: &Root<'_>,
     map: &BlockMap,
-    mut target: Box<dyn DiskWrite>,
+    mut target: Box<dyn DiskWrite + '_>,
     context: &Context<'_>,
 ) -> Result<(), OpsError> {
     context.end_dry_run()?;

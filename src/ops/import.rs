@@ -1,13 +1,14 @@
 //! Import: disks become snapshots and a registered image, in one atomic step.
 
 use super::context::Context;
-use super::devices::{DeviceSpec, Purpose, check_specs, lay_over};
+use super::devices::{DeviceSpec, Purpose, check_specs, device_name, lay_over};
 use super::error::{Code, OpsError};
 use super::find::{backing, check_contents, check_manifests};
 use super::ingest::{Ingested, ingest};
 use super::register::{ImageOptions, build, check, check_placeable};
 use super::snapshot::{SnapshotOptions, create, describe};
 use crate::disk::DiskRead;
+use crate::disk::ova::Ova;
 use crate::model::ids::{ImageId, SnapshotId, TemplateId};
 use crate::model::image::{Image, is_same_device};
 use crate::model::op::Op;
@@ -34,19 +35,27 @@ pub struct Imported {
     pub ingested: Vec<Ingested>,
 }
 
-/// Imports disks as an image backed by EBS. Nothing of it exists before all of it does.
+/// Imports disks as an image backed by EBS. Nothing of it exists before all of it does. `others` are its devices
+/// without content: empty volumes and ephemeral disks.
 pub fn import(
     region: &Region,
     disks: &[ImportDisk],
+    others: &[DeviceSpec],
     options: &ImageOptions,
     zstd_level: Option<i32>,
     context: &Context<'_>,
 ) -> Result<Imported, OpsError> {
     // Everything that can be refused is refused before the first byte is read.
     let placeholder = SnapshotId::from_random(0);
-    let specs: Vec<_> =
-        disks.iter().map(|disk| DeviceSpec::of_snapshot(&disk.device_name, placeholder)).collect();
-    check_specs(&specs)?;
+    let with = |ids: &mut dyn Iterator<Item = SnapshotId>| {
+        let content = disks.iter().zip(ids).map(|(disk, id)| DeviceSpec::of_snapshot(&disk.device_name, id));
+        content.chain(others.iter().cloned()).collect::<Vec<_>>()
+    };
+    check_specs(&with(&mut std::iter::repeat(placeholder)))?;
+    if others.iter().any(|other| other.snapshot_id.is_some()) {
+        let why = "a device beside the imported disks is an empty volume or an ephemeral disk";
+        return Err(OpsError::rule(Code::BlockDeviceMapping, why));
+    }
     let bytes = disks.iter().map(|disk| disk.disk.len_bytes()).sum();
     let mut session = begin(region, bytes, options, context)?;
     let level = zstd_level.unwrap_or(i32::from(region.header().zstd_level));
@@ -62,8 +71,7 @@ pub fn import(
         snapshots.push(describe(region, &volume, &said, context)?);
         ingested.push(volume);
     }
-    let pairs = disks.iter().zip(&snapshots);
-    let specs: Vec<_> = pairs.map(|(disk, s)| DeviceSpec::of_snapshot(&disk.device_name, s.id)).collect();
+    let specs = with(&mut snapshots.iter().map(|snapshot| snapshot.id));
     let size_of = |id| {
         let snapshot = snapshots.iter().find(|snapshot| snapshot.id == id);
         snapshot.map(|snapshot| snapshot.volume_bytes).ok_or_else(|| OpsError::snapshot_not_found(id))
@@ -78,6 +86,50 @@ pub fn import(
         Ok((ops, ()))
     })?;
     Ok(Imported { image, snapshots, ingested })
+}
+
+/// Imports a whole machine as an image: its disks are devices by the names that imgstore gave them when it wrote
+/// the machine, if the first is the image's root device, else by the letters after that. What the archive has
+/// checksums of is compared with them before anything is stored.
+pub fn import_ova(
+    region: &Region,
+    ova: Ova,
+    options: &ImageOptions,
+    zstd_level: Option<i32>,
+    context: &Context<'_>,
+) -> Result<Imported, OpsError> {
+    check(options)?;
+    check_placeable(&region.catalog()?, options, context.account)?;
+    if !context.dry_run {
+        context.progress.begin("check", ova.checked_bytes());
+        ova.check(|bytes| {
+            context.progress.advance(bytes);
+            context.check_cancelled()
+        })?;
+    }
+    let root = &options.root_device_name;
+    let are_named = ova.disks.first().and_then(|disk| disk.device_name.as_ref()) == Some(root);
+    let (mut disks, mut others) = (Vec::new(), Vec::new());
+    for (number, disk) in ova.disks.into_iter().enumerate() {
+        let name = disk.device_name.filter(|_| are_named).or_else(|| device_name(root, number));
+        let device_name = name.ok_or_else(|| {
+            let why = format!("no device name is left for disk {} after {root}", number + 1);
+            OpsError::rule(Code::BlockDeviceMapping, why)
+        })?;
+        match disk.content {
+            Some(disk) => disks.push(ImportDisk { device_name, disk }),
+            None => others.push(DeviceSpec {
+                device_name,
+                volume_bytes: Some(disk.volume_bytes),
+                ..DeviceSpec::default()
+            }),
+        }
+    }
+    if disks.first().is_none_or(|disk| !is_same_device(&disk.device_name, root)) {
+        let why = "the first disk of the machine, which it boots from, is empty";
+        return Err(OpsError::rule(Code::BlockDeviceMapping, why));
+    }
+    import(region, &disks, &others, options, zstd_level, context)
 }
 
 /// Imports a disk as an instance-store-backed image: its content becomes a template, not a snapshot.

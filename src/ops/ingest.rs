@@ -37,6 +37,8 @@ const HOLE_BLOCKS_MIN: u64 = 16;
 /// Zero blocks that may wait to be content or a zero run: one less than a run has.
 const ZERO_BLOCKS_PENDING_MAX: usize = 3;
 const _: () = assert!(ZERO_BLOCKS_PENDING_MAX as u64 + 1 == ZERO_RUN_BLOCKS_MIN);
+/// Bytes of a computed disk that a thread reads at once: whole clusters or grains of usual formats.
+const COMPUTED_BYTES: usize = 512 << 10;
 /// Blocks whose facts are computed by one task.
 const FACTS_BLOCKS: usize = 64;
 
@@ -169,7 +171,7 @@ fn read(
             let room = ((capacity - filled) / BLOCK_BYTES) as u64;
             let blocks = (data_end - position).min(room);
             let bytes = usize::try_from(block_offset(blocks)).unwrap_or(usize::MAX);
-            read_blocks(disk, position, &mut buffer[filled..filled + bytes])?;
+            read_blocks(disk, position, &mut buffer[filled..filled + bytes], context)?;
             parts.push(Part::Data(blocks));
             filled += bytes;
             position += blocks;
@@ -182,13 +184,31 @@ fn read(
     Ok(())
 }
 
-/// Reads whole blocks; what is behind the disk's last byte is zero.
-fn read_blocks(disk: &dyn DiskRead, block: u64, buffer: &mut [u8]) -> Result<(), OpsError> {
+/// Reads whole blocks; what is behind the disk's last byte is zero. Several threads read what is computed, each
+/// pieces that no other needs a part of.
+fn read_blocks(
+    disk: &dyn DiskRead,
+    block: u64,
+    buffer: &mut [u8],
+    context: &Context<'_>,
+) -> Result<(), OpsError> {
     let offset = block_offset(block);
     let there = usize::try_from(disk.len_bytes() - offset).unwrap_or(usize::MAX).min(buffer.len());
-    disk.read_at(offset, &mut buffer[..there])?;
-    buffer[there..].fill(0);
-    Ok(())
+    let (there, behind) = buffer.split_at_mut(there);
+    behind.fill(0);
+    if !disk.is_computed() {
+        return Ok(disk.read_at(offset, there)?);
+    }
+    let to_piece = COMPUTED_BYTES - usize::try_from(offset % COMPUTED_BYTES as u64).unwrap_or(0);
+    let (first, rest) = there.split_at_mut(to_piece.min(there.len()));
+    let rest_offset = offset + first.len() as u64;
+    let mut pieces = vec![(offset, first)];
+    pieces.extend(rest.chunks_mut(COMPUTED_BYTES).zip(0_u64..).map(|(piece, number)| {
+        let at = rest_offset + number * COMPUTED_BYTES as u64;
+        (at, piece)
+    }));
+    let read = |(at, piece): (u64, &mut [u8])| disk.read_at(at, piece);
+    Ok(context.pool.install(|| pieces.into_par_iter().try_for_each(read))?)
 }
 
 /// Second stage: finds where chunks end, and their ids.

@@ -16,6 +16,7 @@ mod described;
 pub mod devices;
 pub mod error;
 pub mod export;
+pub mod export_image;
 pub mod filter;
 pub mod find;
 pub mod import;

@@ -179,6 +179,26 @@ impl FileWrite for MemoryFile {
     }
 }
 
+/// Writes a disk as a restore does: from blocks of 4 KiB on, in pieces of any length, zeros as writes, as
+/// ranges, or not at all.
+pub fn write_in_pieces(mut target: Box<dyn DiskWrite + '_>, bytes: &[u8], draw: &mut Draw) {
+    let mut at = 0;
+    while at < bytes.len() {
+        let most = [1, 20, 300, 2048][draw.below(4)];
+        let end = bytes.len().min(at + 4096 * (1 + draw.below(most)));
+        let piece = &bytes[at..end];
+        match draw.below(3) {
+            0 if piece.iter().all(|&byte| byte == 0) => {}
+            1 if piece.iter().all(|&byte| byte == 0) => {
+                target.zero_at(at as u64, piece.len() as u64).unwrap();
+            }
+            _ => target.write_at(at as u64, piece).unwrap(),
+        }
+        at = end;
+    }
+    target.finish().unwrap();
+}
+
 /// The time at which tests happen unless they say otherwise: 2026-11-21T00:00:00Z.
 pub const NOW_MS: u64 = 1_795_219_200_000;
 
@@ -272,7 +292,7 @@ impl Rules {
         };
         let disks: Vec<_> = disks.iter().zip('a'..).map(disk).collect();
         let options = ImageOptions::named(name, Architecture::X86_64);
-        import(&self.region, &disks, &options, None, &self.owner.context()).unwrap().image
+        import(&self.region, &disks, &[], &options, None, &self.owner.context()).unwrap().image
     }
 
     /// An image of the owner's with one small disk.

@@ -18,6 +18,9 @@ pub struct DiskArgs {
     /// Refuse a disk that says that it is larger
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes, default_value = "64TiB")]
     pub max_size: u64,
+    /// Take as zero what ext4, XFS and btrfs on the disk mark as free. Not for a disk that is in use
+    #[arg(long)]
+    pub skip_free: bool,
 }
 
 #[derive(Debug, Args)]
@@ -25,7 +28,7 @@ pub struct DiskArgs {
     after_help = "Examples:\n  imgstore snapshot disk.raw\n  imgstore snapshot /dev/vg0/web --description 'before the upgrade' --tag env=prod"
 )]
 pub struct SnapshotArgs {
-    /// A disk file (raw, qcow2, VMDK, VHD, VHDX) or a block device
+    /// A disk file (raw, qcow2, VMDK, VHD, VHDX, VDI) or a block device
     #[arg(value_name = "DISK")]
     pub disk: PathBuf,
     #[command(flatten)]
@@ -83,9 +86,9 @@ pub struct ImageArgs {
     /// The image that this one is the next version of
     #[arg(long, value_name = "IMAGE")]
     pub predecessor: Option<ImageId>,
-    /// The name of the device that the guest boots from
-    #[arg(long, value_name = "DEVICE", default_value = "/dev/xvda")]
-    pub root_device: String,
+    /// The name of the device that the guest boots from [default: /dev/xvda]
+    #[arg(long, value_name = "DEVICE")]
+    pub root_device: Option<String>,
     /// A tag; may be repeated
     #[arg(long = "tag", value_name = "K=V", value_parser = parse_tag)]
     pub tags: Vec<Tag>,
@@ -93,10 +96,10 @@ pub struct ImageArgs {
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "The first disk becomes the root device, the others /dev/xvdb, /dev/xvdc, …\n\nExamples:\n  imgstore import web.raw --name web-1\n  imgstore import root.raw data.raw --name db-1 --tag team=data"
+    after_help = "The first disk becomes the root device, the others /dev/xvdb, /dev/xvdc, … An OVA says itself what its disks,\nprocessor, platform and firmware are; options overrule it.\n\nExamples:\n  imgstore import web.qcow2 --name web-1\n  imgstore import root.raw data.vmdk --name db-1 --tag team=data\n  imgstore import appliance.ova --name appliance-1"
 )]
 pub struct ImportArgs {
-    /// Disk files (raw, qcow2, VMDK, VHD, VHDX) or block devices
+    /// Disk files (raw, qcow2, VMDK, VHD, VHDX, VDI) or block devices; or one OVA
     #[arg(value_name = "DISK", required = true)]
     pub disks: Vec<PathBuf>,
     #[command(flatten)]
@@ -107,8 +110,8 @@ pub struct ImportArgs {
     /// Make an instance-store-backed image: the one disk becomes a template, each instance has its own copy
     #[arg(long)]
     pub instance_store: bool,
-    /// With --instance-store, another device: NAME=:size=BYTES for an empty volume, NAME=SNAP[:OPTS], NAME=ephemeralN
-    #[arg(long = "device", value_name = "NAME=OPTS", requires = "instance_store")]
+    /// Another device: NAME=:size=BYTES for an empty volume, NAME=ephemeralN; with --instance-store also NAME=SNAP[:OPTS]
+    #[arg(long = "device", value_name = "NAME=OPTS")]
     pub devices: Vec<String>,
     #[command(flatten)]
     pub image: ImageArgs,

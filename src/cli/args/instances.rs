@@ -48,21 +48,33 @@ fn parse_count(text: &str) -> Result<(u32, u32), String> {
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  imgstore export ami-0123… web.raw\n  imgstore export ami-0123… data.raw --device /dev/xvdb\n  imgstore export snap-0123… - | ssh host 'cat > disk.raw'\n  imgstore export snap-0123… /dev/vg0/web --write-device"
+    after_help = "Examples:\n  imgstore export ami-0123… web.raw\n  imgstore export ami-0123… data.raw --device /dev/xvdb\n  imgstore export snap-0123… - | ssh host 'cat > disk.raw'\n  imgstore export snap-0123… /dev/vg0/web --write-device\n  imgstore export ami-0123… web.qcow2 --format qcow2 --compress\n  imgstore export ami-0123… db/ --all --format vhdx\n  imgstore export ami-0123… db.ova --format ova --cpus 4 --ram 8GiB"
 )]
 pub struct ExportArgs {
     /// An image or a snapshot
     #[arg(value_name = "ID")]
     pub id: AnyId,
-    /// The file, or - for standard output
+    /// The file, or - for standard output; with --all a folder
     #[arg(value_name = "FILE")]
     pub file: PathBuf,
     /// The output's format
     #[arg(long, value_enum, default_value = "raw")]
     pub format: OutFormat,
+    /// Compress a qcow2 disk, with zstd
+    #[arg(long)]
+    pub compress: bool,
     /// Which device of an image [default: the root device]
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", conflicts_with = "all")]
     pub device: Option<String>,
+    /// Write every disk of an image, each to a file in the folder FILE
+    #[arg(long)]
+    pub all: bool,
+    /// Processors of the machine that an OVA describes
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub cpus: u32,
+    /// Memory of the machine that an OVA describes
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes, default_value = "2GiB")]
+    pub ram: u64,
     /// Replace the file if it is there
     #[arg(long, action = ArgAction::SetTrue)]
     pub force: bool,

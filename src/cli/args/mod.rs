@@ -257,6 +257,10 @@ pub enum Format {
     Vhd,
     /// Hyper-V's
     Vhdx,
+    /// VirtualBox's
+    Vdi,
+    /// A whole machine in one file: import only
+    Ova,
 }
 
 /// A format that disks are written in.
@@ -264,4 +268,16 @@ pub enum Format {
 pub enum OutFormat {
     /// Raw
     Raw,
+    /// QEMU's; see --compress
+    Qcow2,
+    /// VMware's, streamOptimized: compressed
+    Vmdk,
+    /// Hyper-V's first, dynamic
+    Vhd,
+    /// The same, fixed and of whole MiB: for Azure
+    VhdFixed,
+    /// Hyper-V's, dynamic
+    Vhdx,
+    /// A whole machine in one file: description, all disks, checksums
+    Ova,
 }

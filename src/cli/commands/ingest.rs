@@ -9,13 +9,15 @@ use crate::cli::text::bytes;
 use imgstore::disk::DiskRead;
 use imgstore::disk::detect::Foreign;
 use imgstore::disk::formats::Limits;
-use imgstore::disk::open::{Declared, open_disk};
+use imgstore::disk::free::{self, Outcome, skip_free};
+use imgstore::disk::open::{Declared, is_ova, open_disk};
+use imgstore::disk::ova::open_ova;
 use imgstore::model::catalog::Catalog;
 use imgstore::model::image::Machine;
 use imgstore::model::words::Architecture;
 use imgstore::ops::context::Progress;
-use imgstore::ops::devices::DeviceSpec;
-use imgstore::ops::import::{ImportDisk, Imported, import as run_import, import_template};
+use imgstore::ops::devices::{DeviceSpec, device_name};
+use imgstore::ops::import::{ImportDisk, Imported, import as run_import, import_ova, import_template};
 use imgstore::ops::ingest::Ingested;
 use imgstore::ops::register::{ImageOptions, register as run_register};
 use imgstore::ops::snapshot::{SnapshotOptions, snapshot as run_snapshot};
@@ -31,21 +33,46 @@ fn declared(format: Option<Format>) -> Declared {
         Some(Format::Vmdk) => Declared::As(Foreign::Vmdk),
         Some(Format::Vhd) => Declared::As(Foreign::Vhd),
         Some(Format::Vhdx) => Declared::As(Foreign::Vhdx),
+        Some(Format::Vdi) => Declared::As(Foreign::Vdi),
+        Some(Format::Ova) => Declared::As(Foreign::Ova),
         None => Declared::Nothing,
     }
 }
 
+fn limits(args: &DiskArgs) -> Limits {
+    Limits { virtual_bytes: args.max_size, ..Limits::default() }
+}
+
 /// Opens a disk and tells what of its file is not on it.
 fn open(session: &Session<'_>, path: &Path, args: &DiskArgs) -> Result<Box<dyn DiskRead>, CliError> {
-    let limits = Limits { virtual_bytes: args.max_size, ..Limits::default() };
-    let opened = open_disk(path, declared(args.format), &limits)?;
+    let opened = open_disk(path, declared(args.format), &limits(args))?;
     if opened.format != "raw" {
         session.watcher.note(&format!("{}: {}", path.display(), opened.format));
     }
     for note in &opened.notes {
         session.watcher.note(&format!("{}: {note}", path.display()));
     }
-    Ok(opened.disk)
+    if args.skip_free { skip(session, path, opened.disk) } else { Ok(opened.disk) }
+}
+
+/// Takes what file systems on a disk mark as free as zero, and tells of each.
+fn skip(session: &Session<'_>, path: &Path, disk: Box<dyn DiskRead>) -> Result<Box<dyn DiskRead>, CliError> {
+    let (disk, parts) = skip_free(disk, &free::Limits::default())?;
+    let (mut free_sum, mut data_sum) = (0, 0);
+    for part in &parts {
+        session.watcher.note(&format!("{}: {part}", path.display()));
+        if let Outcome::Skipped { free_bytes, data_bytes } = part.outcome {
+            free_sum += free_bytes;
+            data_sum += data_bytes;
+        }
+    }
+    session.watcher.note(&format!(
+        "{}: --skip-free: {} of free blocks were taken as zero, {} of them held something",
+        path.display(),
+        bytes(free_sum),
+        bytes(data_sum)
+    ));
+    Ok(disk)
 }
 
 /// What bringing volumes in has cost, for people.
@@ -100,15 +127,24 @@ pub fn snapshot(session: &Session<'_>, args: &SnapshotArgs) -> Result<(), CliErr
 
 pub fn import(session: &Session<'_>, args: &ImportArgs) -> Result<(), CliError> {
     let started = Instant::now();
+    if let [path] = args.disks.as_slice()
+        && matches!(args.reading.format, Some(Format::Ova) | None)
+        && is_ova(path)?
+    {
+        return import_machine(session, path, args);
+    }
     let options = image_options(&args.image);
     let mut disks = Vec::new();
     for (number, path) in args.disks.iter().enumerate() {
-        let device_name = device_name(&options.root_device_name, number)?;
+        let device_name = device_name(&options.root_device_name, number).ok_or_else(|| {
+            let root = &options.root_device_name;
+            CliError::Usage(format!("no device name is left for disk {} after {root}", number + 1))
+        })?;
         disks.push(ImportDisk { device_name, disk: open(session, path, &args.reading)? });
     }
     let region = session.home.open_region()?;
+    let devices = args.devices.iter().map(|text| parse_device(text)).collect::<Result<Vec<_>, _>>()?;
     if args.instance_store {
-        let devices = args.devices.iter().map(|text| parse_device(text)).collect::<Result<Vec<_>, _>>()?;
         let [_] = args.disks.as_slice() else {
             let why = "an instance-store-backed image has one disk with content; give the others as --device";
             return Err(CliError::Usage(why.into()));
@@ -116,23 +152,52 @@ pub fn import(session: &Session<'_>, args: &ImportArgs) -> Result<(), CliError> 
         let Some(disk) = disks.pop() else { return Ok(()) };
         return import_as_template(session, &region, &*disk.disk, &devices, &options, args.level);
     }
-    let imported = run_import(&region, &disks, &options, args.level, &session.context)?;
+    let imported = run_import(&region, &disks, &devices, &options, args.level, &session.context)?;
     answer_import(session, &region.catalog()?, &imported, started);
     Ok(())
 }
 
-/// The name of an image's disk `number`: the root device's, then the letters after it.
-fn device_name(root: &str, number: usize) -> Result<String, CliError> {
-    if number == 0 {
-        return Ok(root.to_owned());
+/// Imports a whole machine. What it says of itself counts where no option says otherwise.
+fn import_machine(session: &Session<'_>, path: &Path, args: &ImportArgs) -> Result<(), CliError> {
+    let started = Instant::now();
+    if args.instance_store || !args.devices.is_empty() {
+        let why = "an OVA says itself what its devices are: --instance-store and --device do not go with it";
+        return Err(CliError::Usage(why.into()));
     }
-    let too_many = || CliError::Usage(format!("no device name is left for disk {} after {root}", number + 1));
-    let stem = root.trim_end_matches(|c: char| c.is_ascii_digit());
-    let mut letters = stem.chars().rev();
-    let last = letters.next().filter(char::is_ascii_lowercase).ok_or_else(too_many)?;
-    let next = u8::try_from(number).ok().and_then(|n| u8::try_from(last).ok()?.checked_add(n));
-    let next = next.filter(u8::is_ascii_lowercase).ok_or_else(too_many)?;
-    Ok(format!("{}{}", &stem[..stem.len() - 1], char::from(next)))
+    let mut ova = open_ova(path, &limits(&args.reading))?;
+    let name = ova.name.as_deref().unwrap_or("a machine without a name");
+    let name: String = name.chars().filter(|c| !c.is_control()).take(80).collect();
+    session.watcher.note(&format!("{}: OVA, {name}, disks: {}", path.display(), ova.disks.len()));
+    for note in &ova.notes {
+        session.watcher.note(&format!("{}: {note}", path.display()));
+    }
+    for disk in ova.disks.iter_mut().filter(|_| args.reading.skip_free) {
+        disk.content = disk.content.take().map(|disk| skip(session, path, disk)).transpose()?;
+    }
+    let mut options = image_options(&args.image);
+    if args.image.architecture.is_none() {
+        match ova.architecture {
+            Some(architecture) => options.machine.architecture = architecture,
+            None => session.watcher.note(&format!(
+                "{}: does not say which processor it is for; {} is taken, --architecture says otherwise",
+                path.display(),
+                options.machine.architecture.as_str()
+            )),
+        }
+    }
+    if ova.is_windows && args.image.platform.is_none() {
+        options.machine.platform = Some("windows".to_owned());
+    }
+    options.machine.boot_mode = options.machine.boot_mode.or(ova.boot_mode);
+    if let (None, Some(first)) = (&args.image.root_device, ova.disks.first())
+        && let Some(name) = &first.device_name
+    {
+        options.root_device_name.clone_from(name);
+    }
+    let region = session.home.open_region()?;
+    let imported = import_ova(&region, ova, &options, args.level, &session.context)?;
+    answer_import(session, &region.catalog()?, &imported, started);
+    Ok(())
 }
 
 fn image_options(args: &ImageArgs) -> ImageOptions {
@@ -151,7 +216,7 @@ fn image_options(args: &ImageArgs) -> ImageOptions {
             kernel_id: args.kernel.clone(),
             ramdisk_id: args.ramdisk.clone(),
         },
-        root_device_name: args.root_device.clone(),
+        root_device_name: args.root_device.clone().unwrap_or_else(|| "/dev/xvda".to_owned()),
         predecessor: args.predecessor,
         tags: args.tags.clone(),
     }
@@ -213,19 +278,4 @@ fn answer_import(session: &Session<'_>, catalog: &Catalog, imported: &Imported, 
         },
         || format!("{}\n", imported.image.id),
     );
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn further_disks_get_the_letters_after_the_root_device() {
-        let name = |root, number| device_name(root, number).unwrap();
-        assert_eq!(name("/dev/xvda", 0), "/dev/xvda");
-        assert_eq!(name("/dev/xvda", 2), "/dev/xvdc");
-        assert_eq!(name("/dev/sda1", 1), "/dev/sdb");
-        assert!(device_name("/dev/xvdz", 1).is_err());
-        assert!(device_name("/dev/xvda", 400).is_err());
-    }
 }

@@ -2,13 +2,14 @@
 
 mod account;
 mod bundle;
+mod copy;
 mod describe;
 mod devices;
+mod export;
 mod history;
 mod ingest;
 mod instances;
 mod modify;
-mod move_out;
 mod region;
 mod remove;
 mod upkeep;
@@ -85,8 +86,8 @@ fn dispatch(session: &mut Session<'_>, command: &Command) -> Result<u8, CliError
         Command::Volumes(args) => describe::volumes(session, args),
         Command::Instances(args) => describe::instances(session, args),
         Command::Show { id } => describe::show(session, *id),
-        Command::Copy(args) => move_out::copy(session, args),
-        Command::Export(args) => move_out::export(session, args),
+        Command::Copy(args) => copy::copy(session, args),
+        Command::Export(args) => export::export(session, args),
         Command::Bundle(args) => bundle::bundle(session, args),
         Command::Unbundle(args) => bundle::unbundle(session, args),
         Command::Launch(args) => instances::launch(session, args),

@@ -2,6 +2,7 @@
 
 use super::manifest::{Manifest, ManifestError, PART_BYTES, PARTS_MAX, Part, encode};
 use super::read::decode_frame;
+use crate::disk::is_zero;
 use crate::io::disk::{DiskError, DiskWrite};
 use crate::io::parts::NewParts;
 use crate::model::ids::ObjectHash;
@@ -169,11 +170,6 @@ impl DiskWrite for NewBundle {
         let bytes = encode(&manifest).map_err(|error| cannot(&path, &error))?;
         files.publish(&manifest.file_name(), &bytes)
     }
-}
-
-fn is_zero(bytes: &[u8]) -> bool {
-    const ZEROS: [u8; 4096] = [0; 4096];
-    bytes.chunks(ZEROS.len()).all(|piece| piece == &ZEROS[..piece.len()])
 }
 
 fn compression(path: &Path, offset: u64, code: zstd_safe::ErrorCode) -> DiskError {

@@ -3,8 +3,13 @@
 //!
 //! A reader stands on another disk that holds the file's bytes, so that it can be tried on bytes in memory.
 
+mod growing;
+#[cfg(test)]
+mod memory;
 mod pieces;
 pub mod qcow2;
+mod units;
+pub mod vdi;
 pub mod vhd;
 pub mod vhdx;
 pub mod vmdk;

@@ -7,6 +7,7 @@ mod map;
 mod source;
 #[cfg(test)]
 mod tests;
+pub mod write;
 
 use super::Limits;
 use crate::io::disk::{DiskError, DiskRead, Extent};
@@ -16,6 +17,7 @@ use source::{Cache, Source};
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// How far [`DiskRead::extent_at`] looks ahead, so that it need not go through all of a disk's tables.
 const LOOK_AHEAD: u64 = 64 << 20;
@@ -33,6 +35,8 @@ pub struct Qcow2 {
     decoders: Decoders,
     /// The last clusters of which a part was read.
     decoded: Cache<[u8]>,
+    /// Whether a compressed cluster was met.
+    has_compressed: AtomicBool,
 }
 
 /// Opens a qcow2 disk in `file`, which `path` is the name of in messages. Header and L1 table are checked;
@@ -44,7 +48,7 @@ pub fn open(file: Arc<dyn DiskRead>, path: &Path, limits: &Limits) -> Result<Qco
     let decoders = Decoders::new(map.header().is_zstd);
     let kept =
         usize::try_from(DECODED_BYTES / map.cluster_bytes()).map_or(DECODED_MAX, |n| n.min(DECODED_MAX));
-    Ok(Qcow2 { source, map, decoders, decoded: Cache::new(kept) })
+    Ok(Qcow2 { source, map, decoders, decoded: Cache::new(kept), has_compressed: AtomicBool::new(false) })
 }
 
 impl Qcow2 {
@@ -94,6 +98,7 @@ impl Qcow2 {
 
     /// Fills `buffer` from byte `at` of the disk, which is in a compressed cluster, as all of the buffer is.
     fn read_compressed(&self, stored: Stored, at: u64, buffer: &mut [u8]) -> Result<(), DiskError> {
+        self.has_compressed.store(true, Ordering::Relaxed);
         let within = at % self.map.cluster_bytes();
         let start = at - within;
         if buffer.len() as u64 == self.map.cluster_bytes() {
@@ -160,5 +165,9 @@ impl DiskRead for Qcow2 {
             (at, rest) = (stop, behind);
         }
         Ok(())
+    }
+
+    fn is_computed(&self) -> bool {
+        self.has_compressed.load(Ordering::Relaxed)
     }
 }

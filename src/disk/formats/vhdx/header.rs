@@ -9,30 +9,30 @@ use std::path::Path;
 /// What places and lengths of regions and blocks are multiples of.
 pub(super) const MIB: u64 = 1 << 20;
 
-const HEADERS_AT: [u64; 2] = [64 << 10, 128 << 10];
-const HEADER_BYTES: usize = 4096;
-const REGION_TABLES_AT: [u64; 2] = [192 << 10, 256 << 10];
-const TABLE_BYTES: usize = 64 << 10;
+pub(super) const HEADERS_AT: [u64; 2] = [64 << 10, 128 << 10];
+pub(super) const HEADER_BYTES: usize = 4096;
+pub(super) const REGION_TABLES_AT: [u64; 2] = [192 << 10, 256 << 10];
+pub(super) const TABLE_BYTES: usize = 64 << 10;
 /// Entries that a region table or a metadata table has at most.
 const ENTRIES_MAX: u32 = 2047;
 const ENTRY_BYTES: usize = 32;
 /// The items' values come after the metadata table.
-const ITEMS_AT: u64 = 64 << 10;
+pub(super) const ITEMS_AT: u64 = 64 << 10;
 /// A disk may have so many bytes by the specification, whatever the limits say.
-const DISK_BYTES_MAX: u64 = 64 << 40;
+pub(super) const DISK_BYTES_MAX: u64 = 64 << 40;
 
-const TABLE_REGION: [u8; 16] = guid(0x2dc27766_f623_4200_9d64_115e9bfd4a08);
-const METADATA_REGION: [u8; 16] = guid(0x8b7ca206_4790_4b9a_b8fe_575f050f886e);
+pub(super) const TABLE_REGION: [u8; 16] = guid(0x2dc27766_f623_4200_9d64_115e9bfd4a08);
+pub(super) const METADATA_REGION: [u8; 16] = guid(0x8b7ca206_4790_4b9a_b8fe_575f050f886e);
 
-const FILE_PARAMETERS: [u8; 16] = guid(0xcaa16737_fa36_4d43_b3b6_33f0aa44e76b);
-const DISK_BYTES: [u8; 16] = guid(0x2fa54224_cd1b_4876_b211_5dbed83bf4b8);
-const DISK_ID: [u8; 16] = guid(0xbeca12ab_b2e6_4523_93ef_c309e000c746);
-const LOGICAL_SECTOR: [u8; 16] = guid(0x8141bf1d_a96f_4709_ba47_f233a8faab5f);
-const PHYSICAL_SECTOR: [u8; 16] = guid(0xcda348c7_445d_4471_9cc9_e9885251c556);
+pub(super) const FILE_PARAMETERS: [u8; 16] = guid(0xcaa16737_fa36_4d43_b3b6_33f0aa44e76b);
+pub(super) const DISK_BYTES: [u8; 16] = guid(0x2fa54224_cd1b_4876_b211_5dbed83bf4b8);
+pub(super) const DISK_ID: [u8; 16] = guid(0xbeca12ab_b2e6_4523_93ef_c309e000c746);
+pub(super) const LOGICAL_SECTOR: [u8; 16] = guid(0x8141bf1d_a96f_4709_ba47_f233a8faab5f);
+pub(super) const PHYSICAL_SECTOR: [u8; 16] = guid(0xcda348c7_445d_4471_9cc9_e9885251c556);
 const PARENT_LOCATOR: [u8; 16] = guid(0xa8d35f2d_b30b_454d_abf7_d3d84834ab0c);
 
 /// A GUID as it is stored: its first three fields are little-endian.
-const fn guid(value: u128) -> [u8; 16] {
+pub(super) const fn guid(value: u128) -> [u8; 16] {
     let b = value.to_be_bytes();
     [b[3], b[2], b[1], b[0], b[5], b[4], b[7], b[6], b[8], b[9], b[10], b[11], b[12], b[13], b[14], b[15]]
 }
@@ -62,6 +62,12 @@ impl Metadata {
     pub fn chunk_ratio(&self) -> u64 {
         (self.sector_bytes << 23) / self.block_bytes
     }
+
+    /// Entries of the block allocation table: of the blocks, and of the sector bitmaps between them.
+    pub fn table_entries(&self) -> u64 {
+        let blocks = self.disk_bytes.div_ceil(self.block_bytes);
+        blocks.saturating_add(blocks.saturating_sub(1) / self.chunk_ratio())
+    }
 }
 
 fn bad(path: &Path, why: impl Into<String>) -> DiskError {
@@ -70,9 +76,21 @@ fn bad(path: &Path, why: impl Into<String>) -> DiskError {
 
 /// Whether a structure with a checksum at its fifth byte has the one that fits.
 fn is_sealed(bytes: &[u8], signature: &[u8; 4]) -> bool {
-    let Some((start, rest)) = bytes.split_at_checked(8) else { return false };
-    let without = crc32c::crc32c_append(crc32c::crc32c(&field::<4>(start, 0)), &[0; 4]);
-    start.starts_with(signature) && crc32c::crc32c_append(without, rest).to_le_bytes() == field(start, 4)
+    bytes.starts_with(signature) && checksum(bytes).to_le_bytes() == field(bytes, 4)
+}
+
+/// Gives a structure the checksum that fits.
+pub(super) fn seal(bytes: &mut [u8]) {
+    let sum = checksum(bytes).to_le_bytes();
+    if let Some(place) = bytes.get_mut(4..8) {
+        place.copy_from_slice(&sum);
+    }
+}
+
+/// The checksum of a structure, whose own four bytes count as zeros.
+fn checksum(bytes: &[u8]) -> u32 {
+    let without = crc32c::crc32c_append(crc32c::crc32c(&field::<4>(bytes, 0)), &[0; 4]);
+    crc32c::crc32c_append(without, bytes.get(8..).unwrap_or(&[]))
 }
 
 /// Reads identifier, headers and region tables.

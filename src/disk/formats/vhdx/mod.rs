@@ -5,6 +5,7 @@
 //! those whose log holds changes that are not in their places yet.
 
 mod header;
+pub mod write;
 
 use super::pieces::{Area, Piece, extent_of, part_of, read_pieces, shared_block};
 use super::{Limits, refused};
@@ -66,7 +67,7 @@ fn read_table(
         );
         return Err(refused(path, FORMAT, why, "convert it to one with larger blocks"));
     }
-    let entries = blocks.saturating_add(blocks.saturating_sub(1) / chunk_ratio);
+    let entries = metadata.table_entries();
     let table = &parts.table;
     if entries.saturating_mul(8) > table.end.saturating_sub(table.start) {
         let why = format!("its block allocation table has no place for {entries} entries");

@@ -14,6 +14,7 @@ mod sample;
 mod tables;
 #[cfg(test)]
 mod tests;
+pub mod write;
 
 use super::{Limits, refused};
 use crate::io::disk::{DiskError, DiskRead, Extent};
@@ -256,5 +257,9 @@ impl DiskRead for Vmdk {
             rest = behind;
         }
         Ok(())
+    }
+
+    fn is_computed(&self) -> bool {
+        self.tables.compressed
     }
 }

@@ -1,18 +1,14 @@
-//! copy, export.
+//! copy.
 
 use super::Session;
-use crate::cli::args::{CopyArgs, ExportArgs};
+use crate::cli::args::CopyArgs;
 use crate::cli::error::CliError;
 use crate::cli::json;
 use crate::cli::text::bytes;
-use imgstore::disk::open::{TargetOptions, open_target, stream_target};
-use imgstore::model::catalog::RootId;
 use imgstore::ops::context::Progress;
 use imgstore::ops::copy::{CopyOptions, CopyPlan, CopyWhat, apply, plan};
-use imgstore::ops::export;
 use imgstore::ops::find::AnyId;
 use serde_json::{Value, json};
-use std::path::Path;
 use std::time::Instant;
 
 pub fn copy(session: &Session<'_>, args: &CopyArgs) -> Result<(), CliError> {
@@ -95,51 +91,4 @@ fn add_plan(document: &mut Value, plan: &CopyPlan, transferred_bytes: u64, start
     document["new_chunks"] = plan.new_chunks().into();
     document["transferred_bytes"] = transferred_bytes.into();
     document["elapsed_seconds"] = started.elapsed().as_secs_f64().into();
-}
-
-pub fn export(session: &Session<'_>, args: &ExportArgs) -> Result<(), CliError> {
-    let started = Instant::now();
-    let region = session.home.open_region()?;
-    let catalog = region.catalog()?;
-    let root = export::select(&catalog, args.id, args.device.as_deref(), &session.context)?;
-    let map = export::load(&region, &root)?;
-    let snapshot_id = match root.id {
-        RootId::Snapshot(id) => Some(id),
-        RootId::Template(_) => None,
-    };
-    let to_stdout = args.file == Path::new("-");
-    if to_stdout && session.output.is_json() {
-        return Err(CliError::Usage("standard output carries the disk; --json has no place there".into()));
-    }
-    let target = if to_stdout {
-        stream_target(std::io::stdout(), "standard output")
-    } else {
-        let options = TargetOptions { force: args.force, write_device: args.write_device };
-        open_target(&args.file, map.volume_bytes(), options)?
-    };
-    export::export(&region, &root, &map, target, &session.context)?;
-    session.watcher.note(&format!(
-        "{} volume, {} data, {:.1} s",
-        bytes(map.volume_bytes()),
-        bytes(map.data_bytes()),
-        started.elapsed().as_secs_f64()
-    ));
-    if !to_stdout {
-        session.output.answer(
-            || {
-                json!({
-                    "id": root.id.to_string(),
-                    "snapshot_id": snapshot_id,
-                    "region": session.home.region_name(),
-                    "path": args.file,
-                    "volume_bytes": map.volume_bytes(),
-                    "data_bytes": map.data_bytes(),
-                    "chunks": map.chunks().len(),
-                    "elapsed_seconds": started.elapsed().as_secs_f64(),
-                })
-            },
-            String::new,
-        );
-    }
-    Ok(())
 }

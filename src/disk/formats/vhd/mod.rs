@@ -12,6 +12,8 @@
 //! geometry counts if the name is one of [`GEOMETRY_SIZED`], unless the geometry is the largest that there is,
 //! which stands for all larger disks; else the size in bytes does.
 
+pub mod write;
+
 use super::pieces::{Area, Piece, extent_of, field, part_of, read_pieces, shared_block};
 use super::{Limits, refused};
 use crate::io::disk::{DiskError, DiskRead, Extent};

@@ -1,0 +1,185 @@
+//! export.
+
+use super::Session;
+use crate::cli::args::{ExportArgs, OutFormat};
+use crate::cli::error::CliError;
+use crate::cli::text::bytes;
+use imgstore::disk::create::{DiskFormat, create_disk, create_file};
+use imgstore::disk::open::{TargetOptions, stream_target};
+use imgstore::model::catalog::RootId;
+use imgstore::model::ids::ImageId;
+use imgstore::ops::context::Progress;
+use imgstore::ops::export;
+use imgstore::ops::export_image::{ImageDisk, MachineSize, export_disks, export_ova, image_disks};
+use imgstore::ops::find::{self, AnyId};
+use serde_json::json;
+use std::path::Path;
+use std::time::Instant;
+
+/// The format of a disk; none for a whole machine.
+fn disk_format(args: &ExportArgs) -> Result<Option<DiskFormat>, CliError> {
+    if args.compress && args.format != OutFormat::Qcow2 {
+        let why = "--compress goes with --format qcow2; VMDK and OVA are always compressed";
+        return Err(CliError::Usage(why.into()));
+    }
+    Ok(match args.format {
+        OutFormat::Raw => Some(DiskFormat::Raw),
+        OutFormat::Qcow2 => Some(DiskFormat::Qcow2 { is_compressed: args.compress }),
+        OutFormat::Vmdk => Some(DiskFormat::Vmdk),
+        OutFormat::Vhd => Some(DiskFormat::Vhd),
+        OutFormat::VhdFixed => Some(DiskFormat::VhdFixed),
+        OutFormat::Vhdx => Some(DiskFormat::Vhdx),
+        OutFormat::Ova => None,
+    })
+}
+
+pub fn export(session: &Session<'_>, args: &ExportArgs) -> Result<(), CliError> {
+    let format = disk_format(args)?;
+    match (format, args.all) {
+        (Some(format), false) => export_disk(session, args, format),
+        (format, all) => {
+            let AnyId::Image(id) = args.id else {
+                let what = if all { "--all" } else { "--format ova" };
+                return Err(CliError::Usage(format!("{what} takes an image: a snapshot is one disk")));
+            };
+            if let (None, true) = (format, all) {
+                return Err(CliError::Usage("an OVA has all disks: leave --all out".into()));
+            }
+            if let (None, Some(_)) = (format, &args.device) {
+                return Err(CliError::Usage("an OVA has all disks: leave --device out".into()));
+            }
+            export_whole(session, args, id, format)
+        }
+    }
+}
+
+/// Tells that a disk is longer than its volume, as it is where a format has whole sectors.
+fn note_padding(session: &Session<'_>, volume_bytes: u64, format: DiskFormat) {
+    let more = format.disk_bytes(volume_bytes) - volume_bytes;
+    if more > 0 {
+        session
+            .watcher
+            .note(&format!("the disk has {more} bytes of zeros after the volume's {volume_bytes}"));
+    }
+}
+
+fn export_disk(session: &Session<'_>, args: &ExportArgs, format: DiskFormat) -> Result<(), CliError> {
+    let started = Instant::now();
+    let region = session.home.open_region()?;
+    let catalog = region.catalog()?;
+    let root = export::select(&catalog, args.id, args.device.as_deref(), &session.context)?;
+    let map = export::load(&region, &root)?;
+    let snapshot_id = match root.id {
+        RootId::Snapshot(id) => Some(id),
+        RootId::Template(_) => None,
+    };
+    let to_stdout = args.file == Path::new("-");
+    if to_stdout && session.output.is_json() {
+        return Err(CliError::Usage("standard output carries the disk; --json has no place there".into()));
+    }
+    if to_stdout && format != DiskFormat::Raw {
+        let why = "standard output takes a raw disk: parts of the other formats are written last";
+        return Err(CliError::Usage(why.into()));
+    }
+    // Before anything is made: a dry run leaves no file.
+    session.context.end_dry_run()?;
+    let target = if to_stdout {
+        stream_target(std::io::stdout(), "standard output")
+    } else {
+        let id = u128::from(region.random_id()?) << 64 | u128::from(region.random_id()?);
+        create_disk(&args.file, map.volume_bytes(), format, options(args), id, session.context.pool)?
+    };
+    export::export(&region, &root, &map, target, &session.context)?;
+    session.watcher.note(&format!(
+        "{} volume, {} data, {:.1} s",
+        bytes(map.volume_bytes()),
+        bytes(map.data_bytes()),
+        started.elapsed().as_secs_f64()
+    ));
+    note_padding(session, map.volume_bytes(), format);
+    if !to_stdout {
+        session.output.answer(
+            || {
+                json!({
+                    "id": root.id.to_string(),
+                    "snapshot_id": snapshot_id,
+                    "region": session.home.region_name(),
+                    "path": args.file,
+                    "volume_bytes": map.volume_bytes(),
+                    "data_bytes": map.data_bytes(),
+                    "chunks": map.chunks().len(),
+                    "elapsed_seconds": started.elapsed().as_secs_f64(),
+                })
+            },
+            String::new,
+        );
+    }
+    Ok(())
+}
+
+const fn options(args: &ExportArgs) -> TargetOptions {
+    TargetOptions { force: args.force, write_device: args.write_device }
+}
+
+/// Exports all disks of an image: to files in a folder, or as an OVA.
+fn export_whole(
+    session: &Session<'_>,
+    args: &ExportArgs,
+    id: ImageId,
+    format: Option<DiskFormat>,
+) -> Result<(), CliError> {
+    let started = Instant::now();
+    if args.file == Path::new("-") {
+        let why = "several disks go to a folder, and an OVA to a file: standard output takes one raw disk";
+        return Err(CliError::Usage(why.into()));
+    }
+    let region = session.home.open_region()?;
+    let catalog = region.catalog()?;
+    let image = find::image(&catalog, session.context.account, id)?;
+    let disks = image_disks(&region, &catalog, id, &session.context)?;
+    let paths = match format {
+        Some(format) => {
+            let paths = export_disks(&region, &disks, &args.file, format, options(args), &session.context)?;
+            for disk in &disks {
+                note_padding(session, disk.volume_bytes, format);
+            }
+            paths
+        }
+        None => {
+            session.context.end_dry_run()?;
+            let file = create_file(&args.file, options(args))?;
+            let size = MachineSize { processors: args.cpus, memory_bytes: args.ram };
+            export_ova(&region, image, &disks, file, &args.file, size, &session.context)?;
+            vec![args.file.clone()]
+        }
+    };
+    let volume_bytes: u64 = disks.iter().map(|disk| disk.volume_bytes).sum();
+    session.watcher.note(&format!(
+        "disks: {}, {} volumes, {:.1} s",
+        disks.len(),
+        bytes(volume_bytes),
+        started.elapsed().as_secs_f64()
+    ));
+    let device = |disk: &ImageDisk| {
+        json!({
+            "device_name": disk.device_name,
+            "id": disk.content.as_ref().map(|(root, _)| root.to_string()),
+            "volume_bytes": disk.volume_bytes,
+        })
+    };
+    session.output.answer(
+        || {
+            json!({
+                "id": id.to_string(),
+                "region": session.home.region_name(),
+                "path": args.file,
+                "files": paths,
+                "devices": disks.iter().map(device).collect::<Vec<_>>(),
+                "volume_bytes": volume_bytes,
+                "elapsed_seconds": started.elapsed().as_secs_f64(),
+            })
+        },
+        String::new,
+    );
+    Ok(())
+}

@@ -1,0 +1,147 @@
+//! Export of a whole image: all of its disks as files in a folder, or the machine as an OVA.
+
+use super::context::Context;
+use super::error::{Code, OpsError};
+use super::find::{backing, image as find_image, template as find_template};
+use super::restore::restore;
+use crate::disk::FileWrite;
+use crate::disk::create::{DiskFormat, create_disk};
+use crate::disk::formats::vmdk;
+use crate::disk::open::{TargetOptions, make_dirs};
+use crate::disk::ova::describe::{Machine, MachineDisk};
+use crate::disk::ova::write::OvaWriter;
+use crate::model::blockmap::BlockMap;
+use crate::model::catalog::{Catalog, Root, RootId};
+use crate::model::ids::ImageId;
+use crate::model::image::{DeviceTarget, Image, is_same_device};
+use crate::region::Region;
+use std::path::{Path, PathBuf};
+
+/// A device of an image that is to be written.
+pub struct ImageDisk {
+    /// Its name.
+    pub device_name: String,
+    /// Its length in bytes.
+    pub volume_bytes: u64,
+    /// What is on it; nothing on an empty one.
+    pub content: Option<(RootId, BlockMap)>,
+}
+
+/// The disks of an image that the caller may launch, the root device first. Ephemeral disks are none.
+pub fn image_disks(
+    region: &Region,
+    catalog: &Catalog,
+    id: ImageId,
+    context: &Context<'_>,
+) -> Result<Vec<ImageDisk>, OpsError> {
+    let image = find_image(catalog, context.account, id)?;
+    let mut disks = Vec::new();
+    let loaded = |root: &Root<'_>| Ok::<_, OpsError>((root.id, region.load_map(root.manifest)?));
+    if let Some(template) = find_template(catalog, image) {
+        let root = Root::from(template);
+        let (device_name, volume_bytes) = (image.root_device_name.clone(), template.volume_bytes);
+        disks.push(ImageDisk { device_name, volume_bytes, content: Some(loaded(&root)?) });
+    }
+    for mapping in &image.devices {
+        let DeviceTarget::Ebs(ebs) = &mapping.target else { continue };
+        let root = ebs.snapshot_id.map(|id| backing(catalog, id).map(Root::from)).transpose()?;
+        disks.push(ImageDisk {
+            device_name: mapping.device_name.clone(),
+            volume_bytes: ebs.volume_bytes,
+            content: root.as_ref().map(loaded).transpose()?,
+        });
+    }
+    let is_data = |disk: &ImageDisk| !is_same_device(&disk.device_name, &image.root_device_name);
+    disks.sort_by_key(is_data);
+    Ok(disks)
+}
+
+/// Writes each disk to a file of its own in `folder`, called after its device: `xvda.qcow2`. No file gets its name
+/// before all are written. Gives their paths.
+pub fn export_disks(
+    region: &Region,
+    disks: &[ImageDisk],
+    folder: &Path,
+    format: DiskFormat,
+    options: TargetOptions,
+    context: &Context<'_>,
+) -> Result<Vec<PathBuf>, OpsError> {
+    context.end_dry_run()?;
+    make_dirs(folder)?;
+    begin(disks, context);
+    let (mut targets, mut paths) = (Vec::new(), Vec::new());
+    for disk in disks {
+        let name = disk.device_name.trim_start_matches("/dev/").replace('/', "-");
+        let path = folder.join(format!("{name}.{}", format.extension()));
+        let id = u128::from(region.random_id()?) << 64 | u128::from(region.random_id()?);
+        let mut target = create_disk(&path, disk.volume_bytes, format, options, id, context.pool)?;
+        if let Some((root, map)) = &disk.content {
+            restore(region, *root, map, &mut *target, context)?;
+        }
+        targets.push(target);
+        paths.push(path);
+    }
+    context.check_cancelled()?;
+    for target in targets {
+        target.finish()?;
+    }
+    Ok(paths)
+}
+
+/// What an OVA says beside what the image does.
+#[derive(Debug, Clone, Copy)]
+pub struct MachineSize {
+    /// Processors.
+    pub processors: u32,
+    /// Bytes of memory.
+    pub memory_bytes: u64,
+}
+
+/// Writes an image as an OVA: description, disks as streamOptimized VMDK, checksums.
+pub fn export_ova(
+    region: &Region,
+    image: &Image,
+    disks: &[ImageDisk],
+    file: Box<dyn FileWrite + '_>,
+    path: &Path,
+    size: MachineSize,
+    context: &Context<'_>,
+) -> Result<(), OpsError> {
+    context.end_dry_run()?;
+    if disks.first().is_none_or(|disk| disk.content.is_none()) {
+        let why = format!("the root device of {} has no content", image.id);
+        return Err(OpsError::rule(Code::InvalidParameterValue, why));
+    }
+    begin(disks, context);
+    let machine = Machine {
+        name: image.name.clone(),
+        architecture: image.machine.architecture,
+        is_windows: image.machine.platform.is_some(),
+        boot_mode: image.machine.boot_mode,
+        processors: size.processors,
+        memory_bytes: size.memory_bytes,
+        disks: disks.iter().map(described).collect(),
+    };
+    let mut ova = OvaWriter::create(file, path, machine);
+    for disk in disks {
+        let Some((root, map)) = &disk.content else { continue };
+        let mut target = vmdk::write::create(ova.disk(), path, disk.volume_bytes, context.pool)?;
+        restore(region, *root, map, &mut *target, context)?;
+        target.finish()?;
+    }
+    context.check_cancelled()?;
+    Ok(ova.finish()?)
+}
+
+fn described(disk: &ImageDisk) -> MachineDisk {
+    MachineDisk {
+        device_name: disk.device_name.clone(),
+        volume_bytes: disk.volume_bytes,
+        has_content: disk.content.is_some(),
+    }
+}
+
+fn begin(disks: &[ImageDisk], context: &Context<'_>) {
+    let maps = disks.iter().filter_map(|disk| disk.content.as_ref());
+    context.progress.begin("export", maps.map(|(_, map)| map.volume_bytes()).sum());
+}
