@@ -129,7 +129,7 @@ pub(super) fn read(
         }
         checks.push(Check {
             name: name.to_owned(),
-            part: member.part(file),
+            part: member.part(file, path),
             algorithm,
             expected: expected.to_owned(),
             path: path.to_owned(),

@@ -19,7 +19,7 @@ use crate::model::words::{Architecture, BootMode};
 use checksum::Check;
 use ovf::Described;
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tar::Member;
 
@@ -204,7 +204,7 @@ fn open_member(
     disk: &ovf::Disk,
     limits: &Limits,
 ) -> Result<(Box<dyn DiskRead>, Vec<String>), DiskError> {
-    let part: Arc<dyn DiskRead> = Arc::new(member.part(file));
+    let part: Arc<dyn DiskRead> = Arc::new(member.part(file, path));
     let inner = path.join(&member.name);
     let declared = match disk.format {
         Some(Foreign::Ova) | None => Declared::Nothing,
@@ -224,6 +224,7 @@ pub(super) fn broken(path: &Path, why: impl Into<String>) -> DiskError {
 #[derive(Clone)]
 pub(super) struct DiskPart {
     file: Arc<dyn DiskRead>,
+    path: PathBuf,
     start: u64,
     len: u64,
 }
@@ -239,7 +240,13 @@ impl DiskRead for DiskPart {
         Ok(Extent { start: offset, end: end.max(offset.saturating_add(1)), is_zero: found.is_zero })
     }
 
+    /// What lies behind the part belongs to others, whatever a disk in it says.
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), DiskError> {
-        self.file.read_at(self.start.saturating_add(offset), buffer)
+        let at = self.start.saturating_add(offset);
+        if offset.checked_add(buffer.len() as u64).is_none_or(|end| end > self.len) {
+            let source = std::io::ErrorKind::UnexpectedEof.into();
+            return Err(DiskError::io("read behind a part of", &self.path, at, source));
+        }
+        self.file.read_at(at, buffer)
     }
 }

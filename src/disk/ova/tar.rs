@@ -26,8 +26,8 @@ pub(super) struct Member {
 
 impl Member {
     /// Its bytes as a disk.
-    pub fn part(&self, file: &Arc<dyn DiskRead>) -> DiskPart {
-        DiskPart { file: file.clone(), start: self.start, len: self.len }
+    pub fn part(&self, file: &Arc<dyn DiskRead>, path: &Path) -> DiskPart {
+        DiskPart { file: file.clone(), path: path.to_owned(), start: self.start, len: self.len }
     }
 
     /// All of its bytes, if they are not more than `max`.
