@@ -172,7 +172,14 @@ fn build_segment(ids: &[u64], region: RegionId) -> (Bytes, SegmentRecord) {
     }
     let (bytes, hash, entries) = writer.finish(region, &packs).expect("packs ascend");
     let name = SegmentName { session, number: 0 };
-    let record = SegmentRecord { name, len: bytes.len() as u64, entries, hash, replaces: Vec::new() };
+    let record = SegmentRecord {
+        name,
+        len: bytes.len() as u64,
+        entries,
+        hash,
+        replaces: Vec::new(),
+        partial: Vec::new(),
+    };
     (Bytes::Owned(Arc::new(bytes)), record)
 }
 

@@ -1,4 +1,4 @@
-//! Power loss and failing operations at every point of init, snapshot, copy and delete, on the simulated
+//! Power loss and failing operations at every point of init, snapshot, copy, delete and collection, on the simulated
 //! file system; and the proof that this harness finds the bugs that it is there for.
 //!
 //! The oracle: what was acknowledged before the crash is there and whole, what was deleted stays deleted,
@@ -18,6 +18,7 @@ use imgstore::model::region::ChunkerParams;
 use imgstore::ops::copy::{CopyOptions, CopyWhat, apply, plan};
 use imgstore::ops::delete::delete_snapshot;
 use imgstore::ops::error::OpsError;
+use imgstore::ops::gc::{GcOptions, collect};
 use imgstore::ops::verify::{VerifyOptions, verify};
 use imgstore::region::error::RegionError;
 use imgstore::region::{Region, RegionOptions};
@@ -71,6 +72,8 @@ enum Ack {
     Init(&'static str),
     Snapshot(&'static str, SnapshotId, Arc<Vec<u8>>),
     Deleted(&'static str, SnapshotId),
+    /// Packs were condemned, rewritten and freed, and orphans removed.
+    Collected,
 }
 
 struct History {
@@ -89,7 +92,7 @@ fn contents() -> Vec<Arc<Vec<u8>>> {
     [first, second, third].map(Arc::new).to_vec()
 }
 
-/// Init of two regions, three snapshots, a copy, a deletion, another opening: until something fails.
+/// Init of two regions, three snapshots, a copy, a deletion, a collection, another opening: until something fails.
 fn play(files: &SimFiles, wrap: &Wrap, acks: &mut Vec<(usize, Ack)>) -> Result<(), OpsError> {
     let caller = Caller::new(1);
     let world = World { files: files.clone(), wrap: wrap.clone() };
@@ -113,6 +116,13 @@ fn play(files: &SimFiles, wrap: &Wrap, acks: &mut Vec<(usize, Ack)>) -> Result<(
     say(Ack::Snapshot(AWAY, copy, contents[1].clone()));
     delete_snapshot(&home, first, &caller.context())?;
     say(Ack::Deleted(HOME, first));
+    // What was in the first alone goes at once; of what is left some packs are rewritten.
+    drop(home);
+    let options = GcOptions { grace_ms: 0, repack_percent: 90 };
+    let collected = collect(&world.open(HOME)?, &options, &caller.context())?;
+    if collected.freed.count > 0 && collected.repacked.count > 0 && collected.orphans.count > 0 {
+        say(Ack::Collected);
+    }
     let home = world.open(HOME)?;
     let third = take(&home, 2)?;
     say(Ack::Snapshot(HOME, third, contents[2].clone()));
@@ -268,7 +278,7 @@ fn states_wanted() -> usize {
 #[test]
 fn no_crash_loses_or_changes_what_was_acknowledged() {
     let history = record(&honest(), None);
-    assert_eq!(history.acks.len(), 7, "the honest run does all it should");
+    assert_eq!(history.acks.len(), 8, "the honest run does all it should");
     let (tried, violations) = crash_everywhere(&history, states_wanted(), false);
     assert!(violations.is_empty(), "{} violations, the first: {}", violations.len(), violations[0]);
     assert!(tried * 100 >= states_wanted() * 95, "{tried} states tried");
@@ -428,6 +438,14 @@ impl Storage for Faulty {
 
     fn admit_writer(&self) -> Result<(), StorageError> {
         self.inner.admit_writer()
+    }
+
+    fn admit_collector(&self) -> Result<bool, StorageError> {
+        self.inner.admit_collector()
+    }
+
+    fn is_writer_gone(&self, writer: &str) -> Result<bool, StorageError> {
+        self.inner.is_writer_gone(writer)
     }
 }
 

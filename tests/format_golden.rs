@@ -24,7 +24,7 @@ use imgstore::model::catalog::{Catalog, DEREGISTERED_KEPT, Deregistered, Pack};
 use imgstore::model::ids::{ImageId, ObjectHash, SessionId, SnapshotId};
 use imgstore::model::image::{DeviceTarget, Image};
 use imgstore::model::instance::{Attachment, Instance, LocalDisk, Volume};
-use imgstore::model::objects::{PackName, PackRecord, PackState, SegmentName, SegmentRecord};
+use imgstore::model::objects::{ManifestRecord, PackName, PackRecord, PackState, SegmentName, SegmentRecord};
 use imgstore::model::op::{AccountChange, Author, BinStay, InstanceChange, LogRecord, Op, VolumeChange};
 use imgstore::model::region::ChunkerParams;
 use imgstore::model::snapshot::{Snapshot, Template};
@@ -512,6 +512,10 @@ fn lives_and_ends(catalog: &Catalog, gone: SnapshotId, stays: SnapshotId) -> Vec
         ]);
     let modify_volume = |number, change| Op::ModifyVolume { id: one("vol-", number), change };
     let modify_instance = |change| Op::ModifyInstance { id: one("i-", 2), change };
+    let manifest = &catalog.snapshots[&stays].manifest;
+    let pack = |number| PackName { session: SessionId([0xee; 16]), number };
+    let register_pack =
+        |number| Op::RegisterPack(PackRecord { name: pack(number), bases: vec![], ..pack_record().0 });
     vec![
         vec![create(1), create(2), create(3), Op::NoOp],
         vec![register(1, "one", Ok(gone)), register(2, "two", Ok(stays)), register(3, "three", Ok(binned))],
@@ -545,6 +549,16 @@ fn lives_and_ends(catalog: &Catalog, gone: SnapshotId, stays: SnapshotId) -> Vec
         operations().0.into_iter().filter_map(|op| of_existing(op, one("ami-", 2), stays)).collect(),
         vec![Op::TerminateInstance { id: one("i-", 1), at_ms: 77 }, Op::ForgetInstance { id: one("i-", 1) }],
         vec![Op::DeleteVolume { id: one("vol-", 4) }],
+        vec![
+            register_pack(1),
+            register_pack(2),
+            Op::CondemnPacks { packs: vec![pack(1)], at_ms: 5 },
+            Op::QuarantinePacks { packs: vec![pack(2)], at_ms: 5 },
+            Op::SweepPacks { packs: vec![pack(1), pack(2)] },
+            Op::ForgetPacks { packs: vec![pack(2), pack(1)] },
+            Op::FenceSessions { sessions: vec![pack(1).session] },
+            Op::ReplaceManifest { lost: manifest.name, by: manifest.clone() },
+        ],
     ]
 }
 
@@ -725,7 +739,7 @@ impl Chance {
 
     fn packs(&mut self) -> Vec<PackName> {
         let pack = |number| PackName { number, ..pack_record().0.name };
-        // At first 1 is live, 2 condemned and 3 swept. Most draws are to be good ones.
+        // At first 1 is live, 2 condemned, 3 swept and 4 damaged. Most draws are to be good ones.
         (0..self.0.below(3)).map(|_| pack(if self.one_in(8) { 3 } else { 1 })).chain([pack(2)]).collect()
     }
 
@@ -775,8 +789,30 @@ impl Chance {
         rule(self.number()).0
     }
 
+    /// What collection and repair do.
+    fn upkeep(&mut self) -> Op {
+        // The packs that others use may be condemned, and are not to be swept.
+        let what = self.0.below(6);
+        let number = if what == 0 { self.0.below(9) } else { 3 + self.0.below(9) } as u64;
+        let packs = number..=number + self.0.below(2) as u64;
+        let packs = packs.map(|number| PackName { number, ..pack_record().0.name }).collect();
+        match what {
+            0 => Op::CondemnPacks { packs, at_ms: 7 },
+            1 => Op::SweepPacks { packs },
+            2 => Op::ForgetPacks { packs },
+            3 => Op::QuarantinePacks { packs, at_ms: 8 },
+            4 => Op::FenceSessions { sessions: vec![SessionId([9; 16])] },
+            _ => {
+                let lost = snapshot(self.number(), false).0.manifest;
+                let by = ManifestRecord { chunks: lost.chunks + u64::from(self.one_in(3)), ..lost.clone() };
+                Op::ReplaceManifest { lost: lost.name, by }
+            }
+        }
+    }
+
     fn op(&mut self) -> Op {
-        match self.0.below(24) {
+        match self.0.below(28) {
+            24..=27 => self.upkeep(),
             0 => self.object(),
             1 | 2 => {
                 let snapshot = Box::new(snapshot(self.number(), false).0);
@@ -810,7 +846,7 @@ impl Chance {
         }
     }
 
-    /// Packs and segments: three packs are there from the start.
+    /// Packs and segments: four packs are there from the start.
     fn object(&mut self) -> Op {
         let number = 4 + self.0.below(30) as u64;
         if self.one_in(2) {
@@ -848,9 +884,15 @@ impl Chance {
 /// Packs in all states; and images that were deregistered, so many that the oldest are soon forgotten.
 fn first_catalog(deregistered: u64) -> Catalog {
     let mut catalog = Catalog::default();
-    let states = [PackState::Live, PackState::Condemned { since_ms: 5 }, PackState::Sweeping];
+    let states = [
+        PackState::Live,
+        PackState::Condemned { since_ms: 5 },
+        PackState::Sweeping,
+        PackState::Quarantined { since_ms: 6 },
+    ];
     for (number, state) in (1..).zip(states) {
-        let record = PackRecord { name: PackName { number, ..pack_record().0.name }, ..pack_record().0 };
+        let name = PackName { number, ..pack_record().0.name };
+        let record = PackRecord { name, bases: vec![], ..pack_record().0 };
         Arc::make_mut(&mut catalog.packs).insert(record.name, Pack { record, state });
     }
     let gone =
@@ -865,7 +907,7 @@ fn first_catalog(deregistered: u64) -> Catalog {
 fn the_page_judges_operations_as_the_library_does() {
     let (mut applied, mut refused) = (BTreeMap::new(), BTreeMap::new());
     for (seed, deregistered, steps) in
-        [(1, 0, 2500), (2, 0, 2500), (3, 0, 2500), (4, DEREGISTERED_KEPT as u64, 300)]
+        [(1, 0, 2500), (2, 0, 2500), (3, 0, 2500), (4, DEREGISTERED_KEPT as u64, 400)]
     {
         let mut catalog = first_catalog(deregistered);
         let mut state = as_second(&catalog);
@@ -898,7 +940,7 @@ fn the_page_judges_operations_as_the_library_does() {
     // Each of them happened, and each that can be refused was.
     let every = operations().0.iter().map(numbers).collect::<BTreeSet<_>>();
     assert_eq!(applied.into_keys().collect::<BTreeSet<_>>(), every);
-    let always = [(0, 0), (15, 1), (15, 2)];
+    let always = [(0, 0), (15, 1), (15, 2), (26, 0)];
     let never: Vec<_> = every.into_iter().filter(|kind| !refused.contains_key(kind)).collect();
     assert_eq!(never, always);
 }
@@ -910,9 +952,9 @@ fn every_operation_is_in_the_log_of_a_real_region() {
     snapshots.iter().for_each(|one| drop(Arc::make_mut(&mut catalog.snapshots).insert(one.id, one.clone())));
     let records = lives_and_ends(&catalog, snapshots[0].id, snapshots[1].id);
     let found: BTreeSet<_> = records.iter().flatten().map(numbers).collect();
-    // The pipelines have made packs and segments before.
+    // The pipelines have made segments before.
     let every = operations().0;
-    let others = every.iter().map(numbers).filter(|kind| !matches!(kind.0, 1 | 2));
+    let others = every.iter().map(numbers).filter(|kind| kind.0 != 2);
     assert_eq!(found, others.collect());
 }
 

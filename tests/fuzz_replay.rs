@@ -453,7 +453,8 @@ fn makings() -> Vec<Op> {
     let packed = PackRecord { name: PACK, len: 999, frames: 3, raw_bytes: 24576, trailer_hash: HASH, bases };
     let delta = PackRecord { name: PackName { number: 2, ..PACK }, bases: vec![PACK], ..packed.clone() };
     let segment = SegmentName { session: SESSION, number: 1 };
-    let listed = SegmentRecord { name: segment, len: 8224, entries: 3, hash: HASH, replaces: vec![] };
+    let listed =
+        SegmentRecord { name: segment, len: 8224, entries: 3, hash: HASH, replaces: vec![], partial: vec![] };
     let merged = SegmentRecord {
         name: SegmentName { number: 2, ..segment },
         replaces: vec![segment],

@@ -30,7 +30,7 @@ use imgstore::model::account::AccountId;
 use imgstore::model::blockmap::Run;
 use imgstore::model::catalog::Catalog;
 use imgstore::model::ids::{ChunkId, ObjectHash, SessionId};
-use imgstore::model::objects::{SegmentName, SegmentRecord};
+use imgstore::model::objects::{ManifestName, ManifestRecord, SegmentName, SegmentRecord};
 use imgstore::model::op::{AccountChange, Author, BinStay, InstanceChange, LogRecord, Op, VolumeChange};
 use imgstore::model::units::{BLOCK_BYTES, CHUNK_BLOCKS_MAX};
 use imgstore::pack::segment::Segment;
@@ -169,6 +169,25 @@ fn endings(catalog: &Catalog) -> Vec<Op> {
     }
     ops.extend(catalog.snapshots.keys().take(EACH).map(|&id| Op::DeleteSnapshot { id, bin: None }));
     ops.extend(catalog.volumes.keys().take(EACH).map(|&id| Op::DeleteVolume { id }));
+    ops.extend(catalog.roots().take(EACH).map(|root| {
+        let by = ManifestRecord {
+            name: ManifestName { number: 7, ..root.manifest.name },
+            ..root.manifest.clone()
+        };
+        Op::ReplaceManifest { lost: root.manifest.name, by }
+    }));
+    for &name in catalog.packs.keys().rev().take(EACH) {
+        let packs = || vec![name];
+        ops.extend([
+            Op::CondemnPacks { packs: packs(), at_ms: 1 },
+            Op::QuarantinePacks { packs: packs(), at_ms: 1 },
+            Op::SweepPacks { packs: packs() },
+            Op::ForgetPacks { packs: packs() },
+        ]);
+    }
+    ops.push(Op::FenceSessions {
+        sessions: catalog.packs.keys().map(|name| name.session).take(EACH).collect(),
+    });
     for (&account, settings) in catalog.accounts.iter().take(EACH) {
         let rules = settings.retention_rules.iter().take(EACH).map(|rule| AccountChange::RemoveRule(rule.id));
         let changes = rules.chain([AccountChange::Alias(None)]);
@@ -653,7 +672,7 @@ fn segment_of(bytes: &[u8]) {
 fn read(bytes: &[u8], header: &SegmentHeader, hash: ObjectHash, stored: &[&[u8; ENTRY_BYTES]], sound: bool) {
     let name = SegmentName { session: SessionId([1; 16]), number: 0 };
     let (len, entries) = (bytes.len() as u64, header.entries);
-    let record = SegmentRecord { name, len, entries, hash, replaces: Vec::new() };
+    let record = SegmentRecord { name, len, entries, hash, replaces: Vec::new(), partial: Vec::new() };
     let owned = Bytes::Owned(Arc::new(bytes.to_vec()));
     let segment = Segment::from_bytes(owned, header.region, &record).expect("the record is made from it");
     assert_eq!((segment.entries(), segment.packs()), (entries, header.packs.as_slice()));

@@ -2,6 +2,7 @@
 
 use super::args::Global;
 use super::error::CliError;
+use super::text::parse_duration;
 use imgstore::disk::open::{absolute, make_dirs};
 use imgstore::format::region::is_region_name;
 use imgstore::io::clock::random_u64;
@@ -30,8 +31,25 @@ pub struct Config {
     pub default_region: String,
     /// What new regions are made with.
     pub new_regions: NewRegions,
+    /// How garbage is collected.
+    #[serde(default)]
+    pub gc: GcConfig,
     /// Known regions by name.
     pub regions: BTreeMap<String, KnownRegion>,
+}
+
+/// How garbage is collected.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct GcConfig {
+    /// How long what was condemned stays at least, as text: 1day.
+    pub grace: String,
+}
+
+impl Default for GcConfig {
+    fn default() -> Self {
+        Self { grace: "1day".to_owned() }
+    }
 }
 
 /// What new regions are made with: equal parameters let regions deduplicate with each other.
@@ -92,6 +110,13 @@ impl Home {
     /// The regions that it knows.
     pub fn regions(&self) -> &BTreeMap<String, KnownRegion> {
         &self.config.regions
+    }
+
+    /// How long what a collection condemned stays at least, in milliseconds.
+    pub fn gc_grace_ms(&self) -> Result<u64, CliError> {
+        let grace = &self.config.gc.grace;
+        parse_duration(grace)
+            .map_err(|why| CliError::Usage(format!("{CONFIG_FILE}: gc.grace = {grace:?}: {why}")))
     }
 
     /// Where instances go if nothing else is said.
@@ -276,6 +301,7 @@ fn create(path: &Path, directory: DirectoryOptions) -> Result<Config, CliError> 
         account,
         default_region: FIRST_REGION.to_owned(),
         new_regions,
+        gc: GcConfig::default(),
         regions: BTreeMap::from([(FIRST_REGION.to_owned(), KnownRegion { url })]),
     };
     write_config(path, &config)?;

@@ -51,6 +51,12 @@ pub fn parse_time(text: &str) -> Result<TimeMs, String> {
     TimeMs::try_from(since.as_millis()).map_err(|_| "a time too far away".to_owned())
 }
 
+/// Reads a length of time, in milliseconds.
+pub fn parse_duration(text: &str) -> Result<u64, String> {
+    let duration = humantime::parse_duration(text).map_err(|e| format!("{e}; for example 12h or 3days"))?;
+    u64::try_from(duration.as_millis()).map_err(|_| "it is too long".to_owned())
+}
+
 /// Reads `KEY=VALUE`.
 pub fn parse_tag(text: &str) -> Result<Tag, String> {
     let (key, value) = text.split_once('=').ok_or_else(|| format!("'{text}' is no tag; write KEY=VALUE"))?;

@@ -19,6 +19,10 @@ const SESSIONS: &str = "sessions";
 const WRITER_LEN: usize = 32;
 /// Written once when the directory becomes a region's; also the proof that names are never replaced.
 const PROBE: &str = "probe";
+/// A file in staging that takes space, so that a collection on a full disk has some to begin with.
+const RESERVE: &str = "reserve";
+/// Its length in bytes, where writers leave more than that.
+const RESERVE_BYTES: u64 = 4 << 20;
 
 /// What stands behind the writer in the name of a staging file.
 fn is_staged_number(text: &str) -> bool {
@@ -145,6 +149,30 @@ impl<F: Files> Directory<F> {
                     let _ = self.files.remove(&self.root.join(folder).join(&entry.name));
                 }
             }
+        }
+    }
+
+    /// Takes space that a collection can give up. That it fails costs only that.
+    fn keep_reserve(&self) {
+        let path = self.root.join(STAGING).join(RESERVE);
+        if self.options.reserve_bytes < RESERVE_BYTES || self.files.open(&path).is_ok() {
+            return;
+        }
+        // Bytes that no file system makes smaller.
+        let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+        let words = std::iter::repeat_with(|| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state.to_le_bytes()
+        });
+        let bytes: Vec<u8> = words.take((RESERVE_BYTES / 8) as usize).flatten().collect();
+        let written = self.files.create(&path).and_then(|mut file| {
+            file.write_all(&bytes)?;
+            file.seal()
+        });
+        if written.is_err() {
+            let _ = self.files.remove(&path);
         }
     }
 
@@ -315,7 +343,32 @@ impl<F: Files> Storage for Directory<F> {
         }
         self.show_life()?;
         self.sweep_leftovers();
+        self.keep_reserve();
         Ok(())
+    }
+
+    fn admit_collector(&self) -> Result<bool, StorageError> {
+        const WHAT: &str = "a collection";
+        self.check_latch(WHAT)?;
+        let space =
+            self.files.space(&self.root).map_err(|e| StorageError::io("look at the space for", WHAT, e))?;
+        let is_full = space.available < self.options.reserve_bytes + space.total / 100;
+        if is_full {
+            // One that is not there was given up before.
+            let _ = self.files.remove(&self.root.join(STAGING).join(RESERVE));
+        }
+        self.show_life()?;
+        self.sweep_leftovers();
+        Ok(is_full)
+    }
+
+    fn is_writer_gone(&self, writer: &str) -> Result<bool, StorageError> {
+        check_name(writer)?;
+        if writer == self.writer {
+            return Ok(false);
+        }
+        let locked = self.files.is_locked(&self.root.join(SESSIONS).join(writer));
+        locked.map(|is_locked| !is_locked).map_err(|e| StorageError::io("look for life of", writer, e))
     }
 }
 

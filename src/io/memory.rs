@@ -16,12 +16,18 @@ pub struct Memory {
 struct State {
     objects: BTreeMap<String, Arc<Vec<u8>>>,
     deleted: BTreeSet<String>,
+    are_all_gone: bool,
 }
 
 impl Memory {
     /// An empty one.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Whether every writer is taken for gone from now on: the worst that a storage can say.
+    pub fn take_all_for_gone(&self, are_gone: bool) {
+        self.state().are_all_gone = are_gone;
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -77,6 +83,15 @@ impl Storage for Memory {
 
     fn admit_writer(&self) -> Result<(), StorageError> {
         Ok(())
+    }
+
+    fn admit_collector(&self) -> Result<bool, StorageError> {
+        Ok(false)
+    }
+
+    /// Nobody shows signs of life here: all are there, or all are taken for gone.
+    fn is_writer_gone(&self, _writer: &str) -> Result<bool, StorageError> {
+        Ok(self.state().are_all_gone)
     }
 }
 

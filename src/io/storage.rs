@@ -48,6 +48,15 @@ pub trait Storage: Send + Sync {
     /// Asked before a writer stores anything large: refuses with [`StorageError::NoSpace`] where it would fill
     /// the storage up, and cleans up after writers that died.
     fn admit_writer(&self) -> Result<(), StorageError>;
+
+    /// Asked before collection, which frees space and must first write a little: shows that this writer lives, and
+    /// on a storage that is nearly full gives up what was kept back for this. Whether it is nearly full; then
+    /// nothing is written that can be left out. The next writer that is admitted keeps something back again.
+    fn admit_collector(&self) -> Result<bool, StorageError>;
+
+    /// Whether the writer of that name is known to be gone. What it left half-made may be removed, once the log says
+    /// that nothing it still does counts; so a wrong `true` costs that writer's work, and nothing else.
+    fn is_writer_gone(&self, writer: &str) -> Result<bool, StorageError>;
 }
 
 /// An immutable object that was opened. It stays readable even if it is deleted, where the storage can do

@@ -74,6 +74,23 @@ pub enum PackState {
     },
     /// Its bytes are being removed; no commit may use it.
     Sweeping,
+    /// Some of its frames are damaged; no commit may use it.
+    Quarantined {
+        /// When that was found.
+        since_ms: TimeMs,
+    },
+}
+
+impl PackState {
+    /// What it is called.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Live => "live",
+            Self::Condemned { .. } => "condemned",
+            Self::Sweeping => "being removed",
+            Self::Quarantined { .. } => "damaged",
+        }
+    }
 }
 
 /// What the log says of a pack.
@@ -106,6 +123,9 @@ pub struct SegmentRecord {
     pub hash: ObjectHash,
     /// Segments whose entries it holds and which it takes the place of.
     pub replaces: Vec<SegmentName>,
+    /// Packs of which it lists some chunks only, ascending: the others are in a second pack that it lists. Their
+    /// trailers are read besides, so that every place of a chunk is known.
+    pub partial: Vec<PackName>,
 }
 
 /// What the log says of a manifest.

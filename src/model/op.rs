@@ -6,7 +6,7 @@ use super::account::{AccountId, Permission, RetentionRule, Tag};
 use super::ids::{ImageId, InstanceId, ObjectHash, RuleId, SessionId, SnapshotId, VolumeId};
 use super::image::{DeregistrationProtection, Image};
 use super::instance::{Attachment, Instance, Volume};
-use super::objects::{PackName, PackRecord, SegmentRecord};
+use super::objects::{ManifestName, ManifestRecord, PackName, PackRecord, SegmentRecord};
 use super::snapshot::{Snapshot, Template};
 use super::units::TimeMs;
 use serde::{Deserialize, Serialize};
@@ -130,6 +130,42 @@ pub enum Op {
     ForgetInstance {
         /// Which.
         id: InstanceId,
+    },
+    /// Live packs that nothing refers to: a use makes one live again, until it is swept.
+    CondemnPacks {
+        /// Which.
+        packs: Vec<PackName>,
+        /// When.
+        at_ms: TimeMs,
+    },
+    /// Condemned or quarantined packs whose bytes are going to be removed: nothing may use them any more.
+    SweepPacks {
+        /// Which.
+        packs: Vec<PackName>,
+    },
+    /// Swept packs whose bytes are removed.
+    ForgetPacks {
+        /// Which.
+        packs: Vec<PackName>,
+    },
+    /// Packs that hold damage. What is intact in them is read where there is no other place; nothing uses them anew.
+    QuarantinePacks {
+        /// Which.
+        packs: Vec<PackName>,
+        /// When.
+        at_ms: TimeMs,
+    },
+    /// Sessions that are gone, and that may commit nothing any more: what they left unregistered is removed.
+    FenceSessions {
+        /// Which.
+        sessions: Vec<SessionId>,
+    },
+    /// The block map of snapshots or templates is another object with the same bytes: the first was lost.
+    ReplaceManifest {
+        /// The manifest that was lost.
+        lost: ManifestName,
+        /// Its like: length, hash and chunks are those of the lost one.
+        by: ManifestRecord,
     },
 }
 

@@ -5,7 +5,7 @@ use super::error::{Code, OpsError};
 use super::find::{check_tags, own_image};
 use super::modify::check_publishable;
 use super::register::check_name_free;
-use crate::model::account::{Resource, RetentionRule, Tag};
+use crate::model::account::{AccountId, Resource, RetentionRule, Tag};
 use crate::model::catalog::{Binned, Catalog};
 use crate::model::ids::{ImageId, RuleId, SnapshotId};
 use crate::model::image::Image;
@@ -152,6 +152,21 @@ pub(super) fn expire(catalog: &Catalog, context: &Context<'_>) -> Vec<Op> {
     let snapshots = snapshots.map(|binned| binned.item.id).filter(|id| !still_used(*id));
     let images = expired.iter().map(|&id| Op::ExpireImage { id });
     images.chain(snapshots.map(|id| Op::ExpireSnapshot { id })).collect()
+}
+
+/// The operations that end the stay of whatever is overdue, whosever it is.
+pub(super) fn expire_all(catalog: &Catalog, context: &Context<'_>) -> Vec<Op> {
+    let owners: BTreeSet<AccountId> = catalog
+        .binned_images
+        .values()
+        .map(|binned| binned.item.owner)
+        .chain(catalog.binned_snapshots.values().map(|binned| binned.item.owner))
+        .collect();
+    // Images of all first: a snapshot may be used by somebody else's.
+    let mut ops: Vec<Op> =
+        owners.into_iter().flat_map(|account| expire(catalog, &Context { account, ..*context })).collect();
+    ops.sort_by_key(|op| matches!(op, Op::ExpireSnapshot { .. }));
+    ops
 }
 
 /// The operations that end the stay of anybody's images whose time is up and that use a snapshot: what nobody can

@@ -8,6 +8,7 @@ use super::find::{
     backing, check_contents, check_description, check_manifests, check_tags, instance as find_instance,
     volume as find_volume,
 };
+use super::gc::despite_collection;
 use super::ingest::{Ingested, ingest};
 use super::instance::check_has_root;
 use super::register::{ImageOptions, build, check, check_name_free};
@@ -103,14 +104,16 @@ pub fn create_snapshots(
     let disks = open_all(&volumes)?;
     context.end_dry_run()?;
     let described = |_: &Volume| options.description.clone();
-    let mut session = region.begin(context.account)?;
-    let (snapshots, ingested) = read_all(&mut session, &volumes, &disks, &options.tags, described, context)?;
-    context.commit(region, |catalog| {
-        still_there(catalog, &volumes, context)?;
-        check_manifests(catalog, &session)?;
-        Ok((snapshots.iter().zip(&ingested).map(|(s, volume)| create(s, volume)).collect(), ()))
-    })?;
-    Ok(Captured { snapshots, ingested })
+    despite_collection(|| {
+        let mut session = region.begin(context.account)?;
+        let captured = read_all(&mut session, &volumes, &disks, &options.tags, &described, context)?;
+        context.commit(region, |catalog| {
+            still_there(catalog, &volumes, context)?;
+            check_manifests(catalog, &session)?;
+            Ok((captured.ops(), ()))
+        })?;
+        Ok(captured)
+    })
 }
 
 /// An image of an instance: a snapshot of each volume, and the image, in one record. Volumes are read as they
@@ -144,7 +147,7 @@ pub fn create_image(
     check_contents(&catalog, context.account, &options.devices)?;
     let size_of = |id| backing(&catalog, id).map(|snapshot| snapshot.volume_bytes);
     let base = mapping(instance, &attached);
-    let mut devices =
+    let devices =
         lay_over(&base, &options.devices, &said.root_device_name, Purpose::ImageOfInstance, size_of)?;
     let is_kept = |volume: &&Volume| {
         devices.iter().any(|device| is_same_device(&device.device_name, device_name(volume)))
@@ -161,14 +164,6 @@ pub fn create_image(
     let image_id = ImageId::from_random(region.random_id()?);
     let described =
         |volume: &Volume| format!("Created by CreateImage({id}) for {image_id} from {}", volume.id);
-    let mut session = region.begin(context.account)?;
-    let (snapshots, ingested) = read_all(&mut session, &volumes, &disks, &options.tags, described, context)?;
-    for device in &mut devices {
-        let at = volumes.iter().position(|volume| is_same_device(device_name(volume), &device.device_name));
-        if let (Some(at), DeviceTarget::Ebs(ebs)) = (at, &mut device.target) {
-            ebs.snapshot_id = Some(snapshots[at].id);
-        }
-    }
     let mut image = build(image_id, &said, devices, None, context);
     image.source_instance = Some(id);
     // As in EC2, its source is the instance's image.
@@ -179,18 +174,41 @@ pub fn create_image(
         owner: catalog.images.get(&instance.image_id).map_or(context.account, |image| image.owner),
     });
     image.product_codes.clone_from(&instance.product_codes);
-    context.commit(region, |catalog| {
-        check_imageable(find_instance(catalog, context, id)?)?;
-        check_name_free(catalog, context.account, &image.name)?;
-        check_contents(catalog, context.account, &options.devices)?;
-        still_there(catalog, &volumes, context)?;
-        check_manifests(catalog, &session)?;
-        // The predecessor may be gone by now: the name of a line is not its member.
-        let mut ops: Vec<Op> = snapshots.iter().zip(&ingested).map(|(s, volume)| create(s, volume)).collect();
-        ops.push(Op::RegisterImage(Box::new(image.clone())));
-        Ok((ops, ()))
+    let captured = despite_collection(|| {
+        let mut session = region.begin(context.account)?;
+        let captured = read_all(&mut session, &volumes, &disks, &options.tags, &described, context)?;
+        captured.place(&volumes, &mut image.devices);
+        context.commit(region, |catalog| {
+            check_imageable(find_instance(catalog, context, id)?)?;
+            check_name_free(catalog, context.account, &image.name)?;
+            check_contents(catalog, context.account, &options.devices)?;
+            still_there(catalog, &volumes, context)?;
+            check_manifests(catalog, &session)?;
+            // The predecessor may be gone by now: the name of a line is not its member.
+            let mut ops = captured.ops();
+            ops.push(Op::RegisterImage(Box::new(image.clone())));
+            Ok((ops, ()))
+        })?;
+        Ok(captured)
     })?;
-    Ok((image, Captured { snapshots, ingested }))
+    Ok((image, captured))
+}
+
+impl Captured {
+    fn ops(&self) -> Vec<Op> {
+        self.snapshots.iter().zip(&self.ingested).map(|(s, volume)| create(s, volume)).collect()
+    }
+
+    /// Puts the snapshots of volumes under the devices that these were.
+    fn place(&self, volumes: &[&Volume], devices: &mut [BlockDeviceMapping]) {
+        for device in devices {
+            let of_device = |volume: &&Volume| is_same_device(device_name(volume), &device.device_name);
+            let at = volumes.iter().position(of_device);
+            if let (Some(at), DeviceTarget::Ebs(ebs)) = (at, &mut device.target) {
+                ebs.snapshot_id = Some(self.snapshots[at].id);
+            }
+        }
+    }
 }
 
 fn check_live(instance: &Instance) -> Result<(), OpsError> {
@@ -264,9 +282,9 @@ fn read_all(
     volumes: &[&Volume],
     disks: &[Box<dyn DiskRead>],
     tags: &[Tag],
-    described: impl Fn(&Volume) -> String,
+    described: &dyn Fn(&Volume) -> String,
     context: &Context<'_>,
-) -> Result<(Vec<Snapshot>, Vec<Ingested>), OpsError> {
+) -> Result<Captured, OpsError> {
     let region = session.region().clone();
     context.progress.begin("snapshot", disks.iter().map(|disk| disk.len_bytes()).sum());
     let (mut snapshots, mut ingested) = (Vec::new(), Vec::new());
@@ -282,7 +300,7 @@ fn read_all(
         snapshots.push(Snapshot { volume: Some(volume.id), ..snapshot });
         ingested.push(content);
     }
-    Ok((snapshots, ingested))
+    Ok(Captured { snapshots, ingested })
 }
 
 /// Refuses if one of the volumes was deleted while it was read.

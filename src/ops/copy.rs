@@ -9,6 +9,7 @@ use super::find::{
     check_available, check_completed, check_description, check_manifests, image as find_image,
     snapshot as find_snapshot, template,
 };
+use super::gc::despite_collection;
 use super::register::{check_image_name, check_name_free};
 use super::token::{client_token, made_before};
 use super::transfer::{Missing, find_missing, transfer};
@@ -182,9 +183,27 @@ pub fn apply(
         return Ok(made);
     }
     context.end_dry_run()?;
+    match carry_out(source, target, plan, &plan.missing, options, context) {
+        // Collected at the target since the plan was made: what is missing is more than it says.
+        Err(OpsError::ContentGone { .. }) => despite_collection(|| {
+            let missing = find_missing(source, target, &plan.maps, context)?;
+            carry_out(source, target, plan, &missing, options, context)
+        }),
+        done => done,
+    }
+}
+
+fn carry_out(
+    source: &Region,
+    target: &Region,
+    plan: &CopyPlan,
+    missing: &Missing,
+    options: &CopyOptions,
+    context: &Context<'_>,
+) -> Result<Copied, OpsError> {
     let mut session = target.begin(context.account)?;
-    context.progress.begin("copy", plan.missing.stored_bytes);
-    let mut transferred_bytes = transfer(source, &mut session, &plan.missing, context)?;
+    context.progress.begin("copy", missing.stored_bytes);
+    let mut transferred_bytes = transfer(source, &mut session, missing, context)?;
     let used = reserve_all(&mut session, plan)?;
     let manifests: Vec<ManifestRecord> =
         plan.maps.iter().map(|map| session.place_manifest(map)).collect::<Result<_, _>>()?;
@@ -216,9 +235,7 @@ fn reserve_all(session: &mut Session, plan: &CopyPlan) -> Result<Vec<PackName>, 
         let ids: Vec<_> = map.chunks().iter().map(|chunk| chunk.id).collect();
         let lacking = session.reserve(&ids)?.iter().position(|is_new| *is_new);
         if let Some(at) = lacking {
-            // Collected at the target between plan and now; the next try carries it over.
-            let chunk = ids[at];
-            return Err(session.region().missing(chunk).into());
+            return Err(OpsError::ContentGone { what: format!("the pack of chunk {}", ids[at]) });
         }
     }
     Ok(session.used_packs())

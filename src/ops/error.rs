@@ -158,6 +158,12 @@ pub enum OpsError {
         /// Bytes of the chunk.
         found: u64,
     },
+    /// What was found stored was collected before anything referred to it.
+    #[error("{what}, which holds some of the content, was removed meanwhile; run the command again")]
+    ContentGone {
+        /// The pack or manifest.
+        what: String,
+    },
     /// Stopped on request; what was stored so far is found again by the next try.
     #[error("interrupted; nothing was left half-done")]
     Interrupted,
@@ -173,6 +179,9 @@ impl From<RegionError> for OpsError {
                 Self::snapshot_in_use(snapshot, image)
             }
             RegionError::Rejected(Rejection::Missing(what)) => Self::missing(what),
+            RegionError::Rejected(Rejection::PackUnavailable(pack)) => {
+                Self::ContentGone { what: pack.to_string() }
+            }
             RegionError::Rejected(Rejection::NameTaken(name, image)) => Self::name_taken(&name, image),
             error => Self::Region(error),
         }
@@ -267,7 +276,9 @@ impl OpsError {
             Self::Disk(DiskError::NoSpace { .. }) => Class::NoSpace,
             Self::Disk(DiskError::Io { .. }) => Class::Failed,
             Self::Disk(_) | Self::Volume(_) => Class::Refused,
-            Self::Region(_) | Self::Proof { .. } | Self::WorkerGone => Class::Failed,
+            Self::Region(_) | Self::Proof { .. } | Self::WorkerGone | Self::ContentGone { .. } => {
+                Class::Failed
+            }
         }
     }
 

@@ -210,9 +210,5 @@ pub fn check_description(text: &str) -> Result<(), OpsError> {
 /// removed. The next try writes one of its own.
 pub(super) fn check_manifests(catalog: &Catalog, session: &Session) -> Result<(), OpsError> {
     let Some(gone) = session.lost_manifest(catalog) else { return Ok(()) };
-    let why = format!(
-        "{gone}, with the same content, went from region {} meanwhile; run the command again",
-        session.region().header().name
-    );
-    Err(OpsError::rule(Code::IncorrectState, why))
+    Err(OpsError::ContentGone { what: gone.to_string() })
 }

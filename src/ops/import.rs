@@ -4,17 +4,17 @@ use super::context::Context;
 use super::devices::{DeviceSpec, Purpose, check_specs, device_name, lay_over};
 use super::error::{Code, OpsError};
 use super::find::{backing, check_contents, check_manifests};
+use super::gc::despite_collection;
 use super::ingest::{Ingested, ingest};
 use super::register::{ImageOptions, build, check, check_placeable};
 use super::snapshot::{SnapshotOptions, create, describe};
 use crate::disk::DiskRead;
 use crate::disk::ova::Ova;
 use crate::model::ids::{ImageId, SnapshotId, TemplateId};
-use crate::model::image::{Image, is_same_device};
+use crate::model::image::{BlockDeviceMapping, Image, is_same_device};
 use crate::model::op::Op;
 use crate::model::snapshot::{Snapshot, Template};
 use crate::region::Region;
-use crate::region::session::Session;
 
 /// A disk to import and the device that it shall be.
 pub struct ImportDisk {
@@ -56,8 +56,23 @@ pub fn import(
         let why = "a device beside the imported disks is an empty volume or an ephemeral disk";
         return Err(OpsError::rule(Code::BlockDeviceMapping, why));
     }
-    let bytes = disks.iter().map(|disk| disk.disk.len_bytes()).sum();
-    let mut session = begin(region, bytes, options, context)?;
+    check_new(region, options, context)?;
+    despite_collection(|| store(region, disks, &with, options, zstd_level, context))
+}
+
+/// The devices of an image whose disks become snapshots with these ids.
+type WithIds<'a> = &'a dyn Fn(&mut dyn Iterator<Item = SnapshotId>) -> Vec<DeviceSpec>;
+
+fn store(
+    region: &Region,
+    disks: &[ImportDisk],
+    with: WithIds<'_>,
+    options: &ImageOptions,
+    zstd_level: Option<i32>,
+    context: &Context<'_>,
+) -> Result<Imported, OpsError> {
+    let mut session = region.begin(context.account)?;
+    context.progress.begin("import", disks.iter().map(|disk| disk.disk.len_bytes()).sum());
     let level = zstd_level.unwrap_or(i32::from(region.header().zstd_level));
     let (mut snapshots, mut ingested) = (Vec::new(), Vec::new());
     for disk in disks {
@@ -152,7 +167,21 @@ pub fn import_template(
     check_contents(&catalog, context.account, devices)?;
     let size_of = |id| backing(&catalog, id).map(|snapshot| snapshot.volume_bytes);
     let mapping = lay_over(&[], devices, root, Purpose::New, size_of)?;
-    let mut session = begin(region, disk.len_bytes(), options, context)?;
+    check_new(region, options, context)?;
+    despite_collection(|| store_template(region, disk, devices, &mapping, options, zstd_level, context))
+}
+
+fn store_template(
+    region: &Region,
+    disk: &dyn DiskRead,
+    devices: &[DeviceSpec],
+    mapping: &[BlockDeviceMapping],
+    options: &ImageOptions,
+    zstd_level: Option<i32>,
+    context: &Context<'_>,
+) -> Result<Imported, OpsError> {
+    let mut session = region.begin(context.account)?;
+    context.progress.begin("import", disk.len_bytes());
     let level = zstd_level.unwrap_or(i32::from(region.header().zstd_level));
     let ingested = ingest(&mut session, disk, level, context)?;
     let template = Template {
@@ -164,7 +193,7 @@ pub fn import_template(
         manifest: ingested.manifest.clone(),
     };
     let id = ImageId::from_random(region.random_id()?);
-    let image = build(id, options, mapping, Some(template.id), context);
+    let image = build(id, options, mapping.to_vec(), Some(template.id), context);
     context.commit(region, |catalog| {
         check_placeable(catalog, options, context.account)?;
         check_contents(catalog, context.account, devices)?;
@@ -176,17 +205,9 @@ pub fn import_template(
     Ok(Imported { image, snapshots: Vec::new(), ingested: vec![ingested] })
 }
 
-/// Refuses what can be refused before the first byte is read, then begins to store.
-fn begin(
-    region: &Region,
-    bytes: u64,
-    options: &ImageOptions,
-    context: &Context<'_>,
-) -> Result<Session, OpsError> {
+/// Refuses what can be refused before the first byte is read.
+fn check_new(region: &Region, options: &ImageOptions, context: &Context<'_>) -> Result<(), OpsError> {
     check(options)?;
     check_placeable(&region.catalog()?, options, context.account)?;
-    context.end_dry_run()?;
-    let session = region.begin(context.account)?;
-    context.progress.begin("import", bytes);
-    Ok(session)
+    context.end_dry_run()
 }

@@ -19,6 +19,7 @@ pub mod export;
 pub mod export_image;
 pub mod filter;
 pub mod find;
+pub mod gc;
 pub mod import;
 pub mod ingest;
 pub mod instance;

@@ -3,6 +3,7 @@
 use super::context::Context;
 use super::error::OpsError;
 use super::find::{check_description, check_manifests, check_tags, snapshot as find_snapshot};
+use super::gc::despite_collection;
 use super::ingest::{Ingested, ingest};
 use crate::disk::DiskRead;
 use crate::model::account::Tag;
@@ -47,6 +48,15 @@ pub fn snapshot(
         find_snapshot(&region.catalog()?, context.account, parent)?;
     }
     context.end_dry_run()?;
+    despite_collection(|| store(region, disk, options, context))
+}
+
+fn store(
+    region: &Region,
+    disk: &dyn DiskRead,
+    options: &SnapshotOptions,
+    context: &Context<'_>,
+) -> Result<Taken, OpsError> {
     let mut session = region.begin(context.account)?;
     context.progress.begin("snapshot", disk.len_bytes());
     let level = options.zstd_level.unwrap_or(i32::from(region.header().zstd_level));

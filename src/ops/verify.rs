@@ -5,7 +5,7 @@ use super::error::{Code, OpsError};
 use super::find::{AnyId, image as find_image, snapshot as find_snapshot};
 use crate::model::catalog::{Catalog, RootId};
 use crate::model::ids::ChunkId;
-use crate::model::objects::{PackName, PackRecord};
+use crate::model::objects::{ManifestRecord, PackName, PackRecord, PackState};
 use crate::region::Region;
 use crate::region::error::RegionError;
 use rayon::prelude::*;
@@ -111,6 +111,12 @@ pub fn verify(region: &Region, options: &VerifyOptions, context: &Context<'_>) -
     Ok(check.finish(&catalog))
 }
 
+/// The packs that have bytes: one that is being swept may be gone already.
+fn readable(catalog: &Catalog) -> impl Iterator<Item = &PackRecord> {
+    let packs = catalog.packs.values().filter(|pack| pack.state != PackState::Sweeping);
+    packs.map(|pack| &pack.record)
+}
+
 /// The snapshots to check.
 fn select(
     catalog: &Catalog,
@@ -170,7 +176,7 @@ impl Check<'_> {
         options: &VerifyOptions,
         selected: &BTreeSet<RootId>,
     ) -> Result<Vec<&'c PackRecord>, OpsError> {
-        let mut needed: BTreeSet<PackName> = catalog.packs.keys().copied().collect();
+        let mut needed: BTreeSet<PackName> = readable(catalog).map(|record| record.name).collect();
         if !options.ids.is_empty() {
             needed.clear();
             for root in catalog.roots().filter(|root| selected.contains(&root.id)) {
@@ -182,8 +188,7 @@ impl Check<'_> {
                 );
             }
         }
-        let mut records: Vec<_> =
-            catalog.packs.values().map(|p| &p.record).filter(|r| needed.contains(&r.name)).collect();
+        let mut records: Vec<_> = readable(catalog).filter(|record| needed.contains(&record.name)).collect();
         #[expect(
             clippy::cast_possible_truncation,
             clippy::cast_sign_loss,
@@ -204,6 +209,7 @@ impl Check<'_> {
     fn pack(&mut self, record: &PackRecord, content: bool) {
         let pack = match self.region.load_pack(record) {
             Ok(pack) => pack,
+            Err(error) if self.was_collected(record, &error) => return,
             Err(error) => {
                 let finding = self.add(&record.name.to_string(), &error);
                 self.bad_packs.insert(record.name, finding);
@@ -224,12 +230,21 @@ impl Check<'_> {
         self.report.pack_bytes += pack.len_bytes();
     }
 
+    /// Whether a pack is gone because it was collected while this check was under way.
+    fn was_collected(&self, record: &PackRecord, error: &RegionError) -> bool {
+        error.is_not_found()
+            && self.region.catalog().is_ok_and(|now| !readable(&now).any(|there| there.name == record.name))
+    }
+
     /// Packs that were not in the sample still have their trailers checked.
     fn unread_trailers(&mut self, catalog: &Catalog, read: &HashSet<PackName>) {
-        for pack in catalog.packs.values().filter(|pack| !read.contains(&pack.record.name)) {
-            if let Err(error) = self.region.check_trailer(&pack.record) {
-                let finding = self.add(&pack.record.name.to_string(), &error);
-                self.bad_packs.insert(pack.record.name, finding);
+        for record in readable(catalog).filter(|record| !read.contains(&record.name)) {
+            match self.region.check_trailer(record) {
+                Err(error) if !self.was_collected(record, &error) => {
+                    let finding = self.add(&record.name.to_string(), &error);
+                    self.bad_packs.insert(record.name, finding);
+                }
+                _ => {}
             }
         }
     }
@@ -241,6 +256,8 @@ impl Check<'_> {
             self.report.snapshots += 1;
             let map = match self.region.load_map(root.manifest) {
                 Ok(map) => map,
+                // Deleted and collected while this check was under way.
+                Err(error) if error.is_not_found() && !self.is_still_named(root.manifest) => continue,
                 Err(error) => {
                     let finding = self.add(&root.manifest.name.to_string(), &error);
                     self.touch(finding, root.id);
@@ -274,6 +291,11 @@ impl Check<'_> {
             }
         }
         Ok(())
+    }
+
+    fn is_still_named(&self, manifest: &ManifestRecord) -> bool {
+        let now = self.region.catalog();
+        now.is_ok_and(|now| now.roots().any(|root| root.manifest.name == manifest.name))
     }
 
     fn touch(&mut self, finding: usize, root: RootId) {

@@ -71,13 +71,19 @@ pub struct Index {
     segments: Vec<Arc<Segment>>,
     /// Packs that no segment lists, with their trailers.
     loose: HashMap<PackName, Arc<Vec<Entry>>>,
+    /// Of those the ones that a segment lists a part of: a new segment would list no more of them.
+    partial: HashSet<PackName>,
     /// The entries of all loose packs.
     loose_table: HashMap<ChunkId, Location>,
+    /// Further places of chunks that several loose packs hold.
+    loose_more: HashMap<ChunkId, Vec<Location>>,
     unreadable: Vec<Unreadable>,
-    /// Packs that may be read: live or condemned.
-    usable: HashSet<PackName>,
-    /// Packs being swept: readable until they are gone, but nothing new may refer to them.
-    sweeping: HashSet<PackName>,
+    /// Packs that something new may refer to without having to rescue them.
+    live: HashSet<PackName>,
+    /// Packs that a use would rescue.
+    condemned: HashSet<PackName>,
+    /// Packs that hold damage: what is intact is read if it is nowhere else, but nothing new may refer to them.
+    closed: HashSet<PackName>,
 }
 
 impl Index {
@@ -97,10 +103,18 @@ impl Index {
             // What cannot be opened is left out: its packs' trailers say the same.
             index.segments.extend(open.or_else(|| Segment::open(storage, region, record).ok().map(Arc::new)));
         }
-        let listed: HashSet<PackName> = index.segments.iter().flat_map(|s| s.packs()).copied().collect();
+        let mut listed: HashSet<PackName> = index.segments.iter().flat_map(|s| s.packs()).copied().collect();
+        for name in index.segments.iter().flat_map(|s| &s.record().partial) {
+            if listed.remove(name) && catalog.packs.contains_key(name) {
+                index.partial.insert(*name);
+            }
+        }
         for (&name, pack) in catalog.packs.iter() {
-            let set = if pack.state == PackState::Sweeping { &mut index.sweeping } else { &mut index.usable };
-            set.insert(name);
+            // Its bytes may be gone, and nothing needs it.
+            if pack.state == PackState::Sweeping {
+                continue;
+            }
+            index.set_of(pack.state).insert(name);
             if listed.contains(&name) {
                 continue;
             }
@@ -116,43 +130,64 @@ impl Index {
         index
     }
 
-    /// Adds a pack whose trailer is at hand.
-    pub fn add_loose(&mut self, name: PackName, entries: Arc<Vec<Entry>>) {
-        for entry in entries.iter() {
-            self.loose_table.insert(entry.id, Location::new(entry, name));
+    fn set_of(&mut self, state: PackState) -> &mut HashSet<PackName> {
+        match state {
+            PackState::Live => &mut self.live,
+            PackState::Condemned { .. } => &mut self.condemned,
+            PackState::Sweeping | PackState::Quarantined { .. } => &mut self.closed,
         }
-        self.usable.insert(name);
+    }
+
+    /// Adds a pack whose trailer is at hand.
+    fn add_loose(&mut self, name: PackName, entries: Arc<Vec<Entry>>) {
+        for entry in entries.iter() {
+            let location = Location::new(entry, name);
+            if let Some(other) = self.loose_table.insert(entry.id, location) {
+                self.loose_more.entry(entry.id).or_default().push(other);
+            }
+        }
         self.loose.insert(name, entries);
     }
 
-    /// Where a chunk can be read; a place that `is_lost` only if there is no other.
+    /// Where a chunk can be read: best in a pack that stays; in one that `is_lost` only if there is no other.
     pub fn locate(
         &self,
         id: ChunkId,
         is_lost: impl Fn(&PackName) -> bool,
     ) -> Result<Option<Location>, PackError> {
-        let readable = |pack: &PackName| self.usable.contains(pack) || self.sweeping.contains(pack);
+        if let Some(location) = self.locate_for_use(id, &is_lost)? {
+            return Ok(Some(location));
+        }
+        let readable = |pack: &PackName| {
+            self.live.contains(pack) || self.condemned.contains(pack) || self.closed.contains(pack)
+        };
         match self.find(id, |pack| readable(pack) && !is_lost(pack))? {
             Some(location) => Ok(Some(location)),
             None => self.find(id, readable),
         }
     }
 
-    /// Where a chunk is that something new may refer to: not in a pack that is being swept, nor in one that
-    /// `is_lost` says cannot be counted on.
+    /// Where a chunk is that something new may refer to: best in a live pack, else in a condemned one, which the
+    /// use rescues; never in one that is damaged, or that `is_lost` says cannot be counted on.
     pub fn locate_for_use(
         &self,
         id: ChunkId,
         is_lost: impl Fn(&PackName) -> bool,
     ) -> Result<Option<Location>, PackError> {
-        self.find(id, |pack| self.usable.contains(pack) && !is_lost(pack))
+        match self.find(id, |pack| self.live.contains(pack) && !is_lost(pack))? {
+            None if !self.condemned.is_empty() => {
+                self.find(id, |pack| self.condemned.contains(pack) && !is_lost(pack))
+            }
+            found => Ok(found),
+        }
     }
 
     fn find(&self, id: ChunkId, admits: impl Fn(&PackName) -> bool) -> Result<Option<Location>, PackError> {
-        if let Some(location) = self.loose_table.get(&id)
-            && admits(&location.pack)
-        {
-            return Ok(Some(*location));
+        if let Some(location) = self.loose_table.get(&id) {
+            let more = self.loose_more.get(&id).into_iter().flatten();
+            if let Some(location) = [location].into_iter().chain(more).find(|place| admits(&place.pack)) {
+                return Ok(Some(*location));
+            }
         }
         for segment in &self.segments {
             if let Some((entry, pack)) = segment.lookup(id)?
@@ -174,14 +209,29 @@ impl Index {
         &self.segments
     }
 
-    /// Packs that no segment lists.
+    /// Packs that no segment lists all chunks of.
     pub fn loose(&self) -> &HashMap<PackName, Arc<Vec<Entry>>> {
         &self.loose
     }
 
-    /// Entries of packs that no segment lists.
-    pub fn loose_entries(&self) -> usize {
-        self.loose.values().map(|entries| entries.len()).sum()
+    /// Packs that no segment lists, and their entries: what a new segment would list.
+    pub fn unlisted(&self) -> (usize, usize) {
+        let unlisted = self.loose.iter().filter(|(name, _)| !self.partial.contains(name));
+        unlisted.fold((0, 0), |(packs, entries), (_, more)| (packs + 1, entries + more.len()))
+    }
+
+    /// Whether a pack is there, in whatever state; one that is being swept counts as gone.
+    pub fn is_known(&self, name: &PackName) -> bool {
+        self.live.contains(name) || self.condemned.contains(name) || self.closed.contains(name)
+    }
+
+    /// How good a place is: 0 in a live pack, 1 in a condemned one, 2 elsewhere.
+    pub fn rank(&self, name: &PackName) -> u8 {
+        match (self.live.contains(name), self.condemned.contains(name)) {
+            (true, _) => 0,
+            (_, true) => 1,
+            _ => 2,
+        }
     }
 
     /// Packs whose trailers could not be read.

@@ -2,13 +2,13 @@
 
 use super::error::PackError;
 use super::index::Index;
+use super::places::{Group, Places};
 use super::segment::Segment;
 use crate::format::entry::Entry;
 use crate::format::segment::SegmentWriter;
 use crate::model::ids::RegionId;
 use crate::model::objects::{PackName, SegmentName, SegmentRecord};
-use std::cmp::Reverse;
-use std::collections::{BTreeSet, BinaryHeap};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// Segments larger than this are not merged again: a merge builds the new segment in memory.
@@ -23,23 +23,34 @@ pub struct MergedSegment {
 }
 
 /// Which segments a new one over the loose packs takes in: from the smallest up, as long as each is at most
-/// twice what is already in. So each entry is rewritten a logarithmic number of times.
+/// twice what is already in, so that each entry is rewritten a logarithmic number of times; and those of which half
+/// of the packs are gone.
 pub fn choose(index: &Index) -> Vec<Arc<Segment>> {
     let mut by_size: Vec<_> = index.segments().to_vec();
     by_size.sort_by_key(|segment| segment.entries());
-    let mut total = index.loose_entries() as u64;
+    let mut total = index.unlisted().1 as u64;
     let mut chosen = Vec::new();
+    let mut is_growing = true;
     for segment in by_size {
-        if segment.entries() > 2 * total || segment.entries() + total > MERGED_ENTRIES_MAX {
-            break;
+        is_growing &= segment.entries() <= 2 * total;
+        if (is_growing || is_worn(index, &segment)) && segment.entries() + total <= MERGED_ENTRIES_MAX {
+            total += segment.entries();
+            chosen.push(segment);
+        } else {
+            is_growing = false;
         }
-        total += segment.entries();
-        chosen.push(segment);
     }
     chosen
 }
 
-/// A segment `name` over the loose packs of an index and the given segments.
+/// Whether half of the packs that a segment lists are gone.
+pub fn is_worn(index: &Index, segment: &Segment) -> bool {
+    let gone = segment.packs().iter().filter(|pack| !index.is_known(pack)).count();
+    gone > 0 && 2 * gone >= segment.packs().len()
+}
+
+/// A segment `name` over the loose packs of an index and the given segments. Of a chunk's places it lists the best;
+/// packs of which it leaves something out stand in its record as partial, and packs that are gone not at all.
 pub fn merge(
     index: &Index,
     segments: &[Arc<Segment>],
@@ -47,45 +58,24 @@ pub fn merge(
     name: SegmentName,
 ) -> Result<MergedSegment, PackError> {
     let damaged = |source| PackError::damaged(name, source);
-    let packs: BTreeSet<PackName> =
-        index.loose().keys().chain(segments.iter().flat_map(|s| s.packs())).copied().collect();
+    let listed = segments.iter().flat_map(|s| s.packs()).filter(|pack| index.is_known(pack));
+    let packs: BTreeSet<PackName> = index.loose().keys().chain(listed).copied().collect();
     let packs: Vec<PackName> = packs.into_iter().collect();
     let place = |pack: PackName| u32::try_from(packs.partition_point(|&p| p < pack)).unwrap_or(u32::MAX);
 
-    let entries = index.loose_entries()
+    let entries = index.unlisted().1
         + segments.iter().map(|s| usize::try_from(s.entries()).unwrap_or(0)).sum::<usize>();
     let mut writer = SegmentWriter::new(entries);
-    let mut sources: Vec<Source<'_>> = Vec::new();
-    for (&pack, trailer) in index.loose() {
-        sources.push(Box::new(trailer.iter().map(move |entry| Ok((*entry, pack)))));
-    }
-    for segment in segments {
-        sources.push(Box::new(segment.iter()));
-    }
-    let mut heap = BinaryHeap::new();
-    for (number, source) in sources.iter_mut().enumerate() {
-        if let Some(first) = source.next() {
-            let (entry, pack) = first?;
-            heap.push(Reverse((entry.id, number, entry, pack)));
-        }
-    }
-    let mut last = None;
-    while let Some(Reverse((_, number, entry, pack))) = heap.pop() {
-        // A chunk can have several places: two writers stored it at once, or it was stored again because its
-        // pack was lost. One is enough to find it, and the loose packs, which are newer, come first.
-        if last != Some(entry.id) {
-            last = Some(entry.id);
-            writer.push(Entry { pack: place(pack), ..entry }).map_err(damaged)?;
-        }
-        if let Some(next) = sources[number].next() {
-            let (entry, pack) = next?;
-            heap.push(Reverse((entry.id, number, entry, pack)));
-        }
+    let mut partial = BTreeSet::new();
+    let (mut places, mut group) = (Places::new(index, segments)?, Group::default());
+    while places.next_into(&mut group)? {
+        let Some((entry, pack)) = group.best(index) else { continue };
+        partial.extend(group.places.iter().map(|(_, other)| *other).filter(|other| *other != pack));
+        writer.push(Entry { pack: place(pack), ..entry }).map_err(damaged)?;
     }
     let (bytes, hash, entries) = writer.finish(region, &packs).map_err(damaged)?;
     let replaces = segments.iter().map(|segment| segment.record().name).collect();
-    let record = SegmentRecord { name, len: bytes.len() as u64, entries, hash, replaces };
+    let partial = partial.into_iter().collect();
+    let record = SegmentRecord { name, len: bytes.len() as u64, entries, hash, replaces, partial };
     Ok(MergedSegment { bytes, record })
 }
-
-type Source<'a> = Box<dyn Iterator<Item = Result<(Entry, PackName), PackError>> + 'a>;

@@ -8,6 +8,7 @@ pub mod build;
 pub mod error;
 pub mod index;
 pub mod merge;
+pub mod places;
 pub mod read;
 pub mod segment;
 pub mod trailer;

@@ -8,7 +8,7 @@ use crate::model::catalog::Catalog;
 use crate::model::objects::SegmentName;
 use crate::model::op::Op;
 use crate::pack::index::Index;
-use crate::pack::merge;
+use crate::pack::merge::{self, is_worn};
 use std::collections::HashSet;
 
 /// Entries that are looked up in trailers before a segment is written for them.
@@ -26,8 +26,12 @@ impl Region {
     /// Writes a segment if there is reason to, and removes those that it replaces.
     pub(crate) fn compact_index(&self, account: AccountId) -> Result<(), RegionError> {
         let (index, catalog) = (self.index()?, self.catalog()?);
-        let few = index.loose_entries() <= LOOSE_ENTRIES_MAX && index.loose().len() <= LOOSE_PACKS_MAX;
-        if index.loose().is_empty() || (few && unusable(&index, &catalog).is_empty()) {
+        let (packs, entries) = index.unlisted();
+        let is_due = entries > LOOSE_ENTRIES_MAX
+            || packs > LOOSE_PACKS_MAX
+            || (packs > 0 && !unusable(&index, &catalog).is_empty())
+            || index.segments().iter().any(|segment| is_worn(&index, segment));
+        if !is_due {
             return Ok(());
         }
         let name = SegmentName { session: self.0.session, number: self.next_number() };

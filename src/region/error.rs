@@ -47,6 +47,14 @@ pub enum RegionError {
         /// Packs that the storage could not read: they may hold it.
         out_of_reach: usize,
     },
+    /// It is not known for sure what is needed, so nothing is removed.
+    #[error(
+        "nothing was removed, since {why}; `imgstore verify` says what is affected, `imgstore repair` mends it"
+    )]
+    Uncollectable {
+        /// What stands in the way.
+        why: String,
+    },
     /// There is no region file.
     #[error("there is no region here")]
     NotARegion,
@@ -100,6 +108,11 @@ impl RegionError {
         }
     }
 
+    /// Whether an object is not there.
+    pub const fn is_not_found(&self) -> bool {
+        matches!(self, Self::Storage(error) if error.is_not_found())
+    }
+
     /// Whether the storage is full.
     pub const fn is_no_space(&self) -> bool {
         matches!(self, Self::Storage(StorageError::NoSpace { .. }))
@@ -114,6 +127,7 @@ impl RegionError {
             // A pack that cannot be read now may hold it: an I/O error is never absence.
             Self::MissingChunk { out_of_reach, .. } => *out_of_reach == 0,
             Self::Storage(StorageError::NotFound { .. } | StorageError::Short { .. }) => true,
+            Self::Uncollectable { .. } => true,
             _ => false,
         }
     }

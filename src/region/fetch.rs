@@ -180,6 +180,12 @@ impl Region {
         self.0.codecs.decode(frame.codec, &frame.body, id, &mut raw)
     }
 
+    /// Reads stored frames where they are.
+    pub(super) fn fetch_at(&self, wanted: Vec<Located>) -> Result<Fetched, RegionError> {
+        let runs = self.read_runs(&wanted)?;
+        Ok(Fetched { wanted, runs })
+    }
+
     fn read_runs(&self, wanted: &[Located]) -> Result<Vec<(ReadRun, Vec<u8>)>, PackError> {
         let mut runs = Vec::new();
         for run in plan_reads(wanted) {

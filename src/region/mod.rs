@@ -5,10 +5,12 @@
 //! is in docs/ARCHITECTURE.md; what the bytes are, in docs/FORMAT.md.
 
 pub mod audit;
+pub mod collect;
 mod compact;
 pub mod error;
 pub mod fetch;
 mod log;
+pub mod orphans;
 pub mod session;
 
 use crate::chunk::frame::CodecPool;
@@ -224,12 +226,16 @@ impl Region {
 
     /// Where chunks are, for the state at the log's tail.
     pub(crate) fn index(&self) -> Result<Arc<Index>, RegionError> {
-        let catalog = self.catalog()?;
+        Ok(self.index_of(&self.catalog()?))
+    }
+
+    /// Where chunks are, for a state of the log.
+    fn index_of(&self, catalog: &Catalog) -> Arc<Index> {
         let mut cached = self.cached_index();
         if cached.sequence != Some(catalog.sequence) {
-            self.rebuild_index(&mut cached, &catalog);
+            self.rebuild_index(&mut cached, catalog);
         }
-        Ok(cached.index.clone())
+        cached.index.clone()
     }
 
     /// Runs a look-up; if a segment turns out damaged, leaves it out and runs it again.

@@ -190,7 +190,7 @@ structs! {
     StoredRecord { sequence u64, previous Hash, nonce Id16, time u64, author Author, body Body, }
     Author { account AccountId, session Id16, } Name { session Id16, number u64, }
     PackRecord { name Name, len u64, frames u32, raw_bytes u64, trailer_hash Hash, bases Vec<Name>, }
-    SegmentRecord { name Name, len u64, entries u64, hash Hash, replaces Vec<Name>, }
+    SegmentRecord { name Name, len u64, entries u64, hash Hash, replaces Vec<Name>, partial Vec<Name>, }
     ManifestRecord { name Name, len u64, hash Hash, chunks u64, }
     Snapshot { id ShortId, owner AccountId, description String, volume_bytes u64, data_bytes u64,
         state SnapshotState, created u64, tags Vec<Tag>, parent Option<ShortId>, volume Option<ShortId>,
@@ -245,7 +245,9 @@ choices! {
         14 ExpireSnapshot(ShortId), 15 ModifyAccount(AccountId, AccountChange),
         16 CreateVolume(Box<Volume>), 17 DeleteVolume(ShortId), 18 ModifyVolume(ShortId, VolumeChange),
         19 ModifyInstance(ShortId, InstanceChange), 20 TerminateInstance(ShortId, u64),
-        21 ForgetInstance(ShortId), }
+        21 ForgetInstance(ShortId), 22 CondemnPacks(Vec<Name>, u64), 23 SweepPacks(Vec<Name>),
+        24 ForgetPacks(Vec<Name>), 25 QuarantinePacks(Vec<Name>, u64), 26 FenceSessions(Vec<Id16>),
+        27 ReplaceManifest(Name, ManifestRecord), }
     ImageChange { 0 LaunchPermissions(Vec<Permission>), 1 Tags(Vec<Tag>), 2 Deprecation(Option<u64>),
         3 Disable, 4 Enable, 5 Protection(DeregistrationProtection), 6 Description(String),
         7 ProductCodes(Vec<String>), }
@@ -261,7 +263,8 @@ choices! {
         7 Disabled, }
     Architecture { 0 I386, 1 X86_64, 2 Arm64, 3 X86_64Mac, 4 Arm64Mac, }
     Virtualization { 0 Hvm, 1 Paravirtual, }
-    BootMode { 0 LegacyBios, 1 Uefi, 2 UefiPreferred, } PackState { 0 Live, 1 Condemned(u64), 2 Sweeping, }
+    BootMode { 0 LegacyBios, 1 Uefi, 2 UefiPreferred, } PackState { 0 Live, 1 Condemned(u64), 2 Sweeping,
+        3 Quarantined(u64), }
     VolumeType { 0 Gp3, 1 Gp2, 2 Io1, 3 Io2, 4 St1, 5 Sc1, 6 Standard, }
     Target { 0 Ebs(Option<ShortId>, u64, VolumeType, Option<u32>, bool), 1 Ephemeral(u8), }
     InstanceState { 0 Pending, 1 Running, 2 Stopping, 3 Stopped, 4 ShuttingDown, 5 Terminated, }
@@ -624,14 +627,78 @@ impl Catalog {
                 let instance = remove(&mut self.instances, &id)?;
                 ensure(instance.is_terminated(), "an instance that lives is forgotten")
             }
+            Op::CondemnPacks(names, at) => {
+                for name in &names {
+                    let pack = existing(&mut self.packs, name)?;
+                    ensure(pack.state == PackState::Live, "a pack that is not live is condemned")?;
+                    pack.state = PackState::Condemned(at);
+                }
+                ensure(!self.hold_bases(&names, |state| *state == PackState::Live), "a base is condemned")
+            }
+            Op::SweepPacks(names) => {
+                for name in &names {
+                    let pack = existing(&mut self.packs, name)?;
+                    let is_closed = matches!(pack.state, PackState::Condemned(_) | PackState::Quarantined(_));
+                    ensure(is_closed, "a pack is swept that was not condemned")?;
+                    pack.state = PackState::Sweeping;
+                }
+                ensure(!self.hold_bases(&names, |state| *state != PackState::Sweeping), "a base is swept")
+            }
+            Op::ForgetPacks(names) => names.iter().try_for_each(|name| {
+                let pack = remove(&mut self.packs, name)?;
+                ensure(pack.state == PackState::Sweeping, "a pack is forgotten that was not swept")
+            }),
+            Op::QuarantinePacks(names, at) => names.iter().try_for_each(|name| {
+                let pack = existing(&mut self.packs, name)?;
+                let is_usable = matches!(pack.state, PackState::Live | PackState::Condemned(_));
+                ensure(is_usable, "a pack is quarantined that nothing uses")?;
+                pack.state = PackState::Quarantined(at);
+                Ok(())
+            }),
+            Op::FenceSessions(sessions) => {
+                self.fenced_sessions.extend(sessions);
+                Ok(())
+            }
+            Op::ReplaceManifest(lost, by) => self.replace_manifest(&lost, &by),
         }
     }
 
+    /// Whether a pack in a state that `keeps` its bases has one among these.
+    fn hold_bases(&self, names: &[Name], keeps: impl Fn(&PackState) -> bool) -> bool {
+        let mut bases =
+            self.packs.values().filter(|pack| keeps(&pack.state)).flat_map(|pack| &pack.record.bases);
+        bases.any(|base| names.contains(base))
+    }
+
+    fn replace_manifest(&mut self, lost: &Name, by: &ManifestRecord) -> Result<()> {
+        let snapshots = self.snapshots.values_mut().chain(self.retained_snapshots.values_mut());
+        let binned = self.binned_snapshots.values_mut().map(|binned| &mut binned.item);
+        let of_snapshots = snapshots.chain(binned).map(|snapshot| &mut snapshot.manifest);
+        let all = of_snapshots.chain(self.templates.values_mut().map(|template| &mut template.manifest));
+        let mut replaced = 0;
+        for manifest in all.filter(|manifest| manifest.name == *lost) {
+            let is_alike = ManifestRecord { name: by.name.clone(), ..manifest.clone() } == *by;
+            ensure(is_alike, "a manifest is replaced by another content")?;
+            *manifest = by.clone();
+            replaced += 1;
+        }
+        ensure(replaced > 0, "a manifest is replaced that nothing has")
+    }
+
     fn use_packs(&mut self, names: &[Name]) -> Result<()> {
-        names.iter().try_for_each(|name| {
-            let pack = self.packs.get_mut(name).filter(|pack| pack.state != PackState::Sweeping);
-            pack.map(|pack| pack.state = PackState::Live).ok_or_else(|| "damaged: a used pack".to_owned())
-        })
+        for name in names {
+            let pack = self.packs.get_mut(name).ok_or("damaged: a used pack")?;
+            match pack.state {
+                PackState::Live => {}
+                PackState::Condemned(_) => {
+                    pack.state = PackState::Live;
+                    let bases = pack.record.bases.clone();
+                    self.use_packs(&bases)?;
+                }
+                PackState::Sweeping | PackState::Quarantined(_) => return Err("damaged: a used pack".into()),
+            }
+        }
+        Ok(())
     }
 
     fn delete_snapshot(&mut self, id: ShortId, bin: Option<BinStay>) -> Result<()> {

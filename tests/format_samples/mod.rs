@@ -120,6 +120,7 @@ pub fn segment_record() -> (SegmentRecord, second::SegmentRecord) {
             entries: 1 << 34,
             hash: ObjectHash([0x5e; 32]),
             replaces: vec![segment(3)],
+            partial: vec![PackName { session: SessionId(SESSION), number: 4 }],
         },
         second::SegmentRecord {
             name: name(9),
@@ -127,6 +128,7 @@ pub fn segment_record() -> (SegmentRecord, second::SegmentRecord) {
             entries: 1 << 34,
             hash: [0x5e; 32],
             replaces: vec![name(3)],
+            partial: vec![name(4)],
         },
     )
 }
@@ -557,6 +559,28 @@ pub fn endings() -> Pairs {
     ]
 }
 
+/// Operations of collection and repair.
+pub fn upkeep() -> Pairs {
+    let (at_ms, pack) = (0x6464, |number| PackName { session: SessionId(SESSION), number });
+    let ((taken, taken2), sessions) =
+        (snapshot(0x2b, false), vec![SessionId(SESSION), SessionId([0xfe; 16])]);
+    let (packs, packs2) = (vec![pack(3), pack(1)], vec![name(3), name(1)]);
+    vec![
+        (Op::CondemnPacks { packs: packs.clone(), at_ms }, second::Op::CondemnPacks(packs2.clone(), at_ms)),
+        (Op::SweepPacks { packs: packs.clone() }, second::Op::SweepPacks(packs2.clone())),
+        (Op::ForgetPacks { packs: packs.clone() }, second::Op::ForgetPacks(packs2.clone())),
+        (Op::QuarantinePacks { packs, at_ms }, second::Op::QuarantinePacks(packs2, at_ms)),
+        (Op::FenceSessions { sessions }, second::Op::FenceSessions(vec![SESSION, [0xfe; 16]])),
+        (
+            Op::ReplaceManifest {
+                lost: ManifestName { session: SessionId(SESSION), number: 77 },
+                by: taken.manifest,
+            },
+            second::Op::ReplaceManifest(name(77), taken2.manifest),
+        ),
+    ]
+}
+
 pub fn image_changes() -> Vec<(ImageChange, second::ImageChange)> {
     use DeregistrationProtection as Protection;
     use second::{DeregistrationProtection as Protection2, ImageChange as Change2};
@@ -646,7 +670,7 @@ pub fn changes() -> Pairs {
 
 /// Every operation, with every change. They are to be read, not to be applied.
 pub fn operations() -> (Vec<Op>, Vec<second::Op>) {
-    makings().into_iter().chain(endings()).chain(changes()).unzip()
+    makings().into_iter().chain(endings()).chain(changes()).chain(upkeep()).unzip()
 }
 
 /// The numbers of an operation and of the change in it: what does not compile any more when there is a new
@@ -679,11 +703,18 @@ pub fn numbers(op: &Op) -> (usize, usize) {
         Op::ModifyInstance { change: InstanceChange::Tags(_), .. } => (19, 2),
         Op::TerminateInstance { .. } => (20, 0),
         Op::ForgetInstance { .. } => (21, 0),
+        Op::CondemnPacks { .. } => (22, 0),
+        Op::SweepPacks { .. } => (23, 0),
+        Op::ForgetPacks { .. } => (24, 0),
+        Op::QuarantinePacks { .. } => (25, 0),
+        Op::FenceSessions { .. } => (26, 0),
+        Op::ReplaceManifest { .. } => (27, 0),
     }
 }
 
 /// How many changes each operation of [`numbers`] has.
-pub const CHANGES: [usize; 22] = [1, 1, 1, 1, 1, 1, 1, 1, 8, 2, 1, 1, 1, 1, 1, 5, 1, 1, 2, 3, 1, 1];
+pub const CHANGES: [usize; 28] =
+    [1, 1, 1, 1, 1, 1, 1, 1, 8, 2, 1, 1, 1, 1, 1, 5, 1, 1, 2, 3, 1, 1, 1, 1, 1, 1, 1, 1];
 
 pub fn image_change(change: &ImageChange) -> usize {
     match change {
@@ -753,9 +784,18 @@ pub fn catalogue() -> (Checkpoint, second::Checkpoint) {
     let (ours, theirs) = (&mut both.0, &mut both.1);
     (ours.sequence, theirs.sequence) = (64, 64);
     // 256 stands before 3 in bytes and after it in numbers.
-    let states =
-        [(256, PackState::Live), (3, PackState::Condemned { since_ms: 77 }), (4, PackState::Sweeping)];
-    let states2 = [second::PackState::Live, second::PackState::Condemned(77), second::PackState::Sweeping];
+    let states = [
+        (256, PackState::Live),
+        (3, PackState::Condemned { since_ms: 77 }),
+        (4, PackState::Sweeping),
+        (5, PackState::Quarantined { since_ms: 78 }),
+    ];
+    let states2 = [
+        second::PackState::Live,
+        second::PackState::Condemned(77),
+        second::PackState::Sweeping,
+        second::PackState::Quarantined(78),
+    ];
     for ((number, state), state2) in states.into_iter().zip(states2) {
         let record = PackRecord { name: PackName { number, ..record.name }, ..record.clone() };
         let record2 = second::PackRecord { name: name(number), ..record2.clone() };

@@ -13,7 +13,7 @@ pub use instances::{
     BundleArgs, CreateImageArgs, CreateSnapshotArgs, CreateVolumeArgs, ExportArgs, LaunchArgs, UnbundleArgs,
 };
 pub use lists::{ImagesArgs, ListArgs, Whom};
-pub use places::{AccountCommand, BinCommand, CopyArgs, Kind, RegionCommand, RuleArgs, VerifyArgs};
+pub use places::{AccountCommand, BinCommand, CopyArgs, GcArgs, Kind, RegionCommand, RuleArgs, VerifyArgs};
 
 use super::text::{parse_bytes, parse_tag, parse_time};
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
@@ -224,6 +224,8 @@ pub enum Command {
         #[arg(value_name = "ID")]
         ids: Vec<AnyId>,
     },
+    /// Remove what nothing refers to any more, and free its space
+    Gc(GcArgs),
     /// Check that everything stored is there and intact; exit code 5 if it is not
     Verify(VerifyArgs),
     /// Regions: add, list, show, remove

@@ -1,6 +1,6 @@
 //! Arguments of what is about regions and accounts.
 
-use crate::cli::text::parse_tag;
+use crate::cli::text::{parse_duration, parse_tag};
 use clap::{ArgGroup, Args, Subcommand, ValueEnum};
 use imgstore::model::account::{AccountId, Tag};
 use imgstore::model::ids::RuleId;
@@ -32,6 +32,19 @@ pub struct CopyArgs {
     /// The same command with the same token makes no second copy
     #[arg(long, value_name = "T")]
     pub client_token: Option<String>,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "What nothing refers to is first condemned, and gone when a collection finds that it has been so for the grace\nperiod. Until then a snapshot that has the same content takes it up again.\n\nExamples:\n  imgstore gc --dry-run\n  imgstore gc\n  imgstore gc --grace 0s      # now: commands that run meanwhile may have to store content again"
+)]
+pub struct GcArgs {
+    /// How long what was condemned stays at least, for example 12h [default: the configuration's, a day]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub grace: Option<u64>,
+    /// Rewrite packs of which less than so many percent are needed; 0 for none
+    #[arg(long, value_name = "PERCENT", default_value_t = 50, value_parser = clap::value_parser!(u8).range(0..=100))]
+    pub repack: u8,
 }
 
 #[derive(Debug, Args)]

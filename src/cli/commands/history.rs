@@ -5,6 +5,7 @@ use crate::cli::error::CliError;
 use crate::cli::text::{bytes, printable, time_millis};
 use imgstore::model::account::Permission;
 use imgstore::model::image::DeregistrationProtection;
+use imgstore::model::objects::PackName;
 use imgstore::model::op::{
     AccountChange, BinStay, ImageChange, InstanceChange, LogRecord, Op, SnapshotChange, VolumeChange,
 };
@@ -129,7 +130,23 @@ fn operation(op: &Op) -> Value {
         }
         Op::TerminateInstance { id, .. } => json!({ "operation": "terminate-instance", "instance_id": id }),
         Op::ForgetInstance { id } => json!({ "operation": "forget-instance", "instance_id": id }),
+        Op::CondemnPacks { packs, .. } => json!({ "operation": "condemn-packs", "objects": names(packs) }),
+        Op::SweepPacks { packs } => json!({ "operation": "sweep-packs", "objects": names(packs) }),
+        Op::ForgetPacks { packs } => json!({ "operation": "forget-packs", "objects": names(packs) }),
+        Op::QuarantinePacks { packs, .. } => {
+            json!({ "operation": "quarantine-packs", "objects": names(packs) })
+        }
+        Op::FenceSessions { sessions } => json!({ "operation": "fence-sessions", "session_ids": sessions }),
+        Op::ReplaceManifest { lost, by } => json!({
+            "operation": "replace-manifest",
+            "lost": lost.to_string(),
+            "object": by.name.to_string(),
+        }),
     }
+}
+
+fn names(packs: &[PackName]) -> Vec<String> {
+    packs.iter().map(ToString::to_string).collect()
 }
 
 fn line(record: &LogRecord) -> String {
@@ -184,6 +201,12 @@ fn words(op: &Op) -> String {
         Op::ModifyInstance { id, change } => format!("{id}: {}", instance_change(change)),
         Op::TerminateInstance { id, .. } => format!("terminated {id}"),
         Op::ForgetInstance { id } => format!("forgot {id}, terminated long ago"),
+        Op::CondemnPacks { packs, .. } => format!("condemned {} packs that nothing needs", packs.len()),
+        Op::SweepPacks { packs } => format!("began to remove {} condemned packs", packs.len()),
+        Op::ForgetPacks { packs } => format!("removed {} packs", packs.len()),
+        Op::QuarantinePacks { packs, .. } => format!("quarantined {} damaged packs", packs.len()),
+        Op::FenceSessions { sessions } => format!("fenced {} sessions that are gone", sessions.len()),
+        Op::ReplaceManifest { lost, by } => format!("replaced block map {lost} by its like, {}", by.name),
     }
 }
 

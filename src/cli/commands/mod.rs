@@ -6,6 +6,7 @@ mod copy;
 mod describe;
 mod devices;
 mod export;
+mod gc;
 mod history;
 mod ingest;
 mod instances;
@@ -115,6 +116,7 @@ fn dispatch(session: &mut Session<'_>, command: &Command) -> Result<u8, CliError
         Command::Bin(command) => remove::bin(session, command),
         Command::Account(command) => account::account(session, command),
         Command::Stats { ids } => upkeep::stats(session, ids),
+        Command::Gc(args) => gc::gc(session, args),
         Command::Verify(args) => return upkeep::verify(session, args),
         Command::Region(command) => region::region(session, command),
         Command::Log { follow } => history::log(session, *follow),

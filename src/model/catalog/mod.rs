@@ -8,6 +8,7 @@ mod accounts;
 mod derived;
 mod images;
 mod instances;
+mod packs;
 mod snapshots;
 
 use super::account::{AccountId, AccountSettings};
@@ -238,34 +239,15 @@ impl Catalog {
             Op::ModifyInstance { id, change } => self.modify_instance(*id, change),
             Op::TerminateInstance { id, at_ms } => self.terminate_instance(*id, *at_ms),
             Op::ForgetInstance { id } => self.forget_instance(*id),
-        }
-    }
-
-    fn register_pack(&mut self, record: &PackRecord) -> Result<(), Rejection> {
-        for base in &record.bases {
-            self.use_pack(*base)?;
-        }
-        let pack = Pack { record: record.clone(), state: PackState::Live };
-        insert_new(&mut self.packs, record.name, pack)
-    }
-
-    fn register_segment(&mut self, record: &SegmentRecord) -> Result<(), Rejection> {
-        for replaced in &record.replaces {
-            remove(&mut self.segments, *replaced)?;
-        }
-        insert_new(&mut self.segments, record.name, record.clone())
-    }
-
-    /// A use makes a condemned pack live again; one that is being swept cannot be used.
-    fn use_pack(&mut self, name: PackName) -> Result<(), Rejection> {
-        let state = self.packs.get(&name).ok_or(Rejection::PackUnavailable(name))?.state;
-        match state {
-            PackState::Live => Ok(()),
-            PackState::Condemned { .. } => {
-                modify(&mut self.packs, name)?.state = PackState::Live;
+            Op::CondemnPacks { packs, at_ms } => self.condemn_packs(packs, *at_ms),
+            Op::SweepPacks { packs } => self.sweep_packs(packs),
+            Op::ForgetPacks { packs } => self.forget_packs(packs),
+            Op::QuarantinePacks { packs, at_ms } => self.quarantine_packs(packs, *at_ms),
+            Op::FenceSessions { sessions } => {
+                self.fenced_sessions.extend(sessions);
                 Ok(())
             }
-            PackState::Sweeping => Err(Rejection::PackUnavailable(name)),
+            Op::ReplaceManifest { lost, by } => self.replace_manifest(*lost, by),
         }
     }
 }

@@ -1,0 +1,86 @@
+//! gc.
+
+use super::Session;
+use crate::cli::args::GcArgs;
+use crate::cli::error::CliError;
+use crate::cli::text::{bytes, time};
+use imgstore::ops::context::Progress;
+use imgstore::ops::gc::{Amount, Collected, GcOptions, collect};
+use serde_json::{Value, json};
+use std::time::Instant;
+
+pub fn gc(session: &Session<'_>, args: &GcArgs) -> Result<(), CliError> {
+    let started = Instant::now();
+    let grace_ms = args.grace.map_or_else(|| session.home.gc_grace_ms(), Ok)?;
+    let options = GcOptions { grace_ms, repack_percent: args.repack };
+    let region = session.home.open_region()?;
+    let collected = collect(&region, &options, &session.context)?;
+    session
+        .output
+        .answer(|| document(session, &collected, started), || text(&collected, session.context.dry_run));
+    if session.context.dry_run {
+        session.watcher.note("nothing was changed");
+    }
+    Ok(())
+}
+
+fn document(session: &Session<'_>, collected: &Collected, started: Instant) -> Value {
+    json!({
+        "region": session.home.region_name(),
+        "dry_run": session.context.dry_run,
+        "condemned_packs": collected.condemned.count,
+        "condemned_bytes": collected.condemned.bytes,
+        "repacked_packs": collected.repacked.count,
+        "repacked_bytes": collected.repacked.bytes,
+        "moved_chunks": collected.moved.count,
+        "moved_bytes": collected.moved.bytes,
+        "freed_packs": collected.freed.count,
+        "freed_bytes": collected.freed.bytes,
+        "orphans": collected.orphans.count,
+        "orphan_bytes": collected.orphans.bytes,
+        "expired": collected.expired,
+        "waiting_packs": collected.waiting.count,
+        "waiting_bytes": collected.waiting.bytes,
+        "waiting_since": collected.waiting_since_ms.map(time),
+        "waiting_until": collected.waiting_until_ms.map(time),
+        "in_progress_packs": collected.in_progress.count,
+        "in_progress_bytes": collected.in_progress.bytes,
+        "elapsed_seconds": started.elapsed().as_secs_f64(),
+    })
+}
+
+fn amount(amount: Amount, what: &str) -> String {
+    format!("{} {what}{}, {}", amount.count, if amount.count == 1 { "" } else { "s" }, bytes(amount.bytes))
+}
+
+fn text(collected: &Collected, dry_run: bool) -> String {
+    let would = if dry_run { "would be " } else { "" };
+    let mut text = String::new();
+    let mut line = |has: bool, line: String| {
+        if has {
+            text += &line;
+            text.push('\n');
+        }
+    };
+    let Collected { condemned, repacked, moved, freed, orphans, waiting, expired, in_progress, .. } =
+        collected;
+    line(*expired > 0, format!("{expired} things whose time in the bin was over {would}let go"));
+    line(condemned.count > 0, format!("{would}condemned   {}", amount(*condemned, "pack")));
+    line(
+        repacked.count > 0,
+        format!("{would}rewritten   {}, of which {} moved", amount(*repacked, "pack"), bytes(moved.bytes)),
+    );
+    line(freed.count > 0, format!("{would}freed       {}", amount(*freed, "pack")));
+    line(orphans.count > 0, format!("{would}removed     {} that nothing names", amount(*orphans, "object")));
+    line(
+        waiting.count > 0,
+        format!(
+            "waiting     {}, condemned since {}, to be freed from {} on",
+            amount(*waiting, "pack"),
+            collected.waiting_since_ms.map(time).unwrap_or_default(),
+            collected.waiting_until_ms.map(time).unwrap_or_default()
+        ),
+    );
+    line(in_progress.count > 0, format!("in use      {} of running commands", amount(*in_progress, "pack")));
+    if text.is_empty() { "nothing to collect\n".into() } else { text }
+}

@@ -1,0 +1,127 @@
+//! The life of packs and segments: live, condemned, swept, gone.
+
+use super::{Catalog, Pack, Rejection, insert_new, modify, remove};
+use crate::model::objects::{ManifestName, ManifestRecord, PackName, PackRecord, PackState, SegmentRecord};
+use crate::model::units::TimeMs;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+impl Catalog {
+    pub(super) fn register_pack(&mut self, record: &PackRecord) -> Result<(), Rejection> {
+        for base in &record.bases {
+            self.use_pack(*base)?;
+        }
+        let pack = Pack { record: record.clone(), state: PackState::Live };
+        insert_new(&mut self.packs, record.name, pack)
+    }
+
+    pub(super) fn register_segment(&mut self, record: &SegmentRecord) -> Result<(), Rejection> {
+        for replaced in &record.replaces {
+            remove(&mut self.segments, *replaced)?;
+        }
+        insert_new(&mut self.segments, record.name, record.clone())
+    }
+
+    /// A use makes a condemned pack live again, and with it the packs of its bases; one that is being swept or
+    /// that is damaged cannot be used.
+    pub(super) fn use_pack(&mut self, name: PackName) -> Result<(), Rejection> {
+        let mut used = vec![name];
+        while let Some(name) = used.pop() {
+            let state = self.packs.get(&name).ok_or(Rejection::PackUnavailable(name))?.state;
+            match state {
+                PackState::Live => {}
+                PackState::Condemned { .. } => {
+                    let pack = modify(&mut self.packs, name)?;
+                    pack.state = PackState::Live;
+                    used.extend(&pack.record.bases);
+                }
+                PackState::Sweeping | PackState::Quarantined { .. } => {
+                    return Err(Rejection::PackUnavailable(name));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Only live packs are condemned, and none that a live pack has bases in.
+    pub(super) fn condemn_packs(&mut self, packs: &[PackName], at_ms: TimeMs) -> Result<(), Rejection> {
+        self.move_packs(packs, PackState::Condemned { since_ms: at_ms }, |state| state == PackState::Live)?;
+        self.check_bases(packs, |state| state == PackState::Live)
+    }
+
+    /// None is swept that a pack which is not swept itself has bases in.
+    pub(super) fn sweep_packs(&mut self, packs: &[PackName]) -> Result<(), Rejection> {
+        self.move_packs(packs, PackState::Sweeping, |state| {
+            matches!(state, PackState::Condemned { .. } | PackState::Quarantined { .. })
+        })?;
+        self.check_bases(packs, |state| state != PackState::Sweeping)
+    }
+
+    pub(super) fn forget_packs(&mut self, packs: &[PackName]) -> Result<(), Rejection> {
+        for name in packs {
+            match self.packs.get(name).map(|pack| pack.state) {
+                Some(PackState::Sweeping) => drop(remove(&mut self.packs, *name)?),
+                Some(_) => return Err(Rejection::State(format!("{name} is not being removed"))),
+                None => return Err(Rejection::Missing(name.to_string())),
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn quarantine_packs(&mut self, packs: &[PackName], at_ms: TimeMs) -> Result<(), Rejection> {
+        self.move_packs(packs, PackState::Quarantined { since_ms: at_ms }, |state| {
+            matches!(state, PackState::Live | PackState::Condemned { .. })
+        })
+    }
+
+    fn move_packs(
+        &mut self,
+        packs: &[PackName],
+        to: PackState,
+        from: impl Fn(PackState) -> bool,
+    ) -> Result<(), Rejection> {
+        for name in packs {
+            let pack = modify(&mut self.packs, *name)?;
+            if !from(pack.state) {
+                return Err(Rejection::State(format!("{name} is {}", pack.state.as_str())));
+            }
+            pack.state = to;
+        }
+        Ok(())
+    }
+
+    /// No pack in a state that `keeps` its bases has one in `moved`.
+    fn check_bases(&self, moved: &[PackName], keeps: impl Fn(PackState) -> bool) -> Result<(), Rejection> {
+        let moved: BTreeSet<&PackName> = moved.iter().collect();
+        let keeping = self.packs.values().filter(|pack| keeps(pack.state));
+        match keeping.flat_map(|pack| &pack.record.bases).find(|base| moved.contains(base)) {
+            Some(base) => Err(Rejection::State(format!("{base} holds bases of other packs"))),
+            None => Ok(()),
+        }
+    }
+
+    pub(super) fn replace_manifest(
+        &mut self,
+        lost: ManifestName,
+        by: &ManifestRecord,
+    ) -> Result<(), Rejection> {
+        let same = |old: &ManifestRecord| (old.len, old.hash, old.chunks) == (by.len, by.hash, by.chunks);
+        let of_lost = || self.roots().map(|root| root.manifest).filter(|old| old.name == lost);
+        if of_lost().next().is_none() {
+            return Err(Rejection::Missing(lost.to_string()));
+        }
+        if !of_lost().all(same) {
+            return Err(Rejection::State(format!("{} is not what {lost} was", by.name)));
+        }
+        let put = |manifest: &mut ManifestRecord| {
+            if manifest.name == lost {
+                *manifest = by.clone();
+            }
+        };
+        Arc::make_mut(&mut self.snapshots).values_mut().for_each(|s| put(&mut s.manifest));
+        Arc::make_mut(&mut self.binned_snapshots).values_mut().for_each(|b| put(&mut b.item.manifest));
+        Arc::make_mut(&mut self.retained_snapshots).values_mut().for_each(|s| put(&mut s.manifest));
+        Arc::make_mut(&mut self.templates).values_mut().for_each(|t| put(&mut t.manifest));
+        Ok(())
+    }
+}

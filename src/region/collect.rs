@@ -1,0 +1,295 @@
+//! What of a region is still referred to, and the steps by which the rest goes: condemn, sweep, delete, forget.
+//!
+//! Safety does not hang on clocks or locks. A *mark* is made of one state of the log; a pack is condemned only if the
+//! mark still holds at the tail where the record is appended. A commit that uses a condemned pack rescues it. The
+//! record that says that packs are swept comes before their bytes go, and after it no commit may use them.
+
+use super::Region;
+use super::error::RegionError;
+use super::session::Session;
+use crate::chunk::frame::Frame;
+use crate::format::entry::Entry;
+use crate::model::account::AccountId;
+use crate::model::catalog::Catalog;
+use crate::model::ids::ChunkId;
+use crate::model::objects::{ManifestName, PackName, PackState};
+use crate::model::op::Op;
+use crate::model::units::TimeMs;
+use crate::pack::index::{Index, Location};
+use crate::pack::places::{Group, Places};
+use rayon::prelude::*;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::sync::Arc;
+
+/// Chunk references that are gathered before those that were seen twice are dropped.
+const GATHERED_MIN: usize = 1 << 20;
+/// Chunks whose places are gone through between two looks at whether to go on.
+const WATCH_CHUNKS: u64 = 1 << 16;
+
+/// What of a pack is needed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Frames that are.
+    pub frames: u64,
+    /// Their bytes, with their headers.
+    pub bytes: u64,
+}
+
+/// What is needed at one state of the log: of every chunk that something refers to, one place.
+pub struct Mark {
+    /// The state.
+    pub catalog: Catalog,
+    index: Arc<Index>,
+    /// The leading eight bytes of every chunk that is referred to, ascending. Two chunks that share them keep each
+    /// other, which costs space once in a very long time.
+    live: Vec<u64>,
+    /// The manifests that were read.
+    manifests: BTreeSet<ManifestName>,
+    /// Packs with a place that is kept, and what of them.
+    usage: BTreeMap<PackName, Usage>,
+}
+
+impl Mark {
+    /// What of a pack is needed by its content.
+    pub fn usage(&self, pack: &PackName) -> Usage {
+        self.usage.get(pack).copied().unwrap_or_default()
+    }
+
+    /// Packs that must stay: those with a place that is kept, and those with bases of such packs.
+    pub fn kept_packs(&self) -> BTreeSet<PackName> {
+        let mut kept = BTreeSet::new();
+        let mut found: Vec<PackName> = self.usage.keys().copied().collect();
+        while let Some(name) = found.pop() {
+            if kept.insert(name)
+                && let Some(pack) = self.catalog.packs.get(&name)
+            {
+                found.extend(&pack.record.bases);
+            }
+        }
+        kept
+    }
+
+    /// Whether all that is needed in a later state is what is needed in this one, and still there.
+    fn holds(&self, catalog: &Catalog, kept: &BTreeSet<PackName>) -> bool {
+        let state = |catalog: &Catalog, pack| catalog.packs.get(pack).map(|pack| pack.state);
+        catalog.sequence == self.catalog.sequence
+            || (catalog.roots().all(|root| self.manifests.contains(&root.manifest.name))
+                && kept.iter().all(|pack| {
+                    let now = state(catalog, pack);
+                    now == Some(PackState::Live) || now == state(&self.catalog, pack)
+                }))
+    }
+}
+
+/// The leading bytes of an id, as a number in the order of ids.
+fn leading(id: &ChunkId) -> u64 {
+    let [a, b, c, d, e, f, g, h, ..] = id.0;
+    u64::from_be_bytes([a, b, c, d, e, f, g, h])
+}
+
+/// Sorts and drops what occurs twice.
+fn settle(gathered: &mut Vec<u64>) {
+    gathered.par_sort_unstable();
+    gathered.dedup();
+}
+
+impl Region {
+    /// Finds out what is needed now. Anything that cannot be read, and a chunk that is nowhere, is an error: then
+    /// nobody knows, and nothing may be removed. `watch` is asked now and then whether to go on. Memory: 8 to 16
+    /// bytes for each chunk that is referred to.
+    pub fn mark<E: From<RegionError>>(&self, mut watch: impl FnMut() -> Result<(), E>) -> Result<Mark, E> {
+        let catalog = self.catalog()?;
+        let index = self.index_of(&catalog);
+        if let Some(pack) = index.unreadable().first() {
+            let why = format!("{} packs cannot be read ({})", index.unreadable().len(), pack.error);
+            return Err(RegionError::Uncollectable { why }.into());
+        }
+        let (mut live, mut manifests, mut limit) = (Vec::new(), BTreeSet::new(), GATHERED_MIN);
+        for root in catalog.roots() {
+            watch()?;
+            if !manifests.insert(root.manifest.name) {
+                continue;
+            }
+            live.extend(self.load_map(root.manifest)?.chunks().iter().map(|chunk| leading(&chunk.id)));
+            if live.len() > limit {
+                settle(&mut live);
+                limit = GATHERED_MIN.max(live.len() * 2);
+            }
+        }
+        settle(&mut live);
+        let mut mark = Mark { catalog, index, live, manifests, usage: BTreeMap::new() };
+        let mut usage: BTreeMap<PackName, Usage> = BTreeMap::new();
+        let found = mark.each_kept(&mut watch, |entry, pack| {
+            let usage = usage.entry(pack).or_default();
+            usage.frames += 1;
+            usage.bytes += Location::new(&entry, pack).frame_bytes();
+        })?;
+        if found < mark.live.len() {
+            let why = format!("{} chunks that snapshots refer to are in no pack", mark.live.len() - found);
+            return Err(RegionError::Uncollectable { why }.into());
+        }
+        mark.usage = usage;
+        Ok(mark)
+    }
+
+    /// Condemns packs that a mark says nothing needs, if that still holds; whether it did.
+    pub fn condemn(
+        &self,
+        mark: &Mark,
+        kept: &BTreeSet<PackName>,
+        packs: &[PackName],
+        account: AccountId,
+        at_ms: TimeMs,
+    ) -> Result<bool, RegionError> {
+        self.commit(account, |catalog| {
+            let is_live =
+                |pack: &PackName| catalog.packs.get(pack).is_some_and(|p| p.state == PackState::Live);
+            if !mark.holds(catalog, kept) || !packs.iter().all(is_live) {
+                return Ok((vec![], false));
+            }
+            let packs = packs.to_vec();
+            Ok((vec![Op::CondemnPacks { packs, at_ms }], true))
+        })
+    }
+
+    /// Puts condemned and damaged packs that are `due` on record as being swept. Gives those that now are.
+    pub fn sweep(
+        &self,
+        account: AccountId,
+        due: impl Fn(&PackName, PackState) -> bool,
+    ) -> Result<Vec<PackName>, RegionError> {
+        self.commit(account, |catalog| {
+            let packs: Vec<PackName> = sweepable(catalog, &due);
+            let ops = if packs.is_empty() { vec![] } else { vec![Op::SweepPacks { packs: packs.clone() }] };
+            Ok((ops, packs))
+        })
+    }
+
+    /// Removes the bytes of every pack that is on record as being swept, and then the packs themselves from the
+    /// record. Gives the number of bytes.
+    pub fn remove_swept<E: From<RegionError>>(
+        &self,
+        account: AccountId,
+        mut watch: impl FnMut() -> Result<(), E>,
+    ) -> Result<u64, E> {
+        let catalog = self.catalog()?;
+        let swept = catalog.packs.values().filter(|pack| pack.state == PackState::Sweeping);
+        let (mut removed, mut bytes) = (BTreeSet::new(), 0);
+        for pack in swept {
+            watch()?;
+            self.0.storage.delete(&pack.record.name.to_string()).map_err(RegionError::from)?;
+            removed.insert(pack.record.name);
+            bytes += pack.record.len;
+        }
+        self.commit(account, |catalog| {
+            // Another collector may have been here, too.
+            let is_swept = |pack: &&PackName| {
+                catalog.packs.get(*pack).is_some_and(|pack| pack.state == PackState::Sweeping)
+            };
+            let packs: Vec<PackName> = removed.iter().filter(is_swept).copied().collect();
+            Ok((if packs.is_empty() { vec![] } else { vec![Op::ForgetPacks { packs }] }, bytes))
+        })
+        .map_err(|error: RegionError| error.into())
+    }
+
+    /// Whether the session that wrote a pack may still be at work.
+    pub fn may_be_at_work(&self, pack: &PackName) -> Result<bool, RegionError> {
+        Ok(pack.session == self.0.session || !self.0.storage.is_writer_gone(&pack.session.to_string())?)
+    }
+
+    /// See [`crate::io::storage::Storage::admit_collector`]: whether the storage is nearly full.
+    pub fn admit_collector(&self) -> Result<bool, RegionError> {
+        Ok(self.0.storage.admit_collector()?)
+    }
+
+    /// Where the frames of `packs` are that a mark keeps, by pack.
+    pub fn kept_frames<E: From<RegionError>>(
+        &self,
+        mark: &Mark,
+        packs: &HashSet<PackName>,
+        watch: impl FnMut() -> Result<(), E>,
+    ) -> Result<BTreeMap<PackName, Vec<Entry>>, E> {
+        let mut frames: BTreeMap<PackName, Vec<Entry>> = BTreeMap::new();
+        mark.each_kept(watch, |entry, pack| {
+            if packs.contains(&pack) {
+                frames.entry(pack).or_default().push(Entry { pack: 0, ..entry });
+            }
+        })?;
+        Ok(frames)
+    }
+
+    /// Puts frames of a pack into a session's packs, each proved to be its chunk.
+    pub fn move_frames(
+        &self,
+        session: &mut Session,
+        pack: PackName,
+        entries: &[Entry],
+        pool: &rayon::ThreadPool,
+    ) -> Result<(), RegionError> {
+        let wanted: Vec<_> = entries.iter().map(|entry| (entry.id, Location::new(entry, pack))).collect();
+        let fetched = self.fetch_at(wanted)?;
+        let proved = |frame| -> Result<(ChunkId, Frame), RegionError> {
+            let mut raw = vec![0; fetched.raw_bytes(frame)];
+            fetched.decode(self, frame, &mut raw)?;
+            fetched.stored(frame)
+        };
+        for batch in fetched.frames().chunks(256) {
+            let frames: Result<Vec<_>, _> = pool.install(|| batch.par_iter().map(|&f| proved(f)).collect());
+            for (id, frame) in frames? {
+                session.put(id, &frame)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The condemned and damaged packs that are `due`, without those that hold bases of packs which stay.
+fn sweepable(catalog: &Catalog, due: &impl Fn(&PackName, PackState) -> bool) -> Vec<PackName> {
+    let closed = |state| matches!(state, PackState::Condemned { .. } | PackState::Quarantined { .. });
+    let due = |name: &PackName, state| closed(state) && due(name, state);
+    let mut packs: BTreeSet<PackName> =
+        catalog.packs.iter().filter(|(name, pack)| due(name, pack.state)).map(|(name, _)| *name).collect();
+    loop {
+        let stays = |name: &PackName, state| state != PackState::Sweeping && !packs.contains(name);
+        let staying = catalog.packs.iter().filter(|(name, pack)| stays(name, pack.state));
+        let bases: BTreeSet<PackName> =
+            staying.flat_map(|(_, pack)| pack.record.bases.iter().copied()).collect();
+        let before = packs.len();
+        packs.retain(|pack| !bases.contains(pack));
+        if packs.len() == before {
+            return packs.into_iter().collect();
+        }
+    }
+}
+
+impl Mark {
+    /// Goes through the places that are kept, in the order of chunks: of each live chunk one. Gives the number of
+    /// chunks (by their leading bytes) that have one.
+    fn each_kept<E: From<RegionError>>(
+        &self,
+        mut watch: impl FnMut() -> Result<(), E>,
+        mut take: impl FnMut(Entry, PackName),
+    ) -> Result<usize, E> {
+        let failed = |error| E::from(RegionError::from(error));
+        let mut places = Places::new(&self.index, self.index.segments()).map_err(failed)?;
+        let (mut group, mut at, mut found, mut seen) = (Group::default(), 0, 0, 0_u64);
+        let mut last = None;
+        while places.next_into(&mut group).map_err(failed)? {
+            seen += 1;
+            if seen.is_multiple_of(WATCH_CHUNKS) {
+                watch()?;
+            }
+            let Some((entry, pack)) = group.best(&self.index) else { continue };
+            let key = leading(&entry.id);
+            while self.live.get(at).is_some_and(|live| *live < key) {
+                at += 1;
+            }
+            if self.live.get(at) == Some(&key) {
+                found += usize::from(last != Some(key));
+                last = Some(key);
+                take(entry, pack);
+            }
+        }
+        Ok(found)
+    }
+}

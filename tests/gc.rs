@@ -1,0 +1,374 @@
+//! Garbage collection: what nothing needs goes, what anything needs stays, whoever works beside it.
+
+mod common;
+
+use common::{Caller, Draw, MemoryDisk, memory_region, session, small_packs, volume};
+use imgstore::io::directory::DirectoryOptions;
+use imgstore::io::memory::Memory;
+use imgstore::io::storage::Storage;
+use imgstore::model::account::Resource;
+use imgstore::model::ids::SnapshotId;
+use imgstore::model::objects::{ManifestName, PackName, PackState};
+use imgstore::model::op::Op;
+use imgstore::ops::bin;
+use imgstore::ops::delete::delete_snapshot;
+use imgstore::ops::error::{Class, OpsError};
+use imgstore::ops::gc::{Collected, GcOptions, collect};
+use imgstore::ops::verify::{VerifyOptions, verify};
+use imgstore::region::{Region, RegionOptions};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+const NOW: GcOptions = GcOptions { grace_ms: 0, repack_percent: 50 };
+const HOUR: GcOptions = GcOptions { grace_ms: 3_600_000, repack_percent: 50 };
+
+/// A region in a folder. Each handle is a writer of its own, which is gone when it is dropped.
+struct Place(tempfile::TempDir);
+
+impl Place {
+    fn new() -> Self {
+        let place = Self(tempfile::tempdir().unwrap());
+        Region::create_directory(&place.root(), &small_packs(), Self::options()).unwrap();
+        place
+    }
+
+    fn root(&self) -> std::path::PathBuf {
+        self.0.path().join("region")
+    }
+
+    fn options() -> DirectoryOptions {
+        DirectoryOptions { reserve_bytes: 0, ..DirectoryOptions::default() }
+    }
+
+    fn open(&self) -> Region {
+        Region::open_directory(&self.root(), Self::options()).unwrap()
+    }
+
+    /// A snapshot by a writer that is gone afterwards.
+    fn snapshot(&self, caller: &Caller, bytes: &[u8]) -> SnapshotId {
+        caller.snapshot(&self.open(), &MemoryDisk::new(bytes.to_vec())).unwrap().snapshot.id
+    }
+
+    fn collect(&self, options: GcOptions, caller: &Caller) -> Collected {
+        collect(&self.open(), &options, &caller.context()).unwrap()
+    }
+
+    fn bytes(&self) -> u64 {
+        let objects = self.open().objects().unwrap();
+        objects
+            .iter()
+            .filter(|o| !o.name.starts_with("log/") && !o.name.starts_with("check"))
+            .map(|o| o.len)
+            .sum()
+    }
+
+    fn assert_clean(&self, caller: &Caller) {
+        let report = verify(&self.open(), &VerifyOptions::default(), &caller.context()).unwrap();
+        assert!(report.findings.is_empty(), "{:?}", report.findings);
+    }
+}
+
+#[test]
+fn what_nothing_needs_goes_and_the_rest_stays() {
+    let (place, caller) = (Place::new(), Caller::new(1));
+    let kept = volume(900_000, 1);
+    let first = place.snapshot(&caller, &kept);
+    let before = place.bytes();
+    let second = place.snapshot(&caller, &volume(900_000, 2));
+    let both = place.bytes();
+    assert_eq!(place.collect(NOW, &caller), Collected::default(), "nothing is garbage yet");
+    delete_snapshot(&place.open(), second, &caller.context()).unwrap();
+    assert_eq!(place.bytes(), both, "deleting changes roots only");
+    let collected = place.collect(NOW, &caller);
+    assert!(collected.condemned.count > 3 && collected.freed.count == collected.condemned.count);
+    assert_eq!(collected.orphans.count, 1, "its manifest: {collected:?}");
+    assert_eq!(place.bytes(), before, "all of it is gone");
+    assert_eq!(caller.read_back(&place.open(), first).unwrap(), kept);
+    place.assert_clean(&caller);
+    assert_eq!(place.collect(NOW, &caller), Collected::default(), "a second collection finds nothing");
+}
+
+#[test]
+fn a_preview_says_what_would_go_and_changes_nothing() {
+    let (place, caller) = (Place::new(), Caller::new(1));
+    place.snapshot(&caller, &volume(500_000, 1));
+    let gone = place.snapshot(&caller, &volume(500_000, 2));
+    delete_snapshot(&place.open(), gone, &caller.context()).unwrap();
+    let sequence = place.open().catalog().unwrap().sequence;
+    let dry = imgstore::ops::context::Context { dry_run: true, ..caller.context() };
+    let said = collect(&place.open(), &NOW, &dry).unwrap();
+    assert_eq!(place.open().catalog().unwrap().sequence, sequence, "nothing is on record");
+    let done = place.collect(NOW, &caller);
+    assert_eq!((said.condemned, said.freed, said.orphans), (done.condemned, done.freed, done.orphans));
+}
+
+#[test]
+fn a_condemned_pack_waits_and_a_use_rescues_it() {
+    let (place, mut caller) = (Place::new(), Caller::new(1));
+    let bytes = volume(600_000, 3);
+    let first = place.snapshot(&caller, &bytes);
+    delete_snapshot(&place.open(), first, &caller.context()).unwrap();
+    let collected = place.collect(HOUR, &caller);
+    assert!(collected.condemned.count > 0 && collected.freed.count == 0);
+    assert_eq!(collected.waiting_until_ms, Some(caller.now_ms + HOUR.grace_ms));
+    // The same content again costs nothing: it is still there.
+    let taken = caller.snapshot(&place.open(), &MemoryDisk::new(bytes.clone())).unwrap();
+    assert_eq!(taken.ingested.new_chunks, 0);
+    caller.now_ms += 2 * HOUR.grace_ms;
+    let collected = place.collect(HOUR, &caller);
+    assert_eq!((collected.freed.count, collected.waiting.count), (0, 0), "rescued: {collected:?}");
+    assert_eq!(caller.read_back(&place.open(), taken.snapshot.id).unwrap(), bytes);
+    // Without a use it goes when its time is up.
+    delete_snapshot(&place.open(), taken.snapshot.id, &caller.context()).unwrap();
+    assert_eq!(place.collect(HOUR, &caller).freed.count, 0);
+    caller.now_ms += HOUR.grace_ms - 1;
+    assert_eq!(place.collect(HOUR, &caller).freed.count, 0, "not a moment before");
+    caller.now_ms += 1;
+    assert!(place.collect(HOUR, &caller).freed.count > 0);
+    place.assert_clean(&caller);
+}
+
+#[test]
+fn packs_that_hardly_anything_is_needed_of_are_rewritten() {
+    let (place, caller) = (Place::new(), Caller::new(1));
+    // One pack with everything; then a tenth of it stays.
+    let options = RegionOptions { pack_bytes: 8 << 20, ..small_packs() };
+    let root = place.0.path().join("large");
+    Region::create_directory(&root, &options, Place::options()).unwrap();
+    let open = || Region::open_directory(&root, Place::options()).unwrap();
+    let whole = volume(3 << 20, 4);
+    let part = whole[..400_000].to_vec();
+    let first = caller.snapshot(&open(), &MemoryDisk::new(whole)).unwrap().snapshot.id;
+    let second = caller.snapshot(&open(), &MemoryDisk::new(part.clone())).unwrap().snapshot.id;
+    delete_snapshot(&open(), first, &caller.context()).unwrap();
+    let stored = |region: &Region| {
+        region.objects().unwrap().iter().filter(|o| o.name.starts_with("packs/")).map(|o| o.len).sum::<u64>()
+    };
+    let before = stored(&open());
+    let kept = collect(&open(), &GcOptions { repack_percent: 0, ..NOW }, &caller.context()).unwrap();
+    assert_eq!((kept.repacked.count, stored(&open())), (0, before), "not asked for");
+    let collected = collect(&open(), &NOW, &caller.context()).unwrap();
+    assert!(collected.repacked.count == 1 && collected.moved.count > 0, "{collected:?}");
+    assert!(stored(&open()) < before / 3, "{} of {before}", stored(&open()));
+    assert_eq!(caller.read_back(&open(), second).unwrap(), part);
+    let report = verify(&open(), &VerifyOptions::default(), &caller.context()).unwrap();
+    assert!(report.findings.is_empty(), "{:?}", report.findings);
+}
+
+/// Two packs hold the same chunks, as racing writers leave them: one of them goes, and the other is found,
+/// whatever the index has merged.
+#[test]
+fn of_two_places_of_a_chunk_one_stays_and_is_found() {
+    let (place, caller) = (Place::new(), Caller::new(1));
+    let bytes = volume(700_000, 5);
+    // Both look before either has stored.
+    let (one, other) = (place.open(), place.open());
+    let mut sessions = [&one, &other].map(|region| region.begin(caller.account).unwrap());
+    let taken = sessions.each_mut().map(|session| {
+        let disk = MemoryDisk::new(bytes.clone());
+        imgstore::ops::ingest::ingest(session, &disk, 3, &caller.context()).unwrap().packs
+    });
+    assert!(taken[0].iter().all(|pack| !taken[1].contains(pack)), "each has stored all of it");
+    drop(sessions);
+    drop((one, other));
+    let id = place.snapshot(&caller, &bytes);
+    // Enough packs that segments are made of them, before and after the collection.
+    let more: Vec<_> = (0..30).map(|seed| place.snapshot(&caller, &volume(900_000, 50 + seed))).collect();
+    let catalog = place.open().catalog().unwrap();
+    assert!(!catalog.segments.is_empty(), "{} packs", catalog.packs.len());
+    let collected = place.collect(NOW, &caller);
+    assert_eq!(collected.freed.count, taken[0].len() as u64, "{collected:?}");
+    assert_eq!(caller.read_back(&place.open(), id).unwrap(), bytes);
+    for id in more {
+        delete_snapshot(&place.open(), id, &caller.context()).unwrap();
+    }
+    place.collect(NOW, &caller);
+    assert_eq!(caller.read_back(&place.open(), id).unwrap(), bytes);
+    place.assert_clean(&caller);
+}
+
+#[test]
+fn what_is_in_the_bin_stays_until_its_time_is_up() {
+    let (place, mut caller) = (Place::new(), Caller::new(1));
+    bin::add_rule(&place.open(), Resource::Snapshot, 2, &[], &caller.context()).unwrap();
+    let bytes = volume(400_000, 6);
+    let id = place.snapshot(&caller, &bytes);
+    delete_snapshot(&place.open(), id, &caller.context()).unwrap();
+    assert_eq!(place.collect(NOW, &caller), Collected::default(), "it can be restored");
+    bin::restore_snapshot(&place.open(), id, &caller.context()).unwrap();
+    assert_eq!(caller.read_back(&place.open(), id).unwrap(), bytes);
+    delete_snapshot(&place.open(), id, &caller.context()).unwrap();
+    caller.now_ms += 3 * 86_400_000;
+    let collected = place.collect(NOW, &caller);
+    assert!(collected.expired == 1 && collected.freed.count > 0, "{collected:?}");
+    assert!(bin::restore_snapshot(&place.open(), id, &caller.context()).is_err());
+}
+
+#[test]
+fn what_dead_sessions_left_goes_and_they_are_fenced() {
+    let (place, caller) = (Place::new(), Caller::new(1));
+    let id = place.snapshot(&caller, &volume(200_000, 7));
+    let dead = session();
+    let pack = PackName { session: dead, number: 3 }.to_string();
+    let manifest = ManifestName { session: dead, number: 4 }.to_string();
+    let storage = imgstore::region::directory_storage(&place.root(), Place::options()).unwrap().0;
+    storage.create(&pack, &[&[1; 5000]]).unwrap();
+    storage.create(&manifest, &[&[2; 700]]).unwrap();
+    let alive = place.open();
+    let mut session = alive.begin(caller.account).unwrap();
+    let collected = place.collect(NOW, &caller);
+    assert_eq!((collected.orphans.count, collected.orphans.bytes), (2, 5700));
+    assert!(storage.open(&pack).is_err_and(|e| e.is_not_found()));
+    assert!(place.open().catalog().unwrap().fenced_sessions.contains(&dead));
+    // One that lives is left alone, also in the middle of storing.
+    let bytes = volume(300_000, 8);
+    imgstore::ops::ingest::ingest(&mut session, &MemoryDisk::new(bytes.clone()), 3, &caller.context())
+        .unwrap();
+    let collected = place.collect(NOW, &caller);
+    assert!(collected.in_progress.count > 0 && collected.condemned.count == 0, "{collected:?}");
+    drop(session);
+    drop(alive);
+    assert!(place.collect(NOW, &caller).freed.count > 0, "it is gone, and what it stored is nobody's");
+    assert!(caller.read_back(&place.open(), id).is_ok());
+    place.assert_clean(&caller);
+}
+
+#[test]
+fn nothing_goes_as_long_as_anything_cannot_be_read() {
+    let (place, caller) = (Place::new(), Caller::new(1));
+    let kept = place.snapshot(&caller, &volume(300_000, 9));
+    let gone = place.snapshot(&caller, &volume(300_000, 10));
+    delete_snapshot(&place.open(), gone, &caller.context()).unwrap();
+    let catalog = place.open().catalog().unwrap();
+    let manifest = place.root().join(catalog.snapshots[&kept].manifest.name.to_string());
+    let pack = place.root().join(catalog.packs.keys().next().unwrap().to_string());
+    let objects =
+        || place.open().objects().unwrap().into_iter().filter(|o| o.name.starts_with("packs")).count();
+    let before = objects();
+    for path in [manifest, pack] {
+        let aside = path.with_extension("aside");
+        std::fs::rename(&path, &aside).unwrap();
+        let error = collect(&place.open(), &NOW, &caller.context()).unwrap_err();
+        assert_eq!(error.class(), Class::Damage, "{error}");
+        std::fs::rename(&aside, &path).unwrap();
+        assert_eq!(objects(), before);
+    }
+    assert!(place.collect(NOW, &caller).freed.count > 0);
+    place.assert_clean(&caller);
+}
+
+/// What was swept and not yet removed when a collector died is removed by the next one.
+#[test]
+fn an_interrupted_collection_is_gone_on_with() {
+    let (place, caller) = (Place::new(), Caller::new(1));
+    let kept = place.snapshot(&caller, &volume(300_000, 11));
+    let gone = place.snapshot(&caller, &volume(300_000, 12));
+    delete_snapshot(&place.open(), gone, &caller.context()).unwrap();
+    place.collect(HOUR, &caller);
+    let region = place.open();
+    let swept = region.sweep(caller.account, |_, _| true).unwrap();
+    assert!(!swept.is_empty());
+    // A pack that is being swept is used by nobody any more: its content is stored anew.
+    let again = caller.snapshot(&place.open(), &MemoryDisk::new(volume(300_000, 12))).unwrap();
+    assert!(again.ingested.new_chunks > 0);
+    drop(region);
+    let collected = place.collect(NOW, &caller);
+    assert_eq!(collected.freed.count, swept.len() as u64);
+    assert_eq!(caller.read_back(&place.open(), again.snapshot.id).unwrap(), volume(300_000, 12));
+    assert!(caller.read_back(&place.open(), kept).is_ok());
+    place.assert_clean(&caller);
+}
+
+/// A commit that counts on a pack which is swept meanwhile stores its content again, and ends well.
+#[test]
+fn a_snapshot_beside_a_collection_without_grace_is_whole() {
+    let (place, caller) = (Place::new(), Caller::new(1));
+    let open = || place.open();
+    let bytes = volume(400_000, 13);
+    let first = place.snapshot(&caller, &bytes);
+    delete_snapshot(&open(), first, &caller.context()).unwrap();
+    let region = open();
+    let mut session = region.begin(caller.account).unwrap();
+    let ingested =
+        imgstore::ops::ingest::ingest(&mut session, &MemoryDisk::new(bytes.clone()), 3, &caller.context())
+            .unwrap();
+    assert_eq!(ingested.new_chunks, 0, "it counts on what is there");
+    collect(&open(), &NOW, &caller.context()).unwrap();
+    let mut snapshot = caller.snapshot(&open(), &MemoryDisk::new(vec![1; 5000])).unwrap().snapshot;
+    snapshot.id = SnapshotId::from_random(9);
+    snapshot.manifest = ingested.manifest.clone();
+    let refused = region.commit::<_, OpsError>(caller.account, |_| {
+        let packs = ingested.packs.clone();
+        Ok((vec![Op::CreateSnapshot { snapshot: Box::new(snapshot.clone()), packs }], ()))
+    });
+    assert!(matches!(refused, Err(OpsError::ContentGone { .. })), "{refused:?}");
+    let whole = caller.snapshot(&region, &MemoryDisk::new(bytes.clone())).unwrap();
+    assert_eq!(caller.read_back(&open(), whole.snapshot.id).unwrap(), bytes);
+}
+
+/// Writers, deleters, two collectors without any grace, and readers, all at once, over one storage that takes every
+/// writer for gone: every snapshot that was acknowledged and not deleted reads as it was taken.
+#[test]
+fn everything_at_once_loses_nothing() {
+    let storage = Memory::new();
+    memory_region(&storage, &small_packs());
+    let open = || Region::open(Arc::new(storage.clone()), session()).unwrap();
+    let rounds: u64 = std::env::var("IMGSTORE_GC_ROUNDS").map_or(12, |n| n.parse().unwrap());
+    let done = AtomicBool::new(false);
+    let kept: Vec<(SnapshotId, Vec<u8>)> = std::thread::scope(|scope| {
+        let collectors = [0, 1].map(|number: u64| {
+            let (open, done, storage) = (&open, &done, &storage);
+            scope.spawn(move || {
+                let caller = Caller::new(1);
+                let mut freed = 0;
+                while !done.load(Ordering::SeqCst) {
+                    // Sessions are taken for gone at times; then their commands fail, and nothing is lost.
+                    storage.take_all_for_gone(number == 0 && freed % 2 == 0);
+                    freed += collect(&open(), &NOW, &caller.context())
+                        .map_or(1, |collected| collected.freed.count);
+                }
+                freed
+            })
+        });
+        let writers = [1, 2].map(|number: u64| {
+            let open = &open;
+            scope.spawn(move || {
+                let (caller, mut draw) = (Caller::new(1), Draw::new(number));
+                let mut own: Vec<(SnapshotId, Vec<u8>)> = Vec::new();
+                for round in 0..rounds {
+                    // Much in common with what came before, and with what the other writer has.
+                    let mut bytes = volume(200_000, draw.next() % 3);
+                    bytes.extend(volume(30_000, number * 1000 + round % 4));
+                    match caller.snapshot(&open(), &MemoryDisk::new(bytes.clone())) {
+                        Ok(taken) => own.push((taken.snapshot.id, bytes)),
+                        // Fenced, or robbed three times: it says so, and nothing of it is there.
+                        Err(OpsError::Region(_) | OpsError::ContentGone { .. }) => {}
+                        Err(error) => panic!("{error}"),
+                    }
+                    if own.len() > 2 {
+                        let (id, bytes) = own.remove(draw.below(own.len()));
+                        assert_eq!(caller.read_back(&open(), id).unwrap(), bytes);
+                        delete_snapshot(&open(), id, &caller.context()).unwrap();
+                    }
+                }
+                own
+            })
+        });
+        let kept = writers.into_iter().flat_map(|writer| writer.join().unwrap()).collect();
+        done.store(true, Ordering::SeqCst);
+        let freed: u64 = collectors.into_iter().map(|collector| collector.join().unwrap()).sum();
+        assert!(freed > 0, "the collectors did something");
+        kept
+    });
+    let caller = Caller::new(1);
+    storage.take_all_for_gone(true);
+    collect(&open(), &NOW, &caller.context()).unwrap();
+    let catalog = open().catalog().unwrap();
+    assert!(!kept.is_empty() && catalog.snapshots.len() == kept.len());
+    for (id, bytes) in &kept {
+        assert_eq!(caller.read_back(&open(), *id).unwrap(), *bytes);
+    }
+    assert!(catalog.packs.values().all(|pack| pack.state == PackState::Live));
+    let report = verify(&open(), &VerifyOptions::default(), &caller.context()).unwrap();
+    assert!(report.findings.is_empty(), "{:?}", report.findings);
+}
