@@ -46,6 +46,9 @@ pub fn open_file(
     declared: Declared,
     limits: &Limits,
 ) -> Result<Opened, DiskError> {
+    if file.len_bytes() == 0 {
+        return Err(DiskError::Empty { path: path.to_owned() });
+    }
     let raw = |file: Arc<dyn DiskRead>| Ok(Opened { disk: Box::new(file), format: "raw", notes: Vec::new() });
     if declared == Declared::Raw {
         return raw(file);
