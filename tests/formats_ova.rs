@@ -87,7 +87,7 @@ fn written() -> (Vec<u8>, Vec<Vec<u8>>) {
     let mut ova = OvaWriter::create(Box::new(file.clone()), Path::new("machine.ova"), machine);
     for bytes in &contents {
         let path = Path::new("machine.ova");
-        let mut target = vmdk::write::create(ova.disk(), path, bytes.len() as u64, &pool).unwrap();
+        let mut target = vmdk::write::create(ova.disk().0, path, bytes.len() as u64, &pool).unwrap();
         target.write_at(0, bytes).unwrap();
         target.finish().unwrap();
     }
@@ -276,7 +276,7 @@ fn descriptions_that_want_more_than_the_archive_has_are_refused() {
     let cases: Vec<(&str, String, &str)> = vec![
         ("entities", entities.to_owned(), "DTD"),
         ("an entity of a file", outside.to_owned(), "DTD"),
-        ("depth", deep, "deep"),
+        ("depth", deep, "not OVF"),
         ("width", wide, "XML"),
         ("another file's path", of(&file("f1", "../../etc/passwd"), &by_f1), "not in the archive"),
         ("another file's address", of(&file("f1", "file:///etc/passwd"), &by_f1), "not in the archive"),

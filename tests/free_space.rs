@@ -660,6 +660,8 @@ fn btrfs_is_left_alone_when_in_doubt() {
 }
 
 /// A disk that a table divides, made by sfdisk, with this file system in the first and the last partition.
+const LINUX: &str = "0FC63DAF-8483-4772-8E79-3D69D8477DE4";
+
 #[test]
 fn partitions_are_found() {
     if !have(&["sfdisk", "mke2fs", "mkswap"]) {
@@ -701,6 +703,31 @@ fn partitions_are_found() {
             fs::write(&system, &bytes[start * 512..start * 512 + 20 * MIB as usize]).unwrap();
             must("e2fsck", &["-fn", text(&system)]);
         }
+
+        // Of a type that is another system's, whatever is left of an older file system.
+        let other = if table == gpt { "516E7CB6-6ECF-11D6-8FF8-00022D09712B" } else { "a5" };
+        must("sfdisk", &["-q", "--part-type", &tried.image(), &last.to_string(), other]);
+        let kinds = skip(&tried.image).1;
+        let said = kinds[count - 1].to_string();
+        assert!(said.contains("left alone: its type says that it is"), "{said}");
+        must(
+            "sfdisk",
+            &[
+                "-q",
+                "--part-type",
+                &tried.image(),
+                &last.to_string(),
+                if table == gpt { LINUX } else { "83" },
+            ],
+        );
+        // And one that bears no such type, but another one's signature.
+        let (magic_at, mut before) = (51200 * 512 + (64 << 10) + 1372, [0; 4]);
+        let reader = fs::File::open(&tried.image).unwrap();
+        reader.read_exact_at(&mut before, magic_at).unwrap();
+        image.write_all_at(&0x1954_0119_u32.to_le_bytes(), magic_at).unwrap();
+        let said = skip(&tried.image).1[count - 1].to_string();
+        assert!(said.contains("signature of UFS, too"), "{said}");
+        image.write_all_at(&before, magic_at).unwrap();
 
         // The table is damaged: nothing is looked into.
         if table == gpt {

@@ -1,6 +1,6 @@
 //! What format a disk file says that it has. Only bytes decide, never a name.
 
-use super::formats::vhd::has_fixed_footer;
+use super::formats::vhd::has_footer;
 use crate::io::disk::{DiskError, DiskRead};
 
 /// A format that a file can bear the signature of.
@@ -18,8 +18,8 @@ pub enum Foreign {
     Vdi,
     /// A tar archive: a virtual machine, if it is one.
     Ova,
-    /// QEMU's enhanced disk, which is known and not read.
-    Qed,
+    /// A format that is known and not read, by its name.
+    Other(&'static str),
 }
 
 impl Foreign {
@@ -32,7 +32,7 @@ impl Foreign {
             Self::Vhdx => "VHDX",
             Self::Vdi => "VDI",
             Self::Ova => "OVA",
-            Self::Qed => "QED",
+            Self::Other(name) => name,
         }
     }
 }
@@ -46,7 +46,7 @@ pub fn signatures(file: &dyn DiskRead) -> Result<Vec<Foreign>, DiskError> {
     let mut head = vec![0; len];
     file.read_at(0, &mut head)?;
     let mut found = head_signatures(&head);
-    if has_fixed_footer(file)? && !found.contains(&Foreign::Vhd) {
+    if has_footer(file)? && !found.contains(&Foreign::Vhd) {
         found.push(Foreign::Vhd);
     }
     Ok(found)
@@ -54,9 +54,18 @@ pub fn signatures(file: &dyn DiskRead) -> Result<Vec<Foreign>, DiskError> {
 
 /// Where a signature stands in a disk's first bytes, and whose it is. They lie at different places, so that one file
 /// can bear several.
-const SIGNATURES: [(usize, &[u8], Foreign); 9] = [
+const SIGNATURES: [(usize, &[u8], Foreign); 17] = [
     (0, b"QFI\xfb", Foreign::Qcow2),
-    (0, b"QED\0", Foreign::Qed),
+    (0, b"QED\0", Foreign::Other("QED")),
+    (0, b"WithoutFreeSpace", Foreign::Other("Parallels")),
+    (0, b"WithouFreSpacExt", Foreign::Other("Parallels")),
+    // Images are often handed out compressed.
+    (0, b"\x1f\x8b\x08", Foreign::Other("gzip")),
+    (0, b"\xfd7zXZ\0", Foreign::Other("xz")),
+    (0, b"\x28\xb5\x2f\xfd", Foreign::Other("zstd")),
+    (0, b"BZh", Foreign::Other("bzip2")),
+    (0, b"PK\x03\x04", Foreign::Other("zip")),
+    (0, b"7z\xbc\xaf\x27\x1c", Foreign::Other("7z")),
     (0, b"KDMV", Foreign::Vmdk),
     (0, b"COWD", Foreign::Vmdk),
     (0, b"# Disk DescriptorFile", Foreign::Vmdk),
@@ -69,11 +78,26 @@ const SIGNATURES: [(usize, &[u8], Foreign); 9] = [
 /// Every format whose signature stands in the first bytes of a disk. A fixed VHD has its own at its end.
 pub fn head_signatures(head: &[u8]) -> Vec<Foreign> {
     let stands = |at: usize, signature: &[u8]| head.get(at..).is_some_and(|rest| rest.starts_with(signature));
-    SIGNATURES
+    let mut found: Vec<Foreign> = SIGNATURES
         .iter()
         .filter(|(at, signature, _)| stands(*at, signature))
         .map(|(_, _, format)| *format)
-        .collect()
+        .collect();
+    if !found.contains(&Foreign::Ova) && is_old_tar(head) {
+        found.push(Foreign::Ova);
+    }
+    found
+}
+
+/// Whether a first block is a tar header of before POSIX, which has no signature: its checksum fits, and it names a
+/// file.
+fn is_old_tar(head: &[u8]) -> bool {
+    let Some(block) = head.first_chunk::<512>() else { return false };
+    let (before, sum, behind) = (&block[..148], &block[148..156], &block[156..]);
+    let digits = sum.trim_ascii_start().iter().take_while(|byte| (b'0'..=b'7').contains(byte));
+    let said = digits.fold(0_u32, |value, digit| (value << 3) | u32::from(digit - b'0'));
+    let counted: u32 = before.iter().chain(b"        ").chain(behind).map(|&byte| u32::from(byte)).sum();
+    block[0] != 0 && said == counted
 }
 
 #[cfg(test)]
@@ -86,10 +110,23 @@ mod tests {
             let head = [&vec![b'<'; at], signature, &[0; 9]].concat();
             assert_eq!(head_signatures(&head), [format]);
             assert_eq!(head_signatures(&head[..at + signature.len() - 1]), []);
+            assert!(!format.as_str().is_empty());
         }
         for raw in [&b""[..], b"QFI", b"\xeb\x63\x90", &[0; 512]] {
             assert_eq!(head_signatures(raw), []);
         }
+    }
+
+    #[test]
+    fn a_tar_without_a_signature_is_known_by_its_checksum() {
+        let mut head = [0; 512];
+        head[..5].copy_from_slice(b"m.ovf");
+        head[124..136].copy_from_slice(b"00000000123 ");
+        let sum: u32 = head.iter().map(|&byte| u32::from(byte)).sum::<u32>() + 8 * 32;
+        head[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+        assert_eq!(head_signatures(&head), [Foreign::Ova]);
+        head[3] ^= 1;
+        assert_eq!(head_signatures(&head), []);
     }
 
     #[test]

@@ -39,6 +39,11 @@ pub fn open_disk(path: &Path, declared: Declared, limits: &Limits) -> Result<Ope
     open_file(Arc::new(RawDisk::open(path)?), path, declared, limits)
 }
 
+/// As [`open_disk`]; a block device that is in use is refused, and held until the disk is closed.
+pub fn open_unused_disk(path: &Path, declared: Declared, limits: &Limits) -> Result<Opened, DiskError> {
+    open_file(Arc::new(RawDisk::open_unused(path)?), path, declared, limits)
+}
+
 /// As [`open_disk`], of the bytes of a file that lies in another; `path` is its name in messages.
 pub fn open_file(
     file: Arc<dyn DiskRead>,
@@ -106,9 +111,9 @@ fn open_as(
             let cure = "import takes an OVA, alone; for the archive's own bytes say --format raw";
             return Err(refused(path, "OVA", why, cure));
         }
-        Foreign::Qed => {
-            let cure = "convert it to qcow2 with qemu-img; for the file's own bytes say --format raw";
-            return Err(refused(path, "QED", "disks of that format are not read", cure));
+        Foreign::Other(name) => {
+            let cure = "unpack it, or convert it with qemu-img; for the file's own bytes say --format raw";
+            return Err(refused(path, name, "files of that format are not read", cure));
         }
         Foreign::Vdi => Box::new(vdi::open(file, path, limits)?),
     };

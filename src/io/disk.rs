@@ -111,6 +111,14 @@ pub enum DiskError {
         /// What it is.
         found: &'static str,
     },
+    /// It cannot be written to, or not be used as is asked.
+    #[error("{path} {why}")]
+    BadTarget {
+        /// What was given.
+        path: PathBuf,
+        /// What it is, and the cure.
+        why: &'static str,
+    },
     /// The file holds a disk in another format than it is taken for.
     #[error("{path} begins like a {found} disk, not a raw one; {cure}")]
     WrongFormat {

@@ -30,7 +30,14 @@ impl NewFile {
     pub fn create(path: &Path, len: u64, replace: bool) -> Result<Self, DiskError> {
         match fs::symlink_metadata(path) {
             Ok(metadata) if !metadata.is_file() => {
-                return Err(DiskError::NotADisk { path: path.to_owned(), found: "neither" });
+                let kind = metadata.file_type();
+                let why = match kind {
+                    kind if kind.is_dir() => "is a folder; name a file in it",
+                    kind if kind.is_symlink() => "is a link, which is not followed; name what it leads to",
+                    kind if kind.is_block_device() => "is a block device, which takes a raw disk only",
+                    _ => "is no regular file",
+                };
+                return Err(DiskError::BadTarget { path: path.to_owned(), why });
             }
             Ok(_) if !replace => return Err(DiskError::Exists { path: path.to_owned() }),
             Err(e) if e.kind() != io::ErrorKind::NotFound => {

@@ -2,6 +2,7 @@
 
 use super::disk::{DiskError, DiskRead, Extent};
 use super::os::no_waiting;
+use super::outfile::is_block_device;
 use rustix::fs::SeekFrom;
 use std::fs::File;
 use std::io::{self, Seek};
@@ -23,7 +24,29 @@ pub struct RawDisk {
 impl RawDisk {
     /// Opens a regular file or block device; an empty one is refused.
     pub fn open(path: &Path) -> Result<Self, DiskError> {
-        let open = std::fs::OpenOptions::new().read(true).custom_flags(no_waiting()).open(path);
+        Self::open_with(path, no_waiting())
+    }
+
+    /// As [`RawDisk::open`]; a block device that something uses is refused, and nothing else can take it as long as
+    /// this is open. Files are not looked at.
+    pub fn open_unused(path: &Path) -> Result<Self, DiskError> {
+        if !is_block_device(path) {
+            return Self::open(path);
+        }
+        let exclusive = i32::from_ne_bytes(rustix::fs::OFlags::EXCL.bits().to_ne_bytes());
+        match Self::open_with(path, no_waiting() | exclusive) {
+            Err(DiskError::Io { source, .. }) if source.kind() == io::ErrorKind::ResourceBusy => {
+                Err(DiskError::BadTarget {
+                    path: path.to_owned(),
+                    why: "is in use; unmount what is on it first",
+                })
+            }
+            opened => opened,
+        }
+    }
+
+    fn open_with(path: &Path, flags: i32) -> Result<Self, DiskError> {
+        let open = std::fs::OpenOptions::new().read(true).custom_flags(flags).open(path);
         let mut file = open.map_err(|e| DiskError::io("open", path, 0, e))?;
         let kind = file.metadata().map_err(|e| DiskError::io("open", path, 0, e))?.file_type();
         if !kind.is_file() && !kind.is_block_device() {

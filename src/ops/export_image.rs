@@ -4,12 +4,12 @@ use super::context::Context;
 use super::error::{Code, OpsError};
 use super::find::{backing, image as find_image, template as find_template};
 use super::restore::restore;
-use crate::disk::FileWrite;
 use crate::disk::create::{DiskFormat, create_disk};
 use crate::disk::formats::vmdk;
-use crate::disk::open::{TargetOptions, make_dirs};
+use crate::disk::open::{TargetOptions, make_dirs, remove_dir_with};
 use crate::disk::ova::describe::{Machine, MachineDisk};
 use crate::disk::ova::write::OvaWriter;
+use crate::disk::{DiskError, FileWrite};
 use crate::model::blockmap::BlockMap;
 use crate::model::catalog::{Catalog, Root, RootId};
 use crate::model::ids::ImageId;
@@ -67,12 +67,49 @@ pub fn export_disks(
     context: &Context<'_>,
 ) -> Result<Vec<PathBuf>, OpsError> {
     context.end_dry_run()?;
-    make_dirs(folder)?;
+    let is_new = make_folder(folder)?;
+    let written = write_disks(region, disks, folder, format, options, context);
+    if written.is_err() && is_new {
+        // Nothing half-made stays. What is in it, if anything, is whole.
+        let _ = remove_dir_with(folder, &[]);
+    }
+    written
+}
+
+/// Makes a folder; whether it was not there.
+fn make_folder(folder: &Path) -> Result<bool, OpsError> {
+    match folder.metadata() {
+        Ok(metadata) if metadata.is_dir() => Ok(false),
+        Ok(_) => Err(DiskError::Exists { path: folder.to_owned() }.into()),
+        Err(_) => {
+            make_dirs(folder)?;
+            Ok(true)
+        }
+    }
+}
+
+fn write_disks(
+    region: &Region,
+    disks: &[ImageDisk],
+    folder: &Path,
+    format: DiskFormat,
+    options: TargetOptions,
+    context: &Context<'_>,
+) -> Result<Vec<PathBuf>, OpsError> {
+    let path_of = |disk: &ImageDisk| {
+        let name = disk.device_name.trim_start_matches("/dev/").replace('/', "-");
+        folder.join(format!("{name}.{}", format.extension()))
+    };
+    // Before the first is written: what stands in the way of the last.
+    if let Some(path) =
+        disks.iter().map(path_of).find(|path| !options.force && path.symlink_metadata().is_ok())
+    {
+        return Err(DiskError::Exists { path }.into());
+    }
     begin(disks, context);
     let (mut targets, mut paths) = (Vec::new(), Vec::new());
     for disk in disks {
-        let name = disk.device_name.trim_start_matches("/dev/").replace('/', "-");
-        let path = folder.join(format!("{name}.{}", format.extension()));
+        let path = path_of(disk);
         let id = u128::from(region.random_id()?) << 64 | u128::from(region.random_id()?);
         let mut target = create_disk(&path, disk.volume_bytes, format, options, id, context.pool)?;
         if let Some((root, map)) = &disk.content {
@@ -125,7 +162,8 @@ pub fn export_ova(
     let mut ova = OvaWriter::create(file, path, machine);
     for disk in disks {
         let Some((root, map)) = &disk.content else { continue };
-        let mut target = vmdk::write::create(ova.disk(), path, disk.volume_bytes, context.pool)?;
+        let (member, name) = ova.disk();
+        let mut target = vmdk::write::create(member, Path::new(&name), disk.volume_bytes, context.pool)?;
         restore(region, *root, map, &mut *target, context)?;
         target.finish()?;
     }

@@ -8,9 +8,12 @@ usage: check.py IMGSTORE
 3. Files with flipped bytes in their headers: what the inspector finds unsafe, imgstore refuses.
 """
 
+import bz2
+import gzip
 import io
 import json
 import logging
+import lzma
 import os
 import random
 import struct
@@ -242,6 +245,14 @@ def hostile():
     case("a.raw", "do not say", "--format", "qcow2")
     qemu("convert", "-O", "qed", "a.raw", "a.qed")
     case("a.qed", "QED")
+    raw = open("a.raw", "rb").read()
+    for name, packed in (("gz", gzip.compress(raw)), ("xz", lzma.compress(raw)), ("bz2", bz2.compress(raw))):
+        open(f"a.{name}", "wb").write(packed)
+        case(f"a.{name}", "unpack it")
+    open("short.vhd", "wb").write(raw * 8 + open("fixed.vhd", "rb").read()[-512:])
+    case("short.vhd", "more")
+    open("headless.vhd", "wb").write(bytes(512) + open("dynamic.vhd", "rb").read()[512:])
+    case("headless.vhd", "")
     # OVA
     disk = open("stream.vmdk", "rb").read()
     archive("outside.ova", [("m.ovf", ovf("../secret")), ("d.vmdk", disk)])
@@ -268,6 +279,13 @@ def hostile():
     case("sums.ova", "checksum")
     archive("other.tar", [("x", b"no machine")])
     case("other.tar", "description")
+    with tarfile.open("old.tar", "w", format=tarfile.GNU_FORMAT) as tar:
+        tar.addfile(tarfile.TarInfo("x"))
+    data = bytearray(open("old.tar", "rb").read())
+    data[257:265] = bytes(8)
+    data[148:156] = b"%06o\0 " % (sum(data[:148]) + 8 * 32 + sum(data[156:512]))
+    open("old.tar", "wb").write(data)
+    case("old.tar", "description")
     # Zeros that a small file unfolds to: a compressed cluster that is a bomb
     bomb = bytearray(open("zstd.qcow2", "rb").read())
     frame = bomb.index(b"\x28\xb5\x2f\xfd")

@@ -38,6 +38,11 @@ pub struct LaunchArgs {
     pub tags: Vec<Tag>,
 }
 
+fn parse_ram(text: &str) -> Result<u64, String> {
+    let bytes = parse_bytes(text)?;
+    if bytes < 1 << 20 { Err("a machine has at least 1MiB".to_owned()) } else { Ok(bytes) }
+}
+
 fn parse_count(text: &str) -> Result<(u32, u32), String> {
     let number = |text: &str| text.parse().map_err(|_| "write a number, or MIN:MAX".to_owned());
     match text.split_once(':') {
@@ -73,7 +78,7 @@ pub struct ExportArgs {
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub cpus: u32,
     /// Memory of the machine that an OVA describes
-    #[arg(long, value_name = "BYTES", value_parser = parse_bytes, default_value = "2GiB")]
+    #[arg(long, value_name = "BYTES", value_parser = parse_ram, default_value = "2GiB")]
     pub ram: u64,
     /// Replace the file if it is there
     #[arg(long, action = ArgAction::SetTrue)]

@@ -9,8 +9,8 @@ use crate::cli::text::bytes;
 use imgstore::disk::DiskRead;
 use imgstore::disk::detect::Foreign;
 use imgstore::disk::formats::Limits;
-use imgstore::disk::free::{self, Outcome, skip_free};
-use imgstore::disk::open::{Declared, is_ova, open_disk};
+use imgstore::disk::free::{self, Outcome, Part, skip_free};
+use imgstore::disk::open::{Declared, is_ova, open_disk, open_unused_disk};
 use imgstore::disk::ova::open_ova;
 use imgstore::model::catalog::Catalog;
 use imgstore::model::image::Machine;
@@ -22,8 +22,9 @@ use imgstore::ops::ingest::Ingested;
 use imgstore::ops::register::{ImageOptions, register as run_register};
 use imgstore::ops::snapshot::{SnapshotOptions, snapshot as run_snapshot};
 use imgstore::region::Region;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::path::Path;
+use std::sync::PoisonError;
 use std::time::Instant;
 
 fn declared(format: Option<Format>) -> Declared {
@@ -45,7 +46,8 @@ fn limits(args: &DiskArgs) -> Limits {
 
 /// Opens a disk and tells what of its file is not on it.
 fn open(session: &Session<'_>, path: &Path, args: &DiskArgs) -> Result<Box<dyn DiskRead>, CliError> {
-    let opened = open_disk(path, declared(args.format), &limits(args))?;
+    let open = if args.skip_free { open_unused_disk } else { open_disk };
+    let opened = open(path, declared(args.format), &limits(args))?;
     if opened.format != "raw" {
         session.watcher.note(&format!("{}: {}", path.display(), opened.format));
     }
@@ -61,18 +63,42 @@ fn skip(session: &Session<'_>, path: &Path, disk: Box<dyn DiskRead>) -> Result<B
     let (mut free_sum, mut data_sum) = (0, 0);
     for part in &parts {
         session.watcher.note(&format!("{}: {part}", path.display()));
+        session.free_space.lock().unwrap_or_else(PoisonError::into_inner).push(free_space(path, part));
         if let Outcome::Skipped { free_bytes, data_bytes } = part.outcome {
             free_sum += free_bytes;
             data_sum += data_bytes;
         }
     }
     session.watcher.note(&format!(
-        "{}: --skip-free: {} of free blocks were taken as zero, {} of them held something",
+        "{}: --skip-free: {} of free blocks were taken as zero, {} of them were not holes",
         path.display(),
         bytes(free_sum),
         bytes(data_sum)
     ));
     Ok(disk)
+}
+
+/// What became of a part of a disk with `--skip-free`, for machines.
+fn free_space(path: &Path, part: &Part) -> Value {
+    let (free_bytes, data_bytes, left_alone) = match &part.outcome {
+        Outcome::Skipped { free_bytes, data_bytes } => (*free_bytes, *data_bytes, None),
+        Outcome::LeftAlone { why } => (0, 0, Some(why)),
+    };
+    json!({
+        "disk": path,
+        "place": part.place.to_string(),
+        "file_system": part.kind,
+        "free_bytes": free_bytes,
+        "free_data_bytes": data_bytes,
+        "left_alone": left_alone,
+    })
+}
+
+fn add_free_space(session: &Session<'_>, document: &mut Value) {
+    let parts = session.free_space.lock().unwrap_or_else(PoisonError::into_inner);
+    if !parts.is_empty() {
+        document["free_space"] = parts.iter().cloned().collect();
+    }
 }
 
 /// What bringing volumes in has cost, for people.
@@ -118,6 +144,7 @@ pub fn snapshot(session: &Session<'_>, args: &SnapshotArgs) -> Result<(), CliErr
             let mut document = json::snapshot(&catalog, session.context.account, &taken.snapshot);
             document["region"] = session.home.region_name().into();
             add_cost(&mut document, &[&taken.ingested], started);
+            add_free_space(session, &mut document);
             document
         },
         || format!("{}\n", taken.snapshot.id),
@@ -274,6 +301,7 @@ fn answer_import(session: &Session<'_>, catalog: &Catalog, imported: &Imported, 
                 .map(|s| json::snapshot(catalog, session.context.account, s))
                 .collect();
             add_cost(&mut document, &volumes, started);
+            add_free_space(session, &mut document);
             document
         },
         || format!("{}\n", imported.image.id),

@@ -25,8 +25,9 @@ use clap::CommandFactory;
 use imgstore::model::ids::MalformedId;
 use imgstore::ops::context::{Context, Progress};
 use imgstore::ops::error::{Class, OpsError};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::str::FromStr;
+use std::sync::Mutex;
 
 /// What every command works with.
 pub struct Session<'a> {
@@ -34,6 +35,8 @@ pub struct Session<'a> {
     pub context: Context<'a>,
     pub output: &'a Output,
     pub watcher: &'a Watcher,
+    /// What became of the parts of disks with `--skip-free`.
+    pub free_space: Mutex<Vec<Value>>,
 }
 
 /// Runs a command; gives the exit code.
@@ -58,7 +61,7 @@ pub fn run(cli: &Cli, output: &Output, watcher: &Watcher) -> Result<u8, CliError
         memory_bytes: cli.global.memory.max(16 << 20),
         progress: watcher,
     };
-    let mut session = Session { home, context, output, watcher };
+    let mut session = Session { home, context, output, watcher, free_space: Mutex::default() };
     let result = dispatch(&mut session, &cli.command);
     if cli.global.dry_run { end_dry_run(&session, result) } else { result }
 }

@@ -11,6 +11,7 @@ mod btrfs_tree;
 mod bytes;
 mod ext4;
 mod ext4_groups;
+mod kinds;
 mod partitions;
 mod signatures;
 mod xfs;
@@ -97,7 +98,7 @@ impl fmt::Display for Part {
         match &self.outcome {
             Outcome::Skipped { free_bytes, data_bytes } => write!(
                 f,
-                ": {} of free blocks are taken as zero, {} of them held something",
+                ": {} of free blocks are taken as zero, {} of them were not holes",
                 display_bytes(*free_bytes),
                 display_bytes(*data_bytes)
             ),
@@ -158,6 +159,10 @@ fn look(whole: View<'_>, limits: &Limits) -> Result<Looked, DiskError> {
             (None, doubt("it ends after the disk's end"))
         } else {
             let (kind, system) = signatures::identify(view)?;
+            let system = system.and_then(|system| match area.foreign {
+                Some(name) => doubt(format!("its type says that it is {name}")),
+                None => Ok(system),
+            });
             (kind, system.and_then(|system| free_of(view, system, &Limits { ranges: left, ..*limits })))
         };
         let outcome = match found {

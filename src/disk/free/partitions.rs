@@ -1,6 +1,7 @@
 //! Where file systems may be: the whole disk, or the partitions of an MBR (with logical ones) or of a GPT.
 
 use super::bytes::{View, byte, crc32, le32, le64, slice};
+use super::kinds::{of_gpt, of_mbr};
 use super::signatures::look_for;
 use super::{Found, Stop, doubt};
 use crate::io::disk::DiskError;
@@ -21,6 +22,8 @@ pub(super) struct Area {
     pub number: u32,
     pub start: u64,
     pub len: u64,
+    /// What its table says that it is, if that is nothing that is looked into.
+    pub foreign: Option<&'static str>,
 }
 
 impl Area {
@@ -35,7 +38,7 @@ impl Area {
 
 /// The whole disk as its only part.
 pub(super) fn whole_disk(len: u64) -> Area {
-    Area { number: 0, start: 0, len }
+    Area { number: 0, start: 0, len, foreign: None }
 }
 
 const MBR_SECTOR: u64 = 512;
@@ -111,7 +114,7 @@ impl Entry {
 
     fn area(&self, number: u32, base: u64) -> Area {
         let start = base.saturating_add(self.start).saturating_mul(MBR_SECTOR);
-        Area { number, start, len: self.sectors * MBR_SECTOR }
+        Area { number, start, len: self.sectors * MBR_SECTOR, foreign: of_mbr(self.kind) }
     }
 }
 
@@ -229,7 +232,7 @@ fn read_gpt(disk: View<'_>, sector_bytes: u64) -> Found<Vec<Area>> {
         if areas.len() >= PARTITIONS_MAX {
             return doubt(format!("its GPT has more than {PARTITIONS_MAX} partitions"));
         }
-        areas.push(Area { number, start, len: end - start });
+        areas.push(Area { number, start, len: end - start, foreign: of_gpt(slice(entry, 0, 16)) });
     }
     Ok(areas)
 }
@@ -240,7 +243,7 @@ mod tests {
 
     #[test]
     fn partitions_that_touch_do_not_overlap() {
-        let area = |number, start, len| Area { number, start, len };
+        let area = |number, start, len| Area { number, start, len, foreign: None };
         assert!(!area(1, 0, 5).overlaps(&area(2, 5, 5)) && area(1, 0, 6).overlaps(&area(2, 5, 5)));
         assert!(area(1, u64::MAX, 5).end().is_none());
     }
@@ -251,6 +254,6 @@ mod tests {
         sector[446..462].copy_from_slice(&[0x80, 0, 0, 0, 0x83, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0]);
         let [entry, empty, ..] = table_of(&sector)[..] else { panic!("four entries") };
         assert!(empty.is_none() && !entry.is_none() && !entry.is_extended());
-        assert_eq!(entry.area(1, 7), Area { number: 1, start: 8 * 512, len: 1024 });
+        assert_eq!(entry.area(1, 7), Area { number: 1, start: 8 * 512, len: 1024, foreign: None });
     }
 }

@@ -14,7 +14,7 @@ pub(super) enum System {
 }
 
 /// Name, place, and bytes there (util-linux, libblkid/src/superblocks).
-const FOREIGN: [(&str, u64, &[u8]); 40] = [
+const FOREIGN: [(&str, u64, &[u8]); 52] = [
     ("LUKS", 0, b"LUKS\xba\xbe"),
     ("LUKS", 16 << 10, b"SKUL\xba\xbe"),
     ("LVM2", 512 + 24, b"LVM2 001"),
@@ -42,6 +42,19 @@ const FOREIGN: [(&str, u64, &[u8]); 40] = [
     ("EROFS", 1024, b"\xe2\xe1\xf5\xe0"),
     ("squashfs", 0, b"hsqs"),
     ("HFS+", 1024, b"H+"),
+    ("HFS+", 1024, b"HX"),
+    ("HFS", 1024, b"BD"),
+    ("UDF", 32769, b"BEA01"),
+    ("UDF", 32769 + 2048, b"NSR0"),
+    ("UDF", 32769 + 4096, b"NSR0"),
+    // By its magic number in both orders of bytes, at each place of its first superblock.
+    ("UFS", (8 << 10) + 1372, b"\x54\x19\x01\x00"),
+    ("UFS", (8 << 10) + 1372, b"\x00\x01\x19\x54"),
+    ("UFS", (64 << 10) + 1372, b"\x19\x01\x54\x19"),
+    ("UFS", (64 << 10) + 1372, b"\x19\x54\x01\x19"),
+    ("UFS", (256 << 10) + 1372, b"\x19\x01\x54\x19"),
+    ("UFS", 1372, b"\x19\x01\x54\x19"),
+    ("Stratis", 512 + 4, b"!Stra0tis\x86\xff\x02^\x41rh"),
     ("APFS", 32, b"NXSB"),
     ("NILFS2", 1024 + 6, b"\x34\x34"),
     ("ISO 9660", 32769, b"CD001"),

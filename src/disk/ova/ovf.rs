@@ -3,6 +3,7 @@
 use super::broken;
 use crate::disk::detect::Foreign;
 use crate::io::disk::DiskError;
+use crate::model::image::is_device_name;
 use crate::model::words::{Architecture, BootMode};
 use roxmltree::{Document, Node, ParsingOptions};
 use std::collections::BTreeSet;
@@ -10,8 +11,6 @@ use std::path::Path;
 
 /// Elements, texts and comments of a description.
 const NODES_MAX: u32 = 100_000;
-/// How deep elements may lie in each other.
-const DEPTH_MAX: usize = 64;
 /// Disks of a machine.
 const DISKS_MAX: usize = 25;
 /// Resource types of `CIM_ResourceAllocationSettingData`.
@@ -48,7 +47,6 @@ pub(super) struct Disk {
 
 /// Reads a description of one machine.
 pub(super) fn read(text: &str, path: &Path) -> Result<Described, DiskError> {
-    check_depth(text, path)?;
     let options = ParsingOptions { allow_dtd: false, nodes_limit: NODES_MAX, ..ParsingOptions::default() };
     let document = Document::parse_with_options(text, options)
         .map_err(|e| broken(path, format!("its description is not XML that is read: {e}")))?;
@@ -73,27 +71,6 @@ pub(super) fn read(text: &str, path: &Path) -> Result<Described, DiskError> {
         return Err(broken(path, "its machine has no disk with content"));
     }
     Ok(described)
-}
-
-/// Refuses what lies too deep before it is parsed: a parser that goes down with it could run out of stack. What is
-/// counted is at least as deep as it really is.
-fn check_depth(text: &str, path: &Path) -> Result<(), DiskError> {
-    let (mut depth, mut bytes) = (0_usize, text.bytes().peekable());
-    let mut before = 0;
-    while let Some(byte) = bytes.next() {
-        match (byte, bytes.peek()) {
-            (b'<', Some(b'/')) => depth = depth.saturating_sub(1),
-            (b'<', Some(b'!' | b'?')) => {}
-            (b'<', _) => depth += 1,
-            (b'>', _) if before == b'/' => depth = depth.saturating_sub(1),
-            _ => {}
-        }
-        if depth > DEPTH_MAX {
-            return Err(broken(path, format!("its description has elements {DEPTH_MAX} deep")));
-        }
-        before = byte;
-    }
-    Ok(())
 }
 
 fn child<'a>(node: Node<'a, 'a>, name: &str) -> Option<Node<'a, 'a>> {
@@ -231,7 +208,7 @@ fn disks(
         if !seen.insert(id) {
             return Err(broken(path, format!("disk '{}' is attached twice", id.escape_debug())));
         }
-        let is_device = item.name.starts_with("/dev/") && item.name.len() < 32;
+        let is_device = item.name.starts_with("/dev/") && is_device_name(item.name);
         let device_name = is_device.then(|| item.name.to_owned());
         disks.push(Disk { device_name, ..disk(envelope, *node, id, path)? });
     }

@@ -54,12 +54,18 @@ impl<'a> OvaWriter<'a> {
         Self { out: Out { file, path: path.to_owned(), at }, machine, stem, kept, disks: Vec::new() }
     }
 
-    /// The file of the next disk that has content, in their order: a VMDK disk is written to it, front to back.
-    pub fn disk(&mut self) -> Box<dyn FileWrite + '_> {
+    /// The file of the next disk that has content, in their order, and its name: a VMDK disk is written to it, front to
+    /// back.
+    pub fn disk(&mut self) -> (Box<dyn FileWrite + '_>, String) {
         let name = disk_name(&self.stem, self.disks.len());
-        let member =
-            Member { out: &mut self.out, written: &mut self.disks, name, len: 0, digest: Sha256::new() };
-        Box::new(member)
+        let member = Member {
+            out: &mut self.out,
+            written: &mut self.disks,
+            name: name.clone(),
+            len: 0,
+            digest: Sha256::new(),
+        };
+        (Box::new(member), name)
     }
 
     /// Writes the description and the checksums, makes all durable and gives the file its name.

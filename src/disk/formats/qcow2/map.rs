@@ -80,6 +80,15 @@ impl Map {
                 }
             }
         }
+        let mut named: Vec<u64> =
+            l1.iter().map(|entry| entry & OFFSET).filter(|&offset| offset != 0).collect();
+        named.sort_unstable();
+        if let Some(twice) = named.windows(2).find(|pair| pair[0] == pair[1]) {
+            // A small file would be a disk of any size.
+            return Err(
+                source.damaged(format!("its L1 table names the L2 table at byte {:#x} twice", twice[0]))
+            );
+        }
         let budget = limits.metadata_bytes.saturating_sub(l1_bytes as u64);
         let tables = usize::try_from(budget / cluster_bytes).unwrap_or(usize::MAX);
         Ok(Self { header, l1, tables: Cache::new(tables) })

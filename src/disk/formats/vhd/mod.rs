@@ -77,10 +77,13 @@ const FIXED: u32 = 2;
 const DYNAMIC: u32 = 3;
 const DIFFERENCING: u32 = 4;
 
-/// Whether a disk ends in the footer of a fixed VHD, which has no signature at its start. A raw disk may end like
+/// Bytes that a fixed disk may have after its end: what a size by cylinders, heads and sectors leaves over.
+const LEFT_OVER_MAX: u64 = 16 * 255 * SECTOR_BYTES;
+
+/// Whether a disk ends in the footer of a VHD: a fixed one has no signature at its start. A raw disk may end like
 /// that by accident or by malice, so this is no more than a hint.
-pub fn has_fixed_footer(disk: &dyn DiskRead) -> Result<bool, DiskError> {
-    Ok(read_footer(disk, disk.len_bytes().checked_sub(FOOTER_BYTES as u64))?.is_ok_and(|it| it.kind == FIXED))
+pub fn has_footer(disk: &dyn DiskRead) -> Result<bool, DiskError> {
+    Ok(read_footer(disk, disk.len_bytes().checked_sub(FOOTER_BYTES as u64))?.is_ok())
 }
 
 /// Opens a VHD file. Its footers and all of its block allocation table are checked: no block lies outside of the
@@ -95,6 +98,11 @@ pub fn open(file: Arc<dyn DiskRead>, path: &Path, limits: &Limits) -> Result<Vhd
             if len > data_bytes {
                 let why = format!("it says that it has {len} bytes, the file has {data_bytes} of them");
                 return Err(bad(path, why));
+            }
+            if data_bytes - len > LEFT_OVER_MAX {
+                let why = format!("it says that it has {len} bytes, the file has {} more", data_bytes - len);
+                let cure = "if it is a raw disk that only ends like a VHD, say --format raw";
+                return Err(refused(path, FORMAT, why, cure));
             }
             Layout::Fixed
         }

@@ -6,7 +6,6 @@ use super::Fault;
 
 /// The longest descriptor; genuine ones have about 1 KiB in 10 KiB of space.
 pub(super) const DESCRIPTOR_BYTES_MAX: u64 = 1 << 20;
-const FIRST_LINE: &[u8] = b"# Disk DescriptorFile";
 
 /// What a descriptor says, as far as it matters.
 #[derive(Debug, PartialEq, Eq)]
@@ -33,8 +32,11 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Descriptor, Fault> {
         return Err(Fault::variant(super::NO_DESCRIPTOR));
     }
     let mut lines = text.split(|&byte| byte == b'\n').map(|line| line.trim_ascii());
-    if lines.next() != Some(FIRST_LINE) {
-        return Err(Fault::damaged("its descriptor does not begin with # Disk DescriptorFile"));
+    // Usually `# Disk DescriptorFile`; converters write comments of their own.
+    if !lines.next().is_some_and(|first| first.starts_with(b"#")) {
+        return Err(Fault::damaged(
+            "its descriptor does not begin with a line such as # Disk DescriptorFile",
+        ));
     }
     let mut seen = Seen::default();
     for line in lines.filter(|line| !line.is_empty() && !line.starts_with(b"#")) {
@@ -61,12 +63,14 @@ fn text(bytes: &[u8]) -> Result<&[u8], Fault> {
     Ok(text)
 }
 
-/// A line such as `RW 9766 SPARSE "disk.vmdk"`.
+/// A line such as `RW 9766 SPARSE "disk.vmdk"`, or `RDONLY`, as VMware and VirtualBox write into streams.
 fn extent(seen: &mut Seen, line: &[u8]) -> Result<(), Fault> {
     let mut words = line.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty());
     let (access, sectors, kind) = (words.next(), words.next(), words.next());
-    if access.is_none_or(|access| !access.eq_ignore_ascii_case(b"RW")) {
-        return Err(Fault::variant(format!("its extent's access is {}, not RW", shown(access))));
+    let is_readable =
+        |access: &[u8]| [&b"RW"[..], b"RDONLY"].iter().any(|word| access.eq_ignore_ascii_case(word));
+    if !access.is_some_and(is_readable) {
+        return Err(Fault::variant(format!("its extent's access is {}, not RW or RDONLY", shown(access))));
     }
     if kind.is_none_or(|kind| !kind.eq_ignore_ascii_case(b"SPARSE")) {
         return Err(Fault::variant(format!("its extent is {}, not SPARSE", shown(kind))));

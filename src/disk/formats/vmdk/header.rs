@@ -120,7 +120,8 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Header, Fault> {
         grain_sectors,
         descriptor_offset: u64_at(bytes, 28),
         descriptor_sectors: u64_at(bytes, 36),
-        redundant_offset: redundant.then(|| u64_at(bytes, 48)),
+        // A stream has none, whatever its flag says: writers put no place there, or all ones.
+        redundant_offset: (redundant && !compressed).then(|| u64_at(bytes, 48)),
         directory_offset: u64_at(bytes, 56),
         zeroed_grains,
         compressed,

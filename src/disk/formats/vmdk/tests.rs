@@ -183,7 +183,7 @@ fn descriptors_are_refused() {
                 set("over the limit", 36, u64::MAX.to_le_bytes()),
                 set("outside the file", 28, 100_000u64.to_le_bytes()),
                 set("outside the file", 28, u64::MAX.to_le_bytes()),
-                set("does not begin", 512, *b"# disk"),
+                set("does not begin", 512, *b"; disk"),
                 set("not text", 520, [7]),
                 text("type is \"monolithicflat\"", "createType=\"", "createType=\"monolithicFlat\"\n#"),
                 text(
@@ -203,7 +203,6 @@ fn descriptors_are_refused() {
                 text("version is missing", "version=1", ""),
                 text("more than one extent", "# The Disk Data Base", "RW 27 SPARSE \"other.vmdk\""),
                 text("no extent", "RW ", "#"),
-                text("access is \"RDONLY\"", "RW ", "RDONLY "),
                 text("access is \"NOACCESS\"", "RW ", "NOACCESS "),
                 text("extent is \"FLAT\"", "SPARSE", "FLAT"),
                 text("extent is \"ZERO\"", "SPARSE", "ZERO"),
@@ -217,6 +216,31 @@ fn descriptors_are_refused() {
     }
     all_refused(sparse, [text("differ", "monolithicSparse", "streamOptimized")]);
     all_refused(stream, [text("differ", "streamOptimized", "monolithicSparse")]);
+}
+
+/// As VirtualBox, VMware's OVF Tool and converters of streams write it.
+#[test]
+fn descriptors_of_other_makers_are_read() {
+    for (from, to) in [
+        ("RW ", "RDONLY "),
+        ("# Disk DescriptorFile", "# Description file created by VMDK stream converter"),
+        ("CID=", "isNativeSnapshot=\"no\"\nddb.uuid.image=\"9dd2f7f2\"\nCID="),
+    ] {
+        let mut bytes = stream();
+        let changed = descriptor("streamOptimized").replacen(from, to, 1);
+        assert_ne!(changed, descriptor("streamOptimized"));
+        describe(&mut bytes, &changed);
+        assert_eq!(read(bytes).unwrap(), read(stream()).unwrap());
+    }
+    // A flag for redundant tables, and no place for them.
+    for place in [0, u64::MAX] {
+        let mut bytes = stream();
+        for header in [0, bytes.len() - 1024] {
+            bytes[header + 8] |= 2;
+            bytes[header + 48..header + 56].copy_from_slice(&place.to_le_bytes());
+        }
+        assert_eq!(read(bytes).unwrap(), read(stream()).unwrap());
+    }
 }
 
 #[test]
