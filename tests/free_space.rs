@@ -706,19 +706,13 @@ fn partitions_are_found() {
 
         // Of a type that is another system's, whatever is left of an older file system.
         let other = if table == gpt { "516E7CB6-6ECF-11D6-8FF8-00022D09712B" } else { "a5" };
-        must("sfdisk", &["-q", "--part-type", &tried.image(), &last.to_string(), other]);
+        must("sfdisk", &["-q", "--part-type", tried.image(), &last.to_string(), other]);
         let kinds = skip(&tried.image).1;
         let said = kinds[count - 1].to_string();
         assert!(said.contains("left alone: its type says that it is"), "{said}");
         must(
             "sfdisk",
-            &[
-                "-q",
-                "--part-type",
-                &tried.image(),
-                &last.to_string(),
-                if table == gpt { LINUX } else { "83" },
-            ],
+            &["-q", "--part-type", tried.image(), &last.to_string(), if table == gpt { LINUX } else { "83" }],
         );
         // And one that bears no such type, but another one's signature.
         let (magic_at, mut before) = (51200 * 512 + (64 << 10) + 1372, [0; 4]);

@@ -129,8 +129,21 @@ impl CodecPool {
         })
     }
 
+    /// The chunk whose content a frame from nowhere in particular has.
+    pub fn identify(&self, frame: &Frame) -> Result<ChunkId, FrameError> {
+        let mut raw = vec![0; usize::from(frame.raw_blocks) * BLOCK_BYTES];
+        self.decode_bytes(frame.codec, &frame.body, &mut raw)?;
+        Ok(chunk_id(&raw))
+    }
+
     /// Decodes a frame of chunk `id` into `raw`, which is exactly as long as the chunk.
     pub fn decode(&self, codec: Codec, body: &[u8], id: ChunkId, raw: &mut [u8]) -> Result<(), FrameError> {
+        self.decode_bytes(codec, body, raw)?;
+        let found = chunk_id(raw);
+        if found == id { Ok(()) } else { Err(FrameError::Content { expected: id, found }) }
+    }
+
+    fn decode_bytes(&self, codec: Codec, body: &[u8], raw: &mut [u8]) -> Result<(), FrameError> {
         let blocks = u16::try_from(raw.len() / BLOCK_BYTES).unwrap_or(u16::MAX);
         check_length(blocks, raw.len(), body.len())?;
         match codec {
@@ -140,8 +153,7 @@ impl CodecPool {
                 self.with(|contexts| decode_zstd(&mut contexts.decompressor, body, raw.len(), raw))?
             }
         }
-        let found = chunk_id(raw);
-        if found == id { Ok(()) } else { Err(FrameError::Content { expected: id, found }) }
+        Ok(())
     }
 
     fn with<T>(&self, work: impl FnOnce(&mut Contexts) -> T) -> T {

@@ -119,6 +119,11 @@ impl Home {
             .map_err(|why| CliError::Usage(format!("{CONFIG_FILE}: gc.grace = {grace:?}: {why}")))
     }
 
+    /// What is remembered of checks of a region.
+    pub fn checks_file(&self, region: &Region) -> PathBuf {
+        self.path.join("checks").join(format!("{}.json", region.header().id))
+    }
+
     /// Where instances go if nothing else is said.
     pub fn instances(&self) -> PathBuf {
         self.path.join("instances")

@@ -1,6 +1,7 @@
 //! Layer 7, compiled into the program only: arguments, home, rendering, exit codes.
 
 mod args;
+mod checks;
 mod commands;
 mod error;
 mod home;

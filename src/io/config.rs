@@ -13,9 +13,14 @@ const BYTES_MAX: u64 = 1 << 20;
 
 /// A file's text; none if it does not exist.
 pub fn read(path: &Path) -> io::Result<Option<String>> {
+    read_up_to(path, BYTES_MAX)
+}
+
+/// As [`read`], of a file of so many bytes at most; what is behind them is left out.
+pub fn read_up_to(path: &Path, bytes_max: u64) -> io::Result<Option<String>> {
     let mut text = String::new();
     match File::open(path) {
-        Ok(file) => file.take(BYTES_MAX).read_to_string(&mut text)?,
+        Ok(file) => file.take(bytes_max).read_to_string(&mut text)?,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(e),
     };

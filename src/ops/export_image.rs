@@ -71,7 +71,7 @@ pub fn export_disks(
     let written = write_disks(region, disks, folder, format, options, context);
     if written.is_err() && is_new {
         // Nothing half-made stays. What is in it, if anything, is whole.
-        let _ = remove_dir_with(folder, &[]);
+        remove_dir_with(folder, &[]);
     }
     written
 }

@@ -28,6 +28,7 @@ mod launch_disks;
 pub mod lineage;
 pub mod modify;
 pub mod register;
+pub mod repair;
 pub mod restore;
 pub mod snapshot;
 pub mod stats;

@@ -5,21 +5,31 @@ use super::error::{Code, OpsError};
 use super::find::{AnyId, image as find_image, snapshot as find_snapshot};
 use crate::model::catalog::{Catalog, RootId};
 use crate::model::ids::ChunkId;
-use crate::model::objects::{ManifestRecord, PackName, PackRecord, PackState};
+use crate::model::objects::{ManifestName, ManifestRecord, PackName, PackRecord, PackState, SegmentName};
+use crate::model::units::TimeMs;
 use crate::region::Region;
 use crate::region::error::RegionError;
 use rayon::prelude::*;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::time::{Duration, Instant};
 
 /// What is looked at.
-#[derive(Debug, Clone)]
-pub struct VerifyOptions {
+#[derive(Clone)]
+pub struct VerifyOptions<'a> {
     /// Images and snapshots; none for the whole region.
     pub ids: Vec<AnyId>,
     /// Percent of the packs whose frames are read, 0 to 100. Log, manifests and trailers are always checked.
     pub sample_percent: f64,
     /// Whether frames are decompressed and hashed, not only their checksums compared.
     pub content: bool,
+    /// Packs whose frames are not read again.
+    pub skip: BTreeSet<PackName>,
+    /// When packs were checked last: those longest ago, or never, come first.
+    pub checked_ms: BTreeMap<PackName, TimeMs>,
+    /// Told of each pack that was read and in which nothing is wrong.
+    pub on_checked: Option<&'a (dyn Fn(&PackName) + Sync)>,
+    /// Bytes that are read in a second at most, on average.
+    pub bytes_per_second: Option<u64>,
 }
 
 impl Report {
@@ -35,9 +45,17 @@ impl Report {
     }
 }
 
-impl Default for VerifyOptions {
+impl Default for VerifyOptions<'_> {
     fn default() -> Self {
-        Self { ids: Vec::new(), sample_percent: 100.0, content: true }
+        Self {
+            ids: Vec::new(),
+            sample_percent: 100.0,
+            content: true,
+            skip: BTreeSet::new(),
+            checked_ms: BTreeMap::new(),
+            on_checked: None,
+            bytes_per_second: None,
+        }
     }
 }
 
@@ -69,12 +87,39 @@ pub struct Report {
     pub pack_bytes: u64,
 }
 
+/// What is damaged, for repair.
+#[derive(Debug, Default)]
+pub(super) struct Damage {
+    /// Packs with a damaged frame, or that cannot be read.
+    pub(super) packs: BTreeSet<PackName>,
+    /// Manifests that cannot be read.
+    pub(super) manifests: BTreeMap<ManifestName, ManifestRecord>,
+    /// Segments that cannot be read or do not say what the packs say.
+    pub(super) segments: BTreeSet<SegmentName>,
+    /// Whether the log itself is broken: then nothing else was looked at.
+    pub(super) is_log_broken: bool,
+}
+
 /// Checks a region, or some images and snapshots of it.
-pub fn verify(region: &Region, options: &VerifyOptions, context: &Context<'_>) -> Result<Report, OpsError> {
+pub fn verify(
+    region: &Region,
+    options: &VerifyOptions<'_>,
+    context: &Context<'_>,
+) -> Result<Report, OpsError> {
+    Ok(survey(region, options, context)?.0)
+}
+
+/// As [`verify`], and what is damaged.
+pub(super) fn survey(
+    region: &Region,
+    options: &VerifyOptions<'_>,
+    context: &Context<'_>,
+) -> Result<(Report, Damage), OpsError> {
     let mut check = Check {
         region,
         context,
         report: Report::default(),
+        damage: Damage::default(),
         bad: HashMap::new(),
         bad_packs: HashMap::new(),
         uses: HashMap::new(),
@@ -84,7 +129,7 @@ pub fn verify(region: &Region, options: &VerifyOptions, context: &Context<'_>) -
         Err(error) => {
             // Without the log nothing else can be told.
             check.add("log", &error);
-            return Ok(check.report);
+            return Ok((check.report, Damage { is_log_broken: true, ..Damage::default() }));
         }
     };
     for error in &caches {
@@ -94,33 +139,61 @@ pub fn verify(region: &Region, options: &VerifyOptions, context: &Context<'_>) -
     let packs = check.packs_to_read(&catalog, options, &selected)?;
     for name in catalog.segments.keys() {
         if let Err(error) = region.audit_segment(&catalog, *name) {
+            check.damage.segments.insert(*name);
             check.add(&name.to_string(), &error);
         }
     }
     context.progress.begin("verify", packs.iter().map(|record| record.len).sum());
     let read: HashSet<PackName> = packs.iter().map(|record| record.name).collect();
+    let started = Instant::now();
+    let mut done_bytes = 0;
     for record in packs {
         context.check_cancelled()?;
-        check.pack(record, options.content);
+        let is_good = check.pack(record, options.content);
+        if let (true, Some(note)) = (is_good, options.on_checked) {
+            note(&record.name);
+        }
+        done_bytes += record.len;
         context.progress.advance(record.len);
+        pause(started, done_bytes, options.bytes_per_second, context)?;
     }
     if options.ids.is_empty() {
         check.unread_trailers(&catalog, &read);
     }
     check.manifests(&catalog, &selected)?;
-    Ok(check.finish(&catalog))
+    let damage = std::mem::take(&mut check.damage);
+    Ok((check.finish(&catalog), damage))
 }
 
-/// The packs that have bytes: one that is being swept may be gone already.
+/// Waits until so many bytes may have been read at a rate.
+fn pause(
+    started: Instant,
+    done_bytes: u64,
+    bytes_per_second: Option<u64>,
+    context: &Context<'_>,
+) -> Result<(), OpsError> {
+    const NAP: Duration = Duration::from_millis(100);
+    let Some(rate) = bytes_per_second else { return Ok(()) };
+    #[expect(clippy::cast_precision_loss, reason = "a waiting time")]
+    let due = Duration::try_from_secs_f64(done_bytes as f64 / rate.max(1) as f64).unwrap_or(Duration::MAX);
+    while let Some(left) = due.checked_sub(started.elapsed()).filter(|left| !left.is_zero()) {
+        context.check_cancelled()?;
+        std::thread::sleep(left.min(NAP));
+    }
+    Ok(())
+}
+
+/// The packs that are to be intact: one that is being swept may be gone already, and of one in quarantine it is known
+/// that it is not.
 fn readable(catalog: &Catalog) -> impl Iterator<Item = &PackRecord> {
-    let packs = catalog.packs.values().filter(|pack| pack.state != PackState::Sweeping);
-    packs.map(|pack| &pack.record)
+    let is_sound = |state| matches!(state, PackState::Live | PackState::Condemned { .. });
+    catalog.packs.values().filter(move |pack| is_sound(pack.state)).map(|pack| &pack.record)
 }
 
 /// The snapshots to check.
 fn select(
     catalog: &Catalog,
-    options: &VerifyOptions,
+    options: &VerifyOptions<'_>,
     context: &Context<'_>,
 ) -> Result<BTreeSet<RootId>, OpsError> {
     if options.ids.is_empty() {
@@ -149,6 +222,7 @@ struct Check<'a> {
     region: &'a Region,
     context: &'a Context<'a>,
     report: Report,
+    damage: Damage,
     /// Chunks with a damaged frame, by place in the findings.
     bad: HashMap<ChunkId, usize>,
     /// Packs that cannot be read, by place in the findings.
@@ -173,7 +247,7 @@ impl Check<'_> {
     fn packs_to_read<'c>(
         &mut self,
         catalog: &'c Catalog,
-        options: &VerifyOptions,
+        options: &VerifyOptions<'_>,
         selected: &BTreeSet<RootId>,
     ) -> Result<Vec<&'c PackRecord>, OpsError> {
         let mut needed: BTreeSet<PackName> = readable(catalog).map(|record| record.name).collect();
@@ -202,18 +276,21 @@ impl Check<'_> {
             records.swap(at, at + usize::try_from(random % left).unwrap_or(0));
         }
         records.truncate(count);
-        records.sort_unstable_by_key(|record| record.name);
+        records.retain(|record| !options.skip.contains(&record.name));
+        // Those that were checked longest ago first: whoever is interrupted has done what matters most.
+        records.sort_by_cached_key(|record| (options.checked_ms.get(&record.name), record.name));
         Ok(records)
     }
 
-    fn pack(&mut self, record: &PackRecord, content: bool) {
+    /// Checks a pack; whether nothing is wrong with it.
+    fn pack(&mut self, record: &PackRecord, content: bool) -> bool {
         let pack = match self.region.load_pack(record) {
             Ok(pack) => pack,
-            Err(error) if self.was_collected(record, &error) => return,
+            Err(error) if self.was_collected(record, &error) => return true,
             Err(error) => {
                 let finding = self.add(&record.name.to_string(), &error);
-                self.bad_packs.insert(record.name, finding);
-                return;
+                self.note_bad_pack(record.name, finding, &error);
+                return false;
             }
         };
         let region = self.region;
@@ -221,13 +298,25 @@ impl Check<'_> {
         let damaged: Vec<(ChunkId, RegionError)> = self.context.pool.install(|| {
             frames.into_par_iter().filter_map(|frame| pack.check(region, frame, content).err()).collect()
         });
+        let is_good = damaged.is_empty();
         for (chunk, error) in damaged {
             let finding = self.add(&record.name.to_string(), &error);
             self.bad.insert(chunk, finding);
+            self.damage.packs.insert(record.name);
         }
         self.report.packs += 1;
         self.report.chunks += pack.frames() as u64;
         self.report.pack_bytes += pack.len_bytes();
+        is_good
+    }
+
+    /// A pack that cannot be read counts as damaged, for repair, if its bytes are wrong or missing, or if the device
+    /// does not give them. It loses nothing if that is over later: it is still there.
+    fn note_bad_pack(&mut self, name: PackName, finding: usize, error: &RegionError) {
+        self.bad_packs.insert(name, finding);
+        if error.is_damage() || error.is_failed_read() {
+            self.damage.packs.insert(name);
+        }
     }
 
     /// Whether a pack is gone because it was collected while this check was under way.
@@ -242,7 +331,7 @@ impl Check<'_> {
             match self.region.check_trailer(record) {
                 Err(error) if !self.was_collected(record, &error) => {
                     let finding = self.add(&record.name.to_string(), &error);
-                    self.bad_packs.insert(record.name, finding);
+                    self.note_bad_pack(record.name, finding, &error);
                 }
                 _ => {}
             }
@@ -260,6 +349,9 @@ impl Check<'_> {
                 Err(error) if error.is_not_found() && !self.is_still_named(root.manifest) => continue,
                 Err(error) => {
                     let finding = self.add(&root.manifest.name.to_string(), &error);
+                    if error.is_damage() {
+                        self.damage.manifests.insert(root.manifest.name, root.manifest.clone());
+                    }
                     self.touch(finding, root.id);
                     continue;
                 }

@@ -124,6 +124,8 @@ impl Index {
             );
             match known {
                 Ok(entries) => index.add_loose(name, entries),
+                // That something is wrong with it is known.
+                Err(_) if matches!(pack.state, PackState::Quarantined { .. }) => {}
                 Err(error) => index.unreadable.push(Unreadable { pack: name, error: Arc::new(error) }),
             }
         }

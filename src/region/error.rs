@@ -113,6 +113,12 @@ impl RegionError {
         matches!(self, Self::Storage(error) if error.is_not_found())
     }
 
+    /// Whether a device failed to give bytes that it has.
+    pub fn is_failed_read(&self) -> bool {
+        matches!(self, Self::Storage(StorageError::Io { action: "read", source, .. })
+            if source.kind() != std::io::ErrorKind::PermissionDenied)
+    }
+
     /// Whether the storage is full.
     pub const fn is_no_space(&self) -> bool {
         matches!(self, Self::Storage(StorageError::NoSpace { .. }))

@@ -11,6 +11,7 @@ pub mod error;
 pub mod fetch;
 mod log;
 pub mod orphans;
+pub mod salvage;
 pub mod session;
 
 use crate::chunk::frame::CodecPool;

@@ -13,7 +13,9 @@ pub use instances::{
     BundleArgs, CreateImageArgs, CreateSnapshotArgs, CreateVolumeArgs, ExportArgs, LaunchArgs, UnbundleArgs,
 };
 pub use lists::{ImagesArgs, ListArgs, Whom};
-pub use places::{AccountCommand, BinCommand, CopyArgs, GcArgs, Kind, RegionCommand, RuleArgs, VerifyArgs};
+pub use places::{
+    AccountCommand, BinCommand, CopyArgs, GcArgs, Kind, RegionCommand, RepairArgs, RuleArgs, VerifyArgs,
+};
 
 use super::text::{parse_bytes, parse_tag, parse_time};
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
@@ -228,6 +230,8 @@ pub enum Command {
     Gc(GcArgs),
     /// Check that everything stored is there and intact; exit code 5 if it is not
     Verify(VerifyArgs),
+    /// Mend what is damaged, from intact copies here, in other regions, or on the disks that it came from
+    Repair(RepairArgs),
     /// Regions: add, list, show, remove
     #[command(subcommand)]
     Region(RegionCommand),

@@ -1,10 +1,12 @@
 //! Arguments of what is about regions and accounts.
 
-use crate::cli::text::{parse_duration, parse_tag};
+use super::DiskArgs;
+use crate::cli::text::{parse_bytes, parse_duration, parse_tag};
 use clap::{ArgGroup, Args, Subcommand, ValueEnum};
 use imgstore::model::account::{AccountId, Tag};
 use imgstore::model::ids::RuleId;
 use imgstore::ops::find::AnyId;
+use std::path::PathBuf;
 
 #[derive(Debug, Args)]
 #[command(
@@ -61,6 +63,27 @@ pub struct VerifyArgs {
     /// Compare stored checksums only, without decompressing and hashing
     #[arg(long)]
     pub checksums: bool,
+    /// Go on with a check that was interrupted: packs that it found good are not read again
+    #[arg(long)]
+    pub resume: bool,
+    /// Read at most so many bytes in a second, for example 50MiB
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    pub limit_rate: Option<u64>,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Damaged packs are put in quarantine, and what was in them is stored again: what is intact in them, else from\nother regions, else from disks that the snapshots were taken of. What stays lost is listed; exit code 5.\n\nExamples:\n  imgstore repair --dry-run\n  imgstore repair --from backup\n  imgstore repair --disk web.raw"
+)]
+pub struct RepairArgs {
+    /// A region that may have copies of what is damaged; may be repeated
+    #[arg(long, value_name = "REGION")]
+    pub from: Vec<String>,
+    /// A disk that a damaged snapshot may have been taken of; may be repeated
+    #[arg(long = "disk", value_name = "DISK")]
+    pub disks: Vec<PathBuf>,
+    #[command(flatten)]
+    pub reading: DiskArgs,
 }
 
 #[derive(Debug, Subcommand)]

@@ -45,7 +45,11 @@ fn limits(args: &DiskArgs) -> Limits {
 }
 
 /// Opens a disk and tells what of its file is not on it.
-fn open(session: &Session<'_>, path: &Path, args: &DiskArgs) -> Result<Box<dyn DiskRead>, CliError> {
+pub(super) fn open(
+    session: &Session<'_>,
+    path: &Path,
+    args: &DiskArgs,
+) -> Result<Box<dyn DiskRead>, CliError> {
     let open = if args.skip_free { open_unused_disk } else { open_disk };
     let opened = open(path, declared(args.format), &limits(args))?;
     if opened.format != "raw" {

@@ -2,14 +2,20 @@
 
 use super::Session;
 use crate::cli::args::VerifyArgs;
+use crate::cli::checks::Checks;
 use crate::cli::error::{self, CliError};
-use crate::cli::text::{bytes, percent, printable, table};
+use crate::cli::text::{bytes, percent, printable, table, time};
+use imgstore::model::objects::PackName;
+use imgstore::model::units::TimeMs;
 use imgstore::ops::context::Progress;
 use imgstore::ops::error::OpsError;
 use imgstore::ops::find::AnyId;
 use imgstore::ops::stats::{RegionStats, item_stats, region_stats};
-use imgstore::ops::verify::{Report, VerifyOptions, verify as run_verify};
+use imgstore::ops::verify::{Finding, Report, VerifyOptions, verify as run_verify};
+use imgstore::region::Region;
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
+use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 pub fn stats(session: &Session<'_>, ids: &[AnyId]) -> Result<(), CliError> {
@@ -89,13 +95,11 @@ pub fn verify(session: &Session<'_>, args: &VerifyArgs) -> Result<u8, CliError> 
         return Err(CliError::Usage("--sample takes a percentage, 0 to 100".into()));
     }
     let started = Instant::now();
-    let options =
-        VerifyOptions { ids: args.ids.clone(), sample_percent: args.sample, content: !args.checksums };
-    let report = match session.home.open_region() {
-        Ok(region) => run_verify(&region, &options, &session.context)?,
+    let (report, age) = match session.home.open_region() {
+        Ok(region) => check(session, &region, args)?,
         // Damage that keeps a region from being opened is a finding like any other.
         Err(CliError::Region { source: OpsError::Region(error), .. }) if error.is_damage() => {
-            Report::unopenable(&error)
+            (Report::unopenable(&error), (None, 0))
         }
         Err(error) => return Err(error),
     };
@@ -107,27 +111,80 @@ pub fn verify(session: &Session<'_>, args: &VerifyArgs) -> Result<u8, CliError> 
         bytes(report.pack_bytes),
         started.elapsed().as_secs_f64()
     ));
-    session.output.answer(|| report_document(session, &report, started), || report_text(&report));
+    match age {
+        (oldest, never) if never > 0 => {
+            let since = oldest.map(|at| format!("; of the others one was last on {}", time(at)));
+            session.watcher.note(&format!("{never} packs were never checked{}", since.unwrap_or_default()));
+        }
+        (Some(oldest), _) => session.watcher.note(&format!("every pack was checked since {}", time(oldest))),
+        (None, _) => {}
+    }
+    session.output.answer(|| report_document(session, &report, age, started), || report_text(&report));
     Ok(if report.findings.is_empty() { 0 } else { error::DAMAGE })
 }
 
-fn report_document(session: &Session<'_>, report: &Report, started: Instant) -> Value {
-    let finding = |finding: &imgstore::ops::verify::Finding| {
-        json!({
-            "object": finding.object,
-            "problem": finding.problem,
-            "affected": finding.affected,
-            "affected_of_others": finding.affected_of_others,
-        })
+/// When the pack that was checked longest ago was, and how many never were.
+type Age = (Option<TimeMs>, usize);
+
+/// Runs the check, and remembers in the home what it found good, also if it is interrupted.
+fn check(session: &Session<'_>, region: &Region, args: &VerifyArgs) -> Result<(Report, Age), CliError> {
+    let (content, now_ms) = (!args.checksums, session.context.now_ms);
+    let path = session.home.checks_file(region);
+    let mut checks = Checks::load(&path);
+    let is_whole = args.ids.is_empty() && args.sample >= 100.0;
+    let skip = if is_whole { checks.begin(content, args.resume, now_ms) } else { BTreeSet::new() };
+    if !skip.is_empty() {
+        session.watcher.note(&format!("{} packs were found good before the interruption", skip.len()));
+    }
+    let checked_ms = checks.times(content);
+    let noted = Mutex::new(checks);
+    let note = |pack: &PackName| {
+        let mut checks = noted.lock().unwrap_or_else(PoisonError::into_inner);
+        checks.note(pack, content, imgstore::io::clock::now_ms());
     };
+    let options = VerifyOptions {
+        ids: args.ids.clone(),
+        sample_percent: args.sample,
+        content,
+        skip,
+        checked_ms,
+        on_checked: Some(&note),
+        bytes_per_second: args.limit_rate,
+    };
+    let outcome = run_verify(region, &options, &session.context);
+    let mut checks = noted.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let there: BTreeSet<PackName> = match region.catalog() {
+        Ok(catalog) => catalog.packs.keys().copied().collect(),
+        Err(_) => BTreeSet::new(),
+    };
+    if outcome.is_ok() && is_whole {
+        checks.end(content, &there);
+    }
+    checks.save(&path);
+    Ok((outcome?, checks.oldest(content, &there)))
+}
+
+fn report_document(session: &Session<'_>, report: &Report, age: Age, started: Instant) -> Value {
     json!({
         "region": session.home.region_name(),
-        "findings": report.findings.iter().map(finding).collect::<Value>(),
+        "findings": report.findings.iter().map(finding_document).collect::<Value>(),
         "snapshots": report.snapshots,
         "packs": report.packs,
         "chunks": report.chunks,
         "pack_bytes": report.pack_bytes,
+        "oldest_check": age.0.map(time),
+        "packs_never_checked": age.1,
         "elapsed_seconds": started.elapsed().as_secs_f64(),
+    })
+}
+
+/// A finding, for machines.
+pub(super) fn finding_document(finding: &Finding) -> Value {
+    json!({
+        "object": finding.object,
+        "problem": finding.problem,
+        "affected": finding.affected,
+        "affected_of_others": finding.affected_of_others,
     })
 }
 
@@ -135,8 +192,13 @@ fn report_text(report: &Report) -> String {
     if report.findings.is_empty() {
         return "no damage found\n".into();
     }
-    let mut text = format!("{} findings:\n", report.findings.len());
-    for finding in &report.findings {
+    findings_text(&report.findings)
+}
+
+/// Findings, for people.
+pub(super) fn findings_text(findings: &[Finding]) -> String {
+    let mut text = format!("{} findings:\n", findings.len());
+    for finding in findings {
         text += &format!("- {}: {}\n", finding.object, printable(&finding.problem));
         if finding.affected_of_others > 0 {
             text += &format!("  affects {} snapshots of others\n", finding.affected_of_others);

@@ -1,0 +1,108 @@
+//! repair.
+
+use super::Session;
+use super::ingest::open;
+use super::upkeep::{finding_document, findings_text};
+use crate::cli::args::RepairArgs;
+use crate::cli::error::{self, CliError};
+use crate::cli::text::bytes;
+use imgstore::ops::context::Progress;
+use imgstore::ops::repair::{Lost, RepairSources, Repaired, repair as run_repair};
+use serde_json::{Value, json};
+use std::time::Instant;
+
+pub fn repair(session: &Session<'_>, args: &RepairArgs) -> Result<u8, CliError> {
+    let started = Instant::now();
+    let region = session.home.open_region()?;
+    let regions =
+        args.from.iter().map(|name| session.home.open_named(name)).collect::<Result<Vec<_>, _>>()?;
+    let disks =
+        args.disks.iter().map(|path| open(session, path, &args.reading)).collect::<Result<Vec<_>, _>>()?;
+    let sources = RepairSources { regions: &regions, disks: &disks };
+    let repaired = run_repair(&region, &sources, &session.context)?;
+    session
+        .output
+        .answer(|| document(session, &repaired, started), || text(&repaired, session.context.dry_run));
+    if session.context.dry_run {
+        session.watcher.note("nothing was changed");
+    }
+    let is_well = repaired.lost.is_empty()
+        && !repaired.is_log_broken
+        && (!session.context.dry_run || repaired.findings.is_empty());
+    Ok(if is_well { 0 } else { error::DAMAGE })
+}
+
+fn document(session: &Session<'_>, repaired: &Repaired, started: Instant) -> Value {
+    let lost = |lost: &Lost| {
+        json!({
+            "id": lost.root.to_string(),
+            "devices": lost.images.iter().map(|(image, device)| {
+                json!({ "image_id": image, "device_name": device })
+            }).collect::<Value>(),
+            "ranges": lost.ranges.iter().map(|range| {
+                json!({ "start_byte": range.start, "end_byte": range.end })
+            }).collect::<Value>(),
+        })
+    };
+    json!({
+        "region": session.home.region_name(),
+        "dry_run": session.context.dry_run,
+        "findings": repaired.findings.iter().map(finding_document).collect::<Value>(),
+        "quarantined": repaired.quarantined.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "moved_chunks": repaired.moved,
+        "fetched_chunks": repaired.fetched,
+        "reread_chunks": repaired.reread,
+        "manifests": repaired.manifests,
+        "caches": repaired.caches,
+        "stored_bytes": repaired.stored_bytes,
+        "lost": repaired.lost.iter().map(lost).collect::<Value>(),
+        "elapsed_seconds": started.elapsed().as_secs_f64(),
+    })
+}
+
+fn text(repaired: &Repaired, dry_run: bool) -> String {
+    let mut text = if repaired.findings.is_empty() {
+        "no damage found\n".to_owned()
+    } else {
+        findings_text(&repaired.findings)
+    };
+    if repaired.is_log_broken {
+        return text
+            + "the log is broken: nothing was changed; bring back the record that is missing or damaged\n";
+    }
+    let would = if dry_run { "would be " } else { "" };
+    let Repaired { quarantined, moved, fetched, reread, manifests, caches, stored_bytes, lost, .. } =
+        repaired;
+    if !quarantined.is_empty() {
+        text += &format!("{would}quarantined   {} packs\n", quarantined.len());
+    }
+    if moved + fetched + reread > 0 {
+        text += &format!(
+            "stored again  {moved} chunks from here, {fetched} from other regions, {reread} from disks; {}\n",
+            bytes(*stored_bytes)
+        );
+    }
+    if manifests + caches > 0 {
+        text += &format!("made anew     {manifests} block maps, {caches} segments and checkpoints\n");
+    }
+    for Lost { root, images, ranges } in lost {
+        let sum: u64 = ranges.iter().map(|range| range.end - range.start).sum();
+        text += &format!("LOST          {} of {root}\n", bytes(sum));
+        for (image, device) in images {
+            text += &format!("              it is {device} of {image}\n");
+        }
+        for range in ranges.iter().take(RANGES_SHOWN) {
+            text += &format!("              bytes {} to {}\n", range.start, range.end);
+        }
+        if ranges.len() > RANGES_SHOWN {
+            text += &format!("              and {} more ranges: --json\n", ranges.len() - RANGES_SHOWN);
+        }
+    }
+    if !lost.is_empty() {
+        text += "try again with --from REGION or --disk DISK, or delete the snapshots that are affected\n";
+    }
+    text
+}
+
+/// Ranges of a snapshot that are printed.
+const RANGES_SHOWN: usize = 20;

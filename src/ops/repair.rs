@@ -1,0 +1,270 @@
+//! Repair: damaged packs are put in quarantine, and what was in them is stored again, from wherever it can be had: what
+//! is intact in them, other regions, the disks that it came from. What nobody has is said.
+//!
+//! Nothing is written over and nothing removed: a pack in quarantine goes with a later collection, once nothing needs
+//! it. An interrupted repair is gone on with by the next one.
+
+use super::context::Context;
+use super::error::OpsError;
+use super::ingest::ingest;
+use super::verify::{Damage, Finding, VerifyOptions, survey};
+use crate::chunk::frame::Frame;
+use crate::disk::DiskRead;
+use crate::model::catalog::{Catalog, RootId};
+use crate::model::ids::{ChunkId, ImageId, SnapshotId};
+use crate::model::image::DeviceTarget;
+use crate::model::objects::{ManifestRecord, PackName, PackState};
+use crate::model::units::block_offset;
+use crate::region::Region;
+use crate::region::session::Session;
+use rayon::prelude::*;
+use std::collections::BTreeSet;
+use std::ops::Range;
+
+/// Chunks that are looked for together.
+const ASKED_AT_ONCE: usize = 256;
+
+/// Where what is lost may be had.
+#[derive(Default)]
+pub struct RepairSources<'a> {
+    /// Regions that may have copies.
+    pub regions: &'a [Region],
+    /// Disks that damaged snapshots may have been taken of.
+    pub disks: &'a [Box<dyn DiskRead>],
+}
+
+/// Content that stays lost.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lost {
+    /// The snapshot or template.
+    pub root: RootId,
+    /// Images that use it, each with the name of the device.
+    pub images: Vec<(ImageId, String)>,
+    /// The bytes of the volume that cannot be read. Its whole length if the block map is lost.
+    pub ranges: Vec<Range<u64>>,
+}
+
+/// What a repair found and did.
+#[derive(Debug, Clone, Default)]
+pub struct Repaired {
+    /// What was found to be wrong.
+    pub findings: Vec<Finding>,
+    /// Packs that were put in quarantine.
+    pub quarantined: Vec<PackName>,
+    /// Chunks that were moved out of packs in quarantine.
+    pub moved: u64,
+    /// Chunks that came from other regions.
+    pub fetched: u64,
+    /// Chunks that came from disks.
+    pub reread: u64,
+    /// Block maps that were made anew.
+    pub manifests: u64,
+    /// Segments and checkpoints that were made anew or removed.
+    pub caches: u64,
+    /// Bytes that this added to the store.
+    pub stored_bytes: u64,
+    /// What stays lost.
+    pub lost: Vec<Lost>,
+    /// Whether the log is broken, so that nothing could be done.
+    pub is_log_broken: bool,
+}
+
+/// Checks a region whole and mends what can be mended. A dry run ends after the check.
+pub fn repair(
+    region: &Region,
+    sources: &RepairSources<'_>,
+    context: &Context<'_>,
+) -> Result<Repaired, OpsError> {
+    let (report, damage) = survey(region, &VerifyOptions::default(), context)?;
+    let mut repaired =
+        Repaired { findings: report.findings, is_log_broken: damage.is_log_broken, ..Repaired::default() };
+    if damage.is_log_broken {
+        return Ok(repaired);
+    }
+    if context.dry_run {
+        repaired.quarantined = damage.packs.into_iter().collect();
+        return Ok(repaired);
+    }
+    mend(region, sources, &damage, &mut repaired, context)?;
+    repaired.lost = lost(region, &region.catalog()?)?;
+    Ok(repaired)
+}
+
+fn mend(
+    region: &Region,
+    sources: &RepairSources<'_>,
+    damage: &Damage,
+    repaired: &mut Repaired,
+    context: &Context<'_>,
+) -> Result<(), OpsError> {
+    repaired.caches = region.renew_caches(&damage.segments, context.account)?;
+    repaired.quarantined = region.quarantine(&damage.packs, context.account, context.now_ms)?;
+    let quarantine = quarantine(&region.catalog()?);
+    if damage.manifests.is_empty() && quarantine.is_empty() && wanted(region)?.is_empty() {
+        return Ok(());
+    }
+    let mut session = region.begin(context.account)?;
+    let mut lost_maps: Vec<&ManifestRecord> = damage.manifests.values().collect();
+    for source in sources.regions {
+        context.check_cancelled()?;
+        repaired.manifests += maps_from_region(&mut session, source, &mut lost_maps, context)?;
+    }
+    // Before the disks: what is still here need not be compressed again.
+    repaired.moved = store(&mut session, context, |ids| taken(region, ids, context))?;
+    for pack in &quarantine {
+        let mut wanted = wanted(region)?;
+        for (id, frame) in region.salvage(*pack) {
+            if wanted.remove(&id) && session.reserve(&[id])? == [true] {
+                session.put(id, &frame)?;
+                repaired.moved += 1;
+            }
+        }
+        session.flush()?;
+    }
+    for source in sources.regions {
+        repaired.fetched += store(&mut session, context, |ids| taken(source, ids, context))?;
+    }
+    for disk in sources.disks {
+        context.progress.begin("repair", disk.len_bytes());
+        let level = i32::from(region.header().zstd_level);
+        let ingested = ingest(&mut session, &**disk, level, context)?;
+        repaired.reread += ingested.new_chunks;
+        repaired.manifests += named_again(region, &mut lost_maps, &ingested.manifest, context)?;
+    }
+    session.flush()?;
+    repaired.stored_bytes = session.stored_bytes();
+    Ok(())
+}
+
+fn quarantine(catalog: &Catalog) -> Vec<PackName> {
+    let is_closed = |state| matches!(state, PackState::Quarantined { .. });
+    catalog.packs.iter().filter(|(_, pack)| is_closed(pack.state)).map(|(name, _)| *name).collect()
+}
+
+/// The chunks that something refers to and that are in no sound pack.
+fn wanted(region: &Region) -> Result<BTreeSet<ChunkId>, OpsError> {
+    let mut wanted = BTreeSet::new();
+    for root in region.catalog()?.roots() {
+        // One whose map is lost wants nothing that is known.
+        let Ok(map) = region.load_map(root.manifest) else { continue };
+        let ids: Vec<ChunkId> = map.chunks().iter().map(|chunk| chunk.id).collect();
+        let lacking = ids.iter().zip(region.has_chunks(&ids)?).filter(|(_, has)| !has);
+        wanted.extend(lacking.map(|(id, _)| *id));
+    }
+    Ok(wanted)
+}
+
+/// Stores what `take` has of the chunks that are wanted. Gives how many.
+fn store(
+    session: &mut Session,
+    context: &Context<'_>,
+    take: impl Fn(&[ChunkId]) -> Vec<(ChunkId, Frame)>,
+) -> Result<u64, OpsError> {
+    let wanted: Vec<ChunkId> = wanted(session.region())?.into_iter().collect();
+    let mut stored = 0;
+    for ids in wanted.chunks(ASKED_AT_ONCE) {
+        context.check_cancelled()?;
+        for (id, frame) in take(ids) {
+            if session.reserve(&[id])? == [true] {
+                session.put(id, &frame)?;
+                stored += 1;
+            }
+        }
+    }
+    session.flush()?;
+    Ok(stored)
+}
+
+/// Frames of those chunks that a region has intact, each proved to be its chunk. What it cannot read it does not have.
+fn taken(region: &Region, ids: &[ChunkId], context: &Context<'_>) -> Vec<(ChunkId, Frame)> {
+    let Ok(found) = region.try_locate(ids) else { return Vec::new() };
+    let there: Vec<ChunkId> =
+        ids.iter().zip(found).filter(|(_, place)| place.is_some()).map(|(id, _)| *id).collect();
+    let one = |id: &ChunkId| {
+        let fetched = region.fetch(std::slice::from_ref(id)).ok()?;
+        let (id, frame) = fetched.stored(*fetched.frames().first()?).ok()?;
+        region.prove(id, &frame).ok()?;
+        Some((id, frame))
+    };
+    context.pool.install(|| there.par_iter().filter_map(one).collect())
+}
+
+/// Makes lost block maps anew that a region has the like of. Gives how many.
+fn maps_from_region(
+    session: &mut Session,
+    source: &Region,
+    lost_maps: &mut Vec<&ManifestRecord>,
+    context: &Context<'_>,
+) -> Result<u64, OpsError> {
+    let catalog = source.catalog()?;
+    let mut made = 0;
+    for lost in lost_maps.clone() {
+        let Some(like) = source.known_manifest(&catalog, &lost.hash) else { continue };
+        let manifest = session.place_manifest(&source.load_map(&like)?)?;
+        made += named_again(&session.region().clone(), lost_maps, &manifest, context)?;
+    }
+    Ok(made)
+}
+
+/// Names a block map in place of lost ones with the same content. Gives how many those were.
+fn named_again(
+    region: &Region,
+    lost_maps: &mut Vec<&ManifestRecord>,
+    found: &ManifestRecord,
+    context: &Context<'_>,
+) -> Result<u64, OpsError> {
+    let mut named = 0;
+    for lost in lost_maps.iter().filter(|lost| lost.hash == found.hash) {
+        named += u64::from(region.replace_manifest(lost, found, context.account)?);
+    }
+    lost_maps.retain(|lost| lost.hash != found.hash);
+    Ok(named)
+}
+
+/// What cannot be read: of each snapshot and template the bytes whose chunks are in no sound pack.
+fn lost(region: &Region, catalog: &Catalog) -> Result<Vec<Lost>, OpsError> {
+    let mut all = Vec::new();
+    for root in catalog.roots() {
+        let mut ranges: Vec<Range<u64>> = Vec::new();
+        match region.load_map(root.manifest) {
+            Ok(map) => {
+                let ids: Vec<ChunkId> = map.chunks().iter().map(|chunk| chunk.id).collect();
+                for (chunk, has) in map.chunks().iter().zip(region.has_chunks(&ids)?) {
+                    if has {
+                        continue;
+                    }
+                    let start = block_offset(chunk.start_block);
+                    let end =
+                        block_offset(chunk.start_block + u64::from(chunk.blocks)).min(root.volume_bytes);
+                    match ranges.last_mut() {
+                        Some(last) if last.end == start => last.end = end,
+                        _ => ranges.push(start..end),
+                    }
+                }
+            }
+            Err(error) if error.is_damage() => ranges.push(0..root.volume_bytes),
+            Err(error) => return Err(error.into()),
+        }
+        if !ranges.is_empty() {
+            all.push(Lost { root: root.id, images: images_on(catalog, root.id), ranges });
+        }
+    }
+    Ok(all)
+}
+
+/// The registered images that stand on a root, with the device that it is.
+fn images_on(catalog: &Catalog, root: RootId) -> Vec<(ImageId, String)> {
+    let mut found = Vec::new();
+    for image in catalog.images.values() {
+        let is_of = |id: Option<SnapshotId>| id.map(RootId::Snapshot) == Some(root);
+        for device in &image.devices {
+            if matches!(&device.target, DeviceTarget::Ebs(ebs) if is_of(ebs.snapshot_id)) {
+                found.push((image.id, device.device_name.clone()));
+            }
+        }
+        if image.template.map(RootId::Template) == Some(root) {
+            found.push((image.id, image.root_device_name.clone()));
+        }
+    }
+    found
+}

@@ -1,0 +1,97 @@
+//! What repair takes from damaged objects, and how caches are made anew.
+
+use super::Region;
+use super::error::RegionError;
+use crate::chunk::frame::Frame;
+use crate::format::pack::{HEADER_BYTES, PACK_BYTES_MAX, scan_frame};
+use crate::io::storage::read_whole;
+use crate::model::account::AccountId;
+use crate::model::ids::ChunkId;
+use crate::model::objects::{ManifestRecord, PackName, SegmentName};
+use crate::model::op::Op;
+use crate::pack::trailer::read_trailer;
+use std::collections::BTreeSet;
+
+impl Region {
+    /// Puts packs that hold damage in quarantine: what something new would use of them is stored anew from now on.
+    /// Gives those that were not there before.
+    pub fn quarantine(
+        &self,
+        packs: &BTreeSet<PackName>,
+        account: AccountId,
+        at_ms: u64,
+    ) -> Result<Vec<PackName>, RegionError> {
+        use crate::model::objects::PackState::{Condemned, Live};
+        self.commit(account, |catalog| {
+            let is_open = |pack: &&PackName| {
+                catalog.packs.get(*pack).is_some_and(|pack| matches!(pack.state, Live | Condemned { .. }))
+            };
+            let packs: Vec<PackName> = packs.iter().filter(is_open).copied().collect();
+            let op = Op::QuarantinePacks { packs: packs.clone(), at_ms };
+            Ok((if packs.is_empty() { vec![] } else { vec![op] }, packs))
+        })
+    }
+
+    /// Chunks in a pack whose own index cannot be read: its frames one by one as far as they can be told apart, each
+    /// named by its content.
+    pub fn salvage(&self, pack: PackName) -> Vec<(ChunkId, Frame)> {
+        let catalog = self.catalog().ok();
+        let record = catalog.as_ref().and_then(|catalog| catalog.packs.get(&pack)).map(|pack| &pack.record);
+        if record.is_none_or(|record| read_trailer(&*self.0.storage, self.0.header.id, record).is_ok()) {
+            return Vec::new();
+        }
+        let Ok(bytes) = read_whole(&*self.0.storage, &pack.to_string(), PACK_BYTES_MAX) else {
+            return Vec::new();
+        };
+        let mut found = Vec::new();
+        let mut at = HEADER_BYTES;
+        // The end shows in bytes that are no frame.
+        while let Some(Ok((frame, len))) = bytes.get(at..).map(scan_frame) {
+            at += len;
+            if let Ok(id) = self.0.codecs.identify(&frame) {
+                found.push((id, frame));
+            }
+        }
+        found
+    }
+
+    /// Names a manifest in the place of one with the same content that was lost; whether it was named still.
+    pub fn replace_manifest(
+        &self,
+        lost: &ManifestRecord,
+        by: &ManifestRecord,
+        account: AccountId,
+    ) -> Result<bool, RegionError> {
+        self.commit(account, |catalog| {
+            let is_named = catalog.roots().any(|root| root.manifest.name == lost.name);
+            let op = Op::ReplaceManifest { lost: lost.name, by: by.clone() };
+            Ok((if is_named { vec![op] } else { vec![] }, is_named))
+        })
+    }
+
+    /// Makes index segments anew out of the packs' own indexes, and removes checkpoints that do not say what the log
+    /// says. Gives how many of both.
+    pub fn renew_caches(
+        &self,
+        segments: &BTreeSet<SegmentName>,
+        account: AccountId,
+    ) -> Result<u64, RegionError> {
+        let mut renewed = segments.len() as u64;
+        for name in segments {
+            self.leave_out_segment(&name.to_string());
+        }
+        if !segments.is_empty() {
+            self.compact_index(account)?;
+        }
+        let (_, findings) = self.audit_log()?;
+        if findings.is_empty() {
+            return Ok(renewed);
+        }
+        for listed in self.0.storage.list("checkpoints")? {
+            // All of them: they cost only time.
+            self.0.storage.delete(&listed.name)?;
+            renewed += 1;
+        }
+        Ok(renewed)
+    }
+}

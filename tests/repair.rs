@@ -1,0 +1,298 @@
+//! Repair: whatever is damaged in a region is made whole from wherever it can be had, or it is said exactly what is lost.
+
+mod common;
+
+use common::{Caller, Draw, MemoryDisk, small_packs, volume};
+use imgstore::disk::DiskRead;
+use imgstore::io::directory::DirectoryOptions;
+use imgstore::model::catalog::RootId;
+use imgstore::model::ids::SnapshotId;
+use imgstore::ops::copy::{CopyOptions, CopyWhat, apply, plan};
+use imgstore::ops::delete::delete_snapshot;
+use imgstore::ops::gc::{GcOptions, collect};
+use imgstore::ops::repair::{RepairSources, Repaired, repair};
+use imgstore::ops::verify::{VerifyOptions, verify};
+use imgstore::region::{Region, RegionOptions};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// A region with two snapshots that share content, and a second region with copies of both.
+struct Two {
+    folder: tempfile::TempDir,
+    caller: Caller,
+    taken: Vec<(SnapshotId, Vec<u8>)>,
+}
+
+fn directory() -> DirectoryOptions {
+    DirectoryOptions { reserve_bytes: 0, map: false }
+}
+
+impl Two {
+    fn new(options: &RegionOptions) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let caller = Caller::new(2);
+        for name in ["here", "there"] {
+            Region::create_directory(&folder.path().join(name), options, directory()).unwrap();
+        }
+        let mut two = Self { folder, caller, taken: Vec::new() };
+        let first = volume(2_500_000, 1);
+        let second = [&first[..300_000], &volume(200_001, 2)].concat();
+        for bytes in [first, second] {
+            let disk = MemoryDisk::new(bytes.clone());
+            let id = two.caller.snapshot(&two.here(), &disk).unwrap().snapshot.id;
+            two.copy(id);
+            two.taken.push((id, bytes));
+        }
+        two
+    }
+
+    fn copy(&self, id: SnapshotId) {
+        let (options, context) = (CopyOptions::default(), self.caller.context());
+        let plan = plan(&self.here(), &self.there(), CopyWhat::Snapshot(id), &options, &context).unwrap();
+        apply(&self.here(), &self.there(), &plan, &options, &context).unwrap();
+    }
+
+    fn root(&self) -> PathBuf {
+        self.folder.path().join("here")
+    }
+
+    fn here(&self) -> Region {
+        Region::open_directory(&self.root(), directory()).unwrap()
+    }
+
+    fn there(&self) -> Region {
+        Region::open_directory(&self.folder.path().join("there"), directory()).unwrap()
+    }
+
+    fn disks(&self, which: &[usize]) -> Vec<Box<dyn DiskRead>> {
+        let disk = |at: &usize| Box::new(MemoryDisk::new(self.taken[*at].1.clone())) as Box<dyn DiskRead>;
+        which.iter().map(disk).collect()
+    }
+
+    fn repair(&self, regions: &[Region], disks: &[Box<dyn DiskRead>]) -> Repaired {
+        repair(&self.here(), &RepairSources { regions, disks }, &self.caller.context()).unwrap()
+    }
+
+    fn files(&self, folder: &str) -> Vec<PathBuf> {
+        let listed = self.here().objects().unwrap();
+        let of_folder = listed.iter().filter(|object| object.name.starts_with(&format!("{folder}/")));
+        of_folder.map(|object| self.root().join(&object.name)).collect()
+    }
+
+    fn is_clean(&self) -> bool {
+        let report = verify(&self.here(), &VerifyOptions::default(), &self.caller.context()).unwrap();
+        report.findings.is_empty()
+    }
+
+    fn largest_pack(&self) -> PathBuf {
+        self.files("packs").into_iter().max_by_key(|path| fs::metadata(path).unwrap().len()).unwrap()
+    }
+
+    /// All is as it was, and stays so when what is in quarantine was collected.
+    fn assert_whole(&self, what: &str) {
+        for round in ["repaired", "collected"] {
+            assert!(self.is_clean(), "{what}, {round}");
+            for (id, bytes) in &self.taken {
+                assert!(self.caller.read_back(&self.here(), *id).unwrap() == *bytes, "{what}, {round}: {id}");
+            }
+            let options = GcOptions { grace_ms: 0, repack_percent: 50 };
+            collect(&self.here(), &options, &self.caller.context()).unwrap();
+        }
+        let left = self.here().catalog().unwrap();
+        assert!(left.packs.values().all(|pack| pack.state.as_str() == "live"), "{what}");
+    }
+}
+
+/// Changes a sealed file, as bad hardware does.
+fn damage(path: &Path, change: impl FnOnce(&mut Vec<u8>)) {
+    use std::os::unix::fs::PermissionsExt;
+    let mut bytes = fs::read(path).unwrap();
+    change(&mut bytes);
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).unwrap();
+    fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn every_kind_of_damage_is_mended_from_another_region() {
+    type Harm = (&'static str, fn(&Two));
+    let harms: [Harm; 9] = [
+        ("a flipped bit in each pack", |two| {
+            for path in two.files("packs") {
+                damage(&path, |bytes| {
+                    let middle = bytes.len() / 2;
+                    bytes[middle] ^= 4;
+                });
+            }
+        }),
+        ("packs cut short", |two| {
+            two.files("packs").iter().for_each(|path| damage(path, |b| b.truncate(9000)))
+        }),
+        ("packs that are gone", |two| {
+            two.files("packs").iter().for_each(|path| fs::remove_file(path).unwrap())
+        }),
+        ("trailers that are damaged", |two| {
+            two.files("packs").iter().for_each(|path| {
+                damage(path, |bytes| {
+                    let at = bytes.len() - 100;
+                    bytes[at] ^= 1;
+                });
+            });
+        }),
+        ("headers that are damaged", |two| {
+            two.files("packs").iter().for_each(|p| damage(p, |bytes| bytes[20] ^= 1))
+        }),
+        ("packs that are each other", |two| {
+            let packs = two.files("packs");
+            let (first, second) = (fs::read(&packs[0]).unwrap(), fs::read(&packs[1]).unwrap());
+            damage(&packs[0], |bytes| *bytes = second);
+            damage(&packs[1], |bytes| *bytes = first);
+        }),
+        ("block maps", |two| two.files("manifests").iter().for_each(|path| damage(path, |b| b[70] ^= 1))),
+        ("block maps that are gone", |two| {
+            two.files("manifests").iter().for_each(|p| fs::remove_file(p).unwrap())
+        }),
+        ("block maps and packs", |two| {
+            two.files("manifests").iter().for_each(|path| fs::remove_file(path).unwrap());
+            two.files("packs").iter().for_each(|path| damage(path, |bytes| bytes[500] ^= 1));
+        }),
+    ];
+    for (what, harm) in harms {
+        let two = Two::new(&small_packs());
+        assert!(two.files("packs").len() > 3 && two.is_clean());
+        harm(&two);
+        assert!(!two.is_clean(), "{what} is found");
+        let repaired = two.repair(&[two.there()], &[]);
+        assert!(repaired.lost.is_empty() && !repaired.findings.is_empty(), "{what}: {repaired:?}");
+        two.assert_whole(what);
+        assert!(two.repair(&[], &[]).findings.is_empty(), "{what}: a second repair finds nothing");
+    }
+}
+
+#[test]
+fn what_is_intact_in_a_damaged_pack_is_moved() {
+    let two = Two::new(&RegionOptions { pack_bytes: 8 << 20, ..small_packs() });
+    damage(&two.largest_pack(), |bytes| bytes[200] ^= 1);
+    let frames = two.here().catalog().unwrap().packs.values().map(|pack| pack.record.frames).max().unwrap();
+    let repaired = two.repair(&[two.there()], &[]);
+    assert_eq!((repaired.fetched, repaired.quarantined.len()), (1, 1), "{repaired:?}");
+    assert!(repaired.moved > 3 && repaired.moved < u64::from(frames), "{repaired:?} of {frames}");
+    two.assert_whole("one frame");
+    // The pack's own index is gone: its frames are told apart without it.
+    let two = Two::new(&RegionOptions { pack_bytes: 8 << 20, ..small_packs() });
+    for path in two.files("packs") {
+        damage(&path, |bytes| {
+            let end = bytes.len() - 10;
+            bytes[end] ^= 1;
+        });
+    }
+    let repaired = two.repair(&[], &[]);
+    assert!(repaired.lost.is_empty() && repaired.moved > 5 && repaired.fetched == 0, "{repaired:?}");
+    two.assert_whole("indexes of packs");
+}
+
+#[test]
+fn what_is_lost_is_told_by_its_bytes_and_mended_by_the_disk() {
+    let two = Two::new(&RegionOptions { pack_bytes: 8 << 20, ..small_packs() });
+    damage(&two.largest_pack(), |bytes| bytes[200] ^= 1);
+    let dry = imgstore::ops::context::Context { dry_run: true, ..two.caller.context() };
+    let sequence = two.here().catalog().unwrap().sequence;
+    let said = repair(&two.here(), &RepairSources::default(), &dry).unwrap();
+    assert!(!said.findings.is_empty() && two.here().catalog().unwrap().sequence == sequence);
+    let repaired = two.repair(&[], &[]);
+    assert!(!repaired.lost.is_empty());
+    for lost in &repaired.lost {
+        let RootId::Snapshot(id) = lost.root else { panic!("{lost:?}") };
+        let (_, bytes) = two.taken.iter().find(|(taken, _)| *taken == id).unwrap();
+        let [range] = lost.ranges.as_slice() else { panic!("one chunk is lost: {lost:?}") };
+        // What the pack began with stands in the volume where it is said to be lost.
+        assert!(range.start < range.end && range.end <= bytes.len() as u64 && range.start % 4096 == 0);
+    }
+    let again = two.repair(&[], &[]);
+    assert_eq!(again.lost, repaired.lost, "it stays lost");
+    let options = GcOptions { grace_ms: 0, repack_percent: 50 };
+    let collected = collect(&two.here(), &options, &two.caller.context()).unwrap();
+    assert_eq!(collected.freed.count, 0, "what is in quarantine may be all that is left");
+    // The first disk has all that the second shares with it.
+    let repaired = two.repair(&[], &two.disks(&[0]));
+    assert!(repaired.lost.is_empty() && repaired.reread > 0, "{repaired:?}");
+    two.assert_whole("from the disk");
+
+    let two = Two::new(&small_packs());
+    two.files("manifests").iter().for_each(|path| fs::remove_file(path).unwrap());
+    two.files("packs").iter().for_each(|path| fs::remove_file(path).unwrap());
+    let repaired = two.repair(&[], &[]);
+    assert_eq!(repaired.lost.len(), 2);
+    assert_eq!(repaired.lost[0].ranges.len(), 1, "the whole volume");
+    let repaired = two.repair(&[], &two.disks(&[1, 0]));
+    assert!(repaired.lost.is_empty() && repaired.manifests == 2, "{repaired:?}");
+    two.assert_whole("everything from disks");
+    // Without what is lost the rest can be collected.
+    let two = Two::new(&small_packs());
+    two.files("packs").iter().for_each(|path| fs::remove_file(path).unwrap());
+    two.repair(&[], &[]);
+    for (id, _) in &two.taken {
+        delete_snapshot(&two.here(), *id, &two.caller.context()).unwrap();
+    }
+    assert!(collect(&two.here(), &options, &two.caller.context()).unwrap().freed.count > 0);
+    assert!(two.is_clean());
+}
+
+#[test]
+fn caches_are_made_anew() {
+    let two = Two::new(&small_packs());
+    // Enough for segments and checkpoints.
+    for seed in 0..70 {
+        let disk = MemoryDisk::new(volume(20_000, 100 + seed));
+        two.caller.snapshot(&two.here(), &disk).unwrap();
+    }
+    for folder in ["index", "checkpoints"] {
+        let files = two.files(folder);
+        assert!(!files.is_empty(), "{folder}");
+        for path in &files {
+            let middle = fs::metadata(path).unwrap().len() as usize / 2;
+            damage(path, |bytes| bytes[middle] ^= 1);
+        }
+        assert!(!two.is_clean());
+        let repaired = two.repair(&[], &[]);
+        assert!(repaired.caches > 0 && repaired.lost.is_empty(), "{folder}: {repaired:?}");
+        assert!(two.is_clean(), "{folder}");
+    }
+    for (id, bytes) in &two.taken {
+        assert!(two.caller.read_back(&two.here(), *id).unwrap() == *bytes);
+    }
+}
+
+/// Sectors that read as zeros or noise, truncations, swapped and missing files, a thousand times: found or harmless, and
+/// mended from the second region.
+#[test]
+fn random_losses_are_mended() {
+    let rounds = std::env::var("IMGSTORE_LOSS_ROUNDS").map_or(25, |n| n.parse().unwrap());
+    for round in 0..rounds {
+        let mut draw = Draw::new(round);
+        let two = Two::new(&small_packs());
+        let files: Vec<PathBuf> =
+            ["packs", "manifests"].iter().flat_map(|folder| two.files(folder)).collect();
+        for _ in 0..1 + draw.below(4) {
+            let path = &files[draw.below(files.len())];
+            match draw.below(4) {
+                0 if path.exists() => fs::remove_file(path).unwrap(),
+                1 if path.exists() => damage(path, |bytes| bytes.truncate(draw.below(bytes.len()))),
+                _ if path.exists() => damage(path, |bytes| {
+                    let start = draw.below(bytes.len()) / 512 * 512;
+                    let end = (start + 512).min(bytes.len());
+                    let noise = draw.next() as u8;
+                    bytes[start..end].iter_mut().for_each(|byte| *byte = byte.wrapping_mul(3) ^ noise);
+                }),
+                _ => {}
+            }
+        }
+        for (id, bytes) in &two.taken {
+            if let Ok(read) = two.caller.read_back(&two.here(), *id) {
+                assert!(read == *bytes, "round {round}: wrong bytes");
+            }
+        }
+        let repaired = two.repair(&[two.there()], &[]);
+        assert!(repaired.lost.is_empty(), "round {round}: {repaired:?}");
+        two.assert_whole(&format!("round {round}"));
+    }
+}
