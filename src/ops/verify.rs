@@ -8,10 +8,15 @@ use crate::model::ids::ChunkId;
 use crate::model::objects::{ManifestName, ManifestRecord, PackName, PackRecord, PackState, SegmentName};
 use crate::model::units::TimeMs;
 use crate::region::Region;
+use crate::region::audit::{CheckBuffers, CheckedPack};
 use crate::region::error::RegionError;
-use rayon::prelude::*;
+use crossbeam_channel::{Receiver, RecvError, RecvTimeoutError, Sender, bounded, select};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::thread;
 use std::time::{Duration, Instant};
+
+/// How often a check that waits looks at whether it is to stop.
+const CANCEL_EVERY: Duration = Duration::from_millis(100);
 
 /// What is looked at.
 #[derive(Clone)]
@@ -145,24 +150,32 @@ pub(super) fn survey(
     }
     context.progress.begin("verify", packs.iter().map(|record| record.len).sum());
     let read: HashSet<PackName> = packs.iter().map(|record| record.name).collect();
-    let started = Instant::now();
-    let mut done_bytes = 0;
-    for record in packs {
-        context.check_cancelled()?;
-        let is_good = check.pack(record, options.content);
-        if let (true, Some(note)) = (is_good, options.on_checked) {
-            note(&record.name);
-        }
-        done_bytes += record.len;
-        context.progress.advance(record.len);
-        pause(started, done_bytes, options.bytes_per_second, context)?;
-    }
+    check.packs(&packs, options)?;
     if options.ids.is_empty() {
         check.unread_trailers(&catalog, &read);
     }
     check.manifests(&catalog, &selected)?;
     let damage = std::mem::take(&mut check.damage);
     Ok((check.finish(&catalog), damage))
+}
+
+/// A pack with what its check has given.
+type PackOutcome<'c> = (&'c PackRecord, Result<CheckedPack, RegionError>);
+
+/// Checks packs until there are no more.
+fn check_packs<'c>(
+    region: &Region,
+    content: bool,
+    records: &Receiver<&'c PackRecord>,
+    outcomes: &Sender<PackOutcome<'c>>,
+) {
+    let mut buffers = CheckBuffers::default();
+    for record in records {
+        // Nobody listens any more if the check was given up.
+        if outcomes.send((record, region.check_pack(record, content, &mut buffers))).is_err() {
+            return;
+        }
+    }
 }
 
 /// Waits until so many bytes may have been read at a rate.
@@ -282,10 +295,59 @@ impl Check<'_> {
         Ok(records)
     }
 
-    /// Checks a pack; whether nothing is wrong with it.
-    fn pack(&mut self, record: &PackRecord, content: bool) -> bool {
-        let pack = match self.region.load_pack(record) {
-            Ok(pack) => pack,
+    /// Checks packs, each in a thread of its own as long as there are some.
+    fn packs(&mut self, records: &[&PackRecord], options: &VerifyOptions<'_>) -> Result<(), OpsError> {
+        let (region, context, content) = (self.region, self.context, options.content);
+        let workers = context.pool.current_num_threads().max(1);
+        let (records_in, records_out) = bounded(0);
+        let (outcomes_in, outcomes_out) = bounded(2 * workers);
+        thread::scope(|scope| {
+            for _ in 0..workers {
+                let (records, outcomes) = (records_out.clone(), outcomes_in.clone());
+                scope.spawn(move || check_packs(region, content, &records, &outcomes));
+            }
+            drop((records_out, outcomes_in));
+            // When this returns, its ends of the channels go, and the workers end.
+            let (records_in, outcomes_out) = (records_in, outcomes_out);
+            let (started, mut given_bytes, mut left) = (Instant::now(), 0, records.len());
+            let mut to_give = records.iter().copied().peekable();
+            while left > 0 {
+                context.check_cancelled()?;
+                let next = to_give.peek().copied();
+                let outcome = match next {
+                    Some(record) => select! {
+                        send(records_in, record) -> sent => {
+                            sent.map_err(|_| OpsError::WorkerGone)?;
+                            to_give.next();
+                            given_bytes += record.len;
+                            pause(started, given_bytes, options.bytes_per_second, context)?;
+                            continue;
+                        }
+                        recv(outcomes_out) -> outcome => outcome,
+                        default(CANCEL_EVERY) => continue,
+                    },
+                    None => match outcomes_out.recv_timeout(CANCEL_EVERY) {
+                        Err(RecvTimeoutError::Timeout) => continue,
+                        outcome => outcome.map_err(|_| RecvError),
+                    },
+                };
+                let (record, outcome) = outcome.map_err(|_| OpsError::WorkerGone)?;
+                left -= 1;
+                if self.pack(record, outcome)
+                    && let Some(note) = options.on_checked
+                {
+                    note(&record.name);
+                }
+                context.progress.advance(record.len);
+            }
+            Ok(())
+        })
+    }
+
+    /// Takes what the check of a pack has given; whether nothing is wrong with it.
+    fn pack(&mut self, record: &PackRecord, outcome: Result<CheckedPack, RegionError>) -> bool {
+        let checked = match outcome {
+            Ok(checked) => checked,
             Err(error) if self.was_collected(record, &error) => return true,
             Err(error) => {
                 let finding = self.add(&record.name.to_string(), &error);
@@ -293,20 +355,15 @@ impl Check<'_> {
                 return false;
             }
         };
-        let region = self.region;
-        let frames = 0..pack.frames();
-        let damaged: Vec<(ChunkId, RegionError)> = self.context.pool.install(|| {
-            frames.into_par_iter().filter_map(|frame| pack.check(region, frame, content).err()).collect()
-        });
-        let is_good = damaged.is_empty();
-        for (chunk, error) in damaged {
+        self.report.packs += 1;
+        self.report.chunks += checked.frames;
+        self.report.pack_bytes += checked.len_bytes;
+        let is_good = checked.damaged.is_empty();
+        for (chunk, error) in checked.damaged {
             let finding = self.add(&record.name.to_string(), &error);
             self.bad.insert(chunk, finding);
             self.damage.packs.insert(record.name);
         }
-        self.report.packs += 1;
-        self.report.chunks += pack.frames() as u64;
-        self.report.pack_bytes += pack.len_bytes();
         is_good
     }
 

@@ -3,6 +3,7 @@
 //! Findings are data: a check that finds damage goes on and tells what it found.
 
 use super::error::RegionError;
+use super::fetch::Located;
 use super::log::{follow, read_checkpoint, read_record, sequence_in};
 use super::{REGION_FILE, REGION_FILE_BYTES_MAX, Region};
 use crate::format::entry::Entry;
@@ -12,6 +13,7 @@ use crate::model::catalog::{Catalog, LogPosition};
 use crate::model::ids::ChunkId;
 use crate::model::objects::{PackName, PackRecord, SegmentName};
 use crate::model::op::LogRecord;
+use crate::model::units::BLOCK_BYTES;
 use crate::pack::index::Location;
 use crate::pack::read::{ReadRun, decode_frame, stored_frame};
 use crate::pack::segment::Segment;
@@ -19,41 +21,24 @@ use crate::pack::trailer::{read_trailer, read_trailer_of};
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// A pack read whole, for checking.
-pub struct LoadedPack {
-    run: ReadRun,
-    bytes: Vec<u8>,
-    entries: Vec<Entry>,
+/// Bytes of a pack that are read at once.
+const RUN_BYTES: u64 = 4 << 20;
+
+/// What one thread checks packs with, again and again.
+#[derive(Default)]
+pub struct CheckBuffers {
+    run: Vec<u8>,
+    raw: Vec<u8>,
 }
 
-impl LoadedPack {
-    /// Its frames, ascending by chunk.
-    pub fn chunks(&self) -> impl Iterator<Item = ChunkId> + '_ {
-        self.entries.iter().map(|entry| entry.id)
-    }
-
-    /// Number of frames.
-    pub fn frames(&self) -> usize {
-        self.entries.len()
-    }
-
-    /// Bytes of the pack.
-    pub fn len_bytes(&self) -> u64 {
-        self.bytes.len() as u64
-    }
-
-    /// Checks a frame's checksum and, if `content`, that it decodes to its chunk.
-    pub fn check(&self, region: &Region, frame: usize, content: bool) -> Result<(), (ChunkId, RegionError)> {
-        let entry = &self.entries[frame];
-        let located = (entry.id, Location::new(entry, self.run.pack));
-        let result = if content {
-            let mut raw = vec![0; usize::from(entry.raw_blocks) * crate::model::units::BLOCK_BYTES];
-            decode_frame(&region.0.codecs, &self.run, &self.bytes, located, &mut raw)
-        } else {
-            stored_frame(&self.run, &self.bytes, located).map(drop)
-        };
-        result.map_err(|e| (entry.id, e.into()))
-    }
+/// A pack that was checked.
+pub struct CheckedPack {
+    /// Its frames.
+    pub frames: u64,
+    /// Its bytes.
+    pub len_bytes: u64,
+    /// Frames that are damaged.
+    pub damaged: Vec<(ChunkId, RegionError)>,
 }
 
 impl Region {
@@ -146,13 +131,45 @@ impl Region {
         Ok(())
     }
 
-    /// Reads a pack whole, by positioned reads, and checks header and trailer.
-    pub fn load_pack(&self, record: &PackRecord) -> Result<LoadedPack, RegionError> {
+    /// Reads a pack front to back, by positioned reads: checks header and trailer, and of each frame the checksum or,
+    /// if `content`, that it decodes to its chunk.
+    pub fn check_pack(
+        &self,
+        record: &PackRecord,
+        content: bool,
+        buffers: &mut CheckBuffers,
+    ) -> Result<CheckedPack, RegionError> {
         let object: Arc<dyn Object> = self.0.storage.open(&record.name.to_string())?;
-        let trailer = read_trailer_of(&*object, self.0.header.id, record)?;
-        let mut bytes = vec![0; usize::try_from(object.len()).unwrap_or(usize::MAX)];
-        object.read_at(0, &mut bytes)?;
-        let run = ReadRun { pack: record.name, offset: 0, len: bytes.len(), members: Vec::new() };
-        Ok(LoadedPack { run, bytes, entries: trailer.entries })
+        let entries = read_trailer_of(&*object, self.0.header.id, record)?.entries;
+        let mut wanted: Vec<Located> =
+            entries.iter().map(|entry| (entry.id, Location::new(entry, record.name))).collect();
+        wanted.sort_unstable_by_key(|(_, location)| location.offset);
+        let mut checked =
+            CheckedPack { frames: wanted.len() as u64, len_bytes: object.len(), damaged: Vec::new() };
+        let mut rest = wanted.as_slice();
+        while let Some((_, first)) = rest.first() {
+            let start = u64::from(first.offset);
+            let end_of = |(_, location): &Located| u64::from(location.offset) + location.frame_bytes();
+            let count = rest.partition_point(|located| end_of(located) - start <= RUN_BYTES).max(1);
+            let (run, after) = rest.split_at(count);
+            rest = after;
+            let len = run.last().map_or(0, |last| end_of(last) - start);
+            buffers.run.resize(usize::try_from(len).unwrap_or(usize::MAX), 0);
+            object.read_at(start, &mut buffers.run)?;
+            let read =
+                ReadRun { pack: record.name, offset: start, len: buffers.run.len(), members: Vec::new() };
+            for located in run {
+                let result = if content {
+                    buffers.raw.resize(usize::from(located.1.raw_blocks) * BLOCK_BYTES, 0);
+                    decode_frame(&self.0.codecs, &read, &buffers.run, *located, &mut buffers.raw)
+                } else {
+                    stored_frame(&read, &buffers.run, *located).map(drop)
+                };
+                if let Err(error) = result {
+                    checked.damaged.push((located.0, error.into()));
+                }
+            }
+        }
+        Ok(checked)
     }
 }
