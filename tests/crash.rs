@@ -183,7 +183,7 @@ fn region_violation(
     for ack in acks {
         match ack {
             Ack::Snapshot(of, id, bytes) if *of == root && catalog.snapshots.contains_key(id) => {
-                match caller.read_back(region, *id) {
+                match caller.read_directly(region, *id) {
                     Ok(found) if found == **bytes => {}
                     Ok(_) => return Some(format!("{id} has other bytes")),
                     Err(error) => return Some(format!("{id}: {error}")),
@@ -200,7 +200,7 @@ fn region_violation(
         }
     }
     for id in catalog.snapshots.keys() {
-        match caller.read_back(region, *id) {
+        match caller.read_directly(region, *id) {
             Ok(bytes) if contents.iter().any(|content| **content == bytes) => {}
             Ok(_) => return Some(format!("{id} is listed and has bytes that nobody wrote")),
             Err(error) => return Some(format!("{id} is listed and cannot be read: {error}")),
@@ -212,7 +212,7 @@ fn region_violation(
             Ok(taken) => taken.snapshot.id,
             Err(error) => return Some(format!("it does not go on: {error}")),
         };
-        if !caller.read_back(region, id).is_ok_and(|bytes| bytes == *contents[1]) {
+        if !caller.read_directly(region, id).is_ok_and(|bytes| bytes == *contents[1]) {
             return Some("a snapshot after the crash is not whole".into());
         }
         match verify(region, &VerifyOptions::default(), &caller.context()) {
@@ -611,7 +611,7 @@ fn finds_damage(caller: &Caller, files: &SimFiles, contents: &[Arc<Vec<u8>>]) ->
     let ids: Vec<SnapshotId> =
         region.catalog().map(|c| c.snapshots.keys().copied().collect()).unwrap_or_default();
     for id in &ids {
-        if let Ok(bytes) = caller.read_back(&region, *id) {
+        if let Ok(bytes) = caller.read_directly(&region, *id) {
             assert!(contents.iter().any(|content| **content == bytes), "{id} gives wrong bytes");
         } else {
             assert!(!report.findings.is_empty(), "{id} cannot be read, and verify found nothing");
