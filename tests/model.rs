@@ -19,6 +19,7 @@ use imgstore::ops::copy::{CopyOptions, CopyWhat, apply, plan};
 use imgstore::ops::devices::DeviceSpec;
 use imgstore::ops::error::OpsError;
 use imgstore::ops::find;
+use imgstore::ops::gc::{self, GcOptions};
 use imgstore::ops::import::import_template;
 use imgstore::ops::launch::{LaunchOptions, Launched, launch};
 use imgstore::ops::modify::{self, PermissionChange, Protect, Target};
@@ -377,7 +378,8 @@ impl Both {
             20..23 => self.register_template(who, at),
             23..33 => self.share(who, at),
             33..48 => self.modify(who, at),
-            48..55 => self.remove(who, at),
+            48..53 => self.remove(who, at),
+            53..55 => self.collect(who, at),
             55..64 => self.bin(who, at),
             64..70 => self.copy(who, at),
             70..78 => self.launch(who, at),
@@ -532,6 +534,29 @@ impl Both {
             };
             self.both("deregister", at, real, |known| known.deregister(who, id, with, now));
         }
+    }
+
+    /// Collection, often without any grace. What it may take is what the reference does not have.
+    fn collect(&mut self, who: Account, at: usize) {
+        let (caller, now) = (self.context(who), self.now);
+        // Whoever wrote so far is gone: a living session's packs are left alone.
+        self.regions[at] = open(&self.files, ROOTS[at]);
+        let grace_ms = [0, 0, HOUR, DAY][self.draw.below(4)];
+        let options = GcOptions { grace_ms, repack_percent: [0, 50, 100][self.draw.below(3)] };
+        let real = |region: &Region| gc::collect(region, &options, &caller.context()).map(drop);
+        self.both("collect", at, real, |known| {
+            known.expire_all(now);
+            Ok(())
+        });
+        self.read_one(at);
+    }
+
+    /// A snapshot reads as it was taken.
+    fn read_one(&mut self, at: usize) {
+        let known: Vec<SnapshotId> = self.references[at].snapshots.keys().copied().collect();
+        let Some(id) = self.pick(&known) else { return };
+        let read = Caller::new(1).read_directly(&self.regions[at], id).unwrap();
+        assert!(read == *self.references[at].snapshots[&id].content, "{id} has other bytes");
     }
 
     fn bin(&mut self, who: Account, at: usize) {
@@ -944,7 +969,7 @@ fn the_library_does_what_the_reference_says() {
         // A test whose operations are all refused would test nothing.
         for (what, [succeeded, refused]) in &both.done {
             assert!(
-                *succeeded >= 3 && (*what == "snapshot" || *refused >= 1 || *what == "block public"),
+                *succeeded >= 3 && (*refused >= 1 || ["snapshot", "block public", "collect"].contains(what)),
                 "{what}"
             );
         }

@@ -143,7 +143,10 @@ pub(super) fn stay_of(
 
 /// The operations that end the stay of what the caller's time is up for. Whoever changes the bin makes them.
 pub(super) fn expire(catalog: &Catalog, context: &Context<'_>) -> Vec<Op> {
-    let is_own = |owner| owner == context.account;
+    expire_of(catalog, |owner| owner == context.account, context)
+}
+
+fn expire_of(catalog: &Catalog, is_own: impl Fn(AccountId) -> bool, context: &Context<'_>) -> Vec<Op> {
     let images = catalog.binned_images.values().filter(|b| is_own(b.item.owner) && !is_kept(b.stay, context));
     let expired: BTreeSet<ImageId> = images.map(|binned| binned.item.id).collect();
     let still_used = |id| catalog.binned_images_using(id).any(|image| !expired.contains(&image));
@@ -156,17 +159,7 @@ pub(super) fn expire(catalog: &Catalog, context: &Context<'_>) -> Vec<Op> {
 
 /// The operations that end the stay of whatever is overdue, whosever it is.
 pub(super) fn expire_all(catalog: &Catalog, context: &Context<'_>) -> Vec<Op> {
-    let owners: BTreeSet<AccountId> = catalog
-        .binned_images
-        .values()
-        .map(|binned| binned.item.owner)
-        .chain(catalog.binned_snapshots.values().map(|binned| binned.item.owner))
-        .collect();
-    // Images of all first: a snapshot may be used by somebody else's.
-    let mut ops: Vec<Op> =
-        owners.into_iter().flat_map(|account| expire(catalog, &Context { account, ..*context })).collect();
-    ops.sort_by_key(|op| matches!(op, Op::ExpireSnapshot { .. }));
-    ops
+    expire_of(catalog, |_| true, context)
 }
 
 /// The operations that end the stay of anybody's images whose time is up and that use a snapshot: what nobody can

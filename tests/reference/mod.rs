@@ -254,6 +254,14 @@ impl Reference {
         self.binned_images.values().any(|(image, until)| image.snapshots.contains(&snapshot) && now < *until)
     }
 
+    /// All that is overdue ends.
+    pub fn expire_all(&mut self, now: u64) {
+        self.binned_images.retain(|_, (_, until)| now < *until);
+        let used: BTreeSet<_> =
+            self.binned_images.values().flat_map(|(image, _)| image.snapshots.clone()).collect();
+        self.binned_snapshots.retain(|id, (_, until)| now < *until || used.contains(id));
+    }
+
     /// What is overdue ends: the account's own, and images of anybody's that use these snapshots.
     fn expire(&mut self, account: Account, snapshots: &[SnapshotId], now: u64) {
         self.binned_images.retain(|_, (image, until)| image.owner != account || now < *until);
