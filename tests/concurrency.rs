@@ -17,8 +17,10 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Mutex;
 
+type Operation = fn(&World, &mut Draw);
+
 /// The operations of the table, in its order.
-const OPERATIONS: [(&str, fn(&World, &mut Draw)); 8] = [
+const OPERATIONS: [(&str, Operation); 8] = [
     ("snapshot", snapshot),
     ("copy in", copy_in),
     ("copy out", copy_out),

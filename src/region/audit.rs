@@ -72,32 +72,38 @@ impl Region {
         }
         let mut catalog = Catalog::default();
         let mut position = LogPosition { sequence: 0, hash };
-        while let Some(read) = read_record(storage, position.sequence + 1)? {
-            position = follow(&mut catalog, position, &read)?;
-            if let Some(checkpoint) = checkpoints.remove(&position.sequence)
-                && (checkpoint.record_hash != position.hash || checkpoint.catalog != catalog)
-            {
-                let why = "its checkpoint says something else".into();
-                findings.push(RegionError::BrokenLog { sequence: position.sequence, why });
+        let beyond = loop {
+            while let Some(read) = read_record(storage, position.sequence + 1)? {
+                position = follow(&mut catalog, position, &read)?;
+                if let Some(checkpoint) = checkpoints.remove(&position.sequence)
+                    && (checkpoint.record_hash != position.hash || checkpoint.catalog != catalog)
+                {
+                    let why = "its checkpoint says something else".into();
+                    findings.push(RegionError::BrokenLog { sequence: position.sequence, why });
+                }
             }
-        }
-        let beyond = checkpoints.keys().map(|&sequence| RegionError::BrokenLog {
+            let last = self.last_record()?.max(checkpoints.keys().copied().max().unwrap_or(0));
+            // Others append meanwhile: only what still is not there is missing.
+            if last <= position.sequence || read_record(storage, position.sequence + 1)?.is_none() {
+                break last;
+            }
+        };
+        findings.extend(checkpoints.keys().map(|&sequence| RegionError::BrokenLog {
             sequence,
             why: format!("its checkpoint is there, but the log ends at {}", position.sequence),
-        });
-        findings.extend(beyond);
-        findings.extend(self.records_after(position.sequence)?);
+        }));
+        let tail = position.sequence;
+        if beyond > tail && self.last_record()? > tail {
+            let why = format!("it is missing, but record {beyond} is there");
+            findings.push(RegionError::BrokenLog { sequence: tail + 1, why });
+        }
         Ok((catalog, findings))
     }
 
-    /// Records that cannot be reached because one before them is missing.
-    fn records_after(&self, tail: u64) -> Result<Option<RegionError>, RegionError> {
+    /// The number of the last record that can be seen; 0 if there is none.
+    fn last_record(&self) -> Result<u64, RegionError> {
         let listed = self.0.storage.list("log")?;
-        let last = listed.iter().filter_map(|listed| sequence_in(&listed.name)).max().unwrap_or(0);
-        Ok((last > tail).then(|| RegionError::BrokenLog {
-            sequence: tail + 1,
-            why: format!("it is missing, but record {last} is there"),
-        }))
+        Ok(listed.iter().filter_map(|listed| sequence_in(&listed.name)).max().unwrap_or(0))
     }
 
     /// Checks a segment's hash and that each of its entries is what the pack's trailer says.
