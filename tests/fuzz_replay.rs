@@ -38,6 +38,8 @@ use std::path::{Path, PathBuf};
 
 /// Mutations of each file. Each costs tens of microseconds.
 const MUTATIONS: u64 = 3000;
+/// Those of sequences of operations, each of which costs milliseconds.
+const SEQUENCES: u64 = 150;
 /// All of seeds and regressions together: they are committed.
 const BYTES_MAX: u64 = 200 << 10;
 
@@ -110,7 +112,7 @@ fn replay(name: &str) {
     run(name, target, &[], "no bytes");
     for (place, (path, bytes)) in inputs.iter().enumerate() {
         run(name, target, bytes, &path.display().to_string());
-        for number in 0..MUTATIONS {
+        for number in 0..if name == "model" { SEQUENCES } else { MUTATIONS } {
             let mut numbers = Numbers(number);
             let other = &inputs[(place + numbers.below(inputs.len())) % inputs.len()].1;
             let mutated = mutate(bytes, other, &mut numbers);
@@ -136,7 +138,7 @@ macro_rules! replays {
     };
 }
 
-replays!(bundle checkpoint detect frame free manifest ova pack qcow2 record region segment vdi vhd vhdx vmdk);
+replays!(bundle checkpoint detect frame free manifest model ova pack qcow2 record region segment vdi vhd vhdx vmdk);
 
 #[test]
 fn seeds_and_regressions_are_small_and_each_belongs_to_a_target() {
@@ -312,6 +314,22 @@ fn seeds() -> Vec<(&'static str, &'static str, Vec<u8>)> {
     let members = [("m.ovf", OVF.as_bytes()), ("disk.img", &DISK), ("m.mf", SUMS.as_bytes())];
     seeds.push(("ova", "archive", archive(&members)));
     seeds.push(("ova", "description", OVF.into()));
+    // Two bytes an operation: take, delete, collect, take again; writers left half-done; taken for gone.
+    seeds.push((
+        "model",
+        "reuse",
+        vec![0, 0xf0, 0, 0x81, 3, 0, 4, 0, 0, 0xf0, 4, 1, 5, 60, 3, 1, 4, 0, 2, 0xf3],
+    ));
+    seeds.push((
+        "model",
+        "half-done",
+        vec![6, 0xf0, 0, 0xf0, 8, 1, 4, 0, 6, 0x70, 7, 0, 4, 3, 8, 0, 0, 0x70, 4, 0],
+    ));
+    seeds.push((
+        "model",
+        "worn",
+        vec![0, 0xf1, 0, 0x11, 3, 0, 4, 99, 0, 0xf4, 3, 0, 9, 255, 4, 2, 9, 99, 5, 200],
+    ));
     seeds.push(("ova", "checksums", SUMS.into()));
     use targets::sparse::{vdi, vhd_dynamic, vhd_fixed, vhdx};
     let files = [

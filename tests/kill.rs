@@ -24,7 +24,9 @@ fn output(home: &Path, args: &[&str]) -> Vec<u8> {
 #[test]
 fn a_killed_process_loses_nothing_that_it_acknowledged() {
     let rounds: u64 = std::env::var("IMGSTORE_KILL_ROUNDS").ok().and_then(|t| t.parse().ok()).unwrap_or(100);
-    let folder = tempfile::tempdir().unwrap();
+    // Another file system than that of temporary files, if that is asked for.
+    let place = std::env::var_os("IMGSTORE_KILL_DIR");
+    let folder = place.map_or_else(tempfile::tempdir, tempfile::tempdir_in).unwrap();
     let (home, disk) = (folder.path().join("home"), folder.path().join("disk.raw"));
     let disk_arg = disk.to_string_lossy().into_owned();
     let mut draw = common::Draw::new(11);
@@ -45,10 +47,14 @@ fn a_killed_process_loses_nothing_that_it_acknowledged() {
             bytes[at..at + 4096].copy_from_slice(&fresh);
         }
         fs::write(&disk, &bytes).unwrap();
-        let copied = kept.last().map(|(id, _)| id.clone()).filter(|_| round % 4 == 3);
-        let args: Vec<&str> = match &copied {
-            Some(id) => vec!["copy", id, "--to", "backup"],
-            None => vec!["snapshot", &disk_arg],
+        let copied = kept.last().map(|(id, _)| id.clone()).filter(|_| round % 8 == 3);
+        // One that is being deleted may be there afterwards or not.
+        let deleted = (round % 4 == 1 && kept.len() > 8).then(|| kept.remove(draw.below(8)).0);
+        let args: Vec<&str> = match (&copied, &deleted) {
+            (Some(id), _) => vec!["copy", id, "--to", "backup"],
+            (_, Some(id)) => vec!["delete-snapshot", id],
+            _ if round % 4 == 2 => vec!["gc", "--grace", "0s"],
+            _ => vec!["snapshot", &disk_arg],
         };
         let mut child = imgstore(&home, &args).stdout(Stdio::piped()).spawn().unwrap();
         std::thread::sleep(Duration::from_micros(draw.below(limit_us) as u64));
@@ -57,7 +63,7 @@ fn a_killed_process_loses_nothing_that_it_acknowledged() {
         limit_us = if in_time { limit_us * 9 / 8 } else { limit_us * 8 / 9 }.max(1000);
         let printed = child.wait_with_output().unwrap().stdout;
         let id = String::from_utf8(printed).unwrap().trim().to_owned();
-        if !id.is_empty() && copied.is_none() {
+        if !id.is_empty() && args[0] == "snapshot" {
             acknowledged += 1;
             kept.push((id, bytes.clone()));
         }
@@ -68,6 +74,11 @@ fn a_killed_process_loses_nothing_that_it_acknowledged() {
     }
     for (id, expected) in &kept {
         assert!(output(&home, &["export", id, "-"]) == *expected, "{id} at the end");
+    }
+    // What was left of all that goes, and the rest stays.
+    output(&home, &["gc", "--grace", "0s"]);
+    for (id, expected) in &kept {
+        assert!(output(&home, &["export", id, "-"]) == *expected, "{id} after the last collection");
     }
     for region in ["local", "backup"] {
         assert_eq!(output(&home, &["--region", region, "verify"]), b"no damage found\n");

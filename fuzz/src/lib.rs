@@ -40,19 +40,21 @@ use std::sync::Arc;
 
 pub mod archive;
 pub mod free;
+pub mod model;
 pub mod sparse;
 
 /// A target's name and function.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target by its name: the name of its binary, of its seeds' folder and of its finds' folder.
-pub const TARGETS: [Target; 16] = [
+pub const TARGETS: [Target; 17] = [
     ("bundle", bundle),
     ("checkpoint", checkpoint),
     ("detect", detect),
     ("frame", frame),
     ("free", free::free),
     ("manifest", manifest),
+    ("model", model::model),
     ("ova", ova),
     ("pack", pack),
     ("qcow2", qcow2),
