@@ -49,7 +49,7 @@ pub trait Storage: Send + Sync {
     /// the storage up, and cleans up after writers that died.
     fn admit_writer(&self) -> Result<(), StorageError>;
 
-    /// Asked before collection, which frees space and must first write a little: shows that this writer lives, and
+    /// Asked before a removal or a collection, which frees space and must first write a little: shows that this writer lives, and
     /// on a storage that is nearly full gives up what was kept back for this. Whether it is nearly full; then
     /// nothing is written that can be left out. The next writer that is admitted keeps something back again.
     fn admit_collector(&self) -> Result<bool, StorageError>;

@@ -72,8 +72,17 @@ pub struct Deletion {
     pub freed_bytes: Option<u64>,
 }
 
+/// What removes something must go on a full disk, too: its record has room that is kept back for this.
+fn make_room(region: &Region, context: &Context<'_>) -> Result<(), OpsError> {
+    if !context.dry_run {
+        region.admit_collector()?;
+    }
+    Ok(())
+}
+
 /// Deletes a snapshot that the caller owns and no image uses.
 pub fn delete_snapshot(region: &Region, id: SnapshotId, context: &Context<'_>) -> Result<Deletion, OpsError> {
+    make_room(region, context)?;
     context.commit(region, |catalog| {
         let (mut ops, deletion) = plan_snapshot(catalog, id, context)?;
         let bin = deletion.restorable_until_ms.map(|until_ms| BinStay { since_ms: context.now_ms, until_ms });
@@ -143,6 +152,7 @@ pub fn deregister(
     delete_snapshots: bool,
     context: &Context<'_>,
 ) -> Result<Deregistration, OpsError> {
+    make_room(region, context)?;
     context.commit(region, |catalog| {
         let (image, plan) = plan(catalog, id, delete_snapshots, context)?;
         let stay =

@@ -476,7 +476,11 @@ impl Check<'_> {
                 } else {
                     hidden += 1;
                 }
-                finding.affected.extend(images.get(&root).into_iter().flatten().cloned());
+                for image in images.get(&root).into_iter().flatten() {
+                    if !finding.affected.contains(image) {
+                        finding.affected.push(image.clone());
+                    }
+                }
             }
             finding.affected_of_others = hidden;
         }
