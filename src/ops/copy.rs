@@ -15,12 +15,13 @@ use super::token::{client_token, made_before};
 use super::transfer::{Missing, find_missing, transfer};
 use crate::model::account::{ClientToken, Tag};
 use crate::model::blockmap::BlockMap;
-use crate::model::catalog::Catalog;
+use crate::model::catalog::{Catalog, RootId};
 use crate::model::ids::{ImageId, ObjectHash, SnapshotId, TemplateId};
 use crate::model::image::{DeregistrationProtection, DeviceTarget, Image, ImageSource};
 use crate::model::objects::{ManifestRecord, PackName};
 use crate::model::op::Op;
 use crate::model::snapshot::{Snapshot, SnapshotSource, Template};
+use crate::model::units::block_offset;
 use crate::region::Region;
 use crate::region::session::Session;
 use std::collections::{BTreeMap, BTreeSet};
@@ -101,6 +102,24 @@ impl CopyPlan {
         self.missing.raw_bytes
     }
 
+    /// What the maps are of, in their order.
+    fn roots(&self) -> impl Iterator<Item = RootId> + '_ {
+        let snapshots = self.snapshots.iter().map(|snapshot| RootId::Snapshot(snapshot.id));
+        snapshots.chain(self.template.iter().map(|template| RootId::Template(template.id)))
+    }
+
+    /// Refuses block maps of another length than the source says of what has them.
+    fn check_sizes(&self) -> Result<(), OpsError> {
+        let snapshots = self.snapshots.iter().map(|s| (s.volume_bytes, s.data_bytes));
+        let said = snapshots.chain(self.template.iter().map(|t| (t.volume_bytes, t.data_bytes)));
+        for ((map, said), root) in self.maps.iter().zip(said).zip(self.roots()) {
+            if (map.volume_bytes(), map.data_bytes()) != said {
+                return Err(OpsError::MapLength { root, expected: said.0, found: map.volume_bytes() });
+            }
+        }
+        Ok(())
+    }
+
     /// Chunk references of all snapshots.
     pub fn chunks(&self) -> u64 {
         self.maps.iter().map(|map| map.chunks().len() as u64).sum()
@@ -157,6 +176,8 @@ pub fn plan(
         ..CopyPlan::of_nothing(what, token)
     };
     plan.maps = plan.manifests().map(|manifest| source.load_map(manifest)).collect::<Result<_, _>>()?;
+    plan.check_sizes()?;
+    note_older_source(source, &catalog, &there, context);
     plan.missing = find_missing(source, target, &plan.maps, context)?;
     if let Some(image) = &plan.image {
         check_name_free(&there, context.account, &copy_name(image, options))?;
@@ -165,6 +186,20 @@ pub fn plan(
     let lacking: BTreeMap<ObjectHash, u64> = lacking.map(|manifest| (manifest.hash, manifest.len)).collect();
     plan.manifest_bytes = lacking.values().sum();
     Ok(plan)
+}
+
+/// Tells that the source's history is shorter than a copy before saw it: it was put back to an older state, or what
+/// stands there is another region.
+fn note_older_source(source: &Region, catalog: &Catalog, there: &Catalog, context: &Context<'_>) {
+    let of_source = there.snapshots.values().filter_map(|snapshot| snapshot.source.as_ref());
+    let seen = of_source.filter(|from| from.region_id == source.header().id).map(|from| from.sequence).max();
+    if let Some(seen) = seen.filter(|seen| *seen > catalog.sequence) {
+        context.progress.note(&format!(
+            "region {} ends at log record {}, but an earlier copy of it saw record {seen}: it was put back to an older state",
+            source.header().name,
+            catalog.sequence
+        ));
+    }
 }
 
 /// Carries out a plan.
@@ -231,11 +266,18 @@ fn carry_out(
 /// Makes sure that every chunk of every map is at the target now, and gives the packs that hold them.
 fn reserve_all(session: &mut Session, plan: &CopyPlan) -> Result<Vec<PackName>, OpsError> {
     session.flush()?;
-    for map in &plan.maps {
+    for (map, root) in plan.maps.iter().zip(plan.roots()) {
         let ids: Vec<_> = map.chunks().iter().map(|chunk| chunk.id).collect();
         let lacking = session.reserve(&ids)?.iter().position(|is_new| *is_new);
         if let Some(at) = lacking {
             return Err(OpsError::ContentGone { what: format!("the pack of chunk {}", ids[at]) });
+        }
+        // Chunks are what they are called; how long they are is what the source's block map says.
+        for (chunk, place) in map.chunks().iter().zip(session.region().locate(&ids)?) {
+            if place.1.raw_blocks != chunk.blocks {
+                let (expected, found) = (block_offset(chunk.blocks.into()), place.1.raw_bytes());
+                return Err(OpsError::ChunkLength { root, expected, found });
+            }
         }
     }
     Ok(session.used_packs())

@@ -158,6 +158,18 @@ pub enum OpsError {
         /// Bytes of the chunk.
         found: u64,
     },
+    /// A source says of a snapshot something else than its block map.
+    #[error(
+        "{root} has {expected} bytes by its region's log and {found} by its block map; the region is damaged, or lies"
+    )]
+    MapLength {
+        /// The snapshot or template.
+        root: RootId,
+        /// What the log says.
+        expected: u64,
+        /// What the map says.
+        found: u64,
+    },
     /// What was found stored was collected before anything referred to it.
     #[error("{what}, which holds some of the content, was removed meanwhile; run the command again")]
     ContentGone {
@@ -271,7 +283,7 @@ impl OpsError {
             Self::Region(error) if error.is_no_space() => Class::NoSpace,
             Self::Region(RegionError::NotARegion) => Class::NotFound,
             Self::Region(RegionError::Exists) => Class::Refused,
-            Self::ChunkLength { .. } | Self::SourceFrame(_) => Class::Damage,
+            Self::ChunkLength { .. } | Self::MapLength { .. } | Self::SourceFrame(_) => Class::Damage,
             Self::Disk(DiskError::NotFound { .. }) => Class::NotFound,
             Self::Disk(DiskError::NoSpace { .. }) => Class::NoSpace,
             Self::Disk(DiskError::Io { .. }) => Class::Failed,
