@@ -1,0 +1,156 @@
+"""Every system call that a command writes with fails once, on a real file system: nothing acknowledged is lost.
+
+usage: run.py IMGSTORE FOLDER
+
+For each command, each kind of call and each of its calls in turn, strace lets that one call fail with EIO or ENOSPC. The
+command may fail, with a sentence and not by a signal; what was acknowledged before and by it reads as it was taken, a
+check finds nothing, and the next command works.
+"""
+
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+
+IMGSTORE, FOLDER = os.path.abspath(sys.argv[1]), os.path.abspath(sys.argv[2])
+CALLS = {
+    "fsync": ["EIO", "ENOSPC"],
+    "fdatasync": ["EIO"],
+    "write": ["EIO", "ENOSPC"],
+    "renameat2": ["EIO"],
+    "mkdir": ["ENOSPC"],
+    "unlink": ["EIO"],
+    "fchmod": ["EIO"],
+    "pread64": ["EIO"],
+}
+# Calls of one kind that are tried in one command: the first ones, and then some of the rest.
+EACH_MAX = 14
+failures = []
+checks = injected = 0
+
+
+def check(holds, what):
+    global checks
+    checks += 1
+    if not holds:
+        failures.append(what)
+        print(f"FAILED: {what}")
+
+
+def run(*args, strace=()):
+    command = [*strace, IMGSTORE, "--home", f"{FOLDER}/home", "--quiet", *args]
+    return subprocess.run(command, capture_output=True)
+
+
+def must(*args):
+    done = run(*args)
+    if done.returncode != 0:
+        sys.exit(f"FAILED: {args}: {done.stderr.decode()}")
+    return done.stdout
+
+
+def write_disk(draw):
+    """A disk that shares most of its content with the one before."""
+    with open(f"{FOLDER}/disk.raw", "r+b") as file:
+        for _ in range(6):
+            file.seek(draw.randrange(256) * 4096)
+            file.write(draw.randbytes(4096 * draw.randrange(1, 4)))
+    return open(f"{FOLDER}/disk.raw", "rb").read()
+
+
+def command_of(kind, kept, draw):
+    """A command of a kind, and the id of the snapshot that it takes away."""
+    if kind == "snapshot":
+        return ["snapshot", f"{FOLDER}/disk.raw"], None
+    if kind == "copy":
+        return ["copy", next(reversed(kept)), "--to", "backup"], None
+    if kind == "delete":
+        gone = draw.choice(list(kept)[:-1])
+        return ["delete-snapshot", gone], gone
+    if kind == "gc":
+        return ["gc", "--grace", "0s"], None
+    return ["repair", "--from", "backup"], None
+
+
+def count(kind, call, kept, draw):
+    """How often the command makes a call, by a run that is not disturbed. A deletion is counted by its dry run's like."""
+    log = f"{FOLDER}/strace"
+    args, gone = command_of(kind, kept, draw)
+    done = run(*args, strace=["strace", "-f", "-qq", "-o", log, "-e", f"trace={call}"])
+    check(done.returncode == 0, f"{args}: {done.stderr.decode()}")
+    if gone:
+        del kept[gone]
+    return done, sum(1 for line in open(log) if re.search(rf"\b{call}\(", line))
+
+
+def after(what, kept, draw):
+    for id in draw.sample(list(kept), min(2, len(kept))):
+        exported = run("export", id, "-")
+        check(exported.returncode == 0 and exported.stdout == kept[id], f"{what}: {id}: {exported.stderr.decode()}")
+    checked = run("verify")
+    check(checked.returncode == 0, f"{what}: {checked.stdout.decode()}{checked.stderr.decode()}")
+
+
+def main():
+    global injected
+    draw = random.Random(5)
+    shutil.rmtree(f"{FOLDER}/home", ignore_errors=True)
+    shutil.rmtree(f"{FOLDER}/away", ignore_errors=True)
+    with open(f"{FOLDER}/disk.raw", "wb") as file:
+        file.write(draw.randbytes(1 << 20))
+    kept = {}
+
+    def take():
+        content = write_disk(draw)
+        kept[must("snapshot", f"{FOLDER}/disk.raw").decode().strip()] = content
+
+    take()
+    must("region", "add", "backup", f"{FOLDER}/away")
+    for kind in ["snapshot", "copy", "delete", "gc", "repair"]:
+        for call, errors in CALLS.items():
+            while len(kept) < 5:
+                take()
+            content = write_disk(draw)
+            done, calls = count(kind, call, kept, draw)
+            if kind == "snapshot":
+                kept[done.stdout.decode().strip()] = content
+            places = list(range(1, calls + 1))
+            places = places[: EACH_MAX // 2] + draw.sample(places[EACH_MAX // 2 :], min(EACH_MAX // 2, max(0, calls - EACH_MAX // 2)))
+            for error in errors:
+                for place in places:
+                    while len(kept) < 4:
+                        take()
+                    if kind == "gc":
+                        # Something to collect.
+                        take()
+                        gone = draw.choice(list(kept)[:-1])
+                        must("delete-snapshot", gone)
+                        del kept[gone]
+                    content = write_disk(draw)
+                    args, gone = command_of(kind, kept, draw)
+                    fault = f"inject={call}:error={error}:when={place}"
+                    done = run(*args, strace=["strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={call}", "-e", fault])
+                    what = f"{kind}, {call} {place} of {calls} {error}"
+                    if done.returncode == 127 and b"shared libraries" in done.stderr:
+                        # It was the loader's call: the program never began.
+                        continue
+                    injected += 1
+                    check(done.returncode in range(0, 9), f"{what}: exit {done.returncode}: {done.stderr.decode()}")
+                    if done.returncode != 0 and call != "write":
+                        # A write that fails may be that of the sentence. Findings are on standard output.
+                        said = done.stderr + done.stdout
+                        check(said.strip() != b"", f"{what}: it failed and said nothing")
+                    printed = re.fullmatch(r"snap-[0-9a-f]{17}", done.stdout.decode().strip())
+                    if kind == "snapshot" and done.returncode == 0 and printed:
+                        kept[printed.group()] = content
+                    if gone:
+                        del kept[gone]
+                    after(what, kept, draw)
+    print(f"{injected} calls failed once")
+    print(f"{checks - len(failures)} passed, {len(failures)} failed")
+    sys.exit(bool(failures))
+
+
+main()
