@@ -233,7 +233,7 @@ fn seeds() -> Vec<(&'static str, &'static str, Vec<u8>)> {
     let made = makings().into_iter().chain(changes()).collect();
     let record = record_of(record::Body::Inline(Vec::new())).with_ops(made);
     catalog.apply(&record).expect("the operations apply");
-    catalog.fenced_sessions.insert(SessionId([9; 16]));
+    std::sync::Arc::make_mut(&mut catalog.fenced_sessions).insert(SessionId([9; 16]));
     let full = Checkpoint { record_hash: HASH, catalog };
     seeds.push(("checkpoint", "full", checkpoint::encode(&full).expect("it encodes")));
 

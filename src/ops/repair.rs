@@ -111,16 +111,17 @@ fn mend(
     }
     // Before the disks: what is still here need not be compressed again.
     repaired.moved = store(&mut session, context, |ids| taken(region, ids, context))?;
+    let mut wanted = wanted(region)?;
     for pack in &quarantine {
-        let mut wanted = wanted(region)?;
+        context.check_cancelled()?;
         for (id, frame) in region.salvage(*pack) {
             if wanted.remove(&id) && session.reserve(&[id])? == [true] {
                 session.put(id, &frame)?;
                 repaired.moved += 1;
             }
         }
-        session.flush()?;
     }
+    session.flush()?;
     for source in sources.regions {
         repaired.fetched += store(&mut session, context, |ids| taken(source, ids, context))?;
     }

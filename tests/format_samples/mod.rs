@@ -825,7 +825,7 @@ pub fn catalogue() -> (Checkpoint, second::Checkpoint) {
     Arc::make_mut(&mut ours.retained_snapshots).insert(kept.id, kept);
     theirs.retained_snapshots.insert(kept2.id, kept2);
     for session in [[9; 16], [7; 16]] {
-        ours.fenced_sessions.insert(SessionId(session));
+        Arc::make_mut(&mut ours.fenced_sessions).insert(SessionId(session));
         theirs.fenced_sessions.insert(session);
     }
     accounts_and_bin(ours, theirs);

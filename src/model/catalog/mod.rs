@@ -87,7 +87,7 @@ pub struct Catalog {
     /// Deleted snapshots that volumes still stand on.
     pub retained_snapshots: Table<SnapshotId, Snapshot>,
     /// Sessions that may no longer commit.
-    pub fenced_sessions: BTreeSet<SessionId>,
+    pub fenced_sessions: Arc<BTreeSet<SessionId>>,
     /// What follows from the rest.
     #[serde(skip)]
     derived: Derived,
@@ -244,7 +244,7 @@ impl Catalog {
             Op::ForgetPacks { packs } => self.forget_packs(packs),
             Op::QuarantinePacks { packs, at_ms } => self.quarantine_packs(packs, *at_ms),
             Op::FenceSessions { sessions } => {
-                self.fenced_sessions.extend(sessions);
+                Arc::make_mut(&mut self.fenced_sessions).extend(sessions);
                 Ok(())
             }
             Op::ReplaceManifest { lost, by } => self.replace_manifest(*lost, by),
@@ -390,7 +390,7 @@ mod tests {
     #[test]
     fn a_fenced_session_commits_nothing() {
         let mut catalog = Catalog::default();
-        catalog.fenced_sessions.insert(SESSION);
+        Arc::make_mut(&mut catalog.fenced_sessions).insert(SESSION);
         assert_eq!(catalog.apply(&record(1, vec![])), Err(Rejection::SessionFenced(SESSION)));
     }
 
