@@ -266,7 +266,17 @@ fn an_interrupted_collection_is_gone_on_with() {
     delete_snapshot(&place.open(), gone, &caller.context()).unwrap();
     place.collect(HOUR, &caller);
     let region = place.open();
-    let swept = region.sweep(caller.account, |_, _| true).unwrap();
+    let swept: Vec<PackName> = region
+        .catalog()
+        .unwrap()
+        .packs
+        .values()
+        .filter(|pack| matches!(pack.state, PackState::Condemned { .. }))
+        .map(|pack| pack.record.name)
+        .collect();
+    region
+        .commit::<_, OpsError>(caller.account, |_| Ok((vec![Op::SweepPacks { packs: swept.clone() }], ())))
+        .unwrap();
     assert!(!swept.is_empty());
     // A pack that is being swept is used by nobody any more: its content is stored anew.
     let again = caller.snapshot(&place.open(), &MemoryDisk::new(volume(300_000, 12))).unwrap();
@@ -371,4 +381,150 @@ fn everything_at_once_loses_nothing() {
     assert!(catalog.packs.values().all(|pack| pack.state == PackState::Live));
     let report = verify(&open(), &VerifyOptions::default(), &caller.context()).unwrap();
     assert!(report.findings.is_empty(), "{:?}", report.findings);
+}
+
+// What a review of collection and repair found ---------------------------------------------------------------
+
+/// Content that two writers have stored at once, each in packs of its own: those that sort first, and the others. It is
+/// in the index of segments, too.
+fn doubled(place: &Place, caller: &Caller) -> (SnapshotId, Vec<u8>, [Vec<PackName>; 2]) {
+    let bytes = volume(300_000, 5);
+    let regions = [place.open(), place.open()];
+    let mut sessions = regions.each_ref().map(|region| region.begin(caller.account).unwrap());
+    let mut packs = sessions.each_mut().map(|session| {
+        let disk = MemoryDisk::new(bytes.clone());
+        imgstore::ops::ingest::ingest(session, &disk, 3, &caller.context()).unwrap().packs
+    });
+    packs.sort();
+    drop(sessions);
+    drop(regions);
+    let id = place.snapshot(caller, &bytes);
+    fill(place, caller, 0);
+    assert!(!place.open().catalog().unwrap().segments.is_empty());
+    (id, bytes, packs)
+}
+
+/// Enough small packs that a segment is made of them.
+fn fill(place: &Place, caller: &Caller, seed: u64) {
+    for number in 0..70_u64 {
+        place.snapshot(caller, &(1000 + 100 * seed + number).to_le_bytes().repeat(600));
+    }
+}
+
+fn move_away(place: &Place, packs: &[PackName]) -> Vec<(std::path::PathBuf, std::path::PathBuf)> {
+    let moved = packs.iter().map(|pack| {
+        let path = place.root().join(pack.to_string());
+        let aside = place.0.path().join(pack.to_string().replace('/', "-"));
+        std::fs::rename(&path, &aside).unwrap();
+        (path, aside)
+    });
+    moved.collect()
+}
+
+fn damage_frame(place: &Place, pack: &PackName, at: usize) {
+    use std::os::unix::fs::PermissionsExt;
+    let path = place.root().join(pack.to_string());
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[at] ^= 1;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+    std::fs::write(&path, bytes).unwrap();
+}
+
+#[test]
+fn a_copy_does_not_go_for_one_that_is_not_there() {
+    let (place, caller) = (Place::new(), Caller::new(1));
+    let (id, bytes, [first, second]) = doubled(&place, &caller);
+    for lost in [&first, &second] {
+        let moved = move_away(&place, lost);
+        let refused = collect(&place.open(), &NOW, &caller.context());
+        assert_eq!(caller.read_back(&place.open(), id).unwrap(), bytes, "there is another copy");
+        for (path, aside) in moved {
+            std::fs::rename(aside, path).unwrap();
+        }
+        if lost == &first {
+            assert_eq!(refused.unwrap_err().class(), Class::Damage, "it is what was to be kept");
+        }
+    }
+}
+
+#[test]
+fn a_copy_does_not_go_for_one_that_is_damaged() {
+    let (place, caller) = (Place::new(), Caller::new(1));
+    let (id, bytes, [first, second]) = doubled(&place, &caller);
+    damage_frame(&place, &first[0], 200);
+    assert_eq!(caller.read_back(&place.open(), id).unwrap(), bytes, "the other copy is read");
+    let error = collect(&place.open(), &NOW, &caller.context()).unwrap_err();
+    assert_eq!(error.class(), Class::Damage, "{error}");
+    // And the other way round: what is damaged is not what would be kept.
+    damage_frame(&place, &first[0], 200);
+    damage_frame(&place, &second[0], 200);
+    assert_eq!(caller.read_back(&place.open(), id).unwrap(), bytes, "the other copy is read");
+    assert!(collect(&place.open(), &NOW, &caller.context()).unwrap().freed.count > 0);
+    assert_eq!(caller.read_back(&place.open(), id).unwrap(), bytes);
+    place.assert_clean(&caller);
+}
+
+#[test]
+fn a_merge_forgets_no_pack_that_it_cannot_read_now() {
+    let (place, caller) = (Place::new(), Caller::new(1));
+    let (id, bytes, [first, second]) = doubled(&place, &caller);
+    let moved = move_away(&place, &second);
+    fill(&place, &caller, 1);
+    fill(&place, &caller, 2);
+    for (path, aside) in moved {
+        std::fs::rename(aside, path).unwrap();
+    }
+    place.assert_clean(&caller);
+    move_away(&place, &first);
+    assert_eq!(caller.read_back(&place.open(), id).unwrap(), bytes, "the other copy is still known");
+}
+
+#[test]
+fn repair_takes_each_chunk_from_whichever_pack_has_it_intact() {
+    use imgstore::ops::repair::{RepairSources, repair};
+    let (place, caller) = (Place::new(), Caller::new(1));
+    let (id, bytes, [first, second]) = doubled(&place, &caller);
+    let len = std::fs::metadata(place.root().join(first[0].to_string())).unwrap().len() as usize;
+    damage_frame(&place, &first[0], 200);
+    damage_frame(&place, &second[0], len / 2);
+    let repaired = repair(&place.open(), &RepairSources::default(), &caller.context()).unwrap();
+    assert!(repaired.lost.is_empty() && repaired.quarantined.len() == 2, "{repaired:?}");
+    place.assert_clean(&caller);
+    place.collect(NOW, &caller);
+    assert_eq!(caller.read_back(&place.open(), id).unwrap(), bytes);
+    place.assert_clean(&caller);
+}
+
+/// A copy that only a condemned pack has is stored again: that pack goes when its grace is over.
+#[test]
+fn repair_does_not_count_on_a_condemned_pack() {
+    use imgstore::ops::repair::{RepairSources, repair};
+    let (place, mut caller) = (Place::new(), Caller::new(1));
+    let (id, bytes, [first, second]) = doubled(&place, &caller);
+    place.collect(HOUR, &caller);
+    let state = |pack: &PackName| place.open().catalog().unwrap().packs[pack].state;
+    assert!(matches!(state(&second[0]), PackState::Condemned { .. }));
+    let region = place.open();
+    let mark = region.mark::<OpsError>(|| Ok(())).unwrap();
+    let kept = mark.kept_packs();
+    damage_frame(&place, &first[0], 200);
+    let repaired = repair(&place.open(), &RepairSources::default(), &caller.context()).unwrap();
+    assert!(repaired.lost.is_empty() && repaired.moved > 0, "{repaired:?}");
+    // A collector that has marked before takes nothing by that mark any more.
+    assert!(region.sweep(&mark, &kept, caller.account, |_| true).unwrap().is_empty());
+    caller.now_ms += 2 * HOUR.grace_ms;
+    place.collect(HOUR, &caller);
+    assert_eq!(caller.read_back(&place.open(), id).unwrap(), bytes);
+    place.assert_clean(&caller);
+}
+
+#[test]
+fn what_is_all_needed_is_not_rewritten_however_small() {
+    let (place, caller) = (Place::new(), Caller::new(1));
+    for seed in 0..5 {
+        place.snapshot(&caller, &[seed + 1; 4096]);
+    }
+    for _ in 0..2 {
+        assert_eq!(place.collect(NOW, &caller), Collected::default());
+    }
 }

@@ -6,6 +6,7 @@ mod common;
 use common::{Caller, MemoryDisk, memory_region, session, small_packs, volume};
 use imgstore::io::memory::Memory;
 use imgstore::io::storage::Storage;
+use imgstore::model::catalog::Pack;
 use imgstore::model::ids::SnapshotId;
 use imgstore::model::objects::{PackName, PackState};
 use imgstore::model::op::Op;
@@ -90,7 +91,10 @@ impl Stage {
     /// Everything that is condemned goes.
     fn sweep(&self) {
         let region = self.open();
-        region.sweep(self.caller.account, |_, state| matches!(state, PackState::Condemned { .. })).unwrap();
+        let condemned = |pack: &&Pack| matches!(pack.state, PackState::Condemned { .. });
+        let catalog = region.catalog().unwrap();
+        let packs: Vec<PackName> = catalog.packs.values().filter(condemned).map(|p| p.record.name).collect();
+        self.append(vec![Op::SweepPacks { packs }]);
         region.remove_swept::<RegionError>(self.caller.account, || Ok(())).unwrap();
     }
 }

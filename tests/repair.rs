@@ -70,7 +70,7 @@ impl Two {
     }
 
     fn repair(&self, regions: &[Region], disks: &[Box<dyn DiskRead>]) -> Repaired {
-        repair(&self.here(), &RepairSources { regions, disks }, &self.caller.context()).unwrap()
+        repair(&self.here(), &RepairSources { regions, disks, force: true }, &self.caller.context()).unwrap()
     }
 
     fn files(&self, folder: &str) -> Vec<PathBuf> {
@@ -209,6 +209,7 @@ fn what_is_lost_is_told_by_its_bytes_and_mended_by_the_disk() {
     }
     let again = two.repair(&[], &[]);
     assert_eq!(again.lost, repaired.lost, "it stays lost");
+    assert!(!two.is_clean(), "a check says so, too, although what is damaged is in quarantine");
     let options = GcOptions { grace_ms: 0, repack_percent: 50 };
     let collected = collect(&two.here(), &options, &two.caller.context()).unwrap();
     assert_eq!(collected.freed.count, 0, "what is in quarantine may be all that is left");
@@ -220,6 +221,8 @@ fn what_is_lost_is_told_by_its_bytes_and_mended_by_the_disk() {
     let two = Two::new(&small_packs());
     two.files("manifests").iter().for_each(|path| fs::remove_file(path).unwrap());
     two.files("packs").iter().for_each(|path| fs::remove_file(path).unwrap());
+    let asked = repair(&two.here(), &RepairSources::default(), &two.caller.context()).unwrap_err();
+    assert!(asked.to_string().contains("mounted"), "{asked}");
     let repaired = two.repair(&[], &[]);
     assert_eq!(repaired.lost.len(), 2);
     assert_eq!(repaired.lost[0].ranges.len(), 1, "the whole volume");

@@ -283,6 +283,10 @@ impl<F: Files> Storage for Directory<F> {
                 self.writing("remove staged", name, || self.files.remove(&staged))?;
                 return Ok(Created::Existed);
             }
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                let why = "what was staged for it is gone: this command was taken for dead; run it again";
+                return self.writing("name", name, || Err(io::Error::other(why)));
+            }
             Err(e) => {
                 let _ = self.files.remove(&staged);
                 return self.writing("rename", name, || Err(e));

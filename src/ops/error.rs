@@ -158,6 +158,16 @@ pub enum OpsError {
         /// Bytes of the chunk.
         found: u64,
     },
+    /// Most packs are not there: it is more likely that a disk is not, than that they are lost.
+    #[error(
+        "{missing} of {total} packs are not there, so nothing was changed; is the disk that they are on mounted? If they are lost, say --force"
+    )]
+    MostlyMissing {
+        /// Packs that are not there.
+        missing: usize,
+        /// All packs.
+        total: usize,
+    },
     /// A source says of a snapshot something else than its block map.
     #[error(
         "{root} has {expected} bytes by its region's log and {found} by its block map; the region is damaged, or lies"
@@ -283,7 +293,10 @@ impl OpsError {
             Self::Region(error) if error.is_no_space() => Class::NoSpace,
             Self::Region(RegionError::NotARegion) => Class::NotFound,
             Self::Region(RegionError::Exists) => Class::Refused,
-            Self::ChunkLength { .. } | Self::MapLength { .. } | Self::SourceFrame(_) => Class::Damage,
+            Self::ChunkLength { .. }
+            | Self::MapLength { .. }
+            | Self::MostlyMissing { .. }
+            | Self::SourceFrame(_) => Class::Damage,
             Self::Disk(DiskError::NotFound { .. }) => Class::NotFound,
             Self::Disk(DiskError::NoSpace { .. }) => Class::NoSpace,
             Self::Disk(DiskError::Io { .. }) => Class::Failed,

@@ -7,11 +7,12 @@
 use super::bin::expire_all;
 use super::context::Context;
 use super::error::OpsError;
-use crate::model::catalog::Catalog;
+use crate::model::catalog::Pack;
 use crate::model::objects::{PackName, PackState};
 use crate::model::units::TimeMs;
 use crate::region::Region;
 use crate::region::collect::Mark;
+use crate::region::error::RegionError;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 /// How long a condemned pack stays at least if nothing else is said, in milliseconds: a day.
@@ -73,6 +74,8 @@ pub struct Collected {
     pub expired: u64,
     /// Packs that nothing refers to and that a running command may be about to use.
     pub in_progress: Amount,
+    /// Packs that would be rewritten if there were space for it.
+    pub left_worn: Amount,
 }
 
 /// The packs that a mark lets go of.
@@ -90,18 +93,19 @@ pub fn preview(region: &Region, options: &GcOptions, context: &Context<'_>) -> R
     let candidates = candidates(region, &mark, &kept, options)?;
     let mut collected = Collected { in_progress: candidates.in_progress, ..Collected::default() };
     collected.expired = expire_all(&mark.catalog, context).len() as u64;
-    let due = due(options, context, &kept);
     for (name, pack) in mark.catalog.packs.iter() {
         match closed_since(pack.state) {
             _ if pack.state == PackState::Sweeping => collected.freed.add(pack.record.len),
-            Some(_) if due(name, pack.state) => collected.freed.add(pack.record.len),
+            Some(_) if is_over(pack.state, options, context) && !kept.contains(name) => {
+                collected.freed.add(pack.record.len);
+            }
             Some(since) => wait(&mut collected, pack.record.len, since, options),
             None => {}
         }
     }
     let condemned = candidates.dead.iter().map(|name| (name, false));
     for (name, is_worn) in condemned.chain(candidates.worn.iter().map(|name| (name, true))) {
-        let len = mark.catalog.packs.get(name).map_or(0, |pack| pack.record.len);
+        let len = len_of(&mark, name);
         if is_worn {
             let usage = mark.usage(name);
             collected.repacked.add(len);
@@ -122,27 +126,40 @@ pub fn preview(region: &Region, options: &GcOptions, context: &Context<'_>) -> R
 }
 
 /// Collects. With a dry run it ends where [`preview`] does.
+///
+/// An object that cannot be removed stays, and does not keep anything else: the error comes at the end.
 pub fn collect(region: &Region, options: &GcOptions, context: &Context<'_>) -> Result<Collected, OpsError> {
     if context.dry_run {
         return preview(region, options, context);
     }
     let is_full = region.admit_collector()?;
     let account = context.account;
-    let mut collected = Collected::default();
+    let (mut collected, mut failure) = (Collected::default(), None);
     // What a collection before this one had on record as swept goes first: on a full disk it makes room.
-    collected.freed.count += swept(&region.catalog()?);
-    collected.freed.bytes += region.remove_swept(account, || context.check_cancelled())?;
+    remove_swept(region, &mut collected, &mut failure, context)?;
     collected.expired = region.commit(account, |catalog| {
         let ops = expire_all(catalog, context);
         let count = ops.len() as u64;
         Ok::<_, OpsError>((ops, count))
     })?;
-    let kept = condemn_what_goes(region, options, is_full, &mut collected, context)?;
-    let freed = region.sweep(account, due(options, context, &kept))?;
-    collected.freed.count += freed.len() as u64;
-    collected.freed.bytes += region.remove_swept(account, || context.check_cancelled())?;
-    let orphans = region.find_orphans()?;
-    (collected.orphans.count, collected.orphans.bytes) = region.remove_orphans(&orphans, account)?;
+    if let Some((mark, kept)) =
+        despite_others(region, context, |mark| condemn_dead(region, mark, options, &mut collected, context))?
+    {
+        let is_due = |state| is_over(state, options, context);
+        region.sweep(&mark, &kept, account, is_due)?;
+        remove_swept(region, &mut collected, &mut failure, context)?;
+        let worn = candidates(region, &mark, &kept, options)?.worn;
+        if is_full {
+            // Rewriting needs space before it gives any back.
+            worn.iter().for_each(|name| collected.left_worn.add(len_of(&mark, name)));
+        } else if let Some(kept) = rewrite(region, &mark, kept, &worn, &mut collected, context)? {
+            region.sweep(&mark, &kept, account, is_due)?;
+            remove_swept(region, &mut collected, &mut failure, context)?;
+        }
+    }
+    let removed = region.remove_orphans(&region.find_orphans()?, account)?;
+    collected.orphans = Amount { count: removed.count, bytes: removed.bytes };
+    failure = failure.or(removed.failure);
     if !is_full {
         region.compact_index(account)?;
     }
@@ -151,11 +168,22 @@ pub fn collect(region: &Region, options: &GcOptions, context: &Context<'_>) -> R
             wait(&mut collected, pack.record.len, since, options);
         }
     }
-    Ok(collected)
+    failure.map_or(Ok(collected), |error| Err(error.into()))
 }
 
-fn swept(catalog: &Catalog) -> u64 {
-    catalog.packs.values().filter(|pack| pack.state == PackState::Sweeping).count() as u64
+fn remove_swept(
+    region: &Region,
+    collected: &mut Collected,
+    failure: &mut Option<RegionError>,
+    context: &Context<'_>,
+) -> Result<(), OpsError> {
+    let removed = region.remove_swept(context.account, || context.check_cancelled())?;
+    collected.freed.count += removed.count;
+    collected.freed.bytes += removed.bytes;
+    if failure.is_none() {
+        *failure = removed.failure;
+    }
+    Ok(())
 }
 
 const fn closed_since(state: PackState) -> Option<TimeMs> {
@@ -172,17 +200,13 @@ fn wait(collected: &mut Collected, len: u64, since: TimeMs, options: &GcOptions)
     collected.waiting_since_ms = Some(collected.waiting_since_ms.map_or(since, |first| first.min(since)));
 }
 
-/// Which packs have waited long enough. None that is kept, whatever its state: what is intact in a damaged pack may
-/// be the only copy.
-fn due<'a>(
-    options: &'a GcOptions,
-    context: &'a Context<'_>,
-    kept: &'a BTreeSet<PackName>,
-) -> impl Fn(&PackName, PackState) -> bool + 'a {
-    move |name, state| {
-        let is_over = |since: TimeMs| since.saturating_add(options.grace_ms) <= context.now_ms;
-        closed_since(state).is_some_and(is_over) && !kept.contains(name)
-    }
+/// Whether a pack in this state has waited long enough.
+fn is_over(state: PackState, options: &GcOptions, context: &Context<'_>) -> bool {
+    closed_since(state).is_some_and(|since| since.saturating_add(options.grace_ms) <= context.now_ms)
+}
+
+fn len_of(mark: &Mark, name: &PackName) -> u64 {
+    mark.catalog.packs.get(name).map_or(0, |pack| pack.record.len)
 }
 
 /// What a mark lets go of: live packs that nothing needs, and those that hardly anything is needed of. Packs of
@@ -198,9 +222,8 @@ fn candidates(
         mark.catalog.packs.values().flat_map(|pack| pack.record.bases.iter().copied()).collect();
     let mut at_work = BTreeMap::new();
     for (&name, pack) in mark.catalog.packs.iter().filter(|(_, pack)| pack.state == PackState::Live) {
-        let usage = mark.usage(&name);
         if kept.contains(&name) {
-            let is_worn = usage.bytes * 100 < pack.record.len * u64::from(options.repack_percent);
+            let is_worn = mark.needed_percent(&pack.record) < u64::from(options.repack_percent);
             if is_worn && !bases.contains(&name) {
                 candidates.worn.push(name);
             }
@@ -219,57 +242,83 @@ fn candidates(
     Ok(candidates)
 }
 
-/// Marks and condemns, again if others commit meanwhile, but not for ever: what is left is left to the next
-/// collection. Gives the packs that stay.
-fn condemn_what_goes(
+/// Marks, and runs a step on the mark, again if others commit or collect meanwhile, but not for ever: then what is left
+/// is left to the next collection. The step gives nothing if the mark did not hold.
+fn despite_others<T>(
     region: &Region,
-    options: &GcOptions,
-    is_full: bool,
-    collected: &mut Collected,
     context: &Context<'_>,
-) -> Result<BTreeSet<PackName>, OpsError> {
-    let mut mark = region.mark(|| context.check_cancelled())?;
-    for _ in 1..ATTEMPTS {
-        if let Some(kept) = condemn(region, &mark, options, is_full, collected, context)? {
-            return Ok(kept);
-        }
+    mut step: impl FnMut(&Mark) -> Result<Option<T>, OpsError>,
+) -> Result<Option<(Mark, T)>, OpsError> {
+    for attempt in 1..=ATTEMPTS {
         context.check_cancelled()?;
-        mark = region.mark(|| context.check_cancelled())?;
+        let before = region.catalog()?.sequence;
+        let done = region.mark(|| context.check_cancelled()).and_then(|mark| {
+            region.check_kept(&mark, || context.check_cancelled())?;
+            Ok(step(&mark)?.map(|done| (mark, done)))
+        });
+        match done {
+            Ok(Some(done)) => return Ok(Some(done)),
+            Ok(None) => {}
+            // What was not there may have been deleted and collected by others: then the log has moved.
+            Err(OpsError::Region(error))
+                if error.is_damage() && attempt < ATTEMPTS && region.catalog()?.sequence != before => {}
+            Err(error) => return Err(error),
+        }
     }
-    Ok(mark.kept_packs())
+    Ok(None)
 }
 
-/// Condemns what a mark lets go of, and gives the packs that stay; or nothing if the mark did not hold.
-fn condemn(
+/// Condemns packs that nothing needs. Gives the packs that stay, or nothing if the mark did not hold.
+fn condemn_dead(
     region: &Region,
     mark: &Mark,
     options: &GcOptions,
-    is_full: bool,
     collected: &mut Collected,
     context: &Context<'_>,
 ) -> Result<Option<BTreeSet<PackName>>, OpsError> {
-    let mut kept = mark.kept_packs();
-    let candidates = candidates(region, mark, &kept, options)?;
-    let len = |name: &PackName| mark.catalog.packs.get(name).map_or(0, |pack| pack.record.len);
-    collected.in_progress = candidates.in_progress;
-    if !candidates.dead.is_empty() {
-        if !region.condemn(mark, &kept, &candidates.dead, context.account, context.now_ms)? {
-            return Ok(None);
-        }
-        candidates.dead.iter().for_each(|name| collected.condemned.add(len(name)));
-    }
-    // Repacking needs space before it gives any back.
-    if candidates.worn.is_empty() || is_full {
+    let kept = mark.kept_packs();
+    let Candidates { dead, in_progress, .. } = candidates(region, mark, &kept, options)?;
+    collected.in_progress = in_progress;
+    // Copies go only if those that stay are good: also those that were condemned before and go now.
+    let is_going = |(name, pack): &(&PackName, &Pack)| {
+        dead.contains(name) || (!kept.contains(name) && is_over(pack.state, options, context))
+    };
+    let going = mark.catalog.packs.iter().filter(is_going).map(|(name, _)| *name).collect();
+    region.prove_kept(mark, &going, || context.check_cancelled())?;
+    if dead.is_empty() {
         return Ok(Some(kept));
     }
-    let (moved, new_packs) = repack(region, mark, &candidates.worn, context)?;
-    kept.retain(|name| !candidates.worn.contains(name));
-    kept.extend(new_packs);
-    if !region.condemn(mark, &kept, &candidates.worn, context.account, context.now_ms)? {
-        // What was moved is in two packs now; one of them nothing needs, as the next mark will find.
+    if !region.condemn(mark, &kept, &dead, context.account, context.now_ms)? {
         return Ok(None);
     }
-    candidates.worn.iter().for_each(|name| collected.repacked.add(len(name)));
+    dead.iter().for_each(|name| collected.condemned.add(len_of(mark, name)));
+    Ok(Some(kept))
+}
+
+/// Rewrites worn packs, and condemns them. Gives the packs that stay, or nothing if there was nothing to rewrite or the
+/// mark did not hold: then what was moved is in two packs, one of which nothing needs, as the next collection will find.
+fn rewrite(
+    region: &Region,
+    mark: &Mark,
+    mut kept: BTreeSet<PackName>,
+    worn: &[PackName],
+    collected: &mut Collected,
+    context: &Context<'_>,
+) -> Result<Option<BTreeSet<PackName>>, OpsError> {
+    if worn.is_empty() {
+        return Ok(None);
+    }
+    let (moved, new_packs) = match repack(region, mark, worn, context) {
+        // Another collector took them, or others deleted what they hold.
+        Err(OpsError::Region(error)) if error.is_not_found() => return Ok(None),
+        repacked => repacked?,
+    };
+    kept.retain(|name| !worn.contains(name));
+    kept.extend(new_packs);
+    if !region.condemn(mark, &kept, worn, context.account, context.now_ms)? {
+        return Ok(None);
+    }
+    worn.iter().for_each(|name| collected.repacked.add(len_of(mark, name)));
     collected.moved.count += moved.count;
     collected.moved.bytes += moved.bytes;
     Ok(Some(kept))

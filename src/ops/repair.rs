@@ -31,6 +31,8 @@ pub struct RepairSources<'a> {
     pub regions: &'a [Region],
     /// Disks that damaged snapshots may have been taken of.
     pub disks: &'a [Box<dyn DiskRead>],
+    /// Go on even if most packs are not there, as they are not when a disk is not mounted.
+    pub force: bool,
 }
 
 /// Content that stays lost.
@@ -85,6 +87,10 @@ pub fn repair(
         repaired.quarantined = damage.packs.into_iter().collect();
         return Ok(repaired);
     }
+    let total = region.catalog()?.packs.len();
+    if damage.missing > 1 && damage.missing * 2 > total && !sources.force {
+        return Err(OpsError::MostlyMissing { missing: damage.missing, total });
+    }
     mend(region, sources, &damage, &mut repaired, context)?;
     repaired.lost = lost(region, &region.catalog()?)?;
     Ok(repaired)
@@ -110,12 +116,12 @@ fn mend(
         repaired.manifests += maps_from_region(&mut session, source, &mut lost_maps, context)?;
     }
     // Before the disks: what is still here need not be compressed again.
-    repaired.moved = store(&mut session, context, |ids| taken(region, ids, context))?;
+    repaired.moved = store(&mut session, region, context)?;
     let mut wanted = wanted(region)?;
     for pack in &quarantine {
         context.check_cancelled()?;
         for (id, frame) in region.salvage(*pack) {
-            if wanted.remove(&id) && session.reserve(&[id])? == [true] {
+            if wanted.remove(&id) {
                 session.put(id, &frame)?;
                 repaired.moved += 1;
             }
@@ -123,14 +129,14 @@ fn mend(
     }
     session.flush()?;
     for source in sources.regions {
-        repaired.fetched += store(&mut session, context, |ids| taken(source, ids, context))?;
+        repaired.fetched += store(&mut session, source, context)?;
     }
     for disk in sources.disks {
         context.progress.begin("repair", disk.len_bytes());
         let level = i32::from(region.header().zstd_level);
         let ingested = ingest(&mut session, &**disk, level, context)?;
         repaired.reread += ingested.new_chunks;
-        repaired.manifests += named_again(region, &mut lost_maps, &ingested.manifest, context)?;
+        repaired.manifests += named_again(&session, &mut lost_maps, &ingested.manifest, context)?;
     }
     session.flush()?;
     repaired.stored_bytes = session.stored_bytes();
@@ -149,45 +155,29 @@ fn wanted(region: &Region) -> Result<BTreeSet<ChunkId>, OpsError> {
         // One whose map is lost wants nothing that is known.
         let Ok(map) = region.load_map(root.manifest) else { continue };
         let ids: Vec<ChunkId> = map.chunks().iter().map(|chunk| chunk.id).collect();
-        let lacking = ids.iter().zip(region.has_chunks(&ids)?).filter(|(_, has)| !has);
+        // One in a condemned pack only would go with that, and is stored again, too.
+        let lacking = ids.iter().zip(region.has_live_chunks(&ids)?).filter(|(_, has)| !has);
         wanted.extend(lacking.map(|(id, _)| *id));
     }
     Ok(wanted)
 }
 
-/// Stores what `take` has of the chunks that are wanted. Gives how many.
-fn store(
-    session: &mut Session,
-    context: &Context<'_>,
-    take: impl Fn(&[ChunkId]) -> Vec<(ChunkId, Frame)>,
-) -> Result<u64, OpsError> {
+/// Stores what a region has intact of the chunks that are wanted, each proved. Gives how many.
+fn store(session: &mut Session, from: &Region, context: &Context<'_>) -> Result<u64, OpsError> {
     let wanted: Vec<ChunkId> = wanted(session.region())?.into_iter().collect();
     let mut stored = 0;
     for ids in wanted.chunks(ASKED_AT_ONCE) {
         context.check_cancelled()?;
-        for (id, frame) in take(ids) {
-            if session.reserve(&[id])? == [true] {
-                session.put(id, &frame)?;
-                stored += 1;
-            }
+        let intact = |id: &ChunkId| from.intact_frame(*id).map(|frame| (*id, frame));
+        let frames: Vec<(ChunkId, Frame)> =
+            context.pool.install(|| ids.par_iter().filter_map(intact).collect());
+        stored += frames.len() as u64;
+        for (id, frame) in frames {
+            session.put(id, &frame)?;
         }
     }
     session.flush()?;
     Ok(stored)
-}
-
-/// Frames of those chunks that a region has intact, each proved to be its chunk. What it cannot read it does not have.
-fn taken(region: &Region, ids: &[ChunkId], context: &Context<'_>) -> Vec<(ChunkId, Frame)> {
-    let Ok(found) = region.try_locate(ids) else { return Vec::new() };
-    let there: Vec<ChunkId> =
-        ids.iter().zip(found).filter(|(_, place)| place.is_some()).map(|(id, _)| *id).collect();
-    let one = |id: &ChunkId| {
-        let fetched = region.fetch(std::slice::from_ref(id)).ok()?;
-        let (id, frame) = fetched.stored(*fetched.frames().first()?).ok()?;
-        region.prove(id, &frame).ok()?;
-        Some((id, frame))
-    };
-    context.pool.install(|| there.par_iter().filter_map(one).collect())
 }
 
 /// Makes lost block maps anew that a region has the like of. Gives how many.
@@ -202,21 +192,21 @@ fn maps_from_region(
     for lost in lost_maps.clone() {
         let Some(like) = source.known_manifest(&catalog, &lost.hash) else { continue };
         let manifest = session.place_manifest(&source.load_map(&like)?)?;
-        made += named_again(&session.region().clone(), lost_maps, &manifest, context)?;
+        made += named_again(session, lost_maps, &manifest, context)?;
     }
     Ok(made)
 }
 
 /// Names a block map in place of lost ones with the same content. Gives how many those were.
 fn named_again(
-    region: &Region,
+    session: &Session,
     lost_maps: &mut Vec<&ManifestRecord>,
     found: &ManifestRecord,
     context: &Context<'_>,
 ) -> Result<u64, OpsError> {
     let mut named = 0;
     for lost in lost_maps.iter().filter(|lost| lost.hash == found.hash) {
-        named += u64::from(region.replace_manifest(lost, found, context.account)?);
+        named += u64::from(session.region().replace_manifest(lost, found, session, context.account)?);
     }
     lost_maps.retain(|lost| lost.hash != found.hash);
     Ok(named)

@@ -101,6 +101,8 @@ pub(super) struct Damage {
     pub(super) manifests: BTreeMap<ManifestName, ManifestRecord>,
     /// Segments that cannot be read or do not say what the packs say.
     pub(super) segments: BTreeSet<SegmentName>,
+    /// How many of the packs are not there at all.
+    pub(super) missing: usize,
     /// Whether the log itself is broken: then nothing else was looked at.
     pub(super) is_log_broken: bool,
 }
@@ -143,9 +145,14 @@ pub(super) fn survey(
     let selected = select(&catalog, options, context)?;
     let packs = check.packs_to_read(&catalog, options, &selected)?;
     for name in catalog.segments.keys() {
-        if let Err(error) = region.audit_segment(&catalog, *name) {
-            check.damage.segments.insert(*name);
-            check.add(&name.to_string(), &error);
+        match region.audit_segment(&catalog, *name) {
+            // Merged into another one meanwhile.
+            Err(error) if error.is_not_found() && !region.catalog()?.segments.contains_key(name) => {}
+            Err(error) => {
+                check.damage.segments.insert(*name);
+                check.add(&name.to_string(), &error);
+            }
+            Ok(()) => {}
         }
     }
     context.progress.begin("verify", packs.iter().map(|record| record.len).sum());
@@ -371,6 +378,9 @@ impl Check<'_> {
     /// does not give them. It loses nothing if that is over later: it is still there.
     fn note_bad_pack(&mut self, name: PackName, finding: usize, error: &RegionError) {
         self.bad_packs.insert(name, finding);
+        if error.is_not_found() {
+            self.damage.missing += 1;
+        }
         if error.is_damage() || error.is_failed_read() {
             self.damage.packs.insert(name);
         }
@@ -415,7 +425,8 @@ impl Check<'_> {
             };
             let ids: Vec<ChunkId> = map.chunks().iter().map(|chunk| chunk.id).collect();
             let mut missing = 0;
-            for (chunk, location) in map.chunks().iter().zip(self.region.try_locate(&ids)?) {
+            // What is in quarantine only, is lost or still to be moved out.
+            for (chunk, location) in map.chunks().iter().zip(self.region.try_locate_usable(&ids)?) {
                 if let Some(&finding) = self.bad.get(&chunk.id) {
                     self.touch(finding, root.id);
                 }
@@ -428,10 +439,10 @@ impl Check<'_> {
                     missing += 1;
                 }
             }
-            if missing > 0 {
+            if missing > 0 && self.is_still_named(root.manifest) {
                 let finding = Finding {
                     object: root.manifest.name.to_string(),
-                    problem: format!("{missing} of its chunks are in no readable pack"),
+                    problem: format!("{missing} of its chunks are in no sound pack"),
                     affected: Vec::new(),
                     affected_of_others: 0,
                 };

@@ -201,6 +201,23 @@ impl Index {
         Ok(None)
     }
 
+    /// Every place of a chunk in packs that are there, best first.
+    pub fn places_of(&self, id: ChunkId) -> Result<Vec<Location>, PackError> {
+        let loose =
+            self.loose_table.get(&id).into_iter().chain(self.loose_more.get(&id).into_iter().flatten());
+        let mut places: Vec<Location> = loose.copied().collect();
+        for segment in &self.segments {
+            if let Some((entry, pack)) = segment.lookup(id)?
+                && self.is_known(&pack)
+                && !places.iter().any(|place| place.pack == pack)
+            {
+                places.push(Location::new(&entry, pack));
+            }
+        }
+        places.sort_by_key(|place| (self.rank(&place.pack), place.pack));
+        Ok(places)
+    }
+
     /// Gives back memory that growing took.
     pub fn shrink_to_fit(&mut self) {
         self.loose_table.shrink_to_fit();

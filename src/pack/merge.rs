@@ -43,8 +43,11 @@ pub fn choose(index: &Index) -> Vec<Arc<Segment>> {
     chosen
 }
 
-/// Whether half of the packs that a segment lists are gone.
+/// Whether half of the packs that a segment lists are gone, and it can be merged again.
 pub fn is_worn(index: &Index, segment: &Segment) -> bool {
+    if segment.entries() > MERGED_ENTRIES_MAX {
+        return false;
+    }
     let gone = segment.packs().iter().filter(|pack| !index.is_known(pack)).count();
     gone > 0 && 2 * gone >= segment.packs().len()
 }
@@ -66,7 +69,13 @@ pub fn merge(
     let entries = index.unlisted().1
         + segments.iter().map(|s| usize::try_from(s.entries()).unwrap_or(0)).sum::<usize>();
     let mut writer = SegmentWriter::new(entries);
-    let mut partial = BTreeSet::new();
+    // What is listed in part, and cannot be read now to list the rest, stays listed in part.
+    let mut partial: BTreeSet<PackName> = segments
+        .iter()
+        .flat_map(|segment| &segment.record().partial)
+        .filter(|pack| index.is_known(pack) && !index.loose().contains_key(pack))
+        .copied()
+        .collect();
     let (mut places, mut group) = (Places::new(index, segments)?, Group::default());
     while places.next_into(&mut group)? {
         let Some((entry, pack)) = group.best(index) else { continue };

@@ -67,6 +67,8 @@ impl Region {
         for listed in storage.list("checkpoints")? {
             match read_checkpoint(storage, &listed.name) {
                 Ok(checkpoint) => drop(checkpoints.insert(checkpoint.catalog.sequence, checkpoint)),
+                // Another process has made newer ones meanwhile.
+                Err(e) if e.is_not_found() => {}
                 Err(e) => findings.push(e),
             }
         }
@@ -118,12 +120,23 @@ impl Region {
                 trailers.insert(pack.record.name, Arc::new(trailer.entries));
             }
         }
+        let mut listed: HashMap<PackName, usize> = HashMap::new();
         for item in segment.iter() {
             let (entry, pack) = item?;
+            *listed.entry(pack).or_default() += 1;
             let Some(trailer) = trailers.get(&pack) else { continue };
             let same = trailer.binary_search_by(|e| e.id.cmp(&entry.id)).map(|at| trailer[at]);
             if same != Ok(Entry { pack: 0, ..entry }) {
                 let why = format!("chunk {} is not where it says in {pack}", entry.id);
+                let source = crate::format::error::FormatError::Invalid { what: "index segment", why };
+                return Err(RegionError::damaged(&name.to_string(), source));
+            }
+        }
+        // Who lists a pack, and does not say that it lists it in part, lists all of it: nobody looks any further.
+        for (pack, trailer) in &trailers {
+            let found = listed.get(pack).copied().unwrap_or(0);
+            if found != trailer.len() && !record.partial.contains(pack) {
+                let why = format!("it lists {found} of the {} chunks in {pack}", trailer.len());
                 let source = crate::format::error::FormatError::Invalid { what: "index segment", why };
                 return Err(RegionError::damaged(&name.to_string(), source));
             }

@@ -8,13 +8,14 @@ use super::Region;
 use super::error::RegionError;
 use super::session::Session;
 use crate::chunk::frame::Frame;
-use crate::format::entry::Entry;
+use crate::format::entry::{ENTRY_BYTES, Entry};
+use crate::format::pack::{FOOTER_BYTES, HEADER_BYTES};
 use crate::model::account::AccountId;
 use crate::model::catalog::Catalog;
 use crate::model::ids::ChunkId;
-use crate::model::objects::{ManifestName, PackName, PackState};
+use crate::model::objects::{ManifestName, PackName, PackRecord, PackState};
 use crate::model::op::Op;
-use crate::model::units::TimeMs;
+use crate::model::units::{BLOCK_BYTES, TimeMs};
 use crate::pack::index::{Index, Location};
 use crate::pack::places::{Group, Places};
 use rayon::prelude::*;
@@ -47,12 +48,39 @@ pub struct Mark {
     manifests: BTreeSet<ManifestName>,
     /// Packs with a place that is kept, and what of them.
     usage: BTreeMap<PackName, Usage>,
+    /// Chunks that are in several packs.
+    doubles: Vec<Double>,
+}
+
+/// A chunk in several packs: the place that is kept, and the other packs.
+struct Double {
+    entry: Entry,
+    pack: PackName,
+    others: Vec<PackName>,
+}
+
+/// What was removed.
+#[derive(Debug, Default)]
+pub struct Removed {
+    /// How many objects.
+    pub count: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Why some were not.
+    pub failure: Option<RegionError>,
 }
 
 impl Mark {
     /// What of a pack is needed by its content.
     pub fn usage(&self, pack: &PackName) -> Usage {
         self.usage.get(pack).copied().unwrap_or_default()
+    }
+
+    /// How many percent of a pack's frames are needed, by their bytes.
+    pub fn needed_percent(&self, pack: &PackRecord) -> u64 {
+        let around = (HEADER_BYTES + FOOTER_BYTES) as u64 + u64::from(pack.frames) * ENTRY_BYTES as u64;
+        let bytes = pack.len.saturating_sub(around).max(1);
+        self.usage(&pack.name).bytes.saturating_mul(100) / bytes
     }
 
     /// Packs that must stay: those with a place that is kept, and those with bases of such packs.
@@ -117,9 +145,15 @@ impl Region {
             }
         }
         settle(&mut live);
-        let mut mark = Mark { catalog, index, live, manifests, usage: BTreeMap::new() };
+        let (usage, doubles) = (BTreeMap::new(), Vec::new());
+        let mut mark = Mark { catalog, index, live, manifests, usage, doubles };
         let mut usage: BTreeMap<PackName, Usage> = BTreeMap::new();
-        let found = mark.each_kept(&mut watch, |entry, pack| {
+        let mut doubles = Vec::new();
+        let found = mark.each_kept(&mut watch, |entry, pack, group| {
+            if group.places.len() > 1 {
+                let others = group.places.iter().map(|(_, other)| *other).filter(|other| *other != pack);
+                doubles.push(Double { entry, pack, others: others.collect() });
+            }
             let usage = usage.entry(pack).or_default();
             usage.frames += 1;
             usage.bytes += Location::new(&entry, pack).frame_bytes();
@@ -128,7 +162,7 @@ impl Region {
             let why = format!("{} chunks that snapshots refer to are in no pack", mark.live.len() - found);
             return Err(RegionError::Uncollectable { why }.into());
         }
-        mark.usage = usage;
+        (mark.usage, mark.doubles) = (usage, doubles);
         Ok(mark)
     }
 
@@ -152,34 +186,52 @@ impl Region {
         })
     }
 
-    /// Puts condemned and damaged packs that are `due` on record as being swept. Gives those that now are.
+    /// Puts condemned and damaged packs that are `due` and not kept on record as being swept, if the mark still holds:
+    /// a pack that is kept may have been found damaged meanwhile, and one that goes be all that is left. Gives those
+    /// that now are being swept.
     pub fn sweep(
         &self,
+        mark: &Mark,
+        kept: &BTreeSet<PackName>,
         account: AccountId,
-        due: impl Fn(&PackName, PackState) -> bool,
+        due: impl Fn(PackState) -> bool,
     ) -> Result<Vec<PackName>, RegionError> {
         self.commit(account, |catalog| {
-            let packs: Vec<PackName> = sweepable(catalog, &due);
+            if !mark.holds(catalog, kept) {
+                return Ok((vec![], vec![]));
+            }
+            let packs: Vec<PackName> = sweepable(catalog, &|name: &PackName, state| {
+                let was = mark.catalog.packs.get(name).map(|pack| pack.state);
+                // What came into quarantine after the mark, nobody has looked into yet.
+                let is_new = matches!(state, PackState::Quarantined { .. }) && was != Some(state);
+                due(state) && !kept.contains(name) && !is_new
+            });
             let ops = if packs.is_empty() { vec![] } else { vec![Op::SweepPacks { packs: packs.clone() }] };
             Ok((ops, packs))
         })
     }
 
     /// Removes the bytes of every pack that is on record as being swept, and then the packs themselves from the
-    /// record. Gives the number of bytes.
+    /// record. One that cannot be removed stays on record, and does not keep the others.
     pub fn remove_swept<E: From<RegionError>>(
         &self,
         account: AccountId,
         mut watch: impl FnMut() -> Result<(), E>,
-    ) -> Result<u64, E> {
-        let catalog = self.catalog()?;
+    ) -> Result<Removed, E> {
+        // Without operations a commit makes durable what it saw: bytes go only by a record that stays.
+        let catalog = self.commit(account, |catalog| Ok::<_, RegionError>((vec![], catalog.clone())))?;
         let swept = catalog.packs.values().filter(|pack| pack.state == PackState::Sweeping);
-        let (mut removed, mut bytes) = (BTreeSet::new(), 0);
+        let (mut removed, mut done) = (BTreeSet::new(), Removed::default());
         for pack in swept {
             watch()?;
-            self.0.storage.delete(&pack.record.name.to_string()).map_err(RegionError::from)?;
-            removed.insert(pack.record.name);
-            bytes += pack.record.len;
+            match self.0.storage.delete(&pack.record.name.to_string()) {
+                Ok(()) => {
+                    removed.insert(pack.record.name);
+                    done.count += 1;
+                    done.bytes += pack.record.len;
+                }
+                Err(error) => done.failure = Some(error.into()),
+            }
         }
         self.commit(account, |catalog| {
             // Another collector may have been here, too.
@@ -187,9 +239,53 @@ impl Region {
                 catalog.packs.get(*pack).is_some_and(|pack| pack.state == PackState::Sweeping)
             };
             let packs: Vec<PackName> = removed.iter().filter(is_swept).copied().collect();
-            Ok((if packs.is_empty() { vec![] } else { vec![Op::ForgetPacks { packs }] }, bytes))
+            Ok((if packs.is_empty() { vec![] } else { vec![Op::ForgetPacks { packs }] }, ()))
         })
-        .map_err(|error: RegionError| error.into())
+        .map_err(|error: RegionError| E::from(error))?;
+        Ok(done)
+    }
+
+    /// Looks whether every pack that a mark keeps is there: the index lists what was lost, too, and a second copy must
+    /// not go for it.
+    pub fn check_kept<E: From<RegionError>>(
+        &self,
+        mark: &Mark,
+        mut watch: impl FnMut() -> Result<(), E>,
+    ) -> Result<(), E> {
+        for name in mark.usage.keys() {
+            watch()?;
+            let len = mark.catalog.packs.get(name).map(|pack| pack.record.len);
+            let found = self.0.storage.open(&name.to_string()).map(|object| object.len());
+            if found.as_ref().ok().copied() != len {
+                let why = found.map_or_else(|e| e.to_string(), |len| format!("{name} has {len} bytes"));
+                return Err(RegionError::Uncollectable { why }.into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Proves the kept copy of each chunk that is in one of `packs`, too, which are to go: the copies that stay must
+    /// be good ones.
+    pub fn prove_kept<E: From<RegionError>>(
+        &self,
+        mark: &Mark,
+        packs: &HashSet<PackName>,
+        mut watch: impl FnMut() -> Result<(), E>,
+    ) -> Result<(), E> {
+        let going =
+            mark.doubles.iter().filter(|double| double.others.iter().any(|pack| packs.contains(pack)));
+        for double in going {
+            watch()?;
+            let located = (double.entry.id, Location::new(&double.entry, double.pack));
+            let proved = self.fetch_at(vec![located]).and_then(|fetched| {
+                let mut raw = vec![0; usize::from(double.entry.raw_blocks) * BLOCK_BYTES];
+                fetched.frames().first().map_or(Ok(()), |frame| fetched.decode_here(self, *frame, &mut raw))
+            });
+            if let Err(error) = proved {
+                return Err(RegionError::Uncollectable { why: error.to_string() }.into());
+            }
+        }
+        Ok(())
     }
 
     /// Whether the session that wrote a pack may still be at work.
@@ -210,7 +306,7 @@ impl Region {
         watch: impl FnMut() -> Result<(), E>,
     ) -> Result<BTreeMap<PackName, Vec<Entry>>, E> {
         let mut frames: BTreeMap<PackName, Vec<Entry>> = BTreeMap::new();
-        mark.each_kept(watch, |entry, pack| {
+        mark.each_kept(watch, |entry, pack, _| {
             if packs.contains(&pack) {
                 frames.entry(pack).or_default().push(Entry { pack: 0, ..entry });
             }
@@ -230,7 +326,7 @@ impl Region {
         let fetched = self.fetch_at(wanted)?;
         let proved = |frame| -> Result<(ChunkId, Frame), RegionError> {
             let mut raw = vec![0; fetched.raw_bytes(frame)];
-            fetched.decode(self, frame, &mut raw)?;
+            fetched.decode_here(self, frame, &mut raw)?;
             fetched.stored(frame)
         };
         for batch in fetched.frames().chunks(256) {
@@ -268,7 +364,7 @@ impl Mark {
     fn each_kept<E: From<RegionError>>(
         &self,
         mut watch: impl FnMut() -> Result<(), E>,
-        mut take: impl FnMut(Entry, PackName),
+        mut take: impl FnMut(Entry, PackName, &Group),
     ) -> Result<usize, E> {
         let failed = |error| E::from(RegionError::from(error));
         let mut places = Places::new(&self.index, self.index.segments()).map_err(failed)?;
@@ -287,7 +383,7 @@ impl Mark {
             if self.live.get(at) == Some(&key) {
                 found += usize::from(last != Some(key));
                 last = Some(key);
-                take(entry, pack);
+                take(entry, pack, &group);
             }
         }
         Ok(found)

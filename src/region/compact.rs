@@ -34,6 +34,9 @@ impl Region {
         if !is_due {
             return Ok(());
         }
+        if packs == 0 && merge::choose(&index).is_empty() {
+            return Ok(());
+        }
         let name = SegmentName { session: self.0.session, number: self.next_number() };
         let merged = self.with_index(|index| {
             let mut merged = merge::merge(index, &merge::choose(index), self.0.header.id, name)?;

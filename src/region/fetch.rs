@@ -45,7 +45,25 @@ impl Fetched {
     }
 
     /// Decodes a frame into `raw`, which is as long as the chunk, and proves it by its hash.
+    ///
+    /// If it is damaged, and the chunk is somewhere else, too, it is decoded from there.
     pub fn decode(&self, region: &Region, frame: FetchedFrame, raw: &mut [u8]) -> Result<(), RegionError> {
+        self.decode_here(region, frame, raw).or_else(|error| {
+            let id = self.wanted[frame.wanted].0;
+            match region.intact_frame(id) {
+                Some(frame) => region.0.codecs.decode(frame.codec, &frame.body, id, raw).map_err(|_| error),
+                None => Err(error),
+            }
+        })
+    }
+
+    /// As [`Fetched::decode`], and a damaged frame is an error.
+    pub fn decode_here(
+        &self,
+        region: &Region,
+        frame: FetchedFrame,
+        raw: &mut [u8],
+    ) -> Result<(), RegionError> {
         let (run, bytes) = &self.runs[frame.run];
         Ok(decode_frame(&region.0.codecs, run, bytes, self.wanted[frame.wanted], raw)?)
     }
@@ -93,6 +111,30 @@ impl Region {
     pub fn has_chunks(&self, ids: &[ChunkId]) -> Result<Vec<bool>, RegionError> {
         self.with_index(|index| {
             ids.iter().map(|&id| self.locate_usable(index, id).map(|place| place.is_some())).collect()
+        })
+    }
+
+    /// Where chunks are that can be counted on: in a live or condemned pack that is there.
+    pub fn try_locate_usable(&self, ids: &[ChunkId]) -> Result<Vec<Option<Location>>, RegionError> {
+        self.with_index(|index| ids.iter().map(|&id| self.locate_usable(index, id)).collect())
+    }
+
+    /// Whether chunks are in a live pack that is there: one that no collection takes without looking again.
+    pub fn has_live_chunks(&self, ids: &[ChunkId]) -> Result<Vec<bool>, RegionError> {
+        self.with_index(|index| {
+            let is_live = |place: Option<Location>| place.is_some_and(|place| index.rank(&place.pack) == 0);
+            ids.iter().map(|&id| self.locate_usable(index, id).map(is_live)).collect()
+        })
+    }
+
+    /// The frame of a chunk from any place that has it intact, best first; none if there is none.
+    pub fn intact_frame(&self, id: ChunkId) -> Option<Frame> {
+        let places = self.with_index(|index| index.places_of(id)).ok()?;
+        places.into_iter().find_map(|place| {
+            let fetched = self.fetch_at(vec![(id, place)]).ok()?;
+            let (_, frame) = fetched.stored(*fetched.frames().first()?).ok()?;
+            self.prove(id, &frame).ok()?;
+            Some(frame)
         })
     }
 

@@ -3,6 +3,7 @@
 //! still does can count, so it does not matter whether it is really gone.
 
 use super::Region;
+use super::collect::Removed;
 use super::error::RegionError;
 use crate::io::storage::Listed;
 use crate::model::account::AccountId;
@@ -97,10 +98,11 @@ impl Region {
     }
 
     /// Fences the sessions of orphans and removes them: those that still are orphans then, for a session may have
-    /// shown signs of life just before. Gives how many, and their bytes.
-    pub fn remove_orphans(&self, orphans: &Orphans, account: AccountId) -> Result<(u64, u64), RegionError> {
+    /// shown signs of life just before.
+    /// One that cannot be removed does not keep the others.
+    pub fn remove_orphans(&self, orphans: &Orphans, account: AccountId) -> Result<Removed, RegionError> {
         if orphans.objects.is_empty() {
-            return Ok((0, 0));
+            return Ok(Removed::default());
         }
         let fenced = self.commit::<_, RegionError>(account, |catalog| {
             let missing = |session: &&SessionId| !catalog.fenced_sessions.contains(session);
@@ -112,12 +114,16 @@ impl Region {
             };
             Ok((ops, orphans.objects.iter().filter(is_orphan).cloned().collect::<Vec<_>>()))
         })?;
-        let (mut count, mut bytes) = (0, 0);
+        let mut done = Removed::default();
         for object in fenced {
-            self.0.storage.delete(&object.name)?;
-            count += 1;
-            bytes += object.len;
+            match self.0.storage.delete(&object.name) {
+                Ok(()) => {
+                    done.count += 1;
+                    done.bytes += object.len;
+                }
+                Err(error) => done.failure = Some(error.into()),
+            }
         }
-        Ok((count, bytes))
+        Ok(done)
     }
 }

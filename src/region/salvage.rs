@@ -2,6 +2,7 @@
 
 use super::Region;
 use super::error::RegionError;
+use super::session::Session;
 use crate::chunk::frame::Frame;
 use crate::format::pack::{HEADER_BYTES, PACK_BYTES_MAX, scan_frame};
 use crate::io::storage::read_whole;
@@ -55,15 +56,18 @@ impl Region {
         found
     }
 
-    /// Names a manifest in the place of one with the same content that was lost; whether it was named still.
+    /// Names a manifest in the place of one with the same content that was lost; whether it was named still. `session`
+    /// has placed it: if it is another's, that must be named still, too.
     pub fn replace_manifest(
         &self,
         lost: &ManifestRecord,
         by: &ManifestRecord,
+        session: &Session,
         account: AccountId,
     ) -> Result<bool, RegionError> {
         self.commit(account, |catalog| {
-            let is_named = catalog.roots().any(|root| root.manifest.name == lost.name);
+            let is_named = session.lost_manifest(catalog).is_none()
+                && catalog.roots().any(|root| root.manifest.name == lost.name);
             let op = Op::ReplaceManifest { lost: lost.name, by: by.clone() };
             Ok((if is_named { vec![op] } else { vec![] }, is_named))
         })

@@ -84,6 +84,9 @@ pub struct RepairArgs {
     pub disks: Vec<PathBuf>,
     #[command(flatten)]
     pub reading: DiskArgs,
+    /// Go on even if most packs are not there
+    #[arg(long)]
+    pub force: bool,
 }
 
 #[derive(Debug, Subcommand)]

@@ -43,6 +43,8 @@ fn document(session: &Session<'_>, collected: &Collected, started: Instant) -> V
         "waiting_bytes": collected.waiting.bytes,
         "waiting_since": collected.waiting_since_ms.map(time),
         "waiting_until": collected.waiting_until_ms.map(time),
+        "left_worn_packs": collected.left_worn.count,
+        "left_worn_bytes": collected.left_worn.bytes,
         "in_progress_packs": collected.in_progress.count,
         "in_progress_bytes": collected.in_progress.bytes,
         "elapsed_seconds": started.elapsed().as_secs_f64(),
@@ -82,5 +84,9 @@ fn text(collected: &Collected, dry_run: bool) -> String {
         ),
     );
     line(in_progress.count > 0, format!("in use      {} of running commands", amount(*in_progress, "pack")));
+    line(
+        collected.left_worn.count > 0,
+        format!("not rewritten, since the disk is nearly full: {}", amount(collected.left_worn, "worn pack")),
+    );
     if text.is_empty() { "nothing to collect\n".into() } else { text }
 }

@@ -18,7 +18,7 @@ pub fn repair(session: &Session<'_>, args: &RepairArgs) -> Result<u8, CliError> 
         args.from.iter().map(|name| session.home.open_named(name)).collect::<Result<Vec<_>, _>>()?;
     let disks =
         args.disks.iter().map(|path| open(session, path, &args.reading)).collect::<Result<Vec<_>, _>>()?;
-    let sources = RepairSources { regions: &regions, disks: &disks };
+    let sources = RepairSources { regions: &regions, disks: &disks, force: args.force };
     let repaired = run_repair(&region, &sources, &session.context)?;
     session
         .output
