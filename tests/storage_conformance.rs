@@ -186,9 +186,33 @@ fn leftovers_of_dead_writers_are_removed_and_those_of_living_ones_stay() {
     std::fs::write(folder.path().join("sessions").join(&dead), b"").unwrap();
     let own_handle = handle(&own);
     own_handle.admit_writer().unwrap();
-    let left = |folder| alive.list(folder).unwrap().into_iter().map(|l| l.name).collect::<Vec<_>>();
-    assert_eq!(left("staging"), [format!("staging/{living}-0"), "staging/notes".into()]);
+    let left = |folder| own_handle.list(folder).unwrap().into_iter().map(|l| l.name).collect::<Vec<_>>();
+    let kept = [format!("staging/{living}-0"), "staging/notes".into(), "staging/reserve".into()];
+    assert_eq!(left("staging"), kept);
+    // Who lives is not gone, and who is unknown is.
+    assert!(!own_handle.is_writer_gone(&living).unwrap() && !own_handle.is_writer_gone(&own).unwrap());
+    assert!(own_handle.is_writer_gone(&dead).unwrap() && own_handle.is_writer_gone(&"e".repeat(32)).unwrap());
     assert_eq!(left("sessions"), [format!("sessions/{living}"), format!("sessions/{own}")]);
+    drop(alive);
+    assert!(own_handle.is_writer_gone(&living).unwrap());
+}
+
+#[test]
+fn what_is_kept_back_is_given_up_where_space_is_short() {
+    let folder = tempfile::tempdir().unwrap();
+    let handle = |reserve_bytes: u64| {
+        let options = DirectoryOptions { reserve_bytes, ..DirectoryOptions::default() };
+        Directory::new(OsFiles, folder.path(), "a".repeat(32), options)
+    };
+    let reserve = folder.path().join("staging/reserve");
+    handle(2 << 20).initialize().unwrap();
+    assert!(std::fs::metadata(&reserve).unwrap().len() >= 1 << 20);
+    assert!(!handle(2 << 20).admit_collector().unwrap() && reserve.exists(), "there is space");
+    // More than any disk has is to be left free.
+    assert!(handle(u64::MAX / 2).admit_collector().unwrap() && !reserve.exists());
+    assert!(handle(u64::MAX / 2).admit_writer().is_err() && !reserve.exists());
+    handle(2 << 20).admit_writer().unwrap();
+    assert!(reserve.exists());
 }
 
 #[test]

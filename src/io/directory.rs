@@ -22,7 +22,7 @@ const PROBE: &str = "probe";
 /// A file in staging that takes space, so that a collection on a full disk has some to begin with.
 const RESERVE: &str = "reserve";
 /// Its length in bytes, where writers leave more than that.
-const RESERVE_BYTES: u64 = 4 << 20;
+const RESERVE_BYTES: u64 = 1 << 20;
 
 /// What stands behind the writer in the name of a staging file.
 fn is_staged_number(text: &str) -> bool {
@@ -99,7 +99,10 @@ impl<F: Files> Directory<F> {
             self.writing("remove", PROBE, || self.files.remove(path))?;
         }
         match (first, second) {
-            (Ok(()), Err(e)) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            (Ok(()), Err(e)) if e.kind() == io::ErrorKind::AlreadyExists => {
+                self.keep_reserve();
+                Ok(())
+            }
             (Err(e), _) => Err(StorageError::io("prove renaming on", &self.root.to_string_lossy(), e)),
             (Ok(()), _) => Err(StorageError::Io {
                 action: "prove that renaming never replaces a file on",
