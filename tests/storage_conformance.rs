@@ -167,7 +167,9 @@ fn files_of_a_directory_are_sealed_and_private_whatever_the_umask() {
     for dir in ["", "packs", "packs/aa", "staging"] {
         assert_eq!(mode(dir), 0o700, "{dir}");
     }
-    assert!(storage.list("staging").unwrap().is_empty(), "nothing is left in staging");
+    let left: Vec<_> = storage.list("staging").unwrap().into_iter().map(|listed| listed.name).collect();
+    assert_eq!(left, ["staging/reserve"], "nothing else is left in staging");
+    assert_eq!(mode("staging/reserve"), 0o400);
 }
 
 #[test]
