@@ -124,7 +124,8 @@ fn settle(gathered: &mut Vec<u64>) {
 impl Region {
     /// Finds out what is needed now. Anything that cannot be read, and a chunk that is nowhere, is an error: then
     /// nobody knows, and nothing may be removed. `watch` is asked now and then whether to go on. Memory: 8 to 16
-    /// bytes for each chunk that is referred to.
+    /// bytes for each chunk that is referred to, and some 150 for each of those that is in several packs, as what was
+    /// rewritten is until the old packs are gone.
     pub fn mark<E: From<RegionError>>(&self, mut watch: impl FnMut() -> Result<(), E>) -> Result<Mark, E> {
         let catalog = self.catalog()?;
         let index = self.index_of(&catalog);
