@@ -8,9 +8,10 @@ mod common;
 mod crash_harness;
 
 use common::Caller;
-use crash_harness::{Ack, HOME, History, World, acks_at, crash_everywhere, honest, violation};
+use crash_harness::{AWAY, Ack, HOME, History, Player, World, acks_at, crash_everywhere, honest, violation};
 use imgstore::io::sim::{CrashMode, Hook, SimFiles, SimOp, Verdict};
 use imgstore::model::ids::SnapshotId;
+use imgstore::ops::repair::{RepairSources, repair};
 use imgstore::ops::verify::{VerifyOptions, verify};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -62,34 +63,75 @@ fn every_operation_may_fail_once_and_nothing_acknowledged_suffers() {
     }
 }
 
+/// Two snapshots at home that share content, and copies of both away.
+fn two_regions() -> History {
+    let mut first = common::volume(9_000, 1);
+    first[5000..9000].fill(0xab);
+    let mut second = first.clone();
+    second[6000] = 1;
+    second.resize(13_000, 0xcd);
+    let contents = vec![Arc::new(first), Arc::new(second)];
+    let (files, mut acks) = (SimFiles::new(), Vec::new());
+    let mut player = Player::new(World::honest(&files), contents.clone(), &mut acks);
+    let (home, away) = (player.init(HOME).unwrap(), player.init(AWAY).unwrap());
+    for at in 0..2 {
+        let id = player.take(&home, at).unwrap();
+        player.copy(&home, &away, id).unwrap();
+    }
+    History { files, acks, contents }
+}
+
 #[test]
-fn damage_to_any_byte_is_found_or_harmless() {
-    let history = record(None);
-    let caller = Caller::new(1);
-    let mut draw = common::Draw::new(5);
+fn damage_to_any_byte_is_found_or_harmless_and_mended() {
+    let history = two_regions();
     let every_bit = std::env::var_os("IMGSTORE_EVERY_BIT").is_some();
     let files: Vec<(PathBuf, u64)> =
         history.files.all_files().into_iter().filter(|(path, _)| path.starts_with(HOME)).collect();
-    assert!(files.len() > 10);
+    assert!(files.len() > 12);
+    let flips: Vec<(&PathBuf, usize)> =
+        files.iter().flat_map(|(path, len)| (0..*len as usize * 8).map(move |bit| (path, bit))).collect();
+    // Each byte has eight chances, and 7 shares no factor with them.
+    let chosen: Vec<_> = flips.iter().step_by(if every_bit { 1 } else { 7 }).collect();
     let end = history.files.operations();
-    let mut found = 0;
-    for (path, len) in &files {
-        for at in 0..*len as usize {
-            let bits = if every_bit { (0..8).collect() } else { vec![draw.below(8)] };
-            // A bit of every byte of small files; of large ones a sample.
-            if !every_bit && *len > 6000 && draw.below(8) != 0 {
-                continue;
-            }
-            for bit in bits {
-                let damaged = history.files.crash(end, CrashMode::KeepAll);
-                damaged.damage(path, |bytes| bytes[at] ^= 1 << bit);
-                if finds_damage(&caller, &damaged, &history.contents) {
-                    found += 1;
+    let (next, found) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
+            scope.spawn(|| {
+                let caller = Caller::new(1);
+                while let Some((path, bit)) = chosen.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let damaged = history.files.crash(end, CrashMode::KeepAll);
+                    damaged.damage(path, |bytes| bytes[bit / 8] ^= 1 << (bit % 8));
+                    if finds_damage(&caller, &damaged, &history.contents) {
+                        found.fetch_add(1, Ordering::Relaxed);
+                    }
+                    let what = format!("bit {bit} of {}", path.display());
+                    mend(&caller, &damaged, &history, &what);
                 }
-            }
+            });
+        }
+    });
+    let (found, flips) = (found.into_inner(), chosen.len());
+    assert!(found * 2 > flips, "only {found} of {flips} flips were reported");
+    println!("{flips} flips in {} files, {found} reported, all mended", files.len());
+}
+
+/// Repairs home from the other region; then everything is as it was.
+fn mend(caller: &Caller, files: &SimFiles, history: &History, what: &str) {
+    let world = World::honest(files);
+    world.mend(HOME).unwrap();
+    let home = world.open(HOME).unwrap_or_else(|error| panic!("{what}: {error}"));
+    let regions = [world.open(AWAY).unwrap()];
+    let sources = RepairSources { regions: &regions, disks: &[], force: true };
+    let repaired = repair(&home, &sources, &caller.context()).unwrap();
+    assert!(repaired.lost.is_empty(), "{what}: {repaired:?}");
+    for ack in acks_at(history, history.files.operations()) {
+        if let Ack::Snapshot(HOME, id, bytes) = ack {
+            let read = caller.read_directly(&home, id).unwrap_or_else(|error| panic!("{what}: {error}"));
+            assert!(read == *bytes, "{what}: {id}");
         }
     }
-    assert!(found > 1000, "only {found} flips were reported");
+    let report = verify(&home, &VerifyOptions::default(), &caller.context()).unwrap();
+    assert!(report.findings.is_empty(), "{what}: {:?}", report.findings);
 }
 
 /// Whether `verify` reports damage. If it does not, everything must read as it was.

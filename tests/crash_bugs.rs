@@ -124,6 +124,14 @@ impl Storage for Faulty {
         }
     }
 
+    fn leave_twin(&self, name: &str, parts: &[&[u8]]) {
+        self.inner.leave_twin(name, parts);
+    }
+
+    fn restore(&self, name: &str, bytes: &[u8]) -> Result<(), StorageError> {
+        self.inner.restore(name, bytes)
+    }
+
     fn open(&self, name: &str) -> Result<Arc<dyn Object>, StorageError> {
         if self.late.lock().unwrap().iter().any(|(late, _)| late == name) {
             self.write_late()?;

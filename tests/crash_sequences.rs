@@ -98,7 +98,7 @@ fn run(command: Command, player: &mut Player<'_>, disks: &Path) -> Result<(), Op
             let id = free_snapshot(&region)?.unwrap_or(nothing);
             player.delete(&region, id)?;
         }
-        Collect => drop(collect(&region, &options, &player.caller.context())?),
+        Collect => collect(&region, &options, &player.caller.context()).map(|_| ())?,
         Repair => {
             let sources = RepairSources::default();
             let repaired = repair(&region, &sources, &player.caller.context())?;

@@ -6,12 +6,15 @@ use common::{Caller, Draw, MemoryDisk, small_packs, volume};
 use imgstore::disk::DiskRead;
 use imgstore::io::directory::DirectoryOptions;
 use imgstore::model::catalog::RootId;
-use imgstore::model::ids::SnapshotId;
+use imgstore::model::ids::{SessionId, SnapshotId};
+use imgstore::model::op::Op;
 use imgstore::ops::copy::{CopyOptions, CopyWhat, apply, plan};
 use imgstore::ops::delete::delete_snapshot;
 use imgstore::ops::gc::{GcOptions, collect};
 use imgstore::ops::repair::{RepairSources, Repaired, repair};
 use imgstore::ops::verify::{VerifyOptions, verify};
+use imgstore::region::error::RegionError;
+use imgstore::region::mend::Mended;
 use imgstore::region::{Region, RegionOptions};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -298,4 +301,74 @@ fn random_losses_are_mended() {
         assert!(repaired.lost.is_empty(), "round {round}: {repaired:?}");
         two.assert_whole(&format!("round {round}"));
     }
+}
+
+/// Every object that the log consists of is damaged in turn, beyond what its twin knows nothing of.
+#[test]
+fn the_log_and_the_region_file_come_back_from_their_twins() {
+    let two = Two::new(&small_packs());
+    // A record that is so long that it has a list: tags of many snapshots would do, many packs do, too.
+    let region = two.here();
+    let long: Vec<Op> = vec![Op::FenceSessions { sessions: (0..20_000).map(session_number).collect() }];
+    region.commit::<_, RegionError>(two.caller.account, |_| Ok((long.clone(), ()))).unwrap();
+    let mut objects = two.files("log");
+    objects.extend(two.files("lists"));
+    objects.push(two.root().join("region"));
+    assert!(objects.len() > 6 && !two.files("lists").is_empty(), "{objects:?}");
+    let mend = |dry_run| Region::mend_directory(&two.root(), directory(), dry_run).unwrap();
+    assert_eq!(mend(false), Mended::default(), "all is well");
+    type Harm = (&'static str, fn(&Path));
+    let harms: [Harm; 4] = [
+        ("flipped", |path| damage(path, |bytes| bytes[30] ^= 2)),
+        ("cut", |path| damage(path, |bytes| bytes.truncate(40))),
+        ("gone", |path| fs::remove_file(path).unwrap()),
+        ("another's", |path| damage(path, |bytes| *bytes = vec![0; 512])),
+    ];
+    for path in &objects {
+        let before = fs::read(path).unwrap();
+        let name = path.strip_prefix(two.root()).unwrap().to_string_lossy().into_owned();
+        for (what, harm) in &harms {
+            harm(path);
+            let opened = Region::open_directory(&two.root(), directory());
+            let seen = opened.is_err() || !two.is_clean();
+            assert!(seen, "{name} {what} is found, even at the end of the log");
+            assert_eq!(mend(true).restored, std::slice::from_ref(&name));
+            assert!(fs::read(path).map_or(true, |bytes| bytes != before), "a dry run changes nothing");
+            assert_eq!(mend(false), Mended { restored: vec![name.clone()], twins: 0 }, "{what}");
+            assert!(fs::read(path).unwrap() == before, "{name} {what}");
+        }
+        // What is damaged in both is left alone, and the rest of the log is not touched.
+        let twin = two.root().join("twins").join(&name);
+        damage(&twin, |bytes| bytes[30] ^= 2);
+        damage(path, |bytes| bytes[30] ^= 2);
+        assert_eq!(mend(false), Mended::default(), "{name}");
+        fs::remove_file(path).unwrap();
+        fs::write(path, &before).unwrap();
+        assert_eq!(mend(false), Mended { restored: vec![], twins: 1 }, "{name}: the twin is made anew");
+        assert!(fs::read(&twin).unwrap() == before);
+    }
+    two.assert_whole("the log");
+}
+
+/// A twin from another history is no twin.
+#[test]
+fn a_twin_of_another_history_is_not_taken() {
+    let two = Two::new(&small_packs());
+    let (here, there) = (two.root(), two.folder.path().join("there"));
+    for record in two.files("log") {
+        let name = record.strip_prefix(&here).unwrap().to_owned();
+        let Ok(foreign) = fs::read(there.join(&name)) else { continue };
+        let twin = here.join("twins").join(&name);
+        fs::remove_file(&twin).unwrap();
+        fs::write(&twin, foreign).unwrap();
+        let before = fs::read(&record).unwrap();
+        damage(&record, |bytes| bytes[30] ^= 2);
+        assert!(Region::mend_directory(&here, directory(), false).unwrap().restored.is_empty());
+        damage(&record, |bytes| *bytes = before);
+    }
+    assert!(two.is_clean());
+}
+
+fn session_number(number: u128) -> SessionId {
+    SessionId(number.to_be_bytes())
 }

@@ -5,8 +5,8 @@ mod common;
 use imgstore::io::directory::{Directory, DirectoryOptions};
 use imgstore::io::memory::Memory;
 use imgstore::io::os::OsFiles;
-use imgstore::io::sim::SimFiles;
-use imgstore::io::storage::{Created, Storage, StorageError, read_whole};
+use imgstore::io::sim::{Hook, SimFiles, SimOp, Verdict};
+use imgstore::io::storage::{Created, Storage, StorageError, read_whole, twin_of};
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
@@ -237,7 +237,53 @@ fn a_fresh_mount_becomes_a_region_and_a_region_without_its_file_does_not() {
     storage().initialize().unwrap();
     storage().create("log/1", &[b"x"]).unwrap();
     let error = storage().initialize().unwrap_err();
-    assert!(error.to_string().contains("bring that file back"), "{error}");
+    assert!(error.to_string().contains("imgstore repair"), "{error}");
     storage().create("region", &[b"x"]).unwrap();
     storage().initialize().unwrap();
+}
+
+#[test]
+fn damage_is_replaced_whole_and_twins_are_second_copies() {
+    on_each(|one, two| {
+        one.create("log/000001", &[b"dama", b"ged"]).unwrap();
+        two.restore("log/000001", b"whole").unwrap();
+        assert_eq!(read_whole(&*one, "log/000001", 100).unwrap(), b"whole");
+        // What is gone comes back, in a folder that is gone, too.
+        two.restore("lists/aa/000001", b"back").unwrap();
+        assert_eq!(read_whole(&*one, "lists/aa/000001", 100).unwrap(), b"back");
+        assert!(one.restore("../log", b"no").is_err());
+        // A storage may leave none.
+        one.leave_twin("log/000001", &[b"who", b"le"]);
+        two.leave_twin("log/000001", &[b"another"]);
+        match read_whole(&*two, &twin_of("log/000001"), 100) {
+            Ok(bytes) => assert_eq!(bytes, b"whole", "the first one stays"),
+            Err(error) => assert!(error.is_not_found(), "{error}"),
+        }
+        let names: Vec<String> = one.list("").unwrap().into_iter().map(|listed| listed.name).collect();
+        assert!(names.iter().all(|name| !name.contains("staging")), "{names:?}");
+    });
+}
+
+#[test]
+fn a_twin_that_cannot_be_left_is_no_failure() {
+    let files = SimFiles::new();
+    let root = Path::new("/region");
+    let options = DirectoryOptions::default();
+    Directory::new(files.clone(), root, "aa".into(), options).initialize().unwrap();
+    let full: Hook = Arc::new(|op| match op {
+        SimOp::Rename(_, to) if to.starts_with("/region/twins") => {
+            Verdict::Fail(std::io::ErrorKind::StorageFull)
+        }
+        _ => Verdict::Proceed,
+    });
+    let storage = Directory::new(files.with_hook(full), root, "bb".into(), options);
+    storage.leave_twin("log/000001", &[b"x"]);
+    assert!(storage.open(&twin_of("log/000001")).is_err());
+    assert_eq!(storage.create("log/000001", &[b"x"]).unwrap(), Created::New, "the handle still writes");
+    let left: Vec<_> = files
+        .all_files()
+        .into_iter()
+        .filter(|(path, _)| path.to_string_lossy().contains("staging/bb"))
+        .collect();
+    assert_eq!(left, [], "nothing is left in staging");
 }

@@ -12,6 +12,7 @@ use imgstore::model::account::AccountId;
 use imgstore::model::region::ChunkerParams;
 use imgstore::ops::error::OpsError;
 use imgstore::region::error::RegionError;
+use imgstore::region::mend::Mended;
 use imgstore::region::{Region, RegionOptions};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -149,6 +150,19 @@ impl Home {
         let root = self.path.join(directory_of(&known.url)?);
         check_owner(&root)?;
         Region::open_directory(&root, self.directory).map_err(at)
+    }
+
+    /// Mends the log of the region that commands are about, before it can be opened.
+    pub fn mend_region(&self, dry_run: bool) -> Result<Mended, CliError> {
+        let name = self.region_name();
+        let Some(known) = self.config.regions.get(name) else {
+            // Says so.
+            return self.open_region().map(|_| Mended::default());
+        };
+        let root = self.path.join(directory_of(&known.url)?);
+        check_owner(&root)?;
+        Region::mend_directory(&root, self.directory, dry_run)
+            .map_err(|error| region_error(name, &known.url, error))
     }
 
     /// Makes a region known under a name; one that is not there is made.

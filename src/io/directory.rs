@@ -6,7 +6,7 @@
 
 use super::files::{DirEntry, Files, ReadFile};
 use super::map::Bytes;
-use super::storage::{Created, Listed, Object, Storage, StorageError, check_name};
+use super::storage::{Created, Listed, Object, Storage, StorageError, check_name, twin_of};
 use std::collections::HashSet;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -124,7 +124,7 @@ impl<F: Files> Directory<F> {
             return Ok(());
         }
         let why = if has("log") || has("packs") {
-            "it holds a region whose file `region` is missing; bring that file back".to_owned()
+            "it holds a region whose file `region` is missing; imgstore repair may bring it back".to_owned()
         } else {
             let ours = |name: &str| [STAGING, SESSIONS, "lost+found"].contains(&name);
             let Some(found) = entries.iter().find(|entry| !ours(&entry.name)) else { return Ok(()) };
@@ -300,6 +300,36 @@ impl<F: Files> Storage for Directory<F> {
             StorageError::UnknownOutcome { action: "sync directory of", name: name.to_owned(), source }
         })?;
         Ok(Created::New)
+    }
+
+    fn leave_twin(&self, name: &str, parts: &[&[u8]]) {
+        let number = self.staged.fetch_add(1, Ordering::Relaxed);
+        let staged = self.root.join(STAGING).join(format!("{}-{number}", self.writer));
+        let target = self.root.join(twin_of(name));
+        let folders: Vec<&Path> =
+            target.ancestors().skip(1).take_while(|folder| *folder != self.root).collect();
+        let left = folders.iter().rev().try_for_each(|folder| self.files.make_dir(folder)).and_then(|()| {
+            let mut file = self.files.create(&staged)?;
+            parts.iter().try_for_each(|part| file.write_all(part))?;
+            self.files.rename_new(&staged, &target)
+        });
+        if left.is_err() {
+            let _ = self.files.remove(&staged);
+        }
+    }
+
+    fn restore(&self, name: &str, bytes: &[u8]) -> Result<(), StorageError> {
+        check_name(name)?;
+        self.check_latch(name)?;
+        let target = self.root.join(name);
+        let parent = target.parent().unwrap_or(&self.root).to_owned();
+        self.ensure_dir(&self.root.join(STAGING))?;
+        self.ensure_dir(&parent)?;
+        let staged = self.stage(name, &[bytes])?;
+        self.writing("put back", name, || {
+            self.files.rename_over(&staged, &target)?;
+            self.files.sync_dir(&parent)
+        })
     }
 
     fn open(&self, name: &str) -> Result<Arc<dyn Object>, StorageError> {

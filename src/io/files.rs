@@ -38,6 +38,9 @@ pub trait Files: Send + Sync {
     /// Not durable.
     fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()>;
 
+    /// Moves a file to a name, in the place of what may have that. Not durable. For repair only.
+    fn rename_over(&self, from: &Path, to: &Path) -> io::Result<()>;
+
     /// Makes the names in a directory durable.
     fn sync_dir(&self, path: &Path) -> io::Result<()>;
 

@@ -54,6 +54,12 @@ impl Storage for Memory {
         Ok(Created::New)
     }
 
+    fn restore(&self, name: &str, bytes: &[u8]) -> Result<(), StorageError> {
+        check_name(name)?;
+        self.state().objects.insert(name.to_owned(), Arc::new(bytes.to_vec()));
+        Ok(())
+    }
+
     fn open(&self, name: &str) -> Result<Arc<dyn Object>, StorageError> {
         check_name(name)?;
         let bytes = self.state().objects.get(name).cloned();

@@ -265,6 +265,19 @@ impl Files for SimFiles {
         Ok(())
     }
 
+    fn rename_over(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let op = SimOp::Rename(from.to_owned(), to.to_owned());
+        let proceed = self.admit(&op)?;
+        let mut state = self.state();
+        state.file(from)?;
+        state.require_dir(to.parent())?;
+        if proceed {
+            state.perform(&op);
+            state.log.push(op);
+        }
+        Ok(())
+    }
+
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
         let op = SimOp::SyncDir(path.to_owned());
         let proceed = self.admit(&op)?;

@@ -38,6 +38,14 @@ pub trait Storage: Send + Sync {
     /// An object that was durable before the call and is not deleted during it is in the list.
     fn list(&self, folder: &str) -> Result<Vec<Listed>, StorageError>;
 
+    /// Leaves a second copy of an object that was just created, its *twin*: see [`twin_of`]. Nothing waits for it to be
+    /// durable, and that it fails is no failure. A storage that loses no object by itself leaves none.
+    fn leave_twin(&self, _name: &str, _parts: &[&[u8]]) {}
+
+    /// Puts an object's own bytes in the place of what damage has left of it; then it is there, durable and whole. For
+    /// repair only: objects are immutable.
+    fn restore(&self, name: &str, bytes: &[u8]) -> Result<(), StorageError>;
+
     /// Removes an object; one that is not there counts as removed.
     fn delete(&self, name: &str) -> Result<(), StorageError>;
 
@@ -165,6 +173,11 @@ impl StorageError {
             _ => Self::Io { action, name: name.to_owned(), source },
         }
     }
+}
+
+/// The name of an object's twin.
+pub fn twin_of(name: &str) -> String {
+    format!("twins/{name}")
 }
 
 /// Whether a text can name an object.

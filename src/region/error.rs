@@ -25,9 +25,7 @@ pub enum RegionError {
         source: FormatError,
     },
     /// A record's place or predecessor is not what the log says, or it does not apply.
-    #[error(
-        "log record {sequence} does not continue the log: {why}; `imgstore verify` says how much is affected"
-    )]
+    #[error("log record {sequence} does not continue the log: {why}; `imgstore repair` mends it if it can")]
     BrokenLog {
         /// The record.
         sequence: u64,

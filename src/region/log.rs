@@ -7,7 +7,7 @@ use crate::format::codec::VALUE_BYTES_MAX;
 use crate::format::error::FormatError;
 use crate::format::record::{self, Body, INLINE_BYTES_MAX, StoredRecord};
 use crate::io::clock::{now_ms, random_bytes};
-use crate::io::storage::{Created, Storage, StorageError, read_whole};
+use crate::io::storage::{Created, Storage, StorageError, read_whole, twin_of};
 use crate::model::catalog::{Catalog, LogPosition};
 use crate::model::ids::ObjectHash;
 use crate::model::objects::ListName;
@@ -25,7 +25,7 @@ const CHECKPOINTS: &str = "checkpoints";
 /// Checkpoints that stay when a new one is written.
 const CHECKPOINTS_KEPT: usize = 2;
 /// Largest object that a list or checkpoint may be.
-const VALUE_OBJECT_BYTES_MAX: u64 = VALUE_BYTES_MAX as u64 + 64;
+pub(super) const VALUE_OBJECT_BYTES_MAX: u64 = VALUE_BYTES_MAX as u64 + 64;
 
 /// How an append ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -136,7 +136,9 @@ impl Head {
         loop {
             let tail = self.position.sequence;
             let mut last = newest_checkpoint;
-            for folder in [shard(tail + 1), shard(tail + 1 + SHARD_RECORDS)] {
+            let shards = [shard(tail + 1), shard(tail + 1 + SHARD_RECORDS)];
+            // A twin comes after its record: one that has none has lost it.
+            for folder in shards.iter().cloned().chain(shards.iter().map(|shard| twin_of(shard))) {
                 let listed = storage.list(&folder)?;
                 last = listed.iter().filter_map(|listed| sequence_in(&listed.name)).fold(last, u64::max);
             }
@@ -210,6 +212,7 @@ impl Head {
             Err(e) if e.is_unknown_outcome() => self.burn(storage, author, nonce, e)?,
             Err(e) => return Err(e.into()),
         }
+        storage.leave_twin(&name, &[&bytes]);
         self.catalog = catalog;
         self.position = LogPosition { sequence, hash };
         self.write_checkpoint(storage);
@@ -306,6 +309,7 @@ fn encode_spilling(
         if storage.create(&name.to_string(), &[&list])? == Created::Existed {
             return Err(RegionError::NameReused(name.to_string()));
         }
+        storage.leave_twin(&name.to_string(), &[&list]);
         Body::Spilled { name, hash: list_hash }
     };
     record::encode(&StoredRecord { sequence, previous, nonce, time_ms, author, body }).map_err(damaged)

@@ -10,6 +10,7 @@ mod compact;
 pub mod error;
 pub mod fetch;
 mod log;
+pub mod mend;
 pub mod orphans;
 pub mod salvage;
 pub mod session;
@@ -139,7 +140,10 @@ impl Region {
         };
         let (bytes, _) = region_file::encode(&header).map_err(|e| RegionError::damaged(REGION_FILE, e))?;
         match storage.create(REGION_FILE, &[&bytes])? {
-            Created::New => Self::open(storage, session),
+            Created::New => {
+                storage.leave_twin(REGION_FILE, &[&bytes]);
+                Self::open(storage, session)
+            }
             Created::Existed => Err(RegionError::Exists),
         }
     }

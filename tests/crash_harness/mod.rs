@@ -18,6 +18,7 @@ use imgstore::ops::error::OpsError;
 use imgstore::ops::gc::{GcOptions, collect};
 use imgstore::ops::verify::{VerifyOptions, verify};
 use imgstore::region::error::RegionError;
+use imgstore::region::mend::Mended;
 use imgstore::region::{Region, RegionOptions};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -63,6 +64,11 @@ impl World {
         let (storage, session) = self.storage(root);
         storage.initialize()?;
         Region::create((self.wrap)(Arc::new(storage)), session, &options())
+    }
+
+    /// Mends region file and log, without which the region cannot be opened.
+    pub fn mend(&self, root: &str) -> Result<Mended, RegionError> {
+        Region::mend_log(&*(self.wrap)(Arc::new(self.storage(root).0)), false)
     }
 
     pub fn open(&self, root: &str) -> Result<Region, RegionError> {

@@ -8,11 +8,22 @@ use crate::cli::error::{self, CliError};
 use crate::cli::text::bytes;
 use imgstore::ops::context::Progress;
 use imgstore::ops::repair::{Lost, RepairSources, Repaired, repair as run_repair};
+use imgstore::region::mend::Mended;
 use serde_json::{Value, json};
 use std::time::Instant;
 
 pub fn repair(session: &Session<'_>, args: &RepairArgs) -> Result<u8, CliError> {
     let started = Instant::now();
+    // Without its log a region cannot even be opened.
+    let mended = session.home.mend_region(session.context.dry_run)?;
+    if session.context.dry_run && !mended.restored.is_empty() {
+        let repaired = Repaired { is_log_broken: true, ..Repaired::default() };
+        session
+            .output
+            .answer(|| document(session, &mended, &repaired, started), || mended_text(&mended, true));
+        session.watcher.note("nothing was changed; what else is damaged can be told once the log is mended");
+        return Ok(error::DAMAGE);
+    }
     let region = session.home.open_region()?;
     let regions =
         args.from.iter().map(|name| session.home.open_named(name)).collect::<Result<Vec<_>, _>>()?;
@@ -20,9 +31,10 @@ pub fn repair(session: &Session<'_>, args: &RepairArgs) -> Result<u8, CliError> 
         args.disks.iter().map(|path| open(session, path, &args.reading)).collect::<Result<Vec<_>, _>>()?;
     let sources = RepairSources { regions: &regions, disks: &disks, force: args.force };
     let repaired = run_repair(&region, &sources, &session.context)?;
-    session
-        .output
-        .answer(|| document(session, &repaired, started), || text(&repaired, session.context.dry_run));
+    session.output.answer(
+        || document(session, &mended, &repaired, started),
+        || mended_text(&mended, false) + &text(&repaired, session.context.dry_run),
+    );
     if session.context.dry_run {
         session.watcher.note("nothing was changed");
     }
@@ -32,7 +44,7 @@ pub fn repair(session: &Session<'_>, args: &RepairArgs) -> Result<u8, CliError> 
     Ok(if is_well { 0 } else { error::DAMAGE })
 }
 
-fn document(session: &Session<'_>, repaired: &Repaired, started: Instant) -> Value {
+fn document(session: &Session<'_>, mended: &Mended, repaired: &Repaired, started: Instant) -> Value {
     let lost = |lost: &Lost| {
         json!({
             "id": lost.root.to_string(),
@@ -48,6 +60,8 @@ fn document(session: &Session<'_>, repaired: &Repaired, started: Instant) -> Val
         "region": session.home.region_name(),
         "dry_run": session.context.dry_run,
         "findings": repaired.findings.iter().map(finding_document).collect::<Value>(),
+        "restored": mended.restored,
+        "twins": mended.twins,
         "quarantined": repaired.quarantined.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "moved_chunks": repaired.moved,
         "fetched_chunks": repaired.fetched,
@@ -58,6 +72,13 @@ fn document(session: &Session<'_>, repaired: &Repaired, started: Instant) -> Val
         "lost": repaired.lost.iter().map(lost).collect::<Value>(),
         "elapsed_seconds": started.elapsed().as_secs_f64(),
     })
+}
+
+/// What was brought back of the log.
+fn mended_text(mended: &Mended, dry_run: bool) -> String {
+    let would = if dry_run { "can be " } else { "" };
+    let object = |name: &String| format!("{would}restored      {name}, from its twin\n");
+    mended.restored.iter().map(object).collect()
 }
 
 fn text(repaired: &Repaired, dry_run: bool) -> String {
