@@ -4,7 +4,12 @@
 //! of them, [`segment`] is the mapped part of that answer, [`merge`] makes new segments, [`read`] fetches
 //! frames.
 
+mod atomic {
+    //! The atomics of [`super::checked`], which a test puts others in the place of.
+    pub use std::sync::atomic::{AtomicU64, Ordering};
+}
 pub mod build;
+mod checked;
 pub mod error;
 pub mod index;
 pub mod merge;

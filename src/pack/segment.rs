@@ -1,5 +1,6 @@
 //! A stored index segment: a sorted table, mapped, searched by interpolation.
 
+use super::checked::Checked;
 use super::error::PackError;
 use crate::format::entry::{Entry, entry_id};
 use crate::format::error::FormatError;
@@ -8,7 +9,6 @@ use crate::io::map::Bytes;
 use crate::io::storage::Storage;
 use crate::model::ids::{ChunkId, RegionId};
 use crate::model::objects::{PackName, SegmentRecord};
-use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Guesses by interpolation before bisection.
 const INTERPOLATIONS_MAX: u32 = 6;
@@ -19,8 +19,8 @@ pub struct Segment {
     record: SegmentRecord,
     header: SegmentHeader,
     bytes: Bytes,
-    /// A bit for each page: its checksum was found good.
-    checked: Vec<AtomicU64>,
+    /// Pages whose checksum was found good.
+    checked: Checked,
 }
 
 impl Segment {
@@ -41,8 +41,7 @@ impl Segment {
             let why = format!("it has {} entries of region {}", header.entries, header.region);
             return Err(damaged(FormatError::invalid("index segment", why)));
         }
-        let words = header.pages.div_ceil(64) as usize;
-        let checked = std::iter::repeat_with(|| AtomicU64::new(0)).take(words).collect();
+        let checked = Checked::none_of(header.pages);
         Ok(Self { record: record.clone(), header, bytes, checked })
     }
 
@@ -127,11 +126,10 @@ impl Segment {
     }
 
     fn page(&self, number: u32) -> Result<&[[u8; 48]], FormatError> {
-        let (word, bit) = (number as usize / 64, 1 << (number % 64));
-        let checked = self.checked.get(word).is_some_and(|word| word.load(Ordering::Relaxed) & bit != 0);
-        let page = segment::page(self.bytes.as_ref(), &self.header, number, !checked)?;
-        if !checked && let Some(word) = self.checked.get(word) {
-            word.fetch_or(bit, Ordering::Relaxed);
+        let is_checked = self.checked.has(number);
+        let page = segment::page(self.bytes.as_ref(), &self.header, number, !is_checked)?;
+        if !is_checked {
+            self.checked.set(number);
         }
         if page.is_empty() || page.len() > PAGE_ENTRIES {
             return Err(FormatError::invalid("index page", "it is empty"));
