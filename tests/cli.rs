@@ -22,12 +22,8 @@ impl Place {
     }
 
     fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_imgstore"));
-        command
-            .env_clear()
-            .env("IMGSTORE_HOME", self.path("home"))
-            .current_dir(self.folder.path())
-            .args(args);
+        let mut command = common::clean(Command::new(env!("CARGO_BIN_EXE_imgstore")));
+        command.env("IMGSTORE_HOME", self.path("home")).current_dir(self.folder.path()).args(args);
         command
     }
 

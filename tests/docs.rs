@@ -1,6 +1,8 @@
 //! The documents say what the program does: their commands run, every command and option stands in them, every
 //! error code, every filter; and what they link to exists.
 
+mod common;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -57,9 +59,8 @@ fn the_commands_of_the_page_on_images_run() {
     assert!(script.lines().count() > 50, "the page has lost its commands");
     let mut paths = vec![programs];
     paths.extend(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()));
-    let output = Command::new("bash")
+    let output = common::clean(Command::new("bash"))
         .args(["-x", "-c", &script])
-        .env_clear()
         .env("PATH", std::env::join_paths(paths).unwrap())
         .env("IMGSTORE_HOME", folder.path().join("home"))
         .env("HOME", folder.path())

@@ -18,8 +18,7 @@ impl Place {
     }
 
     fn run(&self, args: &[&str]) -> Output {
-        Command::new(env!("CARGO_BIN_EXE_imgstore"))
-            .env_clear()
+        common::clean(Command::new(env!("CARGO_BIN_EXE_imgstore")))
             .env("IMGSTORE_HOME", self.path("home"))
             .current_dir(self.0.path())
             .args(args)

@@ -10,8 +10,8 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 fn imgstore(home: &Path, args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_imgstore"));
-    command.env_clear().env("IMGSTORE_HOME", home).arg("--quiet").args(args);
+    let mut command = common::clean(Command::new(env!("CARGO_BIN_EXE_imgstore")));
+    command.env("IMGSTORE_HOME", home).arg("--quiet").args(args);
     command
 }
 

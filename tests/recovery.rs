@@ -20,8 +20,7 @@ impl Site {
     }
 
     fn run(&self, args: &[&str]) -> Result<String, i32> {
-        let output = Command::new(env!("CARGO_BIN_EXE_imgstore"))
-            .env_clear()
+        let output = common::clean(Command::new(env!("CARGO_BIN_EXE_imgstore")))
             .env("IMGSTORE_HOME", &self.home)
             .current_dir(&self.folder)
             .args(args)

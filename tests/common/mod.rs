@@ -266,6 +266,17 @@ impl Caller {
     }
 }
 
+/// A command without the environment of whoever runs the tests, but for where it counts what it runs of itself
+/// (`tests/measure/coverage`).
+pub fn clean(mut command: std::process::Command) -> std::process::Command {
+    const COUNTS: &str = "LLVM_PROFILE_FILE";
+    command.env_clear();
+    if let Some(place) = std::env::var_os(COUNTS) {
+        command.env(COUNTS, place);
+    }
+    command
+}
+
 /// The account that makes the tests' regions.
 pub fn provider() -> AccountId {
     AccountId::from_random(1)
