@@ -1,0 +1,173 @@
+//! A stored index segment, and a pack's own index: what does not belong to what the log names is refused, and what is
+//! there is found however the ids lie.
+
+mod common;
+
+use common::{Caller, MemoryDisk, memory_region, small_packs, volume};
+use imgstore::chunk::frame::{Codec, CodecPool, chunk_id};
+use imgstore::format::entry::Entry;
+use imgstore::format::segment::SegmentWriter;
+use imgstore::io::map::Bytes;
+use imgstore::io::memory::Memory;
+use imgstore::io::storage::{Storage, read_whole};
+use imgstore::model::ids::{ChunkId, ObjectHash, RegionId, SessionId};
+use imgstore::model::objects::{PackName, SegmentName, SegmentRecord};
+use imgstore::pack::build::PackBuilder;
+use imgstore::pack::error::PackError;
+use imgstore::pack::segment::Segment;
+use imgstore::pack::trailer::read_trailer;
+use std::sync::Arc;
+
+const REGION: RegionId = RegionId([3; 16]);
+const SESSION: SessionId = SessionId([7; 16]);
+
+fn packs() -> Vec<PackName> {
+    (1..4).map(|number| PackName { session: SESSION, number }).collect()
+}
+
+fn entry(id: [u8; 32], number: usize) -> Entry {
+    let offset = 64 + u32::try_from(number).unwrap() * 100;
+    Entry {
+        id: ChunkId(id),
+        pack: u32::try_from(number % 3).unwrap(),
+        offset,
+        stored_len: 88,
+        raw_blocks: 1,
+        codec: Codec::Zstd,
+    }
+}
+
+/// A segment of these ids, which ascend, and what the log says of it.
+fn segment(ids: &[[u8; 32]]) -> (Vec<u8>, SegmentRecord) {
+    let mut writer = SegmentWriter::new(ids.len());
+    for (number, id) in ids.iter().enumerate() {
+        writer.push(entry(*id, number)).unwrap();
+    }
+    let (bytes, hash, entries) = writer.finish(REGION, &packs()).unwrap();
+    let name = SegmentName { session: SESSION, number: 9 };
+    let len = bytes.len() as u64;
+    (bytes, SegmentRecord { name, len, entries, hash, replaces: vec![], partial: vec![] })
+}
+
+fn open(bytes: &[u8], record: &SegmentRecord) -> Result<Segment, PackError> {
+    Segment::from_bytes(Bytes::Owned(Arc::new(bytes.to_vec())), REGION, record)
+}
+
+/// Ids that lie evenly, all in one corner, at both ends, or doubling: interpolation helps with the first ones only.
+fn families() -> Vec<(&'static str, Vec<[u8; 32]>)> {
+    let with = |leading: u64, low: u16| {
+        let mut id = [0; 32];
+        id[..8].copy_from_slice(&leading.to_be_bytes());
+        id[30..].copy_from_slice(&low.to_be_bytes());
+        id
+    };
+    let even = (1..4000_u64).map(|n| with(u64::MAX / 4001 * n, 0)).collect();
+    let corner = (1..4000_u16).map(|n| with(5, n)).collect();
+    let mut ends: Vec<_> = (1..2000_u64).map(|n| with(n, 0)).collect();
+    ends.extend((1..2000_u64).rev().map(|n| with(u64::MAX - n, 0)));
+    let doubling = (0..60_u32).flat_map(|n| (0..40_u16).map(move |low| with(1 << n, low))).collect();
+    vec![("even", even), ("corner", corner), ("ends", ends), ("doubling", doubling)]
+}
+
+#[test]
+fn every_id_is_found_and_no_other_however_they_lie() {
+    for (name, ids) in families() {
+        let (bytes, record) = segment(&ids);
+        let segment = open(&bytes, &record).unwrap();
+        segment.check_hash().unwrap();
+        for (number, id) in ids.iter().enumerate() {
+            let (found, pack) = segment.lookup(ChunkId(*id)).unwrap().unwrap();
+            assert_eq!((found, pack), (entry(*id, number), packs()[number % 3]), "{name} {number}");
+            for change in [0, 1] {
+                let mut absent = *id;
+                absent[29] = 1;
+                absent[31] ^= change;
+                assert_eq!(segment.lookup(ChunkId(absent)).unwrap(), None, "{name} {number}");
+            }
+        }
+        for absent in [[0; 32], [255; 32]] {
+            assert_eq!(segment.lookup(ChunkId(absent)).unwrap(), None, "{name}");
+        }
+        let listed: Vec<ChunkId> = segment.iter().map(|item| item.unwrap().0.id).collect();
+        assert!(listed.iter().map(|id| id.0).eq(ids.iter().copied()), "{name}");
+    }
+}
+
+#[test]
+fn a_segment_that_is_not_the_logs_is_refused() {
+    let ids: Vec<[u8; 32]> = (1..200_u8).map(|n| [n; 32]).collect();
+    let (bytes, record) = segment(&ids);
+    let refused = |record: &SegmentRecord, region| {
+        Segment::from_bytes(Bytes::Owned(Arc::new(bytes.clone())), region, record).unwrap_err().to_string()
+    };
+    assert!(refused(&record, RegionId([4; 16])).contains("of region"));
+    let fewer = SegmentRecord { entries: record.entries - 1, ..record.clone() };
+    assert!(refused(&fewer, REGION).contains("entries"));
+    let longer = SegmentRecord { len: record.len + 1, ..record.clone() };
+    assert!(refused(&longer, REGION).contains("entries"));
+    let another = SegmentRecord { hash: ObjectHash([1; 32]), ..record.clone() };
+    let error = open(&bytes, &another).unwrap().check_hash().unwrap_err();
+    assert!(error.to_string().contains("index segment"), "{error}");
+    // A page whose bytes rotted is noticed at its first touch, and again at the next.
+    let mut rotten = bytes.clone();
+    rotten[4096 + 50] ^= 1;
+    let segment = open(&rotten, &record).unwrap();
+    for _ in 0..2 {
+        assert!(segment.lookup(ChunkId([1; 32])).is_err());
+    }
+    assert!(segment.iter().any(|item| item.is_err()));
+    assert!(segment.lookup(ChunkId([199; 32])).unwrap().is_some(), "other pages are good");
+}
+
+#[test]
+fn entries_must_ascend_and_name_packs_of_the_table() {
+    let mut writer = SegmentWriter::new(2);
+    writer.push(entry([2; 32], 0)).unwrap();
+    for id in [[2; 32], [1; 32]] {
+        assert!(writer.push(entry(id, 1)).unwrap_err().to_string().contains("ascend"));
+    }
+    let stray = Entry { pack: 3, ..entry([9; 32], 2) };
+    writer.push(stray).unwrap();
+    let (bytes, hash, entries) = writer.finish(REGION, &packs()).unwrap();
+    let name = SegmentName { session: SESSION, number: 9 };
+    let len = bytes.len() as u64;
+    let record = SegmentRecord { name, len, entries, hash, replaces: vec![], partial: vec![] };
+    let error = open(&bytes, &record).unwrap().lookup(ChunkId([9; 32])).unwrap_err();
+    assert!(error.to_string().contains("not in the table"), "{error}");
+}
+
+/// A pack under another's name, and another pack under a name.
+#[test]
+fn a_pack_that_is_not_the_logs_is_refused() {
+    let storage = Memory::new();
+    let region = memory_region(&storage, &small_packs());
+    let caller = Caller::new(1);
+    // Noise of one length, so that both packs have one length.
+    for seed in [1, 2] {
+        let mut draw = common::Draw::new(seed);
+        let noise: Vec<u8> = (0..8192 / 8).flat_map(|_| draw.next().to_le_bytes()).collect();
+        caller.snapshot(&region, &MemoryDisk::new(noise)).unwrap();
+    }
+    let catalog = region.catalog().unwrap();
+    let [one, two] = [0, 1].map(|at| catalog.packs.values().nth(at).unwrap().record.clone());
+    assert_eq!(one.len, two.len);
+    let id = region.header().id;
+    read_trailer(&storage, id, &one).unwrap();
+    let error = read_trailer(&storage, RegionId([9; 16]), &one).unwrap_err();
+    assert!(error.to_string().contains("of region"), "{error}");
+    let bytes = read_whole(&storage, &two.name.to_string(), 1 << 20).unwrap();
+    storage.restore(&one.name.to_string(), &bytes).unwrap();
+    let error = read_trailer(&storage, id, &one).unwrap_err();
+    assert!(error.to_string().contains(&two.name.to_string()), "{error}");
+    // Well made, with its name, and with other content.
+    let raw = volume(8192, 3);
+    let frame = CodecPool::new().encode(&raw, chunk_id(&raw), 3).unwrap();
+    let mut builder = PackBuilder::new(id, one.name, 1 << 16, Vec::new());
+    builder.push(chunk_id(&raw), &frame).unwrap();
+    let sealed = builder.seal().unwrap();
+    storage.restore(&one.name.to_string(), &sealed.bytes).unwrap();
+    let record = imgstore::model::objects::PackRecord { len: sealed.record.len, ..one };
+    let error = read_trailer(&storage, id, &record).unwrap_err();
+    assert!(error.to_string().contains("pack"), "{error}");
+    assert!(read_trailer(&storage, id, &sealed.record).is_ok(), "by its own record it is good");
+}
