@@ -128,6 +128,10 @@ impl Storage for Faulty {
         self.inner.leave_twin(name, parts);
     }
 
+    fn has_twins(&self) -> bool {
+        self.inner.has_twins()
+    }
+
     fn restore(&self, name: &str, bytes: &[u8]) -> Result<(), StorageError> {
         self.inner.restore(name, bytes)
     }

@@ -315,7 +315,7 @@ fn the_log_and_the_region_file_come_back_from_their_twins() {
     objects.extend(two.files("lists"));
     objects.push(two.root().join("region"));
     assert!(objects.len() > 6 && !two.files("lists").is_empty(), "{objects:?}");
-    let mend = |dry_run| Region::mend_directory(&two.root(), directory(), dry_run).unwrap();
+    let mend = |dry_run| mend(&two.root(), dry_run);
     assert_eq!(mend(false), Mended::default(), "all is well");
     type Harm = (&'static str, fn(&Path));
     let harms: [Harm; 4] = [
@@ -334,7 +334,7 @@ fn the_log_and_the_region_file_come_back_from_their_twins() {
             assert!(seen, "{name} {what} is found, even at the end of the log");
             assert_eq!(mend(true).restored, std::slice::from_ref(&name));
             assert!(fs::read(path).map_or(true, |bytes| bytes != before), "a dry run changes nothing");
-            assert_eq!(mend(false), Mended { restored: vec![name.clone()], twins: 0 }, "{what}");
+            assert_eq!(mend(false), Mended { restored: vec![name.clone()], ..Mended::default() }, "{what}");
             assert!(fs::read(path).unwrap() == before, "{name} {what}");
         }
         // What is damaged in both is left alone, and the rest of the log is not touched.
@@ -344,29 +344,149 @@ fn the_log_and_the_region_file_come_back_from_their_twins() {
         assert_eq!(mend(false), Mended::default(), "{name}");
         fs::remove_file(path).unwrap();
         fs::write(path, &before).unwrap();
-        assert_eq!(mend(false), Mended { restored: vec![], twins: 1 }, "{name}: the twin is made anew");
+        assert_eq!(mend(false), Mended { twins: 1, ..Mended::default() }, "{name}: the twin is made anew");
         assert!(fs::read(&twin).unwrap() == before);
     }
     two.assert_whole("the log");
 }
 
-/// A twin from another history is no twin.
+fn mend(root: &Path, dry_run: bool) -> Mended {
+    Region::mend_directory::<RegionError>(root, directory(), dry_run, || Ok(())).unwrap()
+}
+
+/// Puts a file in the place of a twin.
+fn replace_twin(root: &Path, name: &Path, bytes: &[u8]) {
+    let twin = root.join("twins").join(name);
+    fs::remove_file(&twin).unwrap();
+    fs::write(&twin, bytes).unwrap();
+}
+
+/// A twin from another history is no twin, and one of another branch of this history is not taken either, unless the
+/// records after it ask for it.
 #[test]
 fn a_twin_of_another_history_is_not_taken() {
     let two = Two::new(&small_packs());
     let (here, there) = (two.root(), two.folder.path().join("there"));
-    for record in two.files("log") {
-        let name = record.strip_prefix(&here).unwrap().to_owned();
-        let Ok(foreign) = fs::read(there.join(&name)) else { continue };
-        let twin = here.join("twins").join(&name);
-        fs::remove_file(&twin).unwrap();
-        fs::write(&twin, foreign).unwrap();
-        let before = fs::read(&record).unwrap();
-        damage(&record, |bytes| bytes[30] ^= 2);
-        assert!(Region::mend_directory(&here, directory(), false).unwrap().restored.is_empty());
-        damage(&record, |bytes| *bytes = before);
+    let mut names: Vec<PathBuf> =
+        two.files("log").iter().map(|path| path.strip_prefix(&here).unwrap().to_owned()).collect();
+    names.push("region".into());
+    for name in &names {
+        let Ok(foreign) = fs::read(there.join(name)) else { continue };
+        let (own, twin) = (here.join(name), fs::read(here.join("twins").join(name)).unwrap());
+        let before = fs::read(&own).unwrap();
+        replace_twin(&here, name, &foreign);
+        damage(&own, |bytes| bytes[30] ^= 2);
+        assert!(mend(&here, false).restored.is_empty(), "{}", name.display());
+        damage(&own, |bytes| *bytes = before);
+        replace_twin(&here, name, &twin);
     }
+    // The other way: another region's file in the place of ours is no region file of this log.
+    let foreign = fs::read(there.join("region")).unwrap();
+    damage(&here.join("region"), |bytes| *bytes = foreign);
+    assert_eq!(mend(&here, false).restored, ["region"]);
     assert!(two.is_clean());
+}
+
+/// Two records that both continue the log: which one counts is told by what follows, and without that nothing is touched.
+#[test]
+fn of_two_branches_the_one_that_goes_on_counts() {
+    let two = Two::new(&small_packs());
+    let root = two.root();
+    let log = two.files("log");
+    let (last, before_last) = (&log[log.len() - 1], &log[log.len() - 2]);
+    // Another record after the same predecessor: made in a copy of the region without the last two.
+    let branch = two.folder.path().join("branch");
+    copy_folder(&root, &branch);
+    let name = |path: &Path| path.strip_prefix(&root).unwrap().to_owned();
+    for path in [last, before_last] {
+        fs::remove_file(branch.join(name(path))).unwrap();
+        fs::remove_file(branch.join("twins").join(name(path))).unwrap();
+    }
+    let _ = fs::remove_dir_all(branch.join("checkpoints"));
+    let other = Region::open_directory(&branch, directory()).unwrap();
+    other.commit::<_, RegionError>(two.caller.account, |_| Ok((vec![Op::NoOp], ()))).unwrap();
+    let foreign = fs::read(branch.join(name(before_last))).unwrap();
+    // In the middle: the last record names ours, so the other is not put in its place even if ours is damaged.
+    let (ours, twin) =
+        (fs::read(before_last).unwrap(), fs::read(root.join("twins").join(name(before_last))).unwrap());
+    replace_twin(&root, &name(before_last), &foreign);
+    let conflict =
+        Mended { conflicts: vec![name(before_last).to_string_lossy().into_owned()], ..Mended::default() };
+    assert_eq!(mend(&root, false), conflict, "whole and different");
+    damage(before_last, |bytes| bytes[40] ^= 1);
+    assert!(mend(&root, false).restored.is_empty());
+    damage(before_last, |bytes| *bytes = ours.clone());
+    // Ours is the twin, the other stands in the log: what follows says that the twin is right.
+    replace_twin(&root, &name(before_last), &twin);
+    damage(before_last, |bytes| *bytes = foreign);
+    assert_eq!(mend(&root, false).restored.len(), 1);
+    assert!(fs::read(before_last).unwrap() == ours && two.is_clean());
+}
+
+fn copy_folder(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy_folder(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
+/// Reading goes on without a record whose twin only is left; writing in its place would make the loss final.
+#[test]
+fn a_lost_record_is_not_written_over() {
+    let two = Two::new(&small_packs());
+    let open_before = two.here();
+    let last = two.files("log").pop().unwrap();
+    fs::remove_file(&last).unwrap();
+    let append =
+        |region: &Region| region.commit::<_, RegionError>(two.caller.account, |_| Ok((vec![Op::NoOp], ())));
+    let region = two.here();
+    assert!(!region.catalog().unwrap().snapshots.is_empty(), "what is there can be read");
+    assert!(append(&region).unwrap_err().to_string().contains("imgstore repair"));
+    assert!(!two.is_clean());
+    // Twins that say nothing keep nobody from anything.
+    let twin = two.root().join("twins").join(last.strip_prefix(two.root()).unwrap());
+    let bytes = fs::read(&twin).unwrap();
+    for nonsense in [&b""[..], b"torn", &bytes[..bytes.len() - 1]] {
+        fs::remove_file(&twin).unwrap();
+        fs::write(&twin, nonsense).unwrap();
+        assert!(two.is_clean());
+    }
+    fs::remove_file(&twin).unwrap();
+    fs::write(&twin, &bytes).unwrap();
+    assert_eq!(mend(&two.root(), false).restored.len(), 1);
+    append(&open_before).unwrap();
+    assert!(two.is_clean());
+    // Neither does a folder of twins that is none.
+    fs::remove_dir_all(two.root().join("twins")).unwrap();
+    fs::write(two.root().join("twins"), b"").unwrap();
+    append(&two.here()).unwrap();
+    assert!(two.is_clean() && mend(&two.root(), false).restored.is_empty());
+}
+
+/// What lies before a checkpoint is not needed: a hopeless record there keeps nothing from being mended after it.
+#[test]
+fn the_log_is_mended_behind_a_checkpoint() {
+    let two = Two::new(&small_packs());
+    let region = two.here();
+    for _ in 0..70 {
+        region.commit::<_, RegionError>(two.caller.account, |_| Ok((vec![Op::NoOp], ()))).unwrap();
+    }
+    let log = two.files("log");
+    let hopeless = &log[3];
+    fs::remove_file(hopeless).unwrap();
+    fs::remove_file(two.root().join("twins").join(hopeless.strip_prefix(two.root()).unwrap())).unwrap();
+    let last = log.last().unwrap();
+    damage(last, |bytes| bytes[40] ^= 1);
+    assert!(Region::open_directory(&two.root(), directory()).is_err());
+    assert_eq!(mend(&two.root(), false).restored.len(), 1);
+    for (id, bytes) in &two.taken {
+        assert!(two.caller.read_back(&two.here(), *id).unwrap() == *bytes);
+    }
 }
 
 fn session_number(number: u128) -> SessionId {

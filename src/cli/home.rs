@@ -10,6 +10,7 @@ use imgstore::io::config;
 use imgstore::io::directory::DirectoryOptions;
 use imgstore::model::account::AccountId;
 use imgstore::model::region::ChunkerParams;
+use imgstore::ops::context::Context;
 use imgstore::ops::error::OpsError;
 use imgstore::region::error::RegionError;
 use imgstore::region::mend::Mended;
@@ -153,7 +154,7 @@ impl Home {
     }
 
     /// Mends the log of the region that commands are about, before it can be opened.
-    pub fn mend_region(&self, dry_run: bool) -> Result<Mended, CliError> {
+    pub fn mend_region(&self, context: &Context<'_>) -> Result<Mended, CliError> {
         let name = self.region_name();
         let Some(known) = self.config.regions.get(name) else {
             // Says so.
@@ -161,8 +162,8 @@ impl Home {
         };
         let root = self.path.join(directory_of(&known.url)?);
         check_owner(&root)?;
-        Region::mend_directory(&root, self.directory, dry_run)
-            .map_err(|error| region_error(name, &known.url, error))
+        let watch = || context.check_cancelled();
+        Ok(Region::mend_directory::<OpsError>(&root, self.directory, context.dry_run, watch)?)
     }
 
     /// Makes a region known under a name; one that is not there is made.

@@ -4,7 +4,7 @@
 //! replacement, fsync the directory. A directory's own name is made durable in its parent before the first
 //! object in it is. After any failed write, sync or rename the handle writes no more.
 
-use super::files::{DirEntry, Files, ReadFile};
+use super::files::{DirEntry, Files, ReadFile, Space};
 use super::map::Bytes;
 use super::storage::{Created, Listed, Object, Storage, StorageError, check_name, twin_of};
 use std::collections::HashSet;
@@ -123,7 +123,7 @@ impl<F: Files> Directory<F> {
         if has("region") {
             return Ok(());
         }
-        let why = if has("log") || has("packs") {
+        let why = if has("log") || has("packs") || has("twins") {
             "it holds a region whose file `region` is missing; imgstore repair may bring it back".to_owned()
         } else {
             let ours = |name: &str| [STAGING, SESSIONS, "lost+found"].contains(&name);
@@ -302,7 +302,16 @@ impl<F: Files> Storage for Directory<F> {
         Ok(Created::New)
     }
 
+    fn has_twins(&self) -> bool {
+        true
+    }
+
     fn leave_twin(&self, name: &str, parts: &[&[u8]]) {
+        // What can be left out leaves its space to a collection.
+        let is_full = |space: Space| space.available < self.options.reserve_bytes + space.total / 100;
+        if self.files.space(&self.root).is_ok_and(is_full) {
+            return;
+        }
         let number = self.staged.fetch_add(1, Ordering::Relaxed);
         let staged = self.root.join(STAGING).join(format!("{}-{number}", self.writer));
         let target = self.root.join(twin_of(name));
@@ -311,6 +320,7 @@ impl<F: Files> Storage for Directory<F> {
         let left = folders.iter().rev().try_for_each(|folder| self.files.make_dir(folder)).and_then(|()| {
             let mut file = self.files.create(&staged)?;
             parts.iter().try_for_each(|part| file.write_all(part))?;
+            file.close_up()?;
             self.files.rename_new(&staged, &target)
         });
         if left.is_err() {

@@ -68,6 +68,9 @@ pub trait WriteFile: Send {
     /// Appends all of the bytes. Not durable.
     fn write_all(&mut self, bytes: &[u8]) -> io::Result<()>;
 
+    /// Makes the file read-only. Not durable.
+    fn close_up(&mut self) -> io::Result<()>;
+
     /// Makes the file read-only and its content durable. After an error the file is garbage.
     fn seal(&mut self) -> io::Result<()>;
 }

@@ -146,8 +146,12 @@ impl WriteFile for OsWriteFile {
         self.0.write_all(bytes)
     }
 
+    fn close_up(&mut self) -> io::Result<()> {
+        self.0.set_permissions(fs::Permissions::from_mode(0o400))
+    }
+
     fn seal(&mut self) -> io::Result<()> {
-        self.0.set_permissions(fs::Permissions::from_mode(0o400))?;
+        self.close_up()?;
         self.0.sync_all()
     }
 }

@@ -368,6 +368,10 @@ impl WriteFile for SimWriteFile {
         self.act(SimOp::Write(self.inode, Arc::new(bytes.to_vec())))
     }
 
+    fn close_up(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+
     fn seal(&mut self) -> io::Result<()> {
         self.act(SimOp::Sync(self.inode))
     }

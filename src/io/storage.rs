@@ -42,6 +42,11 @@ pub trait Storage: Send + Sync {
     /// durable, and that it fails is no failure. A storage that loses no object by itself leaves none.
     fn leave_twin(&self, _name: &str, _parts: &[&[u8]]) {}
 
+    /// Whether it leaves any.
+    fn has_twins(&self) -> bool {
+        false
+    }
+
     /// Puts an object's own bytes in the place of what damage has left of it; then it is there, durable and whole. For
     /// repair only: objects are immutable.
     fn restore(&self, name: &str, bytes: &[u8]) -> Result<(), StorageError>;

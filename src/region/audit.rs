@@ -8,7 +8,7 @@ use super::log::{follow, read_checkpoint, read_record, sequence_in};
 use super::{REGION_FILE, REGION_FILE_BYTES_MAX, Region};
 use crate::format::entry::Entry;
 use crate::format::region as region_file;
-use crate::io::storage::{Listed, Object, read_whole, twin_of};
+use crate::io::storage::{Listed, Object, read_whole};
 use crate::model::catalog::{Catalog, LogPosition};
 use crate::model::ids::ChunkId;
 use crate::model::objects::{PackName, PackRecord, SegmentName};
@@ -99,17 +99,19 @@ impl Region {
             let why = format!("it is missing, but record {beyond} is there");
             findings.push(RegionError::BrokenLog { sequence: tail + 1, why });
         }
+        let mut head = self.head();
+        head.advance(storage)?;
+        if head.has_lost_next(storage) {
+            findings.push(head.lost_next());
+        }
+        drop(head);
         Ok((catalog, findings))
     }
 
-    /// The number of the last record that can be seen, or its twin; 0 if there is none.
+    /// The number of the last record that can be seen; 0 if there is none.
     fn last_record(&self) -> Result<u64, RegionError> {
-        let mut last = 0;
-        for folder in ["log".to_owned(), twin_of("log")] {
-            let listed = self.0.storage.list(&folder)?;
-            last = listed.iter().filter_map(|listed| sequence_in(&listed.name)).fold(last, u64::max);
-        }
-        Ok(last)
+        let listed = self.0.storage.list("log")?;
+        Ok(listed.iter().filter_map(|listed| sequence_in(&listed.name)).max().unwrap_or(0))
     }
 
     /// Checks a segment's hash and that each of its entries is what the pack's trailer says.

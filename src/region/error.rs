@@ -54,7 +54,7 @@ pub enum RegionError {
         why: String,
     },
     /// There is no region file.
-    #[error("there is no region here")]
+    #[error("there is no region here; if there was one, `imgstore repair` may bring its file `region` back")]
     NotARegion,
     /// A region is there already.
     #[error("there is a region here already")]

@@ -21,7 +21,7 @@ const SHARD_RECORDS: u64 = 1000;
 const SEQUENCE_MAX: u64 = 1 << 62;
 /// Records between checkpoints.
 const CHECKPOINT_RECORDS: u64 = 64;
-const CHECKPOINTS: &str = "checkpoints";
+pub(super) const CHECKPOINTS: &str = "checkpoints";
 /// Checkpoints that stay when a new one is written.
 const CHECKPOINTS_KEPT: usize = 2;
 /// Largest object that a list or checkpoint may be.
@@ -136,9 +136,7 @@ impl Head {
         loop {
             let tail = self.position.sequence;
             let mut last = newest_checkpoint;
-            let shards = [shard(tail + 1), shard(tail + 1 + SHARD_RECORDS)];
-            // A twin comes after its record: one that has none has lost it.
-            for folder in shards.iter().cloned().chain(shards.iter().map(|shard| twin_of(shard))) {
+            for folder in [shard(tail + 1), shard(tail + 1 + SHARD_RECORDS)] {
                 let listed = storage.list(&folder)?;
                 last = listed.iter().filter_map(|listed| sequence_in(&listed.name)).fold(last, u64::max);
             }
@@ -198,6 +196,9 @@ impl Head {
         catalog.apply(&record).map_err(RegionError::Rejected)?;
 
         let name = record_name(sequence);
+        if self.has_lost_next(storage) {
+            return Err(self.lost_next());
+        }
         let (bytes, hash) = encode_spilling(storage, record, list_name)?;
         match storage.create(&name, &[&bytes]) {
             Ok(Created::New) => {}
@@ -217,6 +218,27 @@ impl Head {
         self.position = LogPosition { sequence, hash };
         self.write_checkpoint(storage);
         Ok(Race::Won)
+    }
+
+    /// Whether the next record was written once and is lost: a twin is begun when its record is durable. Appending in
+    /// its place would make the loss final.
+    pub(super) fn has_lost_next(&self, storage: &dyn Storage) -> bool {
+        let sequence = self.position.sequence + 1;
+        let name = record_name(sequence);
+        let continues = |bytes: &[u8]| {
+            record::decode(bytes)
+                .is_ok_and(|(next, _)| next.sequence == sequence && next.previous == self.position.hash)
+        };
+        // A twin that cannot be read says nothing.
+        storage.has_twins()
+            && read_whole(storage, &twin_of(&name), RECORD_BYTES_MAX).is_ok_and(|bytes| continues(&bytes))
+            && storage.open(&name).is_err_and(|error| error.is_not_found())
+    }
+
+    /// What to say of it.
+    pub(super) fn lost_next(&self) -> RegionError {
+        let why = "it is missing, but its twin is there".to_owned();
+        RegionError::BrokenLog { sequence: self.position.sequence + 1, why }
     }
 
     /// Nobody knows whether the record landed, or may land later. Takes its place with a record that does

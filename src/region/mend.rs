@@ -1,15 +1,16 @@
 //! Mending what a region cannot be opened without: the region file, the log's records and their lists, each from its
-//! twin. What hangs on them is named by hash all along the log, so a twin counts only if it is, byte for byte, what was
-//! lost.
+//! twin. A twin counts only if the chain of hashes asks for it: it must name the record before, and be the one that the
+//! record after names, if there is one.
 
 use super::error::RegionError;
-use super::log::{VALUE_OBJECT_BYTES_MAX, record_name};
+use super::log::{CHECKPOINTS, VALUE_OBJECT_BYTES_MAX, read_checkpoint, record_name};
 use super::{RECORD_BYTES_MAX, REGION_FILE, REGION_FILE_BYTES_MAX, Region, directory_storage};
-use crate::format::record::{self, Body};
+use crate::format::record::{self, Body, StoredRecord};
 use crate::format::region as region_file;
 use crate::io::directory::DirectoryOptions;
 use crate::io::storage::{Storage, read_whole, twin_of};
 use crate::model::ids::ObjectHash;
+use crate::model::objects::ListName;
 use std::path::Path;
 
 /// What was mended.
@@ -19,31 +20,110 @@ pub struct Mended {
     pub restored: Vec<String>,
     /// Twins that were damaged or missing, and are made anew.
     pub twins: u64,
+    /// Objects that are whole, with a twin that is whole and another: both were left alone.
+    pub conflicts: Vec<String>,
 }
 
 impl Region {
     /// Mends region file and log in a directory, before it is opened. A dry run only says what it would do. What
-    /// cannot be mended is left as it is: opening the region says what it is.
-    pub fn mend_directory(
+    /// cannot be mended is left as it is: opening the region says what it is. `watch` may end it between two records.
+    pub fn mend_directory<E: From<RegionError>>(
         root: &Path,
         directory: DirectoryOptions,
         dry_run: bool,
-    ) -> Result<Mended, RegionError> {
-        Self::mend_log(&directory_storage(root, directory)?.0, dry_run)
+        watch: impl FnMut() -> Result<(), E>,
+    ) -> Result<Mended, E> {
+        Self::mend_log(&directory_storage(root, directory)?.0, dry_run, watch)
     }
 
     /// As [`Self::mend_directory`], in any storage.
-    pub fn mend_log(storage: &dyn Storage, dry_run: bool) -> Result<Mended, RegionError> {
+    pub fn mend_log<E: From<RegionError>>(
+        storage: &dyn Storage,
+        dry_run: bool,
+        mut watch: impl FnMut() -> Result<(), E>,
+    ) -> Result<Mended, E> {
         let mut mending = Mending { storage, dry_run, mended: Mended::default() };
-        let region_hash = mending.object(REGION_FILE, REGION_FILE_BYTES_MAX, |bytes| {
-            region_file::decode(bytes).ok().map(|(_, hash)| hash)
-        })?;
-        let Some(mut hash) = region_hash else { return Ok(mending.mended) };
-        let mut sequence = 1;
-        while let Some(next) = mending.record(sequence, hash)? {
-            (sequence, hash) = (sequence + 1, next);
+        let (mut sequence, mut ahead) = (1, Copies::of_record(storage, 1));
+        let mut hash = mending.region_file(&ahead)?;
+        while let Some(previous) = hash {
+            watch()?;
+            let here = std::mem::replace(&mut ahead, Copies::of_record(storage, sequence + 1));
+            hash = mending.record(here, previous, &ahead)?;
+            if hash.is_none()
+                && let Some((at, from)) = mending.checkpoint_after(sequence)
+            {
+                // What lies before a checkpoint is not needed to go on behind it.
+                (sequence, hash) = (at, Some(from));
+                ahead = Copies::of_record(storage, sequence + 1);
+            }
+            sequence += 1;
         }
         Ok(mending.mended)
+    }
+}
+
+/// An object's own bytes and its twin's, as far as they can be read and are well made.
+struct Copies<T> {
+    name: String,
+    own: Option<Copy<T>>,
+    twin: Option<Copy<T>>,
+}
+
+struct Copy<T> {
+    bytes: Vec<u8>,
+    hash: ObjectHash,
+    says: T,
+}
+
+/// What the chain says of two copies.
+#[derive(Debug, PartialEq, Eq)]
+enum Choice {
+    Own,
+    Twin,
+    Neither,
+}
+
+impl<T> Copies<T> {
+    fn read(
+        storage: &dyn Storage,
+        name: &str,
+        limit: u64,
+        decode: impl Fn(&[u8]) -> Option<(T, ObjectHash)>,
+    ) -> Self {
+        // An error of the device is damage, too: what may be put in its place is proven by its hash.
+        let copy = |name: &str| {
+            let bytes = read_whole(storage, name, limit).ok()?;
+            let (says, hash) = decode(&bytes)?;
+            Some(Copy { bytes, hash, says })
+        };
+        Self { name: name.to_owned(), own: copy(name), twin: copy(&twin_of(name)) }
+    }
+
+    /// Which copy belongs into the log: one that `fits` what is before and is what comes after, if anything does.
+    fn choose(&self, fits: impl Fn(&Copy<T>) -> bool, wanted: &[ObjectHash]) -> Choice {
+        let belongs = |copy: &Option<Copy<T>>| {
+            copy.as_ref().is_some_and(|copy| fits(copy) && (wanted.is_empty() || wanted.contains(&copy.hash)))
+        };
+        if belongs(&self.own) {
+            Choice::Own
+        } else if belongs(&self.twin) {
+            Choice::Twin
+        } else {
+            Choice::Neither
+        }
+    }
+}
+
+impl Copies<StoredRecord> {
+    fn of_record(storage: &dyn Storage, sequence: u64) -> Self {
+        Self::read(storage, &record_name(sequence), RECORD_BYTES_MAX, |bytes| {
+            record::decode(bytes).ok().filter(|(record, _)| record.sequence == sequence)
+        })
+    }
+
+    /// What these name as the record before them.
+    fn previous(&self) -> Vec<ObjectHash> {
+        [&self.own, &self.twin].into_iter().flatten().map(|copy| copy.says.previous).collect()
     }
 }
 
@@ -54,56 +134,88 @@ struct Mending<'a> {
 }
 
 impl Mending<'_> {
-    /// The hash of record `sequence`, which continues `previous`; none if neither it nor its twin does.
-    fn record(&mut self, sequence: u64, previous: ObjectHash) -> Result<Option<ObjectHash>, RegionError> {
-        let mut list = None;
-        let hash = self.object(&record_name(sequence), RECORD_BYTES_MAX, |bytes| {
-            let (record, hash) = record::decode(bytes).ok()?;
-            let fits = record.sequence == sequence && record.previous == previous;
-            if let Body::Spilled { name, hash } = record.body {
-                list = Some((name, hash));
-            }
-            fits.then_some(hash)
-        })?;
-        if let (Some(_), Some((name, expected))) = (hash, list) {
-            self.object(&name.to_string(), VALUE_OBJECT_BYTES_MAX, |bytes| {
-                let (_, found) = record::decode_list(bytes).ok()?;
-                (found == expected).then_some(found)
-            })?;
+    /// The hash of the region file, which the first record must name.
+    fn region_file(&mut self, first: &Copies<StoredRecord>) -> Result<Option<ObjectHash>, RegionError> {
+        let copies = Copies::read(self.storage, REGION_FILE, REGION_FILE_BYTES_MAX, |bytes| {
+            region_file::decode(bytes).ok().map(|(_, hash)| ((), hash))
+        });
+        let choice = copies.choose(|_| true, &first.previous());
+        self.settle(copies, &choice)
+    }
+
+    /// The hash of a record, which continues `previous`; none if no copy of it does.
+    fn record(
+        &mut self,
+        copies: Copies<StoredRecord>,
+        previous: ObjectHash,
+        ahead: &Copies<StoredRecord>,
+    ) -> Result<Option<ObjectHash>, RegionError> {
+        let fits = |copy: &Copy<StoredRecord>| copy.says.previous == previous;
+        let choice = copies.choose(fits, &ahead.previous());
+        let chosen = match choice {
+            Choice::Own => copies.own.as_ref(),
+            Choice::Twin => copies.twin.as_ref(),
+            Choice::Neither => None,
+        };
+        let list = chosen.and_then(|copy| match copy.says.body {
+            Body::Spilled { name, hash } => Some((name, hash)),
+            Body::Inline(_) => None,
+        });
+        let hash = self.settle(copies, &choice)?;
+        if let Some((name, expected)) = list {
+            self.list(name, expected)?;
         }
         Ok(hash)
     }
 
-    /// What `check` says of an object's bytes or, if they are not what they should be, of its twin's, which then take
-    /// their place.
-    fn object(
-        &mut self,
-        name: &str,
-        limit: u64,
-        mut check: impl FnMut(&[u8]) -> Option<ObjectHash>,
-    ) -> Result<Option<ObjectHash>, RegionError> {
-        let twin_name = twin_of(name);
-        // An error of the device is damage, too: what is put in its place was proven to be the same.
-        let own = read_whole(self.storage, name, limit).ok();
-        let twin = read_whole(self.storage, &twin_name, limit).ok();
-        if let Some(bytes) = &own
-            && let Some(hash) = check(bytes)
-        {
-            if twin.as_ref() != Some(bytes) {
+    fn list(&mut self, name: ListName, expected: ObjectHash) -> Result<(), RegionError> {
+        let copies = Copies::read(self.storage, &name.to_string(), VALUE_OBJECT_BYTES_MAX, |bytes| {
+            record::decode_list(bytes).ok().map(|(_, hash)| ((), hash))
+        });
+        let choice = copies.choose(|_| true, &[expected]);
+        self.settle(copies, &choice).map(drop)
+    }
+
+    /// The newest checkpoint after a record that is lost, with the record that it stands on, which is there.
+    fn checkpoint_after(&self, lost: u64) -> Option<(u64, ObjectHash)> {
+        let listed = self.storage.list(CHECKPOINTS).ok()?;
+        let usable = |name: &str| {
+            let checkpoint = read_checkpoint(self.storage, name).ok()?;
+            let sequence = checkpoint.catalog.sequence;
+            let record = Copies::of_record(self.storage, sequence);
+            let is_there = record.choose(|_| true, &[checkpoint.record_hash]) == Choice::Own;
+            (sequence > lost && is_there).then_some((sequence, checkpoint.record_hash))
+        };
+        listed.iter().rev().find_map(|listed| usable(&listed.name))
+    }
+
+    /// Puts the chosen copy in its place, and a twin beside it where there is none that is whole.
+    fn settle<T>(&mut self, copies: Copies<T>, choice: &Choice) -> Result<Option<ObjectHash>, RegionError> {
+        let Copies { name, own, twin } = copies;
+        match (choice, own, twin) {
+            (Choice::Own, Some(own), Some(twin)) => {
+                if own.hash != twin.hash {
+                    self.mended.conflicts.push(name);
+                }
+                Ok(Some(own.hash))
+            }
+            (Choice::Own, Some(own), None) => {
                 self.mended.twins += 1;
                 if !self.dry_run {
-                    self.storage.restore(&twin_name, bytes)?;
+                    // Best effort, as when the object was made: a full disk keeps nothing from being mended.
+                    let _ = self.storage.delete(&twin_of(&name));
+                    self.storage.leave_twin(&name, &[&own.bytes]);
                 }
+                Ok(Some(own.hash))
             }
-            return Ok(Some(hash));
+            (Choice::Twin, _, Some(twin)) => {
+                if !self.dry_run {
+                    self.storage.restore(&name, &twin.bytes)?;
+                }
+                self.mended.restored.push(name);
+                Ok(Some(twin.hash))
+            }
+            _ => Ok(None),
         }
-        let Some((bytes, hash)) = twin.and_then(|bytes| check(&bytes).map(|hash| (bytes, hash))) else {
-            return Ok(None);
-        };
-        if !self.dry_run {
-            self.storage.restore(name, &bytes)?;
-        }
-        self.mended.restored.push(name.to_owned());
-        Ok(Some(hash))
     }
 }

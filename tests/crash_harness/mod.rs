@@ -68,7 +68,7 @@ impl World {
 
     /// Mends region file and log, without which the region cannot be opened.
     pub fn mend(&self, root: &str) -> Result<Mended, RegionError> {
-        Region::mend_log(&*(self.wrap)(Arc::new(self.storage(root).0)), false)
+        Region::mend_log(&*(self.wrap)(Arc::new(self.storage(root).0)), false, || Ok(()))
     }
 
     pub fn open(&self, root: &str) -> Result<Region, RegionError> {

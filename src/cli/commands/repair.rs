@@ -15,7 +15,7 @@ use std::time::Instant;
 pub fn repair(session: &Session<'_>, args: &RepairArgs) -> Result<u8, CliError> {
     let started = Instant::now();
     // Without its log a region cannot even be opened.
-    let mended = session.home.mend_region(session.context.dry_run)?;
+    let mended = session.home.mend_region(&session.context)?;
     if session.context.dry_run && !mended.restored.is_empty() {
         let repaired = Repaired { is_log_broken: true, ..Repaired::default() };
         session
@@ -62,6 +62,7 @@ fn document(session: &Session<'_>, mended: &Mended, repaired: &Repaired, started
         "findings": repaired.findings.iter().map(finding_document).collect::<Value>(),
         "restored": mended.restored,
         "twins": mended.twins,
+        "conflicts": mended.conflicts,
         "quarantined": repaired.quarantined.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "moved_chunks": repaired.moved,
         "fetched_chunks": repaired.fetched,
@@ -77,8 +78,13 @@ fn document(session: &Session<'_>, mended: &Mended, repaired: &Repaired, started
 /// What was brought back of the log.
 fn mended_text(mended: &Mended, dry_run: bool) -> String {
     let would = if dry_run { "can be " } else { "" };
-    let object = |name: &String| format!("{would}restored      {name}, from its twin\n");
-    mended.restored.iter().map(object).collect()
+    let restored = mended.restored.iter().map(|name| format!("{would}restored      {name}, from its twin\n"));
+    let conflict = |name: &String| format!("left alone    {name}: its twin is whole, too, and another\n");
+    let mut text: String = restored.chain(mended.conflicts.iter().map(conflict)).collect();
+    if mended.twins > 0 {
+        text += &format!("{would}made anew     {} twins of the log\n", mended.twins);
+    }
+    text
 }
 
 fn text(repaired: &Repaired, dry_run: bool) -> String {
