@@ -21,9 +21,6 @@ pub fn encode<T: Serialize>(what: &'static str, value: &T) -> Result<Vec<u8>, Fo
 
 /// The value that exactly these bytes stand for.
 pub fn decode<T: Serialize + DeserializeOwned>(what: &'static str, bytes: &[u8]) -> Result<T, FormatError> {
-    if bytes.len() > VALUE_BYTES_MAX {
-        return Err(FormatError::length(what, VALUE_BYTES_MAX, bytes.len()));
-    }
     let (value, consumed) =
         bincode::serde::decode_from_slice::<T, _>(bytes, CONFIG).map_err(|e| fault(what, &e))?;
     if consumed != bytes.len() {

@@ -135,6 +135,20 @@ mod tests {
     }
 
     #[test]
+    fn a_preamble_is_twelve_bytes_of_this_version() {
+        let (bytes, _) = KIND.seal(b"body").unwrap();
+        check_preamble(&KIND, &bytes).unwrap();
+        for (at, what) in [(0, "magic"), (8, "version"), (10, "suite"), (11, "flags")] {
+            let mut other = bytes.clone();
+            other[at] ^= 1;
+            assert!(check_preamble(&KIND, &other).is_err(), "{what}");
+        }
+        for len in 0..12 {
+            assert!(check_preamble(&KIND, &bytes[..len]).is_err(), "{len} bytes");
+        }
+    }
+
+    #[test]
     fn the_same_body_has_another_hash_in_another_kind() {
         let other = Kind { context: "imgstore other envelope", ..KIND };
         assert_ne!(KIND.hash(&[b"x"]), other.hash(&[b"x"]));

@@ -300,6 +300,7 @@ pub fn memory_region(storage: &Memory, options: &RegionOptions) -> Region {
 /// A region in memory, accounts, and a place for disks: for tests of rules.
 pub struct Rules {
     pub region: Region,
+    pub storage: Memory,
     pub owner: Caller,
     pub friend: Caller,
     pub stranger: Caller,
@@ -309,8 +310,10 @@ pub struct Rules {
 impl Rules {
     pub fn new() -> Self {
         let caller = |number| Caller { account: AccountId::from_random(number), ..Caller::new(1) };
+        let storage = Memory::new();
         Self {
-            region: memory_region(&Memory::new(), &small_packs()),
+            region: memory_region(&storage, &small_packs()),
+            storage,
             owner: caller(1),
             friend: caller(2),
             stranger: caller(3),
