@@ -36,6 +36,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 const ACCOUNTS: usize = 3;
+/// Operations of the run that always is made.
+const LONG_RUN: usize = 10_000;
+/// Operations of each further one.
+const SHORT_RUN: usize = 2000;
 const ROOTS: [&str; 2] = ["/a", "/b"];
 const NAMES: [&str; 20] = [
     "web", "web-2", "data", "base", "cache", "queue", "mail", "dns", "build", "test", "edge", "auth", "logs",
@@ -941,11 +945,9 @@ impl Both {
     }
 }
 
-#[test]
-fn the_library_does_what_the_reference_says() {
-    let operations = std::env::var("IMGSTORE_MODEL_OPERATIONS").ok().and_then(|text| text.parse().ok());
-    let operations = operations.unwrap_or(10_000);
-    let mut both = Both::new(1);
+/// A run with its own draws.
+fn run(seed: u64, operations: usize) -> Both {
+    let mut both = Both::new(seed);
     for number in 0..operations {
         both.step();
         if number % 100 == 0 {
@@ -957,15 +959,23 @@ fn the_library_does_what_the_reference_says() {
     for (at, region) in both.regions.iter().enumerate() {
         let caller = Caller::new(1);
         let report = imgstore::ops::verify::verify(region, &Default::default(), &caller.context()).unwrap();
-        assert_eq!(report.findings, []);
+        assert_eq!(report.findings, [], "draws of {seed}");
         for (id, snapshot) in &both.references[at].snapshots {
             let owner = Caller { account: account_id(snapshot.owner), ..Caller::new(1) };
-            assert!(owner.read_back(region, *id).unwrap() == *snapshot.content, "{id}");
+            assert!(owner.read_back(region, *id).unwrap() == *snapshot.content, "draws of {seed}: {id}");
         }
     }
-    println!("{operations} operations; [succeeded, refused] of each: {:#?}", both.done);
+    both
+}
+
+#[test]
+fn the_library_does_what_the_reference_says() {
+    let operations = std::env::var("IMGSTORE_MODEL_OPERATIONS").ok().and_then(|text| text.parse().ok());
+    let operations: usize = operations.unwrap_or(LONG_RUN);
+    let both = run(1, operations.min(LONG_RUN));
+    println!("[succeeded, refused] of each: {:#?}", both.done);
     println!("power failed in {:?} operations: [did not happen, happened]", both.power_failures);
-    if operations >= 10_000 {
+    if operations >= LONG_RUN {
         // A test whose operations are all refused would test nothing.
         for (what, [succeeded, refused]) in &both.done {
             assert!(
@@ -975,4 +985,24 @@ fn the_library_does_what_the_reference_says() {
         }
         assert!(both.power_failures.iter().all(|count| *count >= 20), "{:?}", both.power_failures);
     }
+    // More is had by other draws: what a long history makes slow, it does not make likelier.
+    let more = operations.saturating_sub(LONG_RUN).div_ceil(SHORT_RUN);
+    let (next, failures) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
+            scope.spawn(|| {
+                while let number = next.fetch_add(1, Ordering::Relaxed)
+                    && number < more
+                {
+                    let both = run(2 + number as u64, SHORT_RUN);
+                    failures.fetch_add(both.power_failures.iter().sum(), Ordering::Relaxed);
+                }
+            });
+        }
+    });
+    println!(
+        "{} operations, {} of them with power failures",
+        operations.min(LONG_RUN) + more * SHORT_RUN,
+        both.power_failures.iter().sum::<usize>() + failures.into_inner()
+    );
 }
