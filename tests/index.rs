@@ -6,6 +6,9 @@ mod common;
 use common::{Caller, MemoryDisk, memory_region, small_packs, volume};
 use imgstore::chunk::frame::{Codec, CodecPool, chunk_id};
 use imgstore::format::entry::Entry;
+use imgstore::format::pack::{
+    FRAME_HEADER_BYTES, decode_trailer, encode_frame_header, encode_header, encode_trailer, frame_body,
+};
 use imgstore::format::segment::SegmentWriter;
 use imgstore::io::map::Bytes;
 use imgstore::io::memory::Memory;
@@ -170,4 +173,79 @@ fn a_pack_that_is_not_the_logs_is_refused() {
     let error = read_trailer(&storage, id, &record).unwrap_err();
     assert!(error.to_string().contains("pack"), "{error}");
     assert!(read_trailer(&storage, id, &sealed.record).is_ok(), "by its own record it is good");
+}
+
+/// A frame whose checksum is good, and of which the index says something else.
+#[test]
+fn a_frame_that_is_not_what_the_index_says_is_refused() {
+    let raw = volume(8192, 3);
+    let frame = CodecPool::new().encode(&raw, chunk_id(&raw), 3).unwrap();
+    let mut bytes = encode_frame_header(&frame).unwrap().to_vec();
+    bytes.extend(&frame.body);
+    let stored_len = u32::try_from(frame.body.len()).unwrap();
+    let good =
+        Entry { id: chunk_id(&raw), pack: 0, offset: 64, stored_len, raw_blocks: 2, codec: frame.codec };
+    assert_eq!(frame_body(&bytes, &good).unwrap(), frame.body);
+    for other in [Entry { raw_blocks: 3, ..good }, Entry { codec: Codec::Raw, ..good }] {
+        let error = frame_body(&bytes, &other).unwrap_err();
+        assert!(error.to_string().contains("not what the index says"), "{error}");
+    }
+    let mut longer = bytes.clone();
+    longer[..4].copy_from_slice(&(stored_len + 1).to_le_bytes());
+    let crc = crc32c::crc32c_append(crc32c::crc32c(&longer[..8]), &longer[FRAME_HEADER_BYTES..]);
+    longer[8..12].copy_from_slice(&crc.to_le_bytes());
+    let error = frame_body(&longer, &good).unwrap_err();
+    assert!(error.to_string().contains("not what the index says"), "{error}");
+    assert!(frame_body(&bytes[..bytes.len() - 1], &good).is_err());
+}
+
+#[test]
+fn a_trailer_has_frames_in_order_end_to_end() {
+    let region = RegionId([1; 16]);
+    let header = encode_header(region, packs()[0]);
+    let entry = |id: u8, offset, stored_len| Entry {
+        id: ChunkId([id; 32]),
+        pack: 0,
+        offset,
+        stored_len,
+        raw_blocks: 1,
+        codec: Codec::Zstd,
+    };
+    let end = 64 + 2 * 112;
+    let good = [entry(2, 64, 100), entry(1, 176, 100)];
+    let (bytes, hash) = encode_trailer(&header, &mut good.clone(), end).unwrap();
+    let trailer = decode_trailer(&header, &bytes).unwrap();
+    assert_eq!((trailer.entries, trailer.hash), (vec![good[1], good[0]], hash));
+    let refused = |mut entries: Vec<Entry>, end| encode_trailer(&header, &mut entries, end).is_err();
+    assert!(refused(vec![], 64), "no frames");
+    assert!(refused(vec![good[0], good[0]], end), "one twice");
+    assert!(refused(vec![good[0], entry(2, 176, 100)], end), "a chunk twice");
+    assert!(refused(good.to_vec(), end + 1) && refused(good.to_vec(), end - 1), "a gap at the end");
+    assert!(refused(vec![good[0], entry(1, 177, 99)], end), "a gap between");
+    assert!(refused(vec![good[0], entry(1, 175, 101)], end), "one over the other");
+    assert!(refused(vec![entry(2, 65, 99), good[1]], end), "a gap at the beginning");
+    assert!(refused(vec![good[0], Entry { pack: 1, ..good[1] }], end), "another pack");
+    assert!(refused(vec![good[0], Entry { raw_blocks: 0, ..good[1] }], end), "no blocks");
+    assert!(refused(vec![good[0], Entry { raw_blocks: 257, ..good[1] }], end), "too many blocks");
+    assert!(
+        refused(vec![good[0], Entry { codec: Codec::Raw, ..good[1] }], end),
+        "raw, and of another length"
+    );
+    assert!(refused(vec![good[0], entry(1, 176, 0)], 176 + 12), "no bytes");
+    assert!(!refused(vec![good[0], Entry { raw_blocks: 256, ..good[1] }], end));
+    // In another order, and with a hash that fits.
+    let mut swapped = bytes.clone();
+    let (first, rest) = swapped.split_at_mut(48);
+    first.swap_with_slice(&mut rest[..48]);
+    let footer = swapped.len() - 32;
+    let covered = [&header[..], &swapped[..footer]].concat();
+    swapped[footer..].copy_from_slice(&blake3::derive_key("imgstore 2026-11 pack trailer v1", &covered));
+    let error = decode_trailer(&header, &swapped).unwrap_err();
+    assert!(error.to_string().contains("ascend"), "{error}");
+}
+
+#[test]
+fn a_short_object_is_told_by_its_length() {
+    let error = imgstore::format::manifest::decode(&[0; 10]).unwrap_err();
+    assert!(error.to_string().contains("72") && error.to_string().contains("10"), "{error}");
 }
