@@ -199,6 +199,21 @@ fn a_name_that_was_used_stops_the_writer() {
     let two = Region::open(Arc::new(storage.clone()), twice).unwrap();
     let refused = caller.snapshot(&two, &MemoryDisk::new(volume(30_000, 2))).unwrap_err();
     assert!(refused.to_string().contains("somebody else"), "{refused}");
+    // The same for a block map: each of these finds its content there, and has only that to write.
+    let bytes = volume(30_000, 1);
+    let twice = session();
+    for (len, expected) in [(20_480, true), (24_576, false)] {
+        let region = Region::open(Arc::new(storage.clone()), twice).unwrap();
+        caller
+            .snapshot(
+                &Region::open(Arc::new(storage.clone()), session()).unwrap(),
+                &MemoryDisk::new(bytes[..len].to_vec()),
+            )
+            .unwrap();
+        let renamed = MemoryDisk::new([&bytes[..len], &[0; 65_536][..]].concat());
+        let done = caller.snapshot(&region, &renamed);
+        assert_eq!(done.is_ok(), expected, "{len}: {done:?}");
+    }
     // The same for a list of operations, which is written before its record.
     let long =
         || Op::FenceSessions { sessions: (0..20_000_u128).map(|n| SessionId(n.to_be_bytes())).collect() };

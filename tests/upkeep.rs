@@ -10,13 +10,16 @@ use imgstore::model::account::{Permission, Resource, Tag};
 use imgstore::model::catalog::RootId;
 use imgstore::model::ids::{InstanceId, SnapshotId, TemplateId, VolumeId};
 use imgstore::model::objects::{PackName, PackRecord};
+use imgstore::model::words::Architecture;
 use imgstore::ops::bin;
 use imgstore::ops::context::Context;
-use imgstore::ops::delete::{delete_snapshot, deregister};
+use imgstore::ops::delete::{delete_snapshot, deregister, preview_deregister};
+use imgstore::ops::devices::DeviceSpec;
 use imgstore::ops::error::OpsError;
 use imgstore::ops::find::AnyId;
 use imgstore::ops::gc::{GcOptions, collect};
 use imgstore::ops::modify::{self, Target};
+use imgstore::ops::register::{ImageOptions, register};
 use imgstore::ops::repair::{RepairSources, repair};
 use imgstore::ops::verify::{Report, VerifyOptions, verify};
 use imgstore::region::error::RegionError;
@@ -88,6 +91,15 @@ fn a_check_of_one_snapshot_reads_its_packs_and_no_other() {
         let refused = verify(&region, &of(&[other]), &place.caller.context());
         assert_eq!(code(refused), Err("InvalidParameterValue"), "{other}");
     }
+    let image = register(
+        &region,
+        &ImageOptions::named("of two", Architecture::X86_64),
+        &[DeviceSpec::of_snapshot("/dev/xvda", two)],
+        &place.caller.context(),
+    );
+    let image = image.unwrap().id;
+    let report = place.verify(&of(&[AnyId::Image(image)]));
+    assert_eq!(report.findings[0].affected, [two.to_string(), image.to_string()]);
     let missing = of(&[AnyId::Snapshot(SnapshotId::from_random(3))]);
     assert_eq!(code(verify(&region, &missing, &place.caller.context())), Err("InvalidSnapshot.NotFound"));
 }
@@ -391,4 +403,44 @@ fn equal_disks_of_one_image_share_their_block_map() {
     let manifests: BTreeSet<_> =
         image.snapshot_ids().map(|id| catalog.snapshots[&id].manifest.name).collect();
     assert_eq!((image.snapshot_ids().count(), manifests.len()), (2, 1));
+}
+
+/// What a live instance stands on is not given back by deregistering its image.
+#[test]
+fn a_template_under_an_instance_frees_nothing() {
+    let rules = Rules::new();
+    let template = rules.template("template");
+    let context = rules.owner.context();
+    let freed = || preview_deregister(&rules.region, template.id, true, &context).unwrap().freed_bytes;
+    assert!(freed().unwrap() > 0);
+    let launched = rules.launch(template.id, &rules.owner).unwrap();
+    assert_eq!(freed(), Some(0));
+    imgstore::ops::instance::terminate(&rules.region, &[launched.instance.id], &context).unwrap();
+    assert!(freed().unwrap() > 0);
+}
+
+/// On a full disk a collection deletes, and says what it left unwritten.
+#[test]
+fn on_a_full_disk_worn_packs_are_left() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().join("region");
+    let room = DirectoryOptions { reserve_bytes: 0, ..DirectoryOptions::default() };
+    let options = RegionOptions { pack_bytes: 256 << 10, ..small_packs() };
+    Region::create_directory(&root, &options, room).unwrap();
+    let caller = Caller::new(1);
+    let keeper = volume(700_000, 5);
+    let mixed = [keeper.clone(), volume(900_000, 6)].concat();
+    let [whole, kept] = [mixed, keeper.clone()].map(|bytes| {
+        let region = Region::open_directory(&root, room).unwrap();
+        caller.snapshot(&region, &MemoryDisk::new(bytes)).unwrap().snapshot.id
+    });
+    delete_snapshot(&Region::open_directory(&root, room).unwrap(), whole, &caller.context()).unwrap();
+    let full = DirectoryOptions { reserve_bytes: u64::MAX / 2, ..room };
+    let now = GcOptions { grace_ms: 0, repack_percent: 90 };
+    let region = Region::open_directory(&root, full).unwrap();
+    let done = collect(&region, &now, &caller.context()).unwrap();
+    assert!(done.freed.count > 0 && done.left_worn.count > 0 && done.repacked.count == 0, "{done:?}");
+    let done = collect(&Region::open_directory(&root, room).unwrap(), &now, &caller.context()).unwrap();
+    assert!(done.repacked.count > 0 && done.left_worn.count == 0, "{done:?}");
+    assert!(caller.read_back(&Region::open_directory(&root, room).unwrap(), kept).unwrap() == keeper);
 }

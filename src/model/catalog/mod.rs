@@ -395,6 +395,31 @@ mod tests {
     }
 
     #[test]
+    fn every_rejection_has_its_sentence() {
+        let (pack, snapshot, image) =
+            (PackName { session: SESSION, number: 9 }, SnapshotId::from_random(1), ImageId::from_random(2));
+        let sentences = [
+            (Rejection::OutOfSequence { expected: 7 }, "expected record 7".to_owned()),
+            (Rejection::SessionFenced(SESSION), format!("session {SESSION} was fenced")),
+            (Rejection::Exists("x".into()), "x exists already".to_owned()),
+            (Rejection::Missing("x".into()), "x does not exist".to_owned()),
+            (Rejection::PackUnavailable(pack), format!("{pack} is gone or being removed")),
+            (
+                Rejection::SnapshotInUse(snapshot, image),
+                format!("The snapshot {snapshot} is currently in use by {image}"),
+            ),
+            (
+                Rejection::NameTaken("web".into(), image),
+                format!("AMI name web is already in use by AMI {image}"),
+            ),
+            (Rejection::State("it is so".into()), "it is so".to_owned()),
+        ];
+        for (rejection, sentence) in sentences {
+            assert_eq!(rejection.to_string(), sentence);
+        }
+    }
+
+    #[test]
     fn names_are_used_once() {
         let mut catalog = Catalog::default();
         catalog.apply(&record(1, vec![pack(0, vec![]), snapshot(1, &[])])).unwrap();
