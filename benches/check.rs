@@ -2,6 +2,7 @@
 //! against decompression alone, in turn in one run. Prints medians and ratios.
 //!
 //!     IMGSTORE_BENCH_REGION=~/.imgstore/regions/local cargo bench --bench check     # else a made-up 512 MiB disk
+//!     IMGSTORE_BENCH_COLD=1 …      # as root: nothing is in the page cache when a step begins
 #![allow(clippy::print_stdout, clippy::cast_precision_loss, reason = "a program that reports")]
 
 mod common;
@@ -102,8 +103,12 @@ fn main() {
     let steps: [(&str, &(dyn Fn() + Sync)); 4] =
         [("read", &read), ("checksums", &checksums), ("decompress", &decompress), ("full", &full)];
     let mut times = [(); 4].map(|()| Vec::new());
+    let is_cold = std::env::var_os("IMGSTORE_BENCH_COLD").is_some();
     for _ in 0..ROUNDS {
         for ((_, step), times) in steps.iter().zip(&mut times) {
+            if is_cold {
+                fs::write("/proc/sys/vm/drop_caches", "3").expect("root may drop the caches");
+            }
             let started = Instant::now();
             pool.install(step);
             times.push(started.elapsed().as_secs_f64());

@@ -132,6 +132,8 @@ mod tests {
             assert!(KIND.open(&bytes[..len]).is_err(), "cut to {len}");
         }
         assert!(KIND.open(&[bytes, vec![0]].concat()).is_err());
+        let short = KIND.open(b"IMGSTEST").unwrap_err().to_string();
+        assert!(short.contains("48") && short.contains('8'), "{short}");
     }
 
     #[test]
