@@ -546,3 +546,43 @@ fn a_dry_run_changes_nothing_and_says_how_it_would_end() {
     assert_eq!(place.json(&["region", "show"])["log_records"], before);
     assert_eq!(fs::read_dir(place.path("vms")).unwrap().count(), 1);
 }
+
+/// A record of the log that is damaged or lost: what each command says, and that `repair` brings it back.
+#[test]
+fn a_damaged_log_is_told_and_mended() {
+    let home = Place::new();
+    home.disk("a.raw", 1 << 20, 1);
+    home.ok(&["import", "a.raw", "--name", "web-1"]);
+    let region = home.path("home/regions/local");
+    let shard = region.join("log/00000000000000000");
+    let mut records: Vec<_> = fs::read_dir(&shard).unwrap().map(|entry| entry.unwrap().path()).collect();
+    records.sort();
+    let last = records.pop().unwrap();
+    let bytes = fs::read(&last).unwrap();
+    fs::remove_file(&last).unwrap();
+    fs::write(&last, &bytes[..60]).unwrap();
+    let refused = home.run(&["images"]);
+    assert_eq!(refused.status.code(), Some(5));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("imgstore repair"));
+    let dry = home.run(&["repair", "--dry-run"]);
+    assert_eq!(dry.status.code(), Some(5));
+    assert!(String::from_utf8_lossy(&dry.stdout).contains("can be restored"));
+    let said = home.ok(&["repair"]);
+    assert!(said.contains("restored") && said.contains("no other damage found"), "{said}");
+    assert!(home.ok(&["images"]).contains("web-1"));
+    // Gone without a trace but its twin: shown is what is left, with a warning that quiet does not silence.
+    fs::remove_file(&last).unwrap();
+    let short = home.run(&["--quiet", "images"]);
+    assert_eq!(short.status.code(), Some(0));
+    assert!(String::from_utf8_lossy(&short.stderr).contains("is lost"));
+    assert_eq!(home.run(&["verify"]).status.code(), Some(5));
+    assert_eq!(home.run(&["import", "a.raw", "--name", "web-2"]).status.code(), Some(5));
+    let document: serde_json::Value = serde_json::from_str(&home.ok(&["repair", "--json"])).unwrap();
+    assert_eq!(document["restored"].as_array().unwrap().len(), 1);
+    assert!(home.ok(&["images"]).contains("web-1"));
+    fs::remove_file(region.join("region")).unwrap();
+    let gone = home.run(&["images"]);
+    assert!(String::from_utf8_lossy(&gone.stderr).contains("imgstore repair"));
+    home.ok(&["repair"]);
+    assert_eq!(home.ok(&["verify"]), "no damage found\n");
+}

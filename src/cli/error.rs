@@ -29,7 +29,7 @@ pub enum CliError {
     #[error(transparent)]
     Ops(#[from] OpsError),
     /// A verb's answer, about a certain region.
-    #[error("region {name} ({url}): {source}")]
+    #[error("region {name} ({url}): {source}{}", cure(source))]
     Region {
         /// Its name in this home.
         name: String,
@@ -98,6 +98,14 @@ impl From<RegionError> for CliError {
 impl From<DiskError> for CliError {
     fn from(error: DiskError) -> Self {
         Self::Ops(error.into())
+    }
+}
+
+/// What to do about a region that cannot be opened, where its error does not say it.
+fn cure(error: &OpsError) -> &'static str {
+    match error {
+        OpsError::Region(RegionError::Damaged { .. }) => "; `imgstore repair` mends it if it can",
+        _ => "",
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::args::Global;
 use super::error::CliError;
+use super::progress;
 use super::text::parse_duration;
 use imgstore::disk::open::{absolute, make_dirs};
 use imgstore::format::region::is_region_name;
@@ -150,7 +151,14 @@ impl Home {
         let at = |error: RegionError| region_error(name, &known.url, error);
         let root = self.path.join(directory_of(&known.url)?);
         check_owner(&root)?;
-        Region::open_directory(&root, self.directory).map_err(at)
+        let region = Region::open_directory(&root, self.directory).map_err(at)?;
+        if let Some(sequence) = region.lost_record() {
+            progress::warn(&format!(
+                "region {name}: log record {sequence} was written and is lost, so what it did is not shown; \
+                 `imgstore repair` brings it back"
+            ));
+        }
+        Ok(region)
     }
 
     /// Mends the log of the region that commands are about, before it can be opened.

@@ -105,6 +105,12 @@ impl Phase {
     }
 }
 
+/// Tells, even those who want quiet, of what nobody should miss.
+pub fn warn(message: &str) {
+    let line = format!("imgstore: {}\n", text::printable(message));
+    let _ = std::io::stderr().write_all(line.as_bytes());
+}
+
 impl Progress for Watcher {
     fn begin(&self, phase: &'static str, total_bytes: u64) {
         self.finish();

@@ -182,6 +182,13 @@ impl Region {
         Ok(head.catalog().clone())
     }
 
+    /// The number of a record that was written behind the log's end and is lost, as its twin says; none as a rule. What is
+    /// there can be read without it, and nothing can be written before repair has put it back.
+    pub fn lost_record(&self) -> Option<u64> {
+        let head = self.head();
+        head.has_lost_next(&*self.0.storage).then(|| head.position().sequence + 1)
+    }
+
     /// 64 random bits for a new id.
     pub fn random_id(&self) -> Result<u64, RegionError> {
         random_u64().map_err(RegionError::Random)

@@ -33,7 +33,7 @@ pub fn repair(session: &Session<'_>, args: &RepairArgs) -> Result<u8, CliError> 
     let repaired = run_repair(&region, &sources, &session.context)?;
     session.output.answer(
         || document(session, &mended, &repaired, started),
-        || mended_text(&mended, false) + &text(&repaired, session.context.dry_run),
+        || mended_text(&mended, false) + &text(&repaired, &mended, session.context.dry_run),
     );
     if session.context.dry_run {
         session.watcher.note("nothing was changed");
@@ -87,9 +87,9 @@ fn mended_text(mended: &Mended, dry_run: bool) -> String {
     text
 }
 
-fn text(repaired: &Repaired, dry_run: bool) -> String {
+fn text(repaired: &Repaired, mended: &Mended, dry_run: bool) -> String {
     let mut text = if repaired.findings.is_empty() {
-        "no damage found\n".to_owned()
+        if mended.restored.is_empty() { "no damage found\n" } else { "no other damage found\n" }.to_owned()
     } else {
         findings_text(&repaired.findings)
     };
