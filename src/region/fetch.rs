@@ -77,6 +77,9 @@ impl Fetched {
     }
 }
 
+/// How often all places of a chunk are tried before it counts as lost.
+const ROUNDS: usize = 3;
+
 impl Region {
     /// Where chunks are; one that is nowhere is an error.
     pub fn locate(&self, ids: &[ChunkId]) -> Result<Vec<Located>, RegionError> {
@@ -130,12 +133,14 @@ impl Region {
     /// The frame of a chunk from any place that has it intact, best first; none if there is none.
     pub fn intact_frame(&self, id: ChunkId) -> Option<Frame> {
         let places = self.with_index(|index| index.places_of(id)).ok()?;
-        places.into_iter().find_map(|place| {
-            let fetched = self.fetch_at(vec![(id, place)]).ok()?;
+        let intact = |place: &Location| {
+            let fetched = self.fetch_at(vec![(id, *place)]).ok()?;
             let (_, frame) = fetched.stored(*fetched.frames().first()?).ok()?;
             self.prove(id, &frame).ok()?;
             Some(frame)
-        })
+        };
+        // A device that failed once may give the bytes the next time.
+        (0..ROUNDS).find_map(|_| places.iter().find_map(intact))
     }
 
     /// Where a chunk is, in a pack that something new may refer to and that is there.
