@@ -406,6 +406,16 @@ fn of_two_branches_the_one_that_goes_on_counts() {
     let other = Region::open_directory(&branch, directory()).unwrap();
     other.commit::<_, RegionError>(two.caller.account, |_| Ok((vec![Op::NoOp], ()))).unwrap();
     let foreign = fs::read(branch.join(name(before_last))).unwrap();
+    // At the end, where nothing follows: what stands in the log stays, whatever the twins say.
+    let tail = fs::read(last).unwrap();
+    fs::remove_file(last).unwrap();
+    let mut twins = [before_last, last].map(|path| fs::read(root.join("twins").join(name(path))).unwrap());
+    replace_twin(&root, &name(before_last), &foreign);
+    assert!(mend(&root, false).restored.iter().all(|restored| *restored == name(last).to_string_lossy()));
+    assert!(fs::read(before_last).unwrap() != foreign);
+    let _ = fs::remove_file(last);
+    fs::write(last, &tail).unwrap();
+    replace_twin(&root, &name(before_last), &std::mem::take(&mut twins[0]));
     // In the middle: the last record names ours, so the other is not put in its place even if ours is damaged.
     let (ours, twin) =
         (fs::read(before_last).unwrap(), fs::read(root.join("twins").join(name(before_last))).unwrap());
@@ -484,6 +494,8 @@ fn the_log_is_mended_behind_a_checkpoint() {
     damage(last, |bytes| bytes[40] ^= 1);
     assert!(Region::open_directory(&two.root(), directory()).is_err());
     assert_eq!(mend(&two.root(), false).restored.len(), 1);
+    // The checkpoint is all that opens the region: repair leaves it, and says that the log is broken.
+    assert!(two.repair(&[], &[]).is_log_broken);
     for (id, bytes) in &two.taken {
         assert!(two.caller.read_back(&two.here(), *id).unwrap() == *bytes);
     }

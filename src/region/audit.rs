@@ -90,19 +90,20 @@ impl Region {
                 break last;
             }
         };
-        findings.extend(checkpoints.keys().map(|&sequence| RegionError::BrokenLog {
-            sequence,
-            why: format!("its checkpoint is there, but the log ends at {}", position.sequence),
-        }));
         let tail = position.sequence;
+        // A gap is the log's own damage, and no cache's: a checkpoint behind it may be all that opens the region.
         if beyond > tail && self.last_record()? > tail {
             let why = format!("it is missing, but record {beyond} is there");
-            findings.push(RegionError::BrokenLog { sequence: tail + 1, why });
+            return Err(RegionError::BrokenLog { sequence: tail + 1, why });
+        }
+        if let Some(&sequence) = checkpoints.keys().next() {
+            let why = format!("its checkpoint is there, but the log ends at {tail}");
+            return Err(RegionError::BrokenLog { sequence, why });
         }
         let mut head = self.head();
         head.advance(storage)?;
         if head.has_lost_next(storage) {
-            findings.push(head.lost_next());
+            return Err(head.lost_next());
         }
         drop(head);
         Ok((catalog, findings))

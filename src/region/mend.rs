@@ -121,9 +121,9 @@ impl Copies<StoredRecord> {
         })
     }
 
-    /// What these name as the record before them.
+    /// What the record itself names as the one before it. A twin alone says nothing against what stands in the log.
     fn previous(&self) -> Vec<ObjectHash> {
-        [&self.own, &self.twin].into_iter().flatten().map(|copy| copy.says.previous).collect()
+        self.own.iter().map(|copy| copy.says.previous).collect()
     }
 }
 
@@ -139,7 +139,9 @@ impl Mending<'_> {
         let copies = Copies::read(self.storage, REGION_FILE, REGION_FILE_BYTES_MAX, |bytes| {
             region_file::decode(bytes).ok().map(|(_, hash)| ((), hash))
         });
-        let choice = copies.choose(|_| true, &first.previous());
+        let wanted: Vec<ObjectHash> =
+            first.own.iter().chain(&first.twin).map(|copy| copy.says.previous).collect();
+        let choice = copies.choose(|_| true, &wanted);
         self.settle(copies, &choice)
     }
 
@@ -201,7 +203,10 @@ impl Mending<'_> {
             }
             (Choice::Own, Some(own), None) => {
                 self.mended.twins += 1;
-                if !self.dry_run {
+                // Durable before its twin is begun: another writer may not have come so far.
+                let is_durable =
+                    name.rsplit_once('/').is_none_or(|(folder, _)| self.storage.persist(folder).is_ok());
+                if !self.dry_run && is_durable {
                     // Best effort, as when the object was made: a full disk keeps nothing from being mended.
                     let _ = self.storage.delete(&twin_of(&name));
                     self.storage.leave_twin(&name, &[&own.bytes]);
