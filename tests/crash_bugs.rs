@@ -124,8 +124,8 @@ impl Storage for Faulty {
         }
     }
 
-    fn leave_twin(&self, name: &str, parts: &[&[u8]]) {
-        self.inner.leave_twin(name, parts);
+    fn leave_twin(&self, name: &str, parts: &[&[u8]]) -> bool {
+        self.inner.leave_twin(name, parts)
     }
 
     fn has_twins(&self) -> bool {

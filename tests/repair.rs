@@ -406,20 +406,14 @@ fn of_two_branches_the_one_that_goes_on_counts() {
     let other = Region::open_directory(&branch, directory()).unwrap();
     other.commit::<_, RegionError>(two.caller.account, |_| Ok((vec![Op::NoOp], ()))).unwrap();
     let foreign = fs::read(branch.join(name(before_last))).unwrap();
-    // At the end, where nothing follows: what stands in the log stays, whatever the twins say.
-    let tail = fs::read(last).unwrap();
-    fs::remove_file(last).unwrap();
-    let mut twins = [before_last, last].map(|path| fs::read(root.join("twins").join(name(path))).unwrap());
-    replace_twin(&root, &name(before_last), &foreign);
-    assert!(mend(&root, false).restored.iter().all(|restored| *restored == name(last).to_string_lossy()));
-    assert!(fs::read(before_last).unwrap() != foreign);
-    let _ = fs::remove_file(last);
-    fs::write(last, &tail).unwrap();
-    replace_twin(&root, &name(before_last), &std::mem::take(&mut twins[0]));
-    // In the middle: the last record names ours, so the other is not put in its place even if ours is damaged.
     let (ours, twin) =
         (fs::read(before_last).unwrap(), fs::read(root.join("twins").join(name(before_last))).unwrap());
+    // Where no record follows, only a twin: what stands in the log stays, and what follows it comes back.
+    fs::remove_file(last).unwrap();
     replace_twin(&root, &name(before_last), &foreign);
+    assert_eq!(mend(&root, false).restored, [name(last).to_string_lossy()]);
+    assert!(fs::read(before_last).unwrap() == ours);
+    // In the middle: the last record names ours, so the other is not put in its place even if ours is damaged.
     let conflict =
         Mended { conflicts: vec![name(before_last).to_string_lossy().into_owned()], ..Mended::default() };
     assert_eq!(mend(&root, false), conflict, "whole and different");
@@ -465,6 +459,9 @@ fn a_lost_record_is_not_written_over() {
         fs::remove_file(&twin).unwrap();
         fs::write(&twin, nonsense).unwrap();
         assert!(two.is_clean());
+        let elsewhere = tempfile::tempdir().unwrap();
+        copy_folder(&two.root(), elsewhere.path());
+        append(&Region::open_directory(elsewhere.path(), directory()).unwrap()).unwrap();
     }
     fs::remove_file(&twin).unwrap();
     fs::write(&twin, &bytes).unwrap();
@@ -475,7 +472,8 @@ fn a_lost_record_is_not_written_over() {
     fs::remove_dir_all(two.root().join("twins")).unwrap();
     fs::write(two.root().join("twins"), b"").unwrap();
     append(&two.here()).unwrap();
-    assert!(two.is_clean() && mend(&two.root(), false).restored.is_empty());
+    assert!(two.is_clean());
+    assert_eq!(mend(&two.root(), false), Mended::default(), "none can be made, and none is said to be");
 }
 
 /// What lies before a checkpoint is not needed: a hopeless record there keeps nothing from being mended after it.
@@ -490,10 +488,12 @@ fn the_log_is_mended_behind_a_checkpoint() {
     let hopeless = &log[3];
     fs::remove_file(hopeless).unwrap();
     fs::remove_file(two.root().join("twins").join(hopeless.strip_prefix(two.root()).unwrap())).unwrap();
-    let last = log.last().unwrap();
-    damage(last, |bytes| bytes[40] ^= 1);
+    // The checkpoint's own record, and the last one.
+    for path in [&log[63], log.last().unwrap()] {
+        damage(path, |bytes| bytes[40] ^= 1);
+    }
     assert!(Region::open_directory(&two.root(), directory()).is_err());
-    assert_eq!(mend(&two.root(), false).restored.len(), 1);
+    assert_eq!(mend(&two.root(), false).restored.len(), 2);
     // The checkpoint is all that opens the region: repair leaves it, and says that the log is broken.
     assert!(two.repair(&[], &[]).is_log_broken);
     for (id, bytes) in &two.taken {

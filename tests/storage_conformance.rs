@@ -280,7 +280,7 @@ fn a_twin_that_cannot_be_left_is_no_failure() {
         _ => Verdict::Proceed,
     });
     let storage = Directory::new(files.with_hook(full), root, "bb".into(), options);
-    storage.leave_twin("log/000001", &[b"x"]);
+    assert!(!storage.leave_twin("log/000001", &[b"x"]));
     assert!(storage.open(&twin_of("log/000001")).is_err());
     assert_eq!(storage.create("log/000001", &[b"x"]).unwrap(), Created::New, "the handle still writes");
     let left: Vec<_> = files

@@ -255,6 +255,22 @@ impl<F: Files> Directory<F> {
         written.map(|()| path)
     }
 
+    /// A sealed file in staging, the place that it is for, and that place's folder, which is durable.
+    fn stage_for(&self, name: &str, parts: &[&[u8]]) -> Result<(PathBuf, PathBuf, PathBuf), StorageError> {
+        check_name(name)?;
+        self.check_latch(name)?;
+        let target = self.root.join(name);
+        let parent = target.parent().unwrap_or(&self.root).to_owned();
+        self.ensure_dir(&self.root.join(STAGING))?;
+        self.ensure_dir(&parent)?;
+        Ok((self.stage(name, parts)?, target, parent))
+    }
+
+    /// Bytes that writers leave free.
+    fn kept_free(&self, space: Space) -> u64 {
+        self.options.reserve_bytes + space.total / 100
+    }
+
     fn list_below(&self, folder: &str, found: &mut Vec<Listed>) -> Result<(), StorageError> {
         for entry in self.entries(folder)? {
             let name = if folder.is_empty() { entry.name } else { format!("{folder}/{}", entry.name) };
@@ -273,13 +289,7 @@ impl<F: Files> Directory<F> {
 
 impl<F: Files> Storage for Directory<F> {
     fn create(&self, name: &str, parts: &[&[u8]]) -> Result<Created, StorageError> {
-        check_name(name)?;
-        self.check_latch(name)?;
-        let target = self.root.join(name);
-        let parent = target.parent().unwrap_or(&self.root).to_owned();
-        self.ensure_dir(&self.root.join(STAGING))?;
-        self.ensure_dir(&parent)?;
-        let staged = self.stage(name, parts)?;
+        let (staged, target, parent) = self.stage_for(name, parts)?;
         match self.files.rename_new(&staged, &target) {
             Ok(()) => {}
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
@@ -306,11 +316,11 @@ impl<F: Files> Storage for Directory<F> {
         true
     }
 
-    fn leave_twin(&self, name: &str, parts: &[&[u8]]) {
+    fn leave_twin(&self, name: &str, parts: &[&[u8]]) -> bool {
         // What can be left out leaves its space to a collection.
-        let is_full = |space: Space| space.available < self.options.reserve_bytes + space.total / 100;
+        let is_full = |space: Space| space.available < self.kept_free(space);
         if self.files.space(&self.root).is_ok_and(is_full) {
-            return;
+            return false;
         }
         let number = self.staged.fetch_add(1, Ordering::Relaxed);
         let staged = self.root.join(STAGING).join(format!("{}-{number}", self.writer));
@@ -326,16 +336,11 @@ impl<F: Files> Storage for Directory<F> {
         if left.is_err() {
             let _ = self.files.remove(&staged);
         }
+        left.is_ok()
     }
 
     fn restore(&self, name: &str, bytes: &[u8]) -> Result<(), StorageError> {
-        check_name(name)?;
-        self.check_latch(name)?;
-        let target = self.root.join(name);
-        let parent = target.parent().unwrap_or(&self.root).to_owned();
-        self.ensure_dir(&self.root.join(STAGING))?;
-        self.ensure_dir(&parent)?;
-        let staged = self.stage(name, &[bytes])?;
+        let (staged, target, parent) = self.stage_for(name, &[bytes])?;
         self.writing("put back", name, || {
             self.files.rename_over(&staged, &target)?;
             self.files.sync_dir(&parent)
@@ -384,7 +389,7 @@ impl<F: Files> Storage for Directory<F> {
         self.check_latch(WHAT)?;
         let space =
             self.files.space(&self.root).map_err(|e| StorageError::io("look at the space for", WHAT, e))?;
-        let needed = self.options.reserve_bytes + space.total / 100;
+        let needed = self.kept_free(space);
         if space.available < needed {
             return Err(StorageError::NoSpace { name: WHAT.into(), available: space.available, needed });
         }
@@ -399,7 +404,7 @@ impl<F: Files> Storage for Directory<F> {
         self.check_latch(WHAT)?;
         let space =
             self.files.space(&self.root).map_err(|e| StorageError::io("look at the space for", WHAT, e))?;
-        let is_full = space.available < self.options.reserve_bytes + space.total / 100;
+        let is_full = space.available < self.kept_free(space);
         if is_full {
             // One that is not there was given up before.
             let _ = self.files.remove(&self.root.join(STAGING).join(RESERVE));

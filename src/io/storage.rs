@@ -39,8 +39,10 @@ pub trait Storage: Send + Sync {
     fn list(&self, folder: &str) -> Result<Vec<Listed>, StorageError>;
 
     /// Leaves a second copy of an object that was just created, its *twin*: see [`twin_of`]. Nothing waits for it to be
-    /// durable, and that it fails is no failure. A storage that loses no object by itself leaves none.
-    fn leave_twin(&self, _name: &str, _parts: &[&[u8]]) {}
+    /// durable, and that it fails is no failure. A storage that loses no object by itself leaves none. Whether it did.
+    fn leave_twin(&self, _name: &str, _parts: &[&[u8]]) -> bool {
+        false
+    }
 
     /// Whether it leaves any.
     fn has_twins(&self) -> bool {

@@ -50,7 +50,7 @@ impl Region {
             let here = std::mem::replace(&mut ahead, Copies::of_record(storage, sequence + 1));
             hash = mending.record(here, previous, &ahead)?;
             if hash.is_none()
-                && let Some((at, from)) = mending.checkpoint_after(sequence)
+                && let Some((at, from)) = mending.checkpoint_after(sequence)?
             {
                 // What lies before a checkpoint is not needed to go on behind it.
                 (sequence, hash) = (at, Some(from));
@@ -154,6 +154,15 @@ impl Mending<'_> {
     ) -> Result<Option<ObjectHash>, RegionError> {
         let fits = |copy: &Copy<StoredRecord>| copy.says.previous == previous;
         let choice = copies.choose(fits, &ahead.previous());
+        self.place(copies, &choice)
+    }
+
+    /// Puts the chosen copy of a record in its place, and of the list that it may have.
+    fn place(
+        &mut self,
+        copies: Copies<StoredRecord>,
+        choice: &Choice,
+    ) -> Result<Option<ObjectHash>, RegionError> {
         let chosen = match choice {
             Choice::Own => copies.own.as_ref(),
             Choice::Twin => copies.twin.as_ref(),
@@ -163,7 +172,7 @@ impl Mending<'_> {
             Body::Spilled { name, hash } => Some((name, hash)),
             Body::Inline(_) => None,
         });
-        let hash = self.settle(copies, &choice)?;
+        let hash = self.settle(copies, choice)?;
         if let Some((name, expected)) = list {
             self.list(name, expected)?;
         }
@@ -178,17 +187,22 @@ impl Mending<'_> {
         self.settle(copies, &choice).map(drop)
     }
 
-    /// The newest checkpoint after a record that is lost, with the record that it stands on, which is there.
-    fn checkpoint_after(&self, lost: u64) -> Option<(u64, ObjectHash)> {
-        let listed = self.storage.list(CHECKPOINTS).ok()?;
-        let usable = |name: &str| {
-            let checkpoint = read_checkpoint(self.storage, name).ok()?;
+    /// The newest checkpoint after a record that is lost, with the record that it stands on, mended if need be.
+    fn checkpoint_after(&mut self, lost: u64) -> Result<Option<(u64, ObjectHash)>, RegionError> {
+        let storage = self.storage;
+        for listed in storage.list(CHECKPOINTS)?.iter().rev() {
+            let Ok(checkpoint) = read_checkpoint(storage, &listed.name) else { continue };
             let sequence = checkpoint.catalog.sequence;
-            let record = Copies::of_record(self.storage, sequence);
-            let is_there = record.choose(|_| true, &[checkpoint.record_hash]) == Choice::Own;
-            (sequence > lost && is_there).then_some((sequence, checkpoint.record_hash))
-        };
-        listed.iter().rev().find_map(|listed| usable(&listed.name))
+            if sequence <= lost {
+                break;
+            }
+            let copies = Copies::of_record(storage, sequence);
+            let choice = copies.choose(|_| true, &[checkpoint.record_hash]);
+            if let Some(hash) = self.place(copies, &choice)? {
+                return Ok(Some((sequence, hash)));
+            }
+        }
+        Ok(None)
     }
 
     /// Puts the chosen copy in its place, and a twin beside it where there is none that is whole.
@@ -202,15 +216,7 @@ impl Mending<'_> {
                 Ok(Some(own.hash))
             }
             (Choice::Own, Some(own), None) => {
-                self.mended.twins += 1;
-                // Durable before its twin is begun: another writer may not have come so far.
-                let is_durable =
-                    name.rsplit_once('/').is_none_or(|(folder, _)| self.storage.persist(folder).is_ok());
-                if !self.dry_run && is_durable {
-                    // Best effort, as when the object was made: a full disk keeps nothing from being mended.
-                    let _ = self.storage.delete(&twin_of(&name));
-                    self.storage.leave_twin(&name, &[&own.bytes]);
-                }
+                self.mended.twins += u64::from(self.dry_run || self.renew_twin(&name, &own.bytes));
                 Ok(Some(own.hash))
             }
             (Choice::Twin, _, Some(twin)) => {
@@ -222,5 +228,14 @@ impl Mending<'_> {
             }
             _ => Ok(None),
         }
+    }
+
+    /// Leaves a twin anew, best effort, as when the object was made: a full disk keeps nothing from being mended.
+    fn renew_twin(&self, name: &str, bytes: &[u8]) -> bool {
+        // Durable before its twin is begun: another writer may not have come so far.
+        let folder = name.rsplit_once('/').map(|(folder, _)| folder);
+        folder.is_none_or(|folder| self.storage.persist(folder).is_ok())
+            && self.storage.delete(&twin_of(name)).is_ok()
+            && self.storage.leave_twin(name, &[bytes])
     }
 }

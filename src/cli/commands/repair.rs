@@ -14,6 +14,10 @@ use std::time::Instant;
 
 pub fn repair(session: &Session<'_>, args: &RepairArgs) -> Result<u8, CliError> {
     let started = Instant::now();
+    let regions =
+        args.from.iter().map(|name| session.home.open_named(name)).collect::<Result<Vec<_>, _>>()?;
+    let disks =
+        args.disks.iter().map(|path| open(session, path, &args.reading)).collect::<Result<Vec<_>, _>>()?;
     // Without its log a region cannot even be opened.
     let mended = session.home.mend_region(&session.context)?;
     if session.context.dry_run && !mended.restored.is_empty() {
@@ -24,11 +28,12 @@ pub fn repair(session: &Session<'_>, args: &RepairArgs) -> Result<u8, CliError> 
         session.watcher.note("nothing was changed; what else is damaged can be told once the log is mended");
         return Ok(error::DAMAGE);
     }
-    let region = session.home.open_region()?;
-    let regions =
-        args.from.iter().map(|name| session.home.open_named(name)).collect::<Result<Vec<_>, _>>()?;
-    let disks =
-        args.disks.iter().map(|path| open(session, path, &args.reading)).collect::<Result<Vec<_>, _>>()?;
+    let region = session.home.open_region().inspect_err(|_| {
+        // What was done before it failed.
+        for line in mended_text(&mended, false).lines() {
+            session.watcher.note(line);
+        }
+    })?;
     let sources = RepairSources { regions: &regions, disks: &disks, force: args.force };
     let repaired = run_repair(&region, &sources, &session.context)?;
     session.output.answer(
