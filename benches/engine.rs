@@ -135,7 +135,7 @@ fn codec(criterion: &mut Criterion) {
         group.bench_function(format!("decode {kind}"), |bencher| {
             bencher.iter(|| {
                 for (frame, id) in frames.iter().zip(&ids) {
-                    pool.decode(frame.codec, &frame.body, *id, &mut raw).expect("decodes");
+                    pool.decode(frame.codec, &frame.body, *id, None, &mut raw).expect("decodes");
                 }
             });
         });

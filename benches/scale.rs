@@ -23,6 +23,7 @@ use imgstore::model::snapshot::Snapshot;
 use imgstore::model::words::SnapshotState;
 use imgstore::region::error::RegionError;
 use imgstore::region::{Region, RegionOptions, directory_storage};
+use std::collections::HashSet;
 use std::time::Instant;
 
 const SEGMENT_CHUNKS: u64 = 4_000_000;
@@ -143,7 +144,7 @@ fn main() {
     let region = Region::open_directory(&root, directory).expect("it opens");
     let (started, mut peak) = (Instant::now(), 0);
     let mark = region
-        .mark::<RegionError>(|| {
+        .mark::<RegionError>(&HashSet::new(), || {
             peak = peak.max(memory_mb("RssAnon:"));
             Ok(())
         })

@@ -48,7 +48,7 @@ impl Liar {
         let frame = CodecPool::new().encode(&lie.served, chunk_id(&lie.served), 3).unwrap();
         let name = PackName { session: session(), number: 0 };
         let mut pack = PackBuilder::new(region.header().id, name, 1 << 20, Vec::new());
-        pack.push(id, &frame).unwrap();
+        pack.push(id, &frame, None).unwrap();
         let sealed = pack.seal().unwrap();
         storage.create(&name.to_string(), &[&sealed.bytes]).unwrap();
         let map = Self::map(id, lie.blocks);

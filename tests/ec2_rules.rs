@@ -14,6 +14,7 @@ use imgstore::ops::copy::{CopyOptions, CopyWhat, apply, plan};
 use imgstore::ops::delete::{SnapshotOutcome, deregister, preview_deregister};
 use imgstore::ops::describe::{Owner, Query, images};
 use imgstore::ops::devices::DeviceSpec;
+use imgstore::ops::encode::Compression;
 use imgstore::ops::error::OpsError;
 use imgstore::ops::filter::Filter;
 use imgstore::ops::find::{self, AnyId};
@@ -805,8 +806,14 @@ fn a_template_takes_no_device_of_its_own_name() {
     let rules = Rules::new();
     let disk = MemoryDisk::new(volume(30_000, 5));
     let clash = DeviceSpec { device_name: "xvda".into(), ephemeral: Some(0), ..DeviceSpec::default() };
-    let refused =
-        import_template(&rules.region, &disk, &[clash], &options("store"), None, &rules.owner.context());
+    let refused = import_template(
+        &rules.region,
+        &disk,
+        &[clash],
+        &options("store"),
+        Compression::default(),
+        &rules.owner.context(),
+    );
     assert_eq!(code(refused), Err("InvalidBlockDeviceMapping"));
 }
 
@@ -864,7 +871,14 @@ fn nothing_is_told_of_a_snapshot_that_the_caller_may_not_read() {
         };
         let disk = MemoryDisk::new(volume(30_000, 5));
         let context = rules.friend.context();
-        let made = import_template(&rules.region, &disk, &[device], &options("mine"), None, &context);
+        let made = import_template(
+            &rules.region,
+            &disk,
+            &[device],
+            &options("mine"),
+            Compression::default(),
+            &context,
+        );
         made.unwrap_err().to_string().replace(&snapshot_id.to_string(), "ID")
     };
     assert_eq!(tell(secret), tell(other));

@@ -93,10 +93,13 @@ fn encoded() -> [(&'static str, Vec<u8>); 7] {
 #[ignore = "writes the golden files anew"]
 fn write_golden_files() {
     fs::create_dir_all(folder()).unwrap();
-    let [raw, text] = chunks();
-    let zstd = CodecPool::new().encode(&text, chunk_id(&text), 3).unwrap();
+    let ([raw, text, changed], codecs) = (chunks(), CodecPool::new());
+    let zstd = codecs.encode(&text, chunk_id(&text), 3).unwrap();
     assert_eq!(zstd.codec, Codec::Zstd);
-    for (name, bytes) in encoded().into_iter().chain([("pack", encode_pack([raw, zstd.body]))]) {
+    let base = (chunk_id(&text), &text[..]);
+    let delta = codecs.encode_delta(&changed, chunk_id(&changed), base, 3, 4096).unwrap().unwrap();
+    let pack = encode_pack([raw, zstd.body, delta.body]);
+    for (name, bytes) in encoded().into_iter().chain([("pack", pack)]) {
         fs::write(folder().join(name), bytes).unwrap();
     }
     fs::create_dir_all(bundle_path().parent().unwrap()).unwrap();
@@ -113,13 +116,16 @@ fn the_encoders_write_the_golden_bytes() {
     for (name, bytes) in encoded() {
         assert!(bytes == golden(name), "{name}: other bytes than version 1 has");
     }
-    // What zstd makes may change with its version: the body of that frame is taken as it is.
+    // What zstd makes may change with its version: the bodies of these frames are taken as they are.
     let bytes = golden("pack");
     let entries = second::pack(&bytes).unwrap().entries;
-    let zstd = entries.iter().find(|entry| entry.codec == 1).unwrap();
-    let start = zstd.offset as usize + 12;
-    let body = bytes[start..start + zstd.stored as usize].to_vec();
-    assert!(encode_pack([chunks()[0].clone(), body]) == bytes, "pack: other bytes than version 1 has");
+    let [zstd, delta] = [1, 2].map(|codec| {
+        let entry = entries.iter().find(|entry| entry.codec == codec).unwrap();
+        let start = entry.offset as usize + 12;
+        bytes[start..start + entry.stored as usize].to_vec()
+    });
+    let again = encode_pack([chunks()[0].clone(), zstd, delta]);
+    assert!(again == bytes, "pack: other bytes than version 1 has");
     assert!(
         encode_bundle() == fs::read(bundle_path()).unwrap(),
         "bundle: another manifest than version 1 has"
@@ -225,10 +231,12 @@ fn the_second_decoder_reads_the_same_from_them() {
     assert_eq!(state.map(|(it, _)| it), Ok(catalogue().1));
 
     let pack = second::pack(&golden("pack")).unwrap();
-    let expected = chunks().map(|chunk| (*blake3::hash(&chunk).as_bytes(), chunk));
-    assert_eq!(pack.chunks, expected.into_iter().collect());
+    let [noise, text, changed] = chunks().map(|chunk| (*blake3::hash(&chunk).as_bytes(), chunk));
+    let delta = &pack.deltas[&changed.0];
+    assert_eq!((delta.base, delta.chunk(&text.1)), (text.0, Ok(changed.1)));
+    assert_eq!(pack.chunks, BTreeMap::from([noise, text]));
     assert_eq!((pack.header.region, pack.header.name), (REGION, name(0x0a0b_0c0d)));
-    assert_eq!((pack.footer.frames, pack.footer.raw_bytes), (2, 3 * 4096));
+    assert_eq!((pack.footer.frames, pack.footer.raw_bytes), (3, 5 * 4096));
     assert_eq!(pack.footer.hash.to_vec(), hash_of("pack"));
 
     let segment = second::segment(&golden("segment")).unwrap();
@@ -273,13 +281,17 @@ fn library_pack(bytes: &[u8]) -> Result<Vec<Vec<u8>>, FormatError> {
     let header = bytes.first_chunk().expect("a header");
     pack::decode_header(header)?;
     let start = pack::trailer_offset(bytes.last_chunk().expect("a footer"), bytes.len() as u64)? as usize;
-    let mut chunks = Vec::new();
-    for entry in pack::decode_trailer(header, &bytes[start..])?.entries {
+    let mut chunks: Vec<Vec<u8>> = Vec::new();
+    let trailer = pack::decode_trailer(header, &bytes[start..])?;
+    let plain_first =
+        [true, false].map(|plain| trailer.entries.iter().filter(move |e| e.codec.is_plain() == plain));
+    for entry in plain_first.into_iter().flatten() {
         let frame = &bytes[entry.offset as usize..start];
-        pack::scan_frame(frame)?;
+        let base = pack::scan_frame(frame)?.0.base();
+        let base = base.and_then(|base| chunks.iter().find(|chunk| chunk_id(chunk) == base)).cloned();
         let mut raw = vec![0; usize::from(entry.raw_blocks) * 4096];
         CodecPool::new()
-            .decode(entry.codec, pack::frame_body(frame, &entry)?, entry.id, &mut raw)
+            .decode(entry.codec, pack::frame_body(frame, entry)?, entry.id, base.as_deref(), &mut raw)
             .map_err(|error| FormatError::Invalid { what: "frame", why: error.to_string() })?;
         chunks.push(raw);
     }
@@ -353,16 +365,17 @@ fn reseal(name: &str, bytes: &mut [u8]) {
 }
 
 /// Where the golden pack's frames begin, from their lengths.
-fn frame_places(bytes: &[u8]) -> [usize; 3] {
+fn frame_places(bytes: &[u8]) -> [usize; 4] {
     let len =
         |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]) as usize;
     let next = 64 + 12 + len(64);
-    [64, next, next + 12 + len(next)]
+    let last = next + 12 + len(next);
+    [64, next, last, last + 12 + len(last)]
 }
 
 fn reseal_frames(bytes: &mut [u8]) -> usize {
-    let [first, next, trailer] = frame_places(bytes);
-    for (at, end) in [(first, next), (next, trailer)] {
+    let [first, next, last, trailer] = frame_places(bytes);
+    for (at, end) in [(first, next), (next, last), (last, trailer)] {
         let crc = crc32c::crc32c_append(crc32c::crc32c(&bytes[at..at + 8]), &bytes[at + 12..end]);
         bytes[at + 8..at + 12].copy_from_slice(&crc.to_le_bytes());
     }
@@ -378,7 +391,7 @@ fn what_is_reserved_is_refused_and_not_guessed() {
         table.push((file, "flags", 11..12));
     }
     let bytes = golden("pack");
-    let [first, next, trailer] = frame_places(&bytes);
+    let [first, next, _, trailer] = frame_places(&bytes);
     let footer = bytes.len() - 64;
     table.extend([
         ("pack", "header", 12..16),
@@ -389,8 +402,8 @@ fn what_is_reserved_is_refused_and_not_guessed() {
         ("pack", "entry's pack", trailer + 32..trailer + 36),
         ("pack", "entry's codec", trailer + 46..trailer + 47),
         ("pack", "entry's flags", trailer + 47..trailer + 48),
-        ("pack", "last entry's flags", footer - 1..footer),
-        ("pack", "footer", footer + 24..footer + 32),
+        ("pack", "last entry's flags", footer - 8 - 1..footer - 8),
+        ("pack", "footer", footer + 28..footer + 32),
     ]);
     let last_page = 3 * 4096;
     table.extend([
@@ -552,10 +565,12 @@ fn lives_and_ends(catalog: &Catalog, gone: SnapshotId, stays: SnapshotId) -> Vec
         vec![
             register_pack(1),
             register_pack(2),
-            Op::CondemnPacks { packs: vec![pack(1)], at_ms: 5 },
+            register_pack(3),
+            Op::RebasePack { pack: pack(3), bases: vec![] },
+            Op::CondemnPacks { packs: vec![pack(1), pack(3)], at_ms: 5 },
             Op::QuarantinePacks { packs: vec![pack(2)], at_ms: 5 },
-            Op::SweepPacks { packs: vec![pack(1), pack(2)] },
-            Op::ForgetPacks { packs: vec![pack(2), pack(1)] },
+            Op::SweepPacks { packs: vec![pack(1), pack(2), pack(3)] },
+            Op::ForgetPacks { packs: vec![pack(2), pack(1), pack(3)] },
             Op::FenceSessions { sessions: vec![pack(1).session] },
             Op::ReplaceManifest { lost: manifest.name, by: manifest.clone() },
         ],
@@ -792,16 +807,17 @@ impl Chance {
     /// What collection and repair do.
     fn upkeep(&mut self) -> Op {
         // The packs that others use may be condemned, and are not to be swept.
-        let what = self.0.below(6);
-        let number = if what == 0 { self.0.below(9) } else { 3 + self.0.below(9) } as u64;
+        let what = self.0.below(7);
+        let number = if matches!(what, 0 | 6) { self.0.below(9) } else { 3 + self.0.below(9) } as u64;
         let packs = number..=number + self.0.below(2) as u64;
-        let packs = packs.map(|number| PackName { number, ..pack_record().0.name }).collect();
+        let packs: Vec<PackName> = packs.map(|number| PackName { number, ..pack_record().0.name }).collect();
         match what {
             0 => Op::CondemnPacks { packs, at_ms: 7 },
             1 => Op::SweepPacks { packs },
             2 => Op::ForgetPacks { packs },
             3 => Op::QuarantinePacks { packs, at_ms: 8 },
             4 => Op::FenceSessions { sessions: vec![SessionId([9; 16])] },
+            6 => Op::RebasePack { pack: packs[0], bases: self.packs() },
             _ => {
                 let lost = snapshot(self.number(), false).0.manifest;
                 let by = ManifestRecord { chunks: lost.chunks + u64::from(self.one_in(3)), ..lost.clone() };

@@ -654,8 +654,10 @@ fn btrfs_is_left_alone_when_in_doubt() {
     mkfs_btrfs(tried.image(), &["--csum", "xxhash"]);
     assert!(why(&tried.image).contains("CRC32C"));
     mkfs_btrfs(tried.image(), &[]);
-    let file = fs::OpenOptions::new().write(true).open(&tried.image).unwrap();
-    file.write_all_at(b"x", 65536 + 999).unwrap();
+    let file = fs::OpenOptions::new().read(true).write(true).open(&tried.image).unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, 65536 + 999).unwrap();
+    file.write_all_at(&[!byte[0]], 65536 + 999).unwrap();
     assert!(why(&tried.image).contains("checksum"));
 }
 

@@ -8,12 +8,14 @@ mod targets;
 #[allow(dead_code, reason = "the unit tests use the rest of it")]
 mod vmdk_sample;
 
+use imgstore::chunk::features::features as features_of;
 use imgstore::chunk::frame::{Codec, CodecPool, chunk_id};
 use imgstore::disk::DiskRead;
 use imgstore::disk::bundle::manifest::{self as bundle, Manifest, Part};
 use imgstore::disk::formats::{Limits, qcow2};
 use imgstore::format::checkpoint::Checkpoint;
 use imgstore::format::entry::Entry;
+use imgstore::format::features::{self, slots_of};
 use imgstore::format::segment::SegmentWriter;
 use imgstore::format::{checkpoint, manifest, pack, record, region};
 use imgstore::model::account::{AccountId, ClientToken, Permission, Resource, RetentionRule, Tag};
@@ -138,7 +140,7 @@ macro_rules! replays {
     };
 }
 
-replays!(bundle checkpoint detect frame free manifest model ova pack qcow2 record region segment vdi vhd vhdx vmdk);
+replays!(bundle checkpoint detect features frame free manifest model ova pack qcow2 record region segment vdi vhd vhdx vmdk);
 
 #[test]
 fn seeds_and_regressions_are_small_and_each_belongs_to_a_target() {
@@ -266,13 +268,31 @@ fn seeds() -> Vec<(&'static str, &'static str, Vec<u8>)> {
     let mut small = PackBuilder::new(REGION, name, 0, Vec::new());
     for (name, raw) in [("text", &text), ("noise", &noise), ("mixed", &mixed)] {
         let frame = codecs.encode(raw, chunk_id(raw), 3).expect("it encodes");
-        whole.push(chunk_id(raw), &frame).expect("it fits");
+        whole.push(chunk_id(raw), &frame, None).expect("it fits");
         if name == "text" {
-            small.push(chunk_id(raw), &frame).expect("it fits");
+            small.push(chunk_id(raw), &frame, None).expect("it fits");
         }
         seeds.push(("frame", name, frame.body));
     }
-    for (name, builder) in [("three-frames", whole), ("one-frame", small)] {
+    let (base, mut changed) = (chunk_id(&text), text.clone());
+    changed[100..107].copy_from_slice(b"changed");
+    let changed_id = chunk_id(&changed);
+    let delta = codecs
+        .encode_delta(&changed, changed_id, (base, &text), 3, 9999)
+        .expect("it encodes")
+        .expect("it is small");
+    let other = PackName { number: 2, ..name };
+    let mut with_delta = PackBuilder::new(REGION, name, 0, Vec::new());
+    with_delta
+        .push(chunk_id(&noise), &codecs.encode(&noise, chunk_id(&noise), 3).expect("it encodes"), None)
+        .expect("it fits");
+    with_delta.push(changed_id, &delta, Some(other)).expect("it fits");
+    let features: Vec<_> = [&text, &noise, &mixed].into_iter().filter_map(|raw| features_of(raw)).collect();
+    let bases: Vec<u64> = (0..features.len() as u64).collect();
+    let slots = slots_of(&features, 0).into_iter();
+    seeds.push(("features", "table", features::encode(REGION, &bases, slots).expect("slots ascend")));
+    seeds.push(("features", "words", (0..240_u32).flat_map(|n| (n * 17_895_697).to_le_bytes()).collect()));
+    for (name, builder) in [("three-frames", whole), ("one-frame", small), ("delta", with_delta)] {
         let SealedPack { bytes, .. } = builder.seal().expect("it seals");
         seeds.push(("pack", name, bytes));
     }

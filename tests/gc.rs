@@ -12,10 +12,12 @@ use imgstore::model::objects::{ManifestName, PackName, PackState};
 use imgstore::model::op::Op;
 use imgstore::ops::bin;
 use imgstore::ops::delete::delete_snapshot;
+use imgstore::ops::encode::Compression;
 use imgstore::ops::error::{Class, OpsError};
 use imgstore::ops::gc::{Collected, GcOptions, collect};
 use imgstore::ops::verify::{VerifyOptions, verify};
 use imgstore::region::{Region, RegionOptions};
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -164,7 +166,9 @@ fn of_two_places_of_a_chunk_one_stays_and_is_found() {
     let mut sessions = [&one, &other].map(|region| region.begin(caller.account).unwrap());
     let taken = sessions.each_mut().map(|session| {
         let disk = MemoryDisk::new(bytes.clone());
-        imgstore::ops::ingest::ingest(session, &disk, 3, &caller.context()).unwrap().packs
+        imgstore::ops::ingest::ingest(session, &disk, &Compression::default(), &caller.context())
+            .unwrap()
+            .packs
     });
     assert!(taken[0].iter().all(|pack| !taken[1].contains(pack)), "each has stored all of it");
     drop(sessions);
@@ -220,8 +224,13 @@ fn what_dead_sessions_left_goes_and_they_are_fenced() {
     assert!(place.open().catalog().unwrap().fenced_sessions.contains(&dead));
     // One that lives is left alone, also in the middle of storing.
     let bytes = volume(300_000, 8);
-    imgstore::ops::ingest::ingest(&mut session, &MemoryDisk::new(bytes.clone()), 3, &caller.context())
-        .unwrap();
+    imgstore::ops::ingest::ingest(
+        &mut session,
+        &MemoryDisk::new(bytes.clone()),
+        &Compression::default(),
+        &caller.context(),
+    )
+    .unwrap();
     let collected = place.collect(NOW, &caller);
     assert!(collected.in_progress.count > 0 && collected.condemned.count == 0, "{collected:?}");
     drop(session);
@@ -297,9 +306,13 @@ fn a_snapshot_beside_a_collection_without_grace_is_whole() {
     delete_snapshot(&open(), first, &caller.context()).unwrap();
     let region = open();
     let mut session = region.begin(caller.account).unwrap();
-    let ingested =
-        imgstore::ops::ingest::ingest(&mut session, &MemoryDisk::new(bytes.clone()), 3, &caller.context())
-            .unwrap();
+    let ingested = imgstore::ops::ingest::ingest(
+        &mut session,
+        &MemoryDisk::new(bytes.clone()),
+        &Compression::default(),
+        &caller.context(),
+    )
+    .unwrap();
     assert_eq!(ingested.new_chunks, 0, "it counts on what is there");
     collect(&open(), &NOW, &caller.context()).unwrap();
     let mut snapshot = caller.snapshot(&open(), &MemoryDisk::new(vec![1; 5000])).unwrap().snapshot;
@@ -391,7 +404,9 @@ fn doubled(place: &Place, caller: &Caller) -> (SnapshotId, Vec<u8>, [Vec<PackNam
     let mut sessions = regions.each_ref().map(|region| region.begin(caller.account).unwrap());
     let mut packs = sessions.each_mut().map(|session| {
         let disk = MemoryDisk::new(bytes.clone());
-        imgstore::ops::ingest::ingest(session, &disk, 3, &caller.context()).unwrap().packs
+        imgstore::ops::ingest::ingest(session, &disk, &Compression::default(), &caller.context())
+            .unwrap()
+            .packs
     });
     packs.sort();
     drop(sessions);
@@ -503,7 +518,7 @@ fn repair_does_not_count_on_a_condemned_pack() {
     let state = |pack: &PackName| place.open().catalog().unwrap().packs[pack].state;
     assert!(matches!(state(&second[0]), PackState::Condemned { .. }));
     let region = place.open();
-    let mark = region.mark::<OpsError>(|| Ok(())).unwrap();
+    let mark = region.mark::<OpsError>(&HashSet::new(), || Ok(())).unwrap();
     let kept = mark.kept_packs();
     damage_frame(&place, &first[0], 200);
     let repaired = repair(&place.open(), &RepairSources::default(), &caller.context()).unwrap();

@@ -17,6 +17,7 @@ use imgstore::model::words::{Architecture, ImageState, InstanceState, VolumeType
 use imgstore::ops::capture::{self, CaptureOptions, CaptureWhat, CreateImageOptions};
 use imgstore::ops::copy::{CopyOptions, CopyWhat, apply, plan};
 use imgstore::ops::devices::DeviceSpec;
+use imgstore::ops::encode::Compression;
 use imgstore::ops::error::OpsError;
 use imgstore::ops::find;
 use imgstore::ops::gc::{self, GcOptions};
@@ -449,7 +450,14 @@ impl Both {
         let expected = self.references[at].name_free(who, name);
         let disk = MemoryDisk::new(content.to_vec());
         let options = ImageOptions::named(name, Architecture::X86_64);
-        let made = import_template(&self.regions[at], &disk, &[], &options, None, &caller.context());
+        let made = import_template(
+            &self.regions[at],
+            &disk,
+            &[],
+            &options,
+            Compression::default(),
+            &caller.context(),
+        );
         let made = code(made.map(|imported| imported.image));
         assert_eq!(made.as_ref().map(drop), expected.map_err(str::to_owned).as_ref().map(drop), "template");
         self.note("import_template", made.is_ok());

@@ -14,6 +14,7 @@ use imgstore::model::words::Architecture;
 use imgstore::ops::context::{Context, Progress};
 use imgstore::ops::copy::{CopyOptions, CopyWhat, apply, plan};
 use imgstore::ops::devices::DeviceSpec;
+use imgstore::ops::encode::Compression;
 use imgstore::ops::error::{Class, OpsError};
 use imgstore::ops::import::{ImportDisk, import};
 use imgstore::ops::ingest::ingest;
@@ -44,7 +45,9 @@ fn import_disks(
             disk: Box::new(MemoryDisk::new(bytes)),
         })
         .collect();
-    import(region, &disks, &[], &image_options(name), None, &caller.context()).unwrap().image
+    import(region, &disks, &[], &image_options(name), Compression::default(), &caller.context())
+        .unwrap()
+        .image
 }
 
 #[test]
@@ -114,7 +117,7 @@ fn a_block_map_that_nothing_names_any_more_is_not_built_on() {
     let disk = MemoryDisk::new(volume(1 << 20, 1));
     let first = caller.snapshot(&region, &disk).unwrap().snapshot;
     let mut session = region.begin(caller.account).unwrap();
-    let again = ingest(&mut session, &disk, 3, &caller.context()).unwrap();
+    let again = ingest(&mut session, &disk, &Compression::default(), &caller.context()).unwrap();
     assert_eq!(again.manifest, first.manifest);
     assert_eq!(session.lost_manifest(&region.catalog().unwrap()), None);
     delete::delete_snapshot(&region, first.id, &caller.context()).unwrap();
@@ -450,7 +453,9 @@ fn snapshots_in_use_stay_and_names_are_unique() {
 
     let disks =
         [ImportDisk { device_name: "/dev/xvda".into(), disk: Box::new(MemoryDisk::new(vec![1; 4096])) }];
-    let error = import(&region, &disks, &[], &image_options("one"), None, &caller.context()).unwrap_err();
+    let error =
+        import(&region, &disks, &[], &image_options("one"), Compression::default(), &caller.context())
+            .unwrap_err();
     assert_eq!(error.code(), "InvalidAMIName.Duplicate");
     assert_eq!(error.to_string(), format!("AMI name one is already in use by AMI {}", image.id));
 

@@ -12,12 +12,14 @@ use imgstore::model::objects::{PackName, PackState};
 use imgstore::model::op::Op;
 use imgstore::model::snapshot::Snapshot;
 use imgstore::ops::delete::delete_snapshot;
+use imgstore::ops::encode::Compression;
 use imgstore::ops::error::OpsError;
 use imgstore::ops::gc::{GcOptions, collect};
 use imgstore::ops::ingest::{Ingested, ingest};
 use imgstore::region::error::RegionError;
 use imgstore::region::session::Session;
 use imgstore::region::{Region, RegionOptions};
+use std::collections::HashSet;
 use std::sync::Arc;
 
 const NOW: GcOptions = GcOptions { grace_ms: 0, repack_percent: 0 };
@@ -54,7 +56,8 @@ impl Stage {
 
     /// Bytes in a session that are not committed yet.
     fn ingest(&self, session: &mut Session, bytes: &[u8]) -> Ingested {
-        ingest(session, &MemoryDisk::new(bytes.to_vec()), 3, &self.caller.context()).unwrap()
+        ingest(session, &MemoryDisk::new(bytes.to_vec()), &Compression::default(), &self.caller.context())
+            .unwrap()
     }
 
     /// Commits a snapshot of what was ingested, naming these packs.
@@ -105,7 +108,7 @@ fn a_pack_is_condemned_only_if_the_mark_holds_at_the_tail() {
         let stage = Stage::new();
         let bytes = stage.garbage();
         let collector = stage.open();
-        let mark = collector.mark::<RegionError>(|| Ok(())).unwrap();
+        let mark = collector.mark::<RegionError>(&HashSet::new(), || Ok(())).unwrap();
         let kept = mark.kept_packs();
         let dead: Vec<PackName> =
             mark.catalog.packs.keys().filter(|pack| !kept.contains(pack)).copied().collect();
@@ -135,7 +138,9 @@ fn of_two_collectors_that_keep_other_copies_one_marks_again() {
         let [first, second] = sessions.each_mut().map(|session| stage.ingest(session, &bytes));
         let id = stage.commit(&one, &first, &first.packs).unwrap();
         let collectors = [stage.open(), stage.open()];
-        let marks = collectors.each_ref().map(|region| region.mark::<RegionError>(|| Ok(())).unwrap());
+        let marks = collectors
+            .each_ref()
+            .map(|region| region.mark::<RegionError>(&HashSet::new(), || Ok(())).unwrap());
         let account = stage.caller.account;
         // The first lets go of one copy. The second, for whatever reason, keeps that one and lets go of the other.
         let kept = marks[0].kept_packs();

@@ -10,7 +10,7 @@
 //! These are plain functions and this file has no dependency that the root package does not have, because
 //! `tests/fuzz_replay.rs` includes it: the ordinary tests replay seeds and past finds without a fuzzer.
 
-use imgstore::chunk::frame::{Codec, CodecPool, FRAME_HEADER_BYTES, FrameError, chunk_id};
+use imgstore::chunk::frame::{BASE_ID_BYTES, Codec, CodecPool, FRAME_HEADER_BYTES, FrameError, chunk_id};
 use imgstore::disk::bundle::is_bundle_name;
 use imgstore::disk::bundle::manifest::{self as bundle_format, Manifest, Part};
 use imgstore::disk::detect::{HEAD_BYTES, head_signatures};
@@ -39,6 +39,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 pub mod archive;
+pub mod features;
 pub mod free;
 pub mod model;
 pub mod sparse;
@@ -47,10 +48,11 @@ pub mod sparse;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target by its name: the name of its binary, of its seeds' folder and of its finds' folder.
-pub const TARGETS: [Target; 17] = [
+pub const TARGETS: [Target; 18] = [
     ("bundle", bundle),
     ("checkpoint", checkpoint),
     ("detect", detect),
+    ("features", features::features),
     ("frame", frame),
     ("free", free::free),
     ("manifest", manifest),
@@ -315,12 +317,36 @@ pub fn frame(data: &[u8]) {
     let id = chunk_id(&raw);
     let mut encoded = pool.encode(&raw, id, i32::from(selector % 14)).expect("whole blocks encode");
     let mut decoded = vec![0; raw.len()];
-    pool.decode(encoded.codec, &encoded.body, id, &mut decoded).expect("what was encoded decodes");
+    pool.decode(encoded.codec, &encoded.body, id, None, &mut decoded).expect("what was encoded decodes");
     assert_eq!(decoded, raw);
+    delta_of(&pool, &raw, selector);
     let at = data.iter().fold(0usize, |at, &byte| at.wrapping_mul(31).wrapping_add(usize::from(byte)));
     let at = at % encoded.body.len();
     encoded.body[at] ^= 1 << (selector % 8);
-    if pool.decode(encoded.codec, &encoded.body, id, &mut decoded).is_ok() {
+    if pool.decode(encoded.codec, &encoded.body, id, None, &mut decoded).is_ok() {
+        assert_eq!(decoded, raw, "damage gave other content");
+    }
+}
+
+/// Content against a base that it is a changed copy of: it comes back, and from a damaged delta nothing else does.
+fn delta_of(pool: &CodecPool, raw: &[u8], selector: u8) {
+    let mut base = raw.to_vec();
+    base[usize::from(selector)..].iter_mut().step_by(977).for_each(|byte| *byte = byte.wrapping_add(1));
+    let (id, base_id) = (chunk_id(raw), chunk_id(&base));
+    let level = i32::from(selector % 14);
+    let encoded =
+        pool.encode_delta(raw, id, (base_id, &base), level, usize::MAX).expect("whole blocks encode");
+    let Some(mut delta) = encoded else { return };
+    let mut decoded = vec![0; raw.len()];
+    pool.decode(delta.codec, &delta.body, id, Some(&base), &mut decoded).expect("what was encoded decodes");
+    assert_eq!(decoded, raw);
+    assert!(matches!(
+        pool.decode(delta.codec, &delta.body, id, None, &mut decoded),
+        Err(FrameError::Base { base, .. }) if base == base_id
+    ));
+    let at = BASE_ID_BYTES + usize::from(selector) % (delta.body.len() - BASE_ID_BYTES);
+    delta.body[at] ^= 1 << (selector % 8);
+    if pool.decode(delta.codec, &delta.body, id, Some(&base), &mut decoded).is_ok() {
         assert_eq!(decoded, raw, "damage gave other content");
     }
 }
@@ -328,18 +354,26 @@ pub fn frame(data: &[u8]) {
 fn frame_body_of(pool: &CodecPool, body: &[u8], raw_len: usize) {
     let nobody = ChunkId([0; 32]);
     let mut raw = vec![0; raw_len];
+    // As a delta on some base: what it decodes to is some content, or nothing.
+    let base: Vec<u8> = (0..2 * BLOCK_BYTES).map(|at| (at / 16) as u8).collect();
+    let against = [&[7; BASE_ID_BYTES][..], body].concat();
+    if let Err(FrameError::Content { found, .. }) =
+        pool.decode(Codec::Delta, &against, nobody, Some(&base), &mut raw)
+    {
+        assert_eq!(found, chunk_id(&raw));
+    }
     for codec in [Codec::Zstd, Codec::Raw] {
         // What decodes says which content it is; as that one it must decode again, and encode.
-        let Err(FrameError::Content { found, .. }) = pool.decode(codec, body, nobody, &mut raw) else {
+        let Err(FrameError::Content { found, .. }) = pool.decode(codec, body, nobody, None, &mut raw) else {
             continue;
         };
         assert_eq!(found, chunk_id(&raw));
         let mut again = vec![0xff; raw_len];
-        pool.decode(codec, body, found, &mut again).expect("it has the id that was found");
+        pool.decode(codec, body, found, None, &mut again).expect("it has the id that was found");
         assert_eq!(again, raw);
         let encoded = pool.encode(&raw, found, 1).expect("what decoded encodes");
         again.fill(0xff);
-        pool.decode(encoded.codec, &encoded.body, found, &mut again).expect("what was encoded decodes");
+        pool.decode(encoded.codec, &encoded.body, found, None, &mut again).expect("what was encoded decodes");
         assert_eq!(again, raw);
     }
 }
@@ -424,7 +458,10 @@ fn pack_of(bytes: &[u8]) {
         let Ok(trailer) = pack_format::decode_trailer(header, stored) else { continue };
         let offset = u32::from_le_bytes([footer[12], footer[13], footer[14], footer[15]]);
         let mut entries = trailer.entries.clone();
-        let again = pack_format::encode_trailer(header, &mut entries, offset).expect("what decoded encodes");
+        let mut deltas: Vec<_> =
+            trailer.deltas().map(|(entry, base)| (entry.id, begins_with(base))).collect();
+        let again = pack_format::encode_trailer(header, &mut entries, &mut deltas, offset);
+        let again = again.expect("what decoded encodes");
         assert_eq!(again, (stored.to_vec(), trailer.hash));
         let raw: u64 = entries.iter().map(|e| u64::from(e.raw_blocks) * BLOCK_BYTES as u64).sum();
         assert_eq!((entries, trailer.raw_bytes), (trailer.entries.clone(), raw));
@@ -433,6 +470,13 @@ fn pack_of(bytes: &[u8]) {
             frame_at(bytes, entry);
         }
     }
+}
+
+/// A chunk's id with these leading bytes.
+fn begins_with(leading: u64) -> ChunkId {
+    let mut id = [0; 32];
+    id[..8].copy_from_slice(&leading.to_be_bytes());
+    ChunkId(id)
 }
 
 fn frame_at(bytes: &[u8], entry: &Entry) {
@@ -514,7 +558,7 @@ fn end_to_end(bytes: &mut Vec<u8>, mut table: Vec<[u8; ENTRY_BYTES]>) {
         entry[36..40].copy_from_slice(&at.to_le_bytes());
         entry[42..44].fill(0);
         entry[45] &= 1;
-        entry[46] &= 1;
+        entry[46] %= 3;
         entry[47] = 0;
         offset += FRAME_HEADER_BYTES + usize::from(u16::from_le_bytes([entry[40], entry[41]]));
     }
@@ -526,12 +570,16 @@ fn end_to_end(bytes: &mut Vec<u8>, mut table: Vec<[u8; ENTRY_BYTES]>) {
 fn footer(bytes: &mut Vec<u8>, table: &[[u8; ENTRY_BYTES]], offset: usize) {
     let (Ok(offset), Ok(frames)) = (u32::try_from(offset), u32::try_from(table.len())) else { return };
     bytes.extend(table.as_flattened());
+    // For each delta something as its base.
+    let deltas: Vec<_> = table.iter().filter(|entry| entry[46] == 2).collect();
+    deltas.iter().for_each(|entry| bytes.extend(&entry[24..32]));
     bytes.extend(b"IMGSPEND");
     bytes.extend(frames.to_le_bytes());
     bytes.extend(offset.to_le_bytes());
     let blocks = table.iter().map(|e| u64::from(u16::from_le_bytes([e[44], e[45]]))).sum::<u64>();
     bytes.extend((blocks * BLOCK_BYTES as u64).to_le_bytes());
-    bytes.extend([0; 8 + HASH_BYTES]);
+    bytes.extend(u32::try_from(deltas.len()).unwrap_or(0).to_le_bytes());
+    bytes.extend([0; 4 + HASH_BYTES]);
 }
 
 /// Gives a trailer that ends the bytes, and starts where its footer's count of entries says, its hash.
@@ -541,8 +589,9 @@ fn seal_trailer(bytes: &mut [u8]) -> bool {
         return false;
     }
     let footer = &bytes[len - pack_format::FOOTER_BYTES..];
-    let frames = u32::from_le_bytes([footer[8], footer[9], footer[10], footer[11]]) as usize;
-    let Some(start) = len.checked_sub(pack_format::FOOTER_BYTES + frames * ENTRY_BYTES) else { return false };
+    let u32_at = |at: usize| u32::from_le_bytes([footer[at], footer[at + 1], footer[at + 2], footer[at + 3]]);
+    let tables = u32_at(8) as usize * ENTRY_BYTES + u32_at(24) as usize * pack_format::BASE_BYTES;
+    let Some(start) = len.checked_sub(pack_format::FOOTER_BYTES + tables) else { return false };
     let header = &bytes[..pack_format::HEADER_BYTES];
     let hash = pack_format::PACK.hash(&[header, &bytes[start..len - HASH_BYTES]]);
     bytes[len - HASH_BYTES..].copy_from_slice(&hash.0);

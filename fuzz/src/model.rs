@@ -8,6 +8,7 @@ use imgstore::model::ids::{SessionId, SnapshotId};
 use imgstore::model::region::ChunkerParams;
 use imgstore::ops::context::{Context, Unwatched};
 use imgstore::ops::delete::delete_snapshot;
+use imgstore::ops::encode::Compression;
 use imgstore::ops::error::OpsError;
 use imgstore::ops::gc::{GcOptions, collect};
 use imgstore::ops::ingest::ingest;
@@ -134,7 +135,8 @@ impl World {
             6 => {
                 let region = self.open();
                 let mut session = region.begin(context.account).expect("there is space");
-                ingest(&mut session, &Disk(content(choice)), 1, &context).expect("nothing stands in its way");
+                ingest(&mut session, &Disk(content(choice)), &Compression::default(), &context)
+                    .expect("nothing stands in its way");
                 self.under_way.push((region, session));
             }
             7 if !self.under_way.is_empty() => drop(self.under_way.remove(0)),

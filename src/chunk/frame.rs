@@ -5,7 +5,7 @@ use crate::model::units::{BLOCK_BYTES, CHUNK_BLOCKS_MAX};
 use std::sync::{Mutex, PoisonError};
 use zstd::zstd_safe;
 
-/// How a frame's body is coded. The numbers stand in the format; 2 and 3 are reserved by it.
+/// How a frame's body is coded. The numbers stand in the format; 3 is reserved by it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum Codec {
@@ -13,6 +13,8 @@ pub enum Codec {
     Raw = 0,
     /// One zstd frame with its content size.
     Zstd = 1,
+    /// The id of a base chunk, then one zstd frame made with the base's bytes as prefix.
+    Delta = 2,
 }
 
 impl Codec {
@@ -21,6 +23,7 @@ impl Codec {
         match number {
             0 => Some(Self::Raw),
             1 => Some(Self::Zstd),
+            2 => Some(Self::Delta),
             _ => None,
         }
     }
@@ -28,6 +31,11 @@ impl Codec {
     /// Its number in the format.
     pub const fn number(self) -> u8 {
         self as u8
+    }
+
+    /// Whether a frame needs no other: only such a one can be a base.
+    pub const fn is_plain(self) -> bool {
+        !matches!(self, Self::Delta)
     }
 }
 
@@ -53,6 +61,20 @@ impl Frame {
     pub fn stored_bytes(&self) -> u64 {
         (FRAME_HEADER_BYTES + self.body.len()) as u64
     }
+
+    /// The chunk that is needed to decode it.
+    pub fn base(&self) -> Option<ChunkId> {
+        base_of(self.codec, &self.body)
+    }
+}
+
+/// Bytes of the base's id at the start of a delta's body.
+pub const BASE_ID_BYTES: usize = 32;
+
+/// The chunk that is needed to decode a body, if one is and the body is long enough to name it.
+pub fn base_of(codec: Codec, body: &[u8]) -> Option<ChunkId> {
+    let id = body.first_chunk::<BASE_ID_BYTES>().filter(|_| !codec.is_plain())?;
+    Some(ChunkId(*id))
 }
 
 /// Why a frame is not the chunk that it should be.
@@ -74,6 +96,14 @@ pub enum FrameError {
         expected: usize,
         /// What zstd says.
         why: String,
+    },
+    /// A delta's base is not at hand, or none that could be its base.
+    #[error("the frame needs chunk {base}, which {why}")]
+    Base {
+        /// The base.
+        base: ChunkId,
+        /// What is wrong with it.
+        why: &'static str,
     },
     /// The content has another hash.
     #[error("the content's hash is {found}, expected {expected}")]
@@ -97,10 +127,10 @@ pub struct CodecPool {
     idle: Mutex<Vec<Contexts>>,
 }
 
-struct Contexts {
-    compressor: zstd_safe::CCtx<'static>,
-    decompressor: zstd_safe::DCtx<'static>,
-    scratch: Vec<u8>,
+pub(super) struct Contexts {
+    pub(super) compressor: zstd_safe::CCtx<'static>,
+    pub(super) decompressor: zstd_safe::DCtx<'static>,
+    pub(super) scratch: Vec<u8>,
 }
 
 impl CodecPool {
@@ -124,39 +154,64 @@ impl CodecPool {
                 return verified(Frame { codec: Codec::Raw, raw_blocks, body: raw.to_vec() }, raw, id);
             }
             let body = scratch.as_slice().to_vec();
-            decode_zstd(decompressor, &body, raw.len(), scratch)?;
+            decode_zstd(decompressor, &body, raw.len(), None, scratch)?;
             verified(Frame { codec: Codec::Zstd, raw_blocks, body }, scratch, id)
         })
     }
 
-    /// The chunk whose content a frame from nowhere in particular has.
-    pub fn identify(&self, frame: &Frame) -> Result<ChunkId, FrameError> {
+    /// The content of a frame from nowhere in particular, and the chunk that it is. `base` is the base's bytes, for a
+    /// delta.
+    pub fn identify(&self, frame: &Frame, base: Option<&[u8]>) -> Result<(ChunkId, Vec<u8>), FrameError> {
         let mut raw = vec![0; usize::from(frame.raw_blocks) * BLOCK_BYTES];
-        self.decode_bytes(frame.codec, &frame.body, &mut raw)?;
-        Ok(chunk_id(&raw))
+        self.decode_bytes(frame.codec, &frame.body, base, &mut raw)?;
+        Ok((chunk_id(&raw), raw))
     }
 
-    /// Decodes a frame of chunk `id` into `raw`, which is exactly as long as the chunk.
-    pub fn decode(&self, codec: Codec, body: &[u8], id: ChunkId, raw: &mut [u8]) -> Result<(), FrameError> {
-        self.decode_bytes(codec, body, raw)?;
+    /// Decodes a frame of chunk `id` into `raw`, which is exactly as long as the chunk. `base` is the base's bytes, for
+    /// a delta.
+    pub fn decode(
+        &self,
+        codec: Codec,
+        body: &[u8],
+        id: ChunkId,
+        base: Option<&[u8]>,
+        raw: &mut [u8],
+    ) -> Result<(), FrameError> {
+        self.decode_bytes(codec, body, base, raw)?;
         let found = chunk_id(raw);
         if found == id { Ok(()) } else { Err(FrameError::Content { expected: id, found }) }
     }
 
-    fn decode_bytes(&self, codec: Codec, body: &[u8], raw: &mut [u8]) -> Result<(), FrameError> {
+    fn decode_bytes(
+        &self,
+        codec: Codec,
+        body: &[u8],
+        base: Option<&[u8]>,
+        raw: &mut [u8],
+    ) -> Result<(), FrameError> {
         let blocks = u16::try_from(raw.len() / BLOCK_BYTES).unwrap_or(u16::MAX);
         check_length(blocks, raw.len(), body.len())?;
         match codec {
             Codec::Raw if body.len() == raw.len() => raw.copy_from_slice(body),
             Codec::Raw => return Err(FrameError::Length { blocks, stored: body.len() }),
             Codec::Zstd => {
-                self.with(|contexts| decode_zstd(&mut contexts.decompressor, body, raw.len(), raw))?
+                self.with(|contexts| decode_zstd(&mut contexts.decompressor, body, raw.len(), None, raw))?
+            }
+            Codec::Delta => {
+                let Some(id) = base_of(codec, body) else {
+                    return Err(FrameError::Length { blocks, stored: body.len() });
+                };
+                let base = base.ok_or(FrameError::Base { base: id, why: "is not at hand" })?;
+                let body = &body[BASE_ID_BYTES..];
+                self.with(|contexts| {
+                    decode_zstd(&mut contexts.decompressor, body, raw.len(), Some(base), raw)
+                })?
             }
         }
         Ok(())
     }
 
-    fn with<T>(&self, work: impl FnOnce(&mut Contexts) -> T) -> T {
+    pub(super) fn with<T>(&self, work: impl FnOnce(&mut Contexts) -> T) -> T {
         let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let mut contexts = idle.unwrap_or_else(|| Contexts {
             compressor: zstd_safe::CCtx::create(),
@@ -169,7 +224,7 @@ impl CodecPool {
     }
 }
 
-fn check_length(blocks: u16, raw_len: usize, stored: usize) -> Result<(), FrameError> {
+pub(super) fn check_length(blocks: u16, raw_len: usize, stored: usize) -> Result<(), FrameError> {
     let whole = raw_len.is_multiple_of(BLOCK_BYTES);
     if blocks == 0 || blocks > CHUNK_BLOCKS_MAX || !whole {
         return Err(FrameError::Length { blocks, stored });
@@ -177,16 +232,17 @@ fn check_length(blocks: u16, raw_len: usize, stored: usize) -> Result<(), FrameE
     Ok(())
 }
 
-fn verified(frame: Frame, decoded: &[u8], id: ChunkId) -> Result<Frame, FrameError> {
+pub(super) fn verified(frame: Frame, decoded: &[u8], id: ChunkId) -> Result<Frame, FrameError> {
     let found = chunk_id(decoded);
     if found == id { Ok(frame) } else { Err(FrameError::Content { expected: id, found }) }
 }
 
 /// Exactly one zstd frame with its declared size: zstd itself would accept several, and skippable ones.
-fn decode_zstd<C: zstd_safe::WriteBuf + ?Sized>(
+pub(super) fn decode_zstd<C: zstd_safe::WriteBuf + ?Sized>(
     decompressor: &mut zstd_safe::DCtx<'static>,
     body: &[u8],
     raw_len: usize,
+    prefix: Option<&[u8]>,
     raw: &mut C,
 ) -> Result<(), FrameError> {
     let refuse = |why: &str| FrameError::Zstd { expected: raw_len, why: why.to_owned() };
@@ -199,11 +255,15 @@ fn decode_zstd<C: zstd_safe::WriteBuf + ?Sized>(
     if frame_len != body.len() {
         return Err(refuse("bytes follow the frame"));
     }
-    let decoded = decompressor.decompress(raw, body).map_err(|code| zstd_error(raw_len, code))?;
+    let decoded = match prefix {
+        None => decompressor.decompress(raw, body),
+        Some(prefix) => decompressor.decompress_using_dict(raw, body, prefix),
+    };
+    let decoded = decoded.map_err(|code| zstd_error(raw_len, code))?;
     if decoded == raw_len { Ok(()) } else { Err(refuse("it decodes to another length")) }
 }
 
-fn zstd_error(expected: usize, code: zstd_safe::ErrorCode) -> FrameError {
+pub(super) fn zstd_error(expected: usize, code: zstd_safe::ErrorCode) -> FrameError {
     FrameError::Zstd { expected, why: zstd_safe::get_error_name(code).to_owned() }
 }
 
@@ -227,7 +287,7 @@ mod tests {
 
     fn decode(pool: &CodecPool, frame: &Frame, id: ChunkId) -> Result<Vec<u8>, FrameError> {
         let mut raw = vec![0; usize::from(frame.raw_blocks) * BLOCK_BYTES];
-        pool.decode(frame.codec, &frame.body, id, &mut raw).map(|()| raw)
+        pool.decode(frame.codec, &frame.body, id, None, &mut raw).map(|()| raw)
     }
 
     #[test]

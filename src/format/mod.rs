@@ -7,6 +7,7 @@ pub mod codec;
 pub mod entry;
 pub mod envelope;
 pub mod error;
+pub mod features;
 pub mod manifest;
 pub mod pack;
 pub mod record;

@@ -12,16 +12,17 @@
 //!         56  8 key id, 0                      8  4 number of frames
 //!                                             12  4 offset of the trailer
 //! trailer: entries ascending by id,           16  8 raw bytes of all chunks
-//! then the footer                             24  8 0
-//!                                             32 32 BLAKE3 over header, entries, footer 0-31
+//! for each delta among them 8 bytes of        24  4 number of deltas
+//! its base's id, then the footer              28  4 0
+//!                                             32 32 BLAKE3 over header, entries, bases, footer 0-31
 //! ```
 
 use super::entry::{ENTRY_BYTES, Entry, entry_arrays};
 use super::envelope::{Kind, VERSION, check_preamble};
 use super::error::FormatError;
 pub use crate::chunk::frame::FRAME_HEADER_BYTES;
-use crate::chunk::frame::{Codec, Frame};
-use crate::model::ids::{ObjectHash, RegionId, SessionId};
+use crate::chunk::frame::{BASE_ID_BYTES, Codec, Frame};
+use crate::model::ids::{ChunkId, ObjectHash, RegionId, SessionId};
 use crate::model::objects::PackName;
 use crate::model::units::{BLOCK_BYTES, CHUNK_BLOCKS_MAX};
 
@@ -34,6 +35,8 @@ const FRAME: &str = "frame";
 
 /// Bytes of a pack's header.
 pub const HEADER_BYTES: usize = 64;
+/// Bytes of a base in the trailer: the first of its id, which tell chunks apart but once in a very long time.
+pub const BASE_BYTES: usize = 8;
 /// Bytes of a pack's footer.
 pub const FOOTER_BYTES: usize = 64;
 /// Largest pack: the largest size from which on one is sealed, a last frame, and its trailer.
@@ -129,7 +132,7 @@ pub fn scan_frame(bytes: &[u8]) -> Result<(Frame, usize), FormatError> {
     Ok((Frame { codec, raw_blocks, body: body.to_vec() }, len))
 }
 
-/// A chunk has 1 to 256 blocks, a body 1 byte to 1 MiB, and a raw one exactly the chunk's.
+/// A chunk has 1 to 256 blocks, a body 1 byte to 1 MiB, a raw one exactly the chunk's, a delta's more than an id.
 fn check_lengths(codec: Codec, raw_blocks: u16, stored_len: usize) -> Result<(), FormatError> {
     let raw_bytes = usize::from(raw_blocks) * BLOCK_BYTES;
     if raw_blocks == 0 || raw_blocks > CHUNK_BLOCKS_MAX {
@@ -137,6 +140,9 @@ fn check_lengths(codec: Codec, raw_blocks: u16, stored_len: usize) -> Result<(),
     }
     if stored_len == 0 || stored_len > BODY_BYTES_MAX || (codec == Codec::Raw && stored_len != raw_bytes) {
         return Err(FormatError::length(FRAME, raw_bytes, stored_len));
+    }
+    if codec == Codec::Delta && stored_len <= BASE_ID_BYTES {
+        return Err(FormatError::length(FRAME, BASE_ID_BYTES + 1, stored_len));
     }
     Ok(())
 }
@@ -146,32 +152,54 @@ fn check_lengths(codec: Codec, raw_blocks: u16, stored_len: usize) -> Result<(),
 pub struct Trailer {
     /// The pack's frames, ascending by chunk id.
     pub entries: Vec<Entry>,
+    /// For each delta among them the leading bytes of its base's id, as [`ChunkId::leading`] has them.
+    pub bases: Vec<u64>,
     /// Raw bytes of all of its chunks.
     pub raw_bytes: u64,
     /// The trailer's hash.
     pub hash: ObjectHash,
 }
 
+impl Trailer {
+    /// The deltas, each with its base.
+    pub fn deltas(&self) -> impl Iterator<Item = (&Entry, u64)> {
+        self.entries.iter().filter(|entry| !entry.codec.is_plain()).zip(self.bases.iter().copied())
+    }
+}
+
 /// The trailer of a pack with this header whose frames end at `trailer_offset`: its bytes and its hash.
-/// Sorts the entries.
+/// `deltas` are the deltas among the entries, each with its base. Sorts both.
 pub fn encode_trailer(
     header: &[u8; HEADER_BYTES],
     entries: &mut [Entry],
+    deltas: &mut [(ChunkId, ChunkId)],
     trailer_offset: u32,
 ) -> Result<(Vec<u8>, ObjectHash), FormatError> {
     entries.sort_unstable_by_key(|entry| entry.id);
+    deltas.sort_unstable();
     check_entries(entries, trailer_offset)?;
+    let of_deltas = entries.iter().filter(|entry| !entry.codec.is_plain()).map(|entry| entry.id);
+    if !of_deltas.eq(deltas.iter().map(|(id, _)| *id)) {
+        return Err(FormatError::invalid(PACK.what, "its deltas are not those that have a base"));
+    }
     let frames =
         u32::try_from(entries.len()).map_err(|_| FormatError::invalid(PACK.what, "too many frames"))?;
-    let mut bytes = Vec::with_capacity(entries.len() * ENTRY_BYTES + FOOTER_BYTES);
+    let deltas_count =
+        u32::try_from(deltas.len()).map_err(|_| FormatError::invalid(PACK.what, "too many frames"))?;
+    let table_bytes = entries.len() * ENTRY_BYTES + deltas.len() * BASE_BYTES;
+    let mut bytes = Vec::with_capacity(table_bytes + FOOTER_BYTES);
     for entry in entries.iter() {
         bytes.extend(entry.encode());
+    }
+    for (_, base) in deltas.iter() {
+        bytes.extend(base.leading().to_be_bytes());
     }
     bytes.extend(FOOTER_MAGIC);
     bytes.extend(frames.to_le_bytes());
     bytes.extend(trailer_offset.to_le_bytes());
     bytes.extend(raw_bytes(entries).to_le_bytes());
-    bytes.extend([0; 8]);
+    bytes.extend(deltas_count.to_le_bytes());
+    bytes.extend([0; 4]);
     let hash = PACK.hash(&[header, &bytes]);
     bytes.extend(hash.0);
     Ok((bytes, hash))
@@ -183,15 +211,16 @@ pub fn trailer_offset(footer: &[u8; FOOTER_BYTES], pack_len: u64) -> Result<u32,
         return Err(FormatError::Magic { what: "pack footer" });
     }
     let u32_at = |at: usize| u32::from_le_bytes([footer[at], footer[at + 1], footer[at + 2], footer[at + 3]]);
-    let (frames, offset) = (u32_at(8), u32_at(12));
-    let expected = u64::from(offset) + u64::from(frames) * ENTRY_BYTES as u64 + FOOTER_BYTES as u64;
+    let (frames, offset, deltas) = (u32_at(8), u32_at(12), u32_at(24));
+    let tables = u64::from(frames) * ENTRY_BYTES as u64 + u64::from(deltas) * BASE_BYTES as u64;
+    let expected = u64::from(offset) + tables + FOOTER_BYTES as u64;
     if pack_len > PACK_BYTES_MAX || expected != pack_len || (offset as usize) < HEADER_BYTES {
         return Err(FormatError::Length { what: PACK.what, expected, found: pack_len });
     }
     Ok(offset)
 }
 
-/// The trailer from its bytes (entries and footer) and the pack's header.
+/// The trailer from its bytes (entries, bases and footer) and the pack's header.
 pub fn decode_trailer(header: &[u8; HEADER_BYTES], trailer: &[u8]) -> Result<Trailer, FormatError> {
     let Some((table, footer)) = trailer.split_last_chunk::<FOOTER_BYTES>() else {
         return Err(FormatError::length("pack trailer", FOOTER_BYTES, trailer.len()));
@@ -200,21 +229,29 @@ pub fn decode_trailer(header: &[u8; HEADER_BYTES], trailer: &[u8]) -> Result<Tra
     if hash.0 != footer[32..] {
         return Err(FormatError::Hash { what: "pack trailer" });
     }
-    let frames = u32::from_le_bytes([footer[8], footer[9], footer[10], footer[11]]) as usize;
-    if footer[..8] != FOOTER_MAGIC || table.len() != frames * ENTRY_BYTES {
+    let u32_at = |at: usize| u32::from_le_bytes([footer[at], footer[at + 1], footer[at + 2], footer[at + 3]]);
+    let (frames, trailer_offset, deltas) = (u32_at(8) as usize, u32_at(12), u32_at(24) as usize);
+    let entries_bytes = frames.saturating_mul(ENTRY_BYTES);
+    let expected = entries_bytes.saturating_add(deltas.saturating_mul(BASE_BYTES));
+    if footer[..8] != FOOTER_MAGIC || table.len() != expected {
         return Err(FormatError::invalid("pack trailer", "its footer does not fit it"));
     }
-    if footer[24..32] != [0; 8] {
+    if footer[28..32] != [0; 4] {
         return Err(FormatError::Newer { what: PACK.what, feature: "a reserved field that is not 0".into() });
     }
-    let trailer_offset = u32::from_le_bytes([footer[12], footer[13], footer[14], footer[15]]);
+    let (table, bases) = table.split_at(entries_bytes);
     let entries = entry_arrays(table).iter().map(Entry::decode).collect::<Result<Vec<_>, _>>()?;
     check_entries(&entries, trailer_offset)?;
+    let bases: Vec<u64> =
+        bases.as_chunks::<BASE_BYTES>().0.iter().map(|base| u64::from_be_bytes(*base)).collect();
+    if entries.iter().filter(|entry| !entry.codec.is_plain()).count() != bases.len() {
+        return Err(FormatError::invalid("pack trailer", "it does not have a base for each delta"));
+    }
     let raw_bytes = raw_bytes(&entries);
     if footer[16..24] != raw_bytes.to_le_bytes() {
         return Err(FormatError::invalid("pack trailer", "its raw length is not that of its chunks"));
     }
-    Ok(Trailer { entries, raw_bytes, hash })
+    Ok(Trailer { entries, bases, raw_bytes, hash })
 }
 
 /// Ids ascend, and the frames lie end to end from the header to the trailer.

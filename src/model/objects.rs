@@ -61,6 +61,10 @@ object_name!(
     /// The name of a list that was too long for its log record.
     ListName, "lists"
 );
+object_name!(
+    /// The name of a feature table.
+    FeatureTableName, "features"
+);
 
 /// Whether a pack may be used. Its life only moves forward, except that a commit rescues a condemned pack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

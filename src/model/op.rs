@@ -167,6 +167,13 @@ pub enum Op {
         /// Its like: length, hash and chunks are those of the lost one.
         by: ManifestRecord,
     },
+    /// The bases of a live pack's deltas are in other packs now: they were moved, or are there, too.
+    RebasePack {
+        /// The pack with the deltas.
+        pack: PackName,
+        /// The packs that hold their bases, itself not among them.
+        bases: Vec<PackName>,
+    },
 }
 
 /// How long something stays in the recycle bin.

@@ -3,6 +3,7 @@
 
 use super::context::Context;
 use super::devices::{DeviceSpec, Purpose, check_specs, lay_over};
+use super::encode::Compression;
 use super::error::{Code, OpsError};
 use super::find::{
     backing, check_contents, check_description, check_manifests, check_tags, instance as find_instance,
@@ -289,12 +290,12 @@ fn read_all(
     context.progress.begin("snapshot", disks.iter().map(|disk| disk.len_bytes()).sum());
     let (mut snapshots, mut ingested) = (Vec::new(), Vec::new());
     for (volume, disk) in volumes.iter().zip(disks) {
-        let content = ingest(session, &**disk, i32::from(region.header().zstd_level), context)?;
+        let content = ingest(session, &**disk, &Compression::default(), context)?;
         let said = SnapshotOptions {
             description: described(volume),
             tags: tags.to_vec(),
             parent: volume.snapshot_id,
-            zstd_level: None,
+            compression: Compression::default(),
         };
         let snapshot = describe(&region, &content, &said, context)?;
         snapshots.push(Snapshot { volume: Some(volume.id), ..snapshot });

@@ -88,7 +88,7 @@ struct Candidates {
 
 /// Says what [`collect`] would do now. Changes nothing.
 pub fn preview(region: &Region, options: &GcOptions, context: &Context<'_>) -> Result<Collected, OpsError> {
-    let mark = region.mark(|| context.check_cancelled())?;
+    let mark = region.mark(&HashSet::new(), || context.check_cancelled())?;
     let kept = mark.kept_packs();
     let candidates = candidates(region, &mark, &kept, options)?;
     let mut collected = Collected { in_progress: candidates.in_progress, ..Collected::default() };
@@ -142,9 +142,9 @@ pub fn collect(region: &Region, options: &GcOptions, context: &Context<'_>) -> R
         let count = ops.len() as u64;
         Ok::<_, OpsError>((ops, count))
     })?;
-    if let Some((mark, kept)) =
-        despite_others(region, context, |mark| condemn_dead(region, mark, options, &mut collected, context))?
-    {
+    if let Some((mark, kept)) = despite_others(region, &HashSet::new(), context, |mark| {
+        condemn_dead(region, mark, options, &mut collected, context)
+    })? {
         let is_due = |state| is_over(state, options, context);
         region.sweep(&mark, &kept, account, is_due)?;
         remove_swept(region, &mut collected, &mut failure, context)?;
@@ -152,7 +152,7 @@ pub fn collect(region: &Region, options: &GcOptions, context: &Context<'_>) -> R
         if is_full {
             // Rewriting needs space before it gives any back.
             worn.iter().for_each(|name| collected.left_worn.add(len_of(&mark, name)));
-        } else if let Some(kept) = rewrite(region, &mark, kept, &worn, &mut collected, context)? {
+        } else if let Some((mark, kept)) = rewrite(region, &mark, &worn, &mut collected, context)? {
             region.sweep(&mark, &kept, account, is_due)?;
             remove_swept(region, &mut collected, &mut failure, context)?;
         }
@@ -162,6 +162,9 @@ pub fn collect(region: &Region, options: &GcOptions, context: &Context<'_>) -> R
     failure = failure.or(removed.failure);
     if !is_full {
         region.compact_index(account)?;
+        if collected.freed.count > 0 {
+            region.prune_features()?;
+        }
     }
     for pack in region.catalog()?.packs.values() {
         if let Some(since) = closed_since(pack.state) {
@@ -218,22 +221,25 @@ fn candidates(
     options: &GcOptions,
 ) -> Result<Candidates, OpsError> {
     let mut candidates = Candidates::default();
-    let bases: HashSet<PackName> =
-        mark.catalog.packs.values().flat_map(|pack| pack.record.bases.iter().copied()).collect();
-    let mut at_work = BTreeMap::new();
-    for (&name, pack) in mark.catalog.packs.iter().filter(|(_, pack)| pack.state == PackState::Live) {
-        if kept.contains(&name) {
-            let is_worn = mark.needed_percent(&pack.record) < u64::from(options.repack_percent);
-            if is_worn && !bases.contains(&name) {
-                candidates.worn.push(name);
-            }
-            continue;
-        }
+    let live = || mark.catalog.packs.iter().filter(|(_, pack)| pack.state == PackState::Live);
+    let (mut at_work, mut in_progress) = (BTreeMap::new(), Vec::new());
+    for (&name, _) in live().filter(|(name, _)| !kept.contains(name)) {
         let is_at_work = match at_work.get(&name.session) {
             Some(&known) => known,
             None => *at_work.entry(name.session).or_insert(region.may_be_at_work(&name)?),
         };
         if is_at_work {
+            in_progress.push(name);
+        }
+    }
+    let in_progress = mark.with_bases(in_progress);
+    for (&name, pack) in live() {
+        if kept.contains(&name) {
+            let is_worn = mark.needed_percent(&pack.record) < u64::from(options.repack_percent);
+            if is_worn && !in_progress.contains(&name) {
+                candidates.worn.push(name);
+            }
+        } else if in_progress.contains(&name) {
             candidates.in_progress.add(pack.record.len);
         } else {
             candidates.dead.push(name);
@@ -246,13 +252,14 @@ fn candidates(
 /// is left to the next collection. The step gives nothing if the mark did not hold.
 fn despite_others<T>(
     region: &Region,
+    avoided: &HashSet<PackName>,
     context: &Context<'_>,
     mut step: impl FnMut(&Mark) -> Result<Option<T>, OpsError>,
 ) -> Result<Option<(Mark, T)>, OpsError> {
     for attempt in 1..=ATTEMPTS {
         context.check_cancelled()?;
         let before = region.catalog()?.sequence;
-        let done = region.mark(|| context.check_cancelled()).and_then(|mark| {
+        let done = region.mark(avoided, || context.check_cancelled()).and_then(|mark| {
             region.check_kept(&mark, || context.check_cancelled())?;
             Ok(step(&mark)?.map(|done| (mark, done)))
         });
@@ -277,6 +284,9 @@ fn condemn_dead(
     context: &Context<'_>,
 ) -> Result<Option<BTreeSet<PackName>>, OpsError> {
     let kept = mark.kept_packs();
+    if !region.rebase(mark, &kept, context.account)? {
+        return Ok(None);
+    }
     let Candidates { dead, in_progress, .. } = candidates(region, mark, &kept, options)?;
     collected.in_progress = in_progress;
     // Copies go only if those that stay are good: also those that were condemned before and go now.
@@ -295,58 +305,68 @@ fn condemn_dead(
     Ok(Some(kept))
 }
 
-/// Rewrites worn packs, and condemns them. Gives the packs that stay, or nothing if there was nothing to rewrite or the
-/// mark did not hold: then what was moved is in two packs, one of which nothing needs, as the next collection will find.
+/// Rewrites worn packs, and condemns them. Gives a new mark and the packs that stay, or nothing if there was nothing to
+/// rewrite or others were faster: then what was moved is in two packs, one of which nothing needs, as the next
+/// collection will find.
 fn rewrite(
     region: &Region,
     mark: &Mark,
-    mut kept: BTreeSet<PackName>,
     worn: &[PackName],
     collected: &mut Collected,
     context: &Context<'_>,
-) -> Result<Option<BTreeSet<PackName>>, OpsError> {
+) -> Result<Option<(Mark, BTreeSet<PackName>)>, OpsError> {
     if worn.is_empty() {
         return Ok(None);
     }
-    let (moved, new_packs) = match repack(region, mark, worn, context) {
+    let avoided: HashSet<PackName> = worn.iter().copied().collect();
+    let moved = match repack(region, mark, &avoided, context) {
         // Another collector took them, or others deleted what they hold.
         Err(OpsError::Region(error)) if error.is_not_found() => return Ok(None),
         repacked => repacked?,
     };
-    kept.retain(|name| !worn.contains(name));
-    kept.extend(new_packs);
-    if !region.condemn(mark, &kept, worn, context.account, context.now_ms)? {
-        return Ok(None);
+    let (mut emptied, account, now_ms) = (Vec::new(), context.account, context.now_ms);
+    let condemned = despite_others(region, &avoided, context, |mark| {
+        let kept = mark.kept_packs();
+        let is_live =
+            |name: &PackName| mark.catalog.packs.get(name).is_some_and(|p| p.state == PackState::Live);
+        emptied = worn.iter().copied().filter(|name| !kept.contains(name) && is_live(name)).collect();
+        let is_done = region.rebase(mark, &kept, account)?
+            && (emptied.is_empty() || region.condemn(mark, &kept, &emptied, account, now_ms)?);
+        Ok(is_done.then_some(kept))
+    })?;
+    if condemned.is_some() {
+        emptied.iter().for_each(|name| collected.repacked.add(len_of(mark, name)));
+        collected.moved.count += moved.count;
+        collected.moved.bytes += moved.bytes;
     }
-    worn.iter().for_each(|name| collected.repacked.add(len_of(mark, name)));
-    collected.moved.count += moved.count;
-    collected.moved.bytes += moved.bytes;
-    Ok(Some(kept))
+    Ok(condemned)
 }
 
-/// Moves what is needed of packs into new ones. Gives what was moved, and the new packs.
+/// Moves what is needed of packs into new ones. Gives what was moved.
 fn repack(
     region: &Region,
     mark: &Mark,
-    worn: &[PackName],
+    worn: &HashSet<PackName>,
     context: &Context<'_>,
-) -> Result<(Amount, Vec<PackName>), OpsError> {
-    let worn: HashSet<PackName> = worn.iter().copied().collect();
-    let frames = region.kept_frames(mark, &worn, || context.check_cancelled())?;
+) -> Result<Amount, OpsError> {
+    let frames = region.kept_frames(mark, worn, || context.check_cancelled())?;
     let total = worn.iter().map(|name| mark.usage(name).bytes).sum();
     context.progress.begin("repack", total);
     let mut session = region.begin(context.account)?;
+    session.avoid(worn);
     let mut moved = Amount::default();
-    for (pack, entries) in &frames {
-        context.check_cancelled()?;
-        region.move_frames(&mut session, *pack, entries, context.pool)?;
-        let usage = mark.usage(pack);
-        moved.count += usage.frames;
-        moved.bytes += usage.bytes;
-        context.progress.advance(usage.bytes);
+    // Bases before the deltas on them.
+    for is_plain in [true, false] {
+        for (pack, entries) in &frames {
+            context.check_cancelled()?;
+            let usage = region.move_frames(&mut session, *pack, entries, is_plain, context.pool)?;
+            moved.count += usage.frames;
+            moved.bytes += usage.bytes;
+            context.progress.advance(usage.bytes);
+        }
     }
     session.flush()?;
-    Ok((moved, session.used_packs()))
+    Ok(moved)
 }
 
 /// Runs a verb again if a collection took a pack away that the verb had counted on: what was in it is stored anew.

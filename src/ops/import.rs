@@ -2,6 +2,7 @@
 
 use super::context::Context;
 use super::devices::{DeviceSpec, Purpose, check_specs, device_name, lay_over};
+use super::encode::Compression;
 use super::error::{Code, OpsError};
 use super::find::{backing, check_contents, check_manifests};
 use super::gc::despite_collection;
@@ -42,7 +43,7 @@ pub fn import(
     disks: &[ImportDisk],
     others: &[DeviceSpec],
     options: &ImageOptions,
-    zstd_level: Option<i32>,
+    compression: Compression,
     context: &Context<'_>,
 ) -> Result<Imported, OpsError> {
     // Everything that can be refused is refused before the first byte is read.
@@ -57,7 +58,7 @@ pub fn import(
         return Err(OpsError::rule(Code::BlockDeviceMapping, why));
     }
     check_new(region, options, context)?;
-    despite_collection(|| store(region, disks, &with, options, zstd_level, context))
+    despite_collection(|| store(region, disks, &with, options, compression, context))
 }
 
 /// The devices of an image whose disks become snapshots with these ids.
@@ -68,15 +69,14 @@ fn store(
     disks: &[ImportDisk],
     with: WithIds<'_>,
     options: &ImageOptions,
-    zstd_level: Option<i32>,
+    compression: Compression,
     context: &Context<'_>,
 ) -> Result<Imported, OpsError> {
     let mut session = region.begin(context.account)?;
     context.progress.begin("import", disks.iter().map(|disk| disk.disk.len_bytes()).sum());
-    let level = zstd_level.unwrap_or(i32::from(region.header().zstd_level));
     let (mut snapshots, mut ingested) = (Vec::new(), Vec::new());
     for disk in disks {
-        let volume = ingest(&mut session, &*disk.disk, level, context)?;
+        let volume = ingest(&mut session, &*disk.disk, &compression, context)?;
         let description = format!("Imported as {} of {}", disk.device_name, options.name);
         let said = SnapshotOptions {
             description: description.chars().take(255).collect(),
@@ -110,7 +110,7 @@ pub fn import_ova(
     region: &Region,
     ova: Ova,
     options: &ImageOptions,
-    zstd_level: Option<i32>,
+    compression: Compression,
     context: &Context<'_>,
 ) -> Result<Imported, OpsError> {
     check(options)?;
@@ -144,7 +144,7 @@ pub fn import_ova(
         let why = "the first disk of the machine, which it boots from, is empty";
         return Err(OpsError::rule(Code::BlockDeviceMapping, why));
     }
-    import(region, &disks, &others, options, zstd_level, context)
+    import(region, &disks, &others, options, compression, context)
 }
 
 /// Imports a disk as an instance-store-backed image: its content becomes a template, not a snapshot.
@@ -154,7 +154,7 @@ pub fn import_template(
     disk: &dyn DiskRead,
     devices: &[DeviceSpec],
     options: &ImageOptions,
-    zstd_level: Option<i32>,
+    compression: Compression,
     context: &Context<'_>,
 ) -> Result<Imported, OpsError> {
     check_specs(devices)?;
@@ -168,7 +168,7 @@ pub fn import_template(
     let size_of = |id| backing(&catalog, id).map(|snapshot| snapshot.volume_bytes);
     let mapping = lay_over(&[], devices, root, Purpose::New, size_of)?;
     check_new(region, options, context)?;
-    despite_collection(|| store_template(region, disk, devices, &mapping, options, zstd_level, context))
+    despite_collection(|| store_template(region, disk, devices, &mapping, options, compression, context))
 }
 
 fn store_template(
@@ -177,13 +177,12 @@ fn store_template(
     devices: &[DeviceSpec],
     mapping: &[BlockDeviceMapping],
     options: &ImageOptions,
-    zstd_level: Option<i32>,
+    compression: Compression,
     context: &Context<'_>,
 ) -> Result<Imported, OpsError> {
     let mut session = region.begin(context.account)?;
     context.progress.begin("import", disk.len_bytes());
-    let level = zstd_level.unwrap_or(i32::from(region.header().zstd_level));
-    let ingested = ingest(&mut session, disk, level, context)?;
+    let ingested = ingest(&mut session, disk, &compression, context)?;
     let template = Template {
         id: TemplateId::from_random(region.random_id()?),
         owner: context.account,

@@ -11,6 +11,7 @@
 //! A fixed number of buffers goes round from the last stage back to the first: that bounds the memory.
 
 use super::context::Context;
+use super::encode::{Compression, Encoder, NewChunk};
 use super::error::OpsError;
 use crate::chunk::cut::{Cutter, Span};
 use crate::chunk::fingerprint::{BlockFacts, block_facts};
@@ -22,10 +23,10 @@ use crate::model::objects::{ManifestRecord, PackName};
 use crate::model::region::ChunkerParams;
 use crate::model::units::{BLOCK_BYTES, ZERO_RUN_BLOCKS_MIN, block_offset, blocks_for_bytes};
 
-use crate::region::Region;
 use crate::region::session::Session;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use rayon::prelude::*;
+use std::sync::Arc;
 use std::thread;
 
 /// Buffers that go round.
@@ -102,12 +103,13 @@ impl Cut {
 pub fn ingest(
     session: &mut Session,
     disk: &dyn DiskRead,
-    level: i32,
+    how: &Compression,
     context: &Context<'_>,
 ) -> Result<Ingested, OpsError> {
     let params = session.region().header().chunker;
     let before = session.stored_bytes();
     let mut store = Store::new(disk.len_bytes())?;
+    let mut encoder = Encoder::new(session.region(), how, context);
     thread::scope(|scope| {
         let (free_in, free_out) = bounded(BUFFERS);
         for _ in 0..BUFFERS {
@@ -117,7 +119,7 @@ pub fn ingest(
         let (batches_in, batches_out) = bounded(BUFFERS);
         let reader = scope.spawn(move || read(disk, headroom(params), context, &free_out, &pieces_in));
         let cutter = scope.spawn(move || cut(params, context, &pieces_out, &batches_in));
-        let stored = store.run(session, level, context, &batches_out, &free_in);
+        let stored = store.run(session, &mut encoder, context, &batches_out, &free_in);
         // The first stage that ended badly has the reason; the others only saw their neighbour go.
         drop((batches_out, free_in));
         let cut = cutter.join().unwrap_or(Err(OpsError::WorkerGone));
@@ -126,6 +128,7 @@ pub fn ingest(
     })?;
     let map = store.map.finish();
     let manifest = session.place_manifest(&map)?;
+    encoder.finish()?;
     Ok(Ingested {
         manifest,
         packs: session.used_packs(),
@@ -320,16 +323,15 @@ impl Store {
     fn run(
         &mut self,
         session: &mut Session,
-        level: i32,
+        encoder: &mut Encoder,
         context: &Context<'_>,
         batches: &Receiver<Batch>,
         free: &Sender<Vec<u8>>,
     ) -> Result<(), OpsError> {
-        let region = session.region().clone();
         thread::scope(|scope| {
             let (work_in, work_out) = bounded::<Work>(ENCODED_AHEAD);
             let (done_in, done_out) = bounded(ENCODED_AHEAD);
-            let encoder = scope.spawn(move || encode(&region, level, context, &work_out, &done_in));
+            let encoder = scope.spawn(move || encode(encoder, context, &work_out, &done_in));
             let result = (|| {
                 let mut under_way = 0;
                 for batch in batches {
@@ -390,26 +392,27 @@ struct Work {
 /// The frames of what is new in a batch, in its order.
 struct Encoded {
     work: Work,
-    frames: Vec<Frame>,
+    frames: Vec<Arc<Frame>>,
 }
 
 /// Third stage: compresses what is new, and proves it.
 fn encode(
-    region: &Region,
-    level: i32,
+    encoder: &mut Encoder,
     context: &Context<'_>,
     work: &Receiver<Work>,
     done: &Sender<Encoded>,
 ) -> Result<(), OpsError> {
     for work in work {
         let new = work.batch.chunks.iter().zip(&work.is_new);
-        let new: Vec<&Cut> = new.filter_map(|(cut, new)| new.then_some(cut)).collect();
-        let encode = |cut: &&Cut| {
-            region
-                .encode(cut.bytes(&work.batch.buffer), cut.id, level)
-                .map_err(|source| OpsError::Proof { block: cut.span.start_block, source })
-        };
-        let frames = context.pool.install(|| new.par_iter().map(encode).collect::<Result<_, _>>())?;
+        let new: Vec<NewChunk<'_>> = new
+            .filter(|(_, new)| **new)
+            .map(|(cut, _)| NewChunk {
+                id: cut.id,
+                raw: cut.bytes(&work.batch.buffer),
+                start_block: cut.span.start_block,
+            })
+            .collect();
+        let frames = encoder.encode(&new, context)?;
         if done.send(Encoded { work, frames }).is_err() {
             break;
         }

@@ -14,6 +14,7 @@ pub mod delete;
 pub mod describe;
 mod described;
 pub mod devices;
+pub mod encode;
 pub mod error;
 pub mod export;
 pub mod export_image;

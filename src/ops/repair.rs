@@ -5,6 +5,7 @@
 //! it. An interrupted repair is gone on with by the next one.
 
 use super::context::Context;
+use super::encode::Compression;
 use super::error::OpsError;
 use super::ingest::ingest;
 use super::verify::{Damage, Finding, VerifyOptions, survey};
@@ -133,8 +134,7 @@ fn mend(
     }
     for disk in sources.disks {
         context.progress.begin("repair", disk.len_bytes());
-        let level = i32::from(region.header().zstd_level);
-        let ingested = ingest(&mut session, &**disk, level, context)?;
+        let ingested = ingest(&mut session, &**disk, &Compression::default(), context)?;
         repaired.reread += ingested.new_chunks;
         repaired.manifests += named_again(&session, &mut lost_maps, &ingested.manifest, context)?;
     }

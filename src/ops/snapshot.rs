@@ -1,6 +1,7 @@
 //! Snapshot: a disk becomes a snapshot of a region.
 
 use super::context::Context;
+use super::encode::Compression;
 use super::error::OpsError;
 use super::find::{check_description, check_manifests, check_tags, snapshot as find_snapshot};
 use super::gc::despite_collection;
@@ -22,8 +23,8 @@ pub struct SnapshotOptions {
     pub tags: Vec<Tag>,
     /// The snapshot that it follows.
     pub parent: Option<SnapshotId>,
-    /// zstd level, 1 to 12; none for the region's.
-    pub zstd_level: Option<i32>,
+    /// How its new chunks are stored.
+    pub compression: Compression,
 }
 
 /// A snapshot that was taken, and what it cost.
@@ -59,8 +60,7 @@ fn store(
 ) -> Result<Taken, OpsError> {
     let mut session = region.begin(context.account)?;
     context.progress.begin("snapshot", disk.len_bytes());
-    let level = options.zstd_level.unwrap_or(i32::from(region.header().zstd_level));
-    let ingested = ingest(&mut session, disk, level, context)?;
+    let ingested = ingest(&mut session, disk, &options.compression, context)?;
     let snapshot = describe(region, &ingested, options, context)?;
     region.commit::<_, OpsError>(context.account, |catalog| {
         check_manifests(catalog, &session)?;

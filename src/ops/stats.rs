@@ -5,6 +5,7 @@ use super::error::{Code, OpsError};
 use super::find::{AnyId, image as find_image, snapshot as find_snapshot};
 use crate::model::catalog::{Catalog, RootId};
 use crate::model::ids::{ChunkId, SnapshotId, TemplateId};
+use crate::model::objects::PackName;
 use crate::region::Region;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -48,6 +49,8 @@ pub struct ItemStats {
 /// How often, and by whom, each chunk is referred to.
 struct References {
     chunks: HashMap<ChunkId, Chunk>,
+    /// Chunks that are only there since others are stored against them, by the leading bytes of their ids.
+    bases: HashMap<u64, Chunk>,
 }
 
 struct Chunk {
@@ -122,6 +125,7 @@ fn item(region: &Region, catalog: &Catalog, id: AnyId, context: &Context<'_>) ->
         let sum = if chunk.owner == Owner::One(first) { &mut unique } else { &mut shared };
         *sum += chunk.stored_bytes;
     }
+    unique += references.bases_alone(first);
     unique += manifest_bytes(catalog, &roots);
     let freed: Vec<_> = freed.into_iter().filter(|root| !is_needed(catalog, *root)).collect();
     let freed_bytes = if freed == roots { unique } else { freed_with(region, catalog, &freed, context)? };
@@ -161,7 +165,7 @@ fn freed_with(
     let references = References::of(region, catalog, &one, context)?;
     let alone = |chunk: &&Chunk| chunk.owner == Owner::One(first);
     let chunks: u64 = references.chunks.values().filter(alone).map(|chunk| chunk.stored_bytes).sum();
-    Ok(chunks + manifest_bytes(catalog, freed))
+    Ok(chunks + references.bases_alone(first) + manifest_bytes(catalog, freed))
 }
 
 /// Whether a volume or a live instance stands on a root.
@@ -202,6 +206,7 @@ impl References {
         context: &Context<'_>,
     ) -> Result<Self, OpsError> {
         let mut chunks: HashMap<ChunkId, Chunk> = HashMap::new();
+        let mut deltas: BTreeMap<PackName, Vec<ChunkId>> = BTreeMap::new();
         for root in catalog.roots() {
             context.check_cancelled()?;
             let owner = Owner::One(one.get(&root.id).copied().unwrap_or(root.id));
@@ -211,6 +216,9 @@ impl References {
             for (id, location) in region.locate(&unknown)? {
                 let stored_bytes = location.frame_bytes();
                 let raw_bytes = location.raw_bytes();
+                if !location.codec.is_plain() {
+                    deltas.entry(location.pack).or_default().push(id);
+                }
                 chunks.insert(id, Chunk { stored_bytes, raw_bytes, owner });
             }
             for id in ids {
@@ -221,6 +229,46 @@ impl References {
                 }
             }
         }
-        Ok(Self { chunks })
+        let mut references = Self { chunks, bases: HashMap::new() };
+        references.add_bases(region, &deltas)?;
+        Ok(references)
+    }
+
+    /// Whoever refers to a delta refers to its base, too.
+    fn add_bases(
+        &mut self,
+        region: &Region,
+        deltas: &BTreeMap<PackName, Vec<ChunkId>>,
+    ) -> Result<(), OpsError> {
+        if deltas.is_empty() {
+            return Ok(());
+        }
+        let by_leading: HashMap<u64, ChunkId> = self.chunks.keys().map(|id| (id.leading(), *id)).collect();
+        for (pack, ids) in deltas {
+            let bases = region.bases_in(pack)?;
+            for id in ids {
+                let (Some(owner), Some(leading)) =
+                    (self.chunks.get(id).map(|chunk| chunk.owner), bases.get(id))
+                else {
+                    continue;
+                };
+                let base = match by_leading.get(leading).and_then(|id| self.chunks.get_mut(id)) {
+                    Some(base) => base,
+                    None => {
+                        let stored_bytes = region.find_base(*leading)?.map_or(0, |place| place.frame_bytes());
+                        self.bases.entry(*leading).or_insert(Chunk { stored_bytes, raw_bytes: 0, owner })
+                    }
+                };
+                if base.owner != owner {
+                    base.owner = Owner::Several;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Stored bytes of bases that nothing else refers to and only deltas of one root need.
+    fn bases_alone(&self, root: RootId) -> u64 {
+        self.bases.values().filter(|base| base.owner == Owner::One(root)).map(|base| base.stored_bytes).sum()
     }
 }

@@ -4,14 +4,16 @@
 //! plan      ids of all manifests; those that the target lacks; where they lie in the source's packs
 //! fetch     frames in pack order, near ones together
 //! prove     decompress and hash: the source's word is not taken for anything
-//! put       into the target's packs, never recompressed
+//! put       into the target's packs as they are; a delta whose base does not go along is encoded anew
 //! ```
 
 use super::context::Context;
 use super::error::OpsError;
+use crate::chunk::frame::Frame;
 use crate::model::blockmap::BlockMap;
 use crate::model::ids::ChunkId;
 use crate::region::Region;
+use crate::region::error::RegionError;
 use crate::region::fetch::{Fetched, FetchedFrame};
 use crate::region::session::Session;
 use crossbeam_channel::{Sender, bounded};
@@ -26,7 +28,8 @@ const ASKED_AT_ONCE: usize = 64 << 10;
 /// Chunks that the target lacks.
 #[derive(Debug, Clone, Default)]
 pub struct Missing {
-    /// The chunks, in the order in which they lie in the source's packs, with the stored bytes of each.
+    /// The chunks, plain ones first and then in the order in which they lie in the source's packs, with the bytes of
+    /// memory that each takes.
     chunks: Vec<(ChunkId, u64)>,
     /// Stored bytes of all.
     pub stored_bytes: u64,
@@ -59,13 +62,16 @@ pub fn find_missing(
             ids.iter().zip(present).filter_map(|(&id, has)| (!has).then_some(id)).collect();
         located.extend(source.locate(&absent)?);
     }
-    located.sort_unstable_by_key(|(_, location)| (location.pack, location.offset));
+    // A delta can be put once its base is.
+    located.sort_unstable_by_key(|(_, place)| (!place.codec.is_plain(), place.pack, place.offset));
     let mut missing = Missing::default();
     for (id, location) in located {
         let stored = location.frame_bytes();
         missing.stored_bytes += stored;
         missing.raw_bytes += location.raw_bytes();
-        missing.chunks.push((id, stored));
+        // With a delta comes its base.
+        let held = if location.codec.is_plain() { stored } else { stored + location.raw_bytes() };
+        missing.chunks.push((id, held));
     }
     Ok(missing)
 }
@@ -84,7 +90,7 @@ pub fn transfer(
             let mut moved = 0;
             for fetched in &fetched_out {
                 context.check_cancelled()?;
-                moved += put(session, &fetched, context)?;
+                moved += put(source, session, &fetched, context)?;
             }
             Ok(moved)
         })();
@@ -105,8 +111,8 @@ fn fetch(
     while !rest.is_empty() {
         context.check_cancelled()?;
         let mut bytes = 0;
-        let fits = |(_, stored): &&(ChunkId, u64)| {
-            bytes += stored;
+        let fits = |(_, held): &&(ChunkId, u64)| {
+            bytes += held;
             bytes <= limit
         };
         let count = rest.iter().take_while(fits).count().max(1);
@@ -119,26 +125,52 @@ fn fetch(
     Ok(())
 }
 
-fn put(session: &mut Session, fetched: &Fetched, context: &Context<'_>) -> Result<u64, OpsError> {
-    let region = session.region().clone();
+fn put(
+    source: &Region,
+    session: &mut Session,
+    fetched: &Fetched,
+    context: &Context<'_>,
+) -> Result<u64, OpsError> {
     let prove = |frame: FetchedFrame| {
-        let (id, frame) = fetched.stored(frame)?;
-        region.prove(id, &frame).map_err(OpsError::SourceFrame)?;
-        Ok((id, frame))
+        let mut raw = vec![0; fetched.raw_bytes(frame)];
+        fetched.decode_here(source, frame, &mut raw).map_err(of_source)?;
+        Ok(fetched.stored(frame)?)
     };
     let frames = fetched.frames();
-    let proved: Vec<_> =
-        context.pool.install(|| frames.into_par_iter().map(prove).collect::<Result<_, OpsError>>())?;
+    let proved: Vec<(ChunkId, Frame)> = context
+        .pool
+        .install(|| frames.par_iter().map(|&frame| prove(frame)).collect::<Result<_, OpsError>>())?;
     let ids: Vec<ChunkId> = proved.iter().map(|(id, _)| *id).collect();
     let is_new = session.reserve(&ids)?;
-    let mut moved = 0;
-    for ((id, frame), is_new) in proved.iter().zip(is_new) {
-        let stored = frame.stored_bytes();
-        if is_new {
-            session.put(*id, frame)?;
+    let (mut moved, mut without_base) = (0, Vec::new());
+    for (((id, stored), is_new), &frame) in proved.iter().zip(is_new).zip(&frames) {
+        let stored_bytes = stored.stored_bytes();
+        moved += stored_bytes;
+        context.progress.advance(stored_bytes);
+        if !is_new {
+            continue;
         }
-        moved += stored;
-        context.progress.advance(stored);
+        match stored.base() {
+            Some(base) if session.base_pack(base)?.is_none() => without_base.push((*id, frame)),
+            _ => session.put(*id, stored)?,
+        }
+    }
+    let region = session.region().clone();
+    let level = i32::from(region.header().zstd_level);
+    let encode = |(id, frame): (ChunkId, FetchedFrame)| {
+        let mut raw = vec![0; fetched.raw_bytes(frame)];
+        fetched.decode_here(source, frame, &mut raw)?;
+        Ok((id, region.encode(&raw, id, level).map_err(OpsError::SourceFrame)?))
+    };
+    let encoded: Vec<(ChunkId, Frame)> =
+        context.pool.install(|| without_base.into_par_iter().map(encode).collect::<Result<_, OpsError>>())?;
+    for (id, frame) in &encoded {
+        session.put(*id, frame)?;
     }
     Ok(moved)
+}
+
+/// What decodes to something else is the source's fault.
+fn of_source(error: RegionError) -> OpsError {
+    error.into_frame_error().map_or_else(OpsError::from, OpsError::SourceFrame)
 }

@@ -158,6 +158,7 @@ pub(super) fn survey(
     context.progress.begin("verify", packs.iter().map(|record| record.len).sum());
     let read: HashSet<PackName> = packs.iter().map(|record| record.name).collect();
     check.packs(&packs, options)?;
+    check.deltas_on_damage(&catalog)?;
     if options.ids.is_empty() {
         check.unread_trailers(&catalog, &read);
     }
@@ -403,6 +404,25 @@ impl Check<'_> {
                 _ => {}
             }
         }
+    }
+
+    /// A delta on a damaged base is lost with it: whatever refers to the one is touched by what is wrong with the other.
+    fn deltas_on_damage(&mut self, catalog: &Catalog) -> Result<(), OpsError> {
+        let bad: HashMap<u64, usize> =
+            self.bad.iter().map(|(id, finding)| (id.leading(), *finding)).collect();
+        if bad.is_empty() {
+            return Ok(());
+        }
+        for record in readable(catalog) {
+            self.context.check_cancelled()?;
+            // A trailer that cannot be read is a finding of its own.
+            for (delta, base) in self.region.bases_in(&record.name).unwrap_or_default() {
+                if let Some(&finding) = bad.get(&base) {
+                    self.bad.entry(delta).or_insert(finding);
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Every manifest is whole, and every chunk of it is in a readable pack and has the length it says.

@@ -7,6 +7,7 @@ use crate::format::pack::{HEADER_BYTES, encode_frame_header, encode_header, enco
 use crate::model::ids::{ChunkId, RegionId};
 use crate::model::objects::{PackName, PackRecord};
 use crate::model::units::BLOCK_BYTES;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// A pack in memory. It is written as one object, so that it appears whole or not at all.
@@ -14,6 +15,10 @@ pub struct PackBuilder {
     name: PackName,
     bytes: Vec<u8>,
     entries: Vec<Entry>,
+    /// Deltas with their bases.
+    deltas: Vec<(ChunkId, ChunkId)>,
+    /// Other packs that hold bases.
+    bases: BTreeSet<PackName>,
 }
 
 /// A pack that is complete, and not yet stored.
@@ -32,17 +37,27 @@ impl PackBuilder {
         bytes.clear();
         bytes.reserve(capacity + capacity / 32);
         bytes.extend(encode_header(region, name));
-        Self { name, bytes, entries: Vec::new() }
+        Self { name, bytes, entries: Vec::new(), deltas: Vec::new(), bases: BTreeSet::new() }
     }
 
-    /// Adds the frame of a chunk that is not yet in this pack.
-    pub fn push(&mut self, id: ChunkId, frame: &Frame) -> Result<(), FormatError> {
+    /// Its name.
+    pub const fn name(&self) -> PackName {
+        self.name
+    }
+
+    /// Adds the frame of a chunk that is not yet in this pack. `base` is the pack that holds its base, for a delta.
+    pub fn push(&mut self, id: ChunkId, frame: &Frame, base: Option<PackName>) -> Result<(), FormatError> {
+        if frame.base().is_some() != base.is_some() {
+            return Err(FormatError::invalid("pack", "a delta has a base, and nothing else does"));
+        }
         let too_large = |_| FormatError::invalid("pack", "it is larger than positions in it can say");
         let offset = u32::try_from(self.bytes.len()).map_err(too_large)?;
         let stored_len = u32::try_from(frame.body.len()).map_err(too_large)?;
         self.bytes.extend(encode_frame_header(frame)?);
         self.bytes.extend(&frame.body);
         let (raw_blocks, codec) = (frame.raw_blocks, frame.codec);
+        self.deltas.extend(frame.base().map(|base| (id, base)));
+        self.bases.extend(base.filter(|base| *base != self.name));
         self.entries.push(Entry { id, pack: 0, offset, stored_len, raw_blocks, codec });
         Ok(())
     }
@@ -58,7 +73,7 @@ impl PackBuilder {
         header.copy_from_slice(&self.bytes[..HEADER_BYTES]);
         let end = u32::try_from(self.bytes.len())
             .map_err(|_| FormatError::invalid("pack", "it is larger than positions in it can say"))?;
-        let (trailer, trailer_hash) = encode_trailer(&header, &mut self.entries, end)?;
+        let (trailer, trailer_hash) = encode_trailer(&header, &mut self.entries, &mut self.deltas, end)?;
         self.bytes.extend(trailer);
         let raw_bytes = self.entries.iter().map(|e| u64::from(e.raw_blocks) * BLOCK_BYTES as u64).sum();
         let record = PackRecord {
@@ -67,7 +82,7 @@ impl PackBuilder {
             frames: u32::try_from(self.entries.len()).unwrap_or(u32::MAX),
             raw_bytes,
             trailer_hash,
-            bases: Vec::new(),
+            bases: self.bases.into_iter().collect(),
         };
         Ok(SealedPack { bytes: self.bytes, record, entries: Arc::new(self.entries) })
     }

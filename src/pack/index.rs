@@ -4,7 +4,7 @@
 //! not listed, so their trailers are read instead.
 
 use super::error::PackError;
-use super::segment::Segment;
+use super::segment::{Segment, ids_with_leading};
 use super::trailer::read_trailer;
 use crate::chunk::frame::Codec;
 use crate::format::entry::Entry;
@@ -114,7 +114,8 @@ impl Index {
             if pack.state == PackState::Sweeping {
                 continue;
             }
-            index.set_of(pack.state).insert(name);
+            let is_usable = pack.state == PackState::Live || catalog.can_be_used(name);
+            index.set_of(if is_usable { pack.state } else { PackState::Sweeping }).insert(name);
             if listed.contains(&name) {
                 continue;
             }
@@ -184,6 +185,39 @@ impl Index {
         }
     }
 
+    /// Where the base of a delta is: a plain frame, best in a pack that stays, and not in one that is `avoided`.
+    pub fn locate_base(
+        &self,
+        id: ChunkId,
+        is_avoided: impl Fn(&PackName) -> bool,
+    ) -> Result<Option<Location>, PackError> {
+        let is_base = |place: &Location| place.codec.is_plain() && !is_avoided(&place.pack);
+        Ok(self.places_of(id)?.into_iter().find(is_base))
+    }
+
+    /// A chunk whose id begins with these bytes and that is in a live pack as a plain frame.
+    pub fn find_leading(&self, leading: u64) -> Result<Option<(ChunkId, Location)>, PackError> {
+        let (first, last) = ids_with_leading(leading);
+        let is_good = |entry: &Entry, pack: &PackName| entry.codec.is_plain() && self.live.contains(pack);
+        for (pack, entries) in &self.loose {
+            let at = entries.partition_point(|entry| entry.id < first);
+            if let Some(entry) = entries.get(at)
+                && entry.id <= last
+                && is_good(entry, pack)
+            {
+                return Ok(Some((entry.id, Location::new(entry, *pack))));
+            }
+        }
+        for segment in &self.segments {
+            if let Some((entry, pack)) = segment.lookup_leading(leading)?
+                && is_good(&entry, &pack)
+            {
+                return Ok(Some((entry.id, Location::new(&entry, pack))));
+            }
+        }
+        Ok(None)
+    }
+
     fn find(&self, id: ChunkId, admits: impl Fn(&PackName) -> bool) -> Result<Option<Location>, PackError> {
         if let Some(location) = self.loose_table.get(&id) {
             let more = self.loose_more.get(&id).into_iter().flatten();
@@ -214,7 +248,7 @@ impl Index {
                 places.push(Location::new(&entry, pack));
             }
         }
-        places.sort_by_key(|place| (self.rank(&place.pack), place.pack));
+        places.sort_by_key(|place| (self.rank(&place.pack), !place.codec.is_plain(), place.pack));
         Ok(places)
     }
 

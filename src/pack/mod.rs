@@ -16,4 +16,5 @@ pub mod merge;
 pub mod places;
 pub mod read;
 pub mod segment;
+pub mod similar;
 pub mod trailer;

@@ -20,10 +20,11 @@ pub struct Group {
 }
 
 impl Group {
-    /// The place to keep: in a live pack if there is one, and then in the pack that comes first by name, so that
-    /// everybody who asks keeps the same.
+    /// The place to keep: in a live pack if there is one, then as a plain frame, and then in the pack that comes first
+    /// by name, so that everybody who asks keeps the same.
     pub fn best(&self, index: &Index) -> Option<(Entry, PackName)> {
-        self.places.iter().copied().min_by_key(|(_, pack)| (index.rank(pack), *pack))
+        let rank = |(entry, pack): &(Entry, PackName)| (index.rank(pack), !entry.codec.is_plain(), *pack);
+        self.places.iter().copied().min_by_key(rank)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::error::PackError;
 use super::index::Location;
-use crate::chunk::frame::CodecPool;
+use crate::chunk::frame::{CodecPool, base_of};
 use crate::format::pack::{FRAME_HEADER_BYTES, frame_body};
 use crate::io::storage::{Object, Storage};
 use crate::model::ids::ChunkId;
@@ -97,16 +97,24 @@ impl PackReader {
     }
 }
 
-/// The frame of a chunk in a run's bytes, decoded into `raw` and proved by its hash.
+/// The base that the frame of a chunk in a run's bytes names, if it is a delta. The bytes may be damaged still.
+pub fn base_in(run: &ReadRun, run_bytes: &[u8], location: &Location) -> Option<ChunkId> {
+    let start = usize::try_from(u64::from(location.offset) - run.offset).unwrap_or(usize::MAX);
+    base_of(location.codec, run_bytes.get(start..)?.get(FRAME_HEADER_BYTES..)?)
+}
+
+/// The frame of a chunk in a run's bytes, decoded into `raw` and proved by its hash. `base` is the bytes of its base,
+/// for a delta.
 pub fn decode_frame(
     codecs: &CodecPool,
     run: &ReadRun,
     run_bytes: &[u8],
     (id, location): (ChunkId, Location),
+    base: Option<&[u8]>,
     raw: &mut [u8],
 ) -> Result<(), PackError> {
     let body = stored_frame(run, run_bytes, (id, location))?;
-    codecs.decode(location.codec, body, id, raw).map_err(|source| PackError::DamagedFrame {
+    codecs.decode(location.codec, body, id, base, raw).map_err(|source| PackError::DamagedFrame {
         pack: location.pack,
         offset: location.offset,
         chunk: id,

@@ -62,29 +62,37 @@ impl Segment {
 
     /// A chunk's entry and its pack.
     pub fn lookup(&self, id: ChunkId) -> Result<Option<(Entry, PackName)>, PackError> {
-        self.search(id).map_err(|source| PackError::damaged(self.record.name, source))
+        self.search(id, id).map_err(|source| PackError::damaged(self.record.name, source))
     }
 
-    /// Ids are uniform, so the page is guessed by interpolation between what is known of the bracket's ends:
-    /// two or three pages are touched as a rule. Ids that are not uniform end in bisection.
-    fn search(&self, id: ChunkId) -> Result<Option<(Entry, PackName)>, FormatError> {
+    /// The entry and pack of some chunk whose id begins with these bytes.
+    pub fn lookup_leading(&self, leading: u64) -> Result<Option<(Entry, PackName)>, PackError> {
+        let (first, last) = ids_with_leading(leading);
+        self.search(first, last).map_err(|source| PackError::damaged(self.record.name, source))
+    }
+
+    /// An entry between two ids, which are equal or next to each other. Ids are uniform, so the page is guessed by
+    /// interpolation between what is known of the bracket's ends: two or three pages are touched as a rule. Ids that are
+    /// not uniform end in bisection.
+    fn search(&self, from: ChunkId, to: ChunkId) -> Result<Option<(Entry, PackName)>, FormatError> {
         let (mut low, mut high) = (0, self.header.pages);
         let (mut low_key, mut high_key) = (0, u64::MAX);
         let mut interpolations = 0..INTERPOLATIONS_MAX;
         while low < high {
             let guess = match interpolations.next() {
-                Some(_) => low + interpolate(leading(id), low_key, high_key, high - low),
+                Some(_) => low + interpolate(from.leading(), low_key, high_key, high - low),
                 None => low + (high - low) / 2,
             };
             let page = self.page(guess)?;
             let (first, last) = (entry_id(&page[0]), entry_id(&page[page.len() - 1]));
-            if id < first {
-                (high, high_key) = (guess, leading(first));
-            } else if id > last {
-                (low, low_key) = (guess + 1, leading(last));
+            if to < first {
+                (high, high_key) = (guess, first.leading());
+            } else if from > last {
+                (low, low_key) = (guess + 1, last.leading());
             } else {
-                let found = page.binary_search_by(|entry| entry_id(entry).cmp(&id));
-                return found.ok().map(|at| self.resolve(Entry::decode(&page[at])?)).transpose();
+                let at = page.partition_point(|entry| entry_id(entry) < from);
+                let found = page.get(at).filter(|entry| entry_id(entry) <= to);
+                return found.map(|entry| self.resolve(Entry::decode(entry)?)).transpose();
             }
         }
         Ok(None)
@@ -138,10 +146,12 @@ impl Segment {
     }
 }
 
-/// The first eight bytes of an id, as a number in the order of ids.
-fn leading(id: ChunkId) -> u64 {
-    let [a, b, c, d, e, f, g, h, ..] = id.0;
-    u64::from_be_bytes([a, b, c, d, e, f, g, h])
+/// The first and the last id that begin with these bytes.
+pub(super) fn ids_with_leading(leading: u64) -> (ChunkId, ChunkId) {
+    let (mut first, mut last) = ([0; 32], [0xff; 32]);
+    first[..8].copy_from_slice(&leading.to_be_bytes());
+    last[..8].copy_from_slice(&leading.to_be_bytes());
+    (ChunkId(first), ChunkId(last))
 }
 
 /// Which of `pages` pages between two keys a key lies in if keys are spread evenly.

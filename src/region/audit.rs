@@ -2,11 +2,13 @@
 //!
 //! Findings are data: a check that finds damage goes on and tells what it found.
 
+use super::bases::Bases;
 use super::error::RegionError;
 use super::fetch::Located;
 use super::log::{follow, read_checkpoint, read_record, sequence_in};
 use super::{REGION_FILE, REGION_FILE_BYTES_MAX, Region};
 use crate::format::entry::Entry;
+use crate::format::error::FormatError;
 use crate::format::region as region_file;
 use crate::io::storage::{Listed, Object, read_whole};
 use crate::model::catalog::{Catalog, LogPosition};
@@ -15,7 +17,7 @@ use crate::model::objects::{PackName, PackRecord, SegmentName};
 use crate::model::op::LogRecord;
 use crate::model::units::BLOCK_BYTES;
 use crate::pack::index::Location;
-use crate::pack::read::{ReadRun, decode_frame, stored_frame};
+use crate::pack::read::{ReadRun, base_in, decode_frame, stored_frame};
 use crate::pack::segment::Segment;
 use crate::pack::trailer::{read_trailer, read_trailer_of};
 use std::collections::HashMap;
@@ -23,6 +25,8 @@ use std::sync::Arc;
 
 /// Bytes of a pack that are read at once.
 const RUN_BYTES: u64 = 4 << 20;
+/// Frames that are checked together: each may need a base.
+const RUN_FRAMES: usize = 256;
 
 /// What one thread checks packs with, again and again.
 #[derive(Default)]
@@ -135,7 +139,7 @@ impl Region {
             let same = trailer.binary_search_by(|e| e.id.cmp(&entry.id)).map(|at| trailer[at]);
             if same != Ok(Entry { pack: 0, ..entry }) {
                 let why = format!("chunk {} is not where it says in {pack}", entry.id);
-                let source = crate::format::error::FormatError::Invalid { what: "index segment", why };
+                let source = FormatError::Invalid { what: "index segment", why };
                 return Err(RegionError::damaged(&name.to_string(), source));
             }
         }
@@ -144,7 +148,7 @@ impl Region {
             let found = listed.get(pack).copied().unwrap_or(0);
             if found != trailer.len() && !record.partial.contains(pack) {
                 let why = format!("it lists {found} of the {} chunks in {pack}", trailer.len());
-                let source = crate::format::error::FormatError::Invalid { what: "index segment", why };
+                let source = FormatError::Invalid { what: "index segment", why };
                 return Err(RegionError::damaged(&name.to_string(), source));
             }
         }
@@ -166,7 +170,9 @@ impl Region {
         buffers: &mut CheckBuffers,
     ) -> Result<CheckedPack, RegionError> {
         let object: Arc<dyn Object> = self.0.storage.open(&record.name.to_string())?;
-        let entries = read_trailer_of(&*object, self.0.header.id, record)?.entries;
+        let trailer = read_trailer_of(&*object, self.0.header.id, record)?;
+        let named: HashMap<ChunkId, u64> = trailer.deltas().map(|(entry, base)| (entry.id, base)).collect();
+        let entries = trailer.entries;
         let mut wanted: Vec<Located> =
             entries.iter().map(|entry| (entry.id, Location::new(entry, record.name))).collect();
         wanted.sort_unstable_by_key(|(_, location)| location.offset);
@@ -176,7 +182,8 @@ impl Region {
         while let Some((_, first)) = rest.first() {
             let start = u64::from(first.offset);
             let end_of = |(_, location): &Located| u64::from(location.offset) + location.frame_bytes();
-            let count = rest.partition_point(|located| end_of(located) - start <= RUN_BYTES).max(1);
+            let count = rest.partition_point(|located| end_of(located) - start <= RUN_BYTES);
+            let count = count.clamp(1, RUN_FRAMES);
             let (run, after) = rest.split_at(count);
             rest = after;
             let len = run.last().map_or(0, |last| end_of(last) - start);
@@ -184,18 +191,39 @@ impl Region {
             object.read_at(start, &mut buffers.run)?;
             let read =
                 ReadRun { pack: record.name, offset: start, len: buffers.run.len(), members: Vec::new() };
+            let CheckBuffers { run: bytes, raw } = &mut *buffers;
+            let bases = match content {
+                true => self.bases_of(run.iter().map(|located| (&read, bytes.as_slice(), located)))?,
+                false => Bases::default(),
+            };
             for located in run {
+                let base = base_in(&read, bytes, &located.1);
                 let result = if content {
-                    buffers.raw.resize(usize::from(located.1.raw_blocks) * BLOCK_BYTES, 0);
-                    decode_frame(&self.0.codecs, &read, &buffers.run, *located, &mut buffers.raw)
+                    raw.resize(usize::from(located.1.raw_blocks) * BLOCK_BYTES, 0);
+                    let base = base.and_then(|base| bases.intact_content(self, base));
+                    decode_frame(&self.0.codecs, &read, bytes, *located, base.as_deref(), raw)
                 } else {
-                    stored_frame(&read, &buffers.run, *located).map(drop)
+                    stored_frame(&read, bytes, *located).map(drop)
                 };
+                let result = result.map_err(RegionError::from).and_then(|()| {
+                    let named = named.get(&located.0).copied();
+                    if base.map(|base| base.leading()) == named {
+                        Ok(())
+                    } else {
+                        Err(other_base(record, located))
+                    }
+                });
                 if let Err(error) = result {
-                    checked.damaged.push((located.0, error.into()));
+                    checked.damaged.push((located.0, error));
                 }
             }
         }
         Ok(checked)
     }
+}
+
+/// A delta whose base is not the one that its pack's trailer names for it.
+fn other_base(record: &PackRecord, (id, _): &Located) -> RegionError {
+    let why = format!("the base of chunk {id} is not the one that the trailer says");
+    RegionError::damaged(&record.name.to_string(), FormatError::Invalid { what: "pack", why })
 }

@@ -11,13 +11,14 @@ use crate::chunk::frame::Frame;
 use crate::format::entry::{ENTRY_BYTES, Entry};
 use crate::format::pack::{FOOTER_BYTES, HEADER_BYTES};
 use crate::model::account::AccountId;
-use crate::model::catalog::Catalog;
+use crate::model::catalog::{Catalog, Pack};
 use crate::model::ids::ChunkId;
 use crate::model::objects::{ManifestName, PackName, PackRecord, PackState};
 use crate::model::op::Op;
 use crate::model::units::{BLOCK_BYTES, TimeMs};
 use crate::pack::index::{Index, Location};
 use crate::pack::places::{Group, Places};
+use crate::pack::trailer::read_trailer;
 use rayon::prelude::*;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
@@ -26,6 +27,9 @@ use std::sync::Arc;
 const GATHERED_MIN: usize = 1 << 20;
 /// Chunks whose places are gone through between two looks at whether to go on.
 const WATCH_CHUNKS: u64 = 1 << 16;
+
+/// Frames that are moved together.
+const MOVED_AT_ONCE: usize = 256;
 
 /// What of a pack is needed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -46,8 +50,14 @@ pub struct Mark {
     live: Vec<u64>,
     /// The manifests that were read.
     manifests: BTreeSet<ManifestName>,
+    /// Packs that are to be emptied.
+    avoided: HashSet<PackName>,
+    /// The leading bytes of every chunk that a delta in a kept pack has as its base, ascending.
+    bases: Vec<u64>,
     /// Packs with a place that is kept, and what of them.
     usage: BTreeMap<PackName, Usage>,
+    /// For each of these that has deltas, the other packs with the kept places of their bases.
+    based_on: BTreeMap<PackName, BTreeSet<PackName>>,
     /// Chunks that are in several packs.
     doubles: Vec<Double>,
 }
@@ -83,18 +93,38 @@ impl Mark {
         self.usage(&pack.name).bytes.saturating_mul(100) / bytes
     }
 
-    /// Packs that must stay: those with a place that is kept, and those with bases of such packs.
+    /// Packs that must stay: those with a place that is kept, the bases of deltas in these packs among them.
     pub fn kept_packs(&self) -> BTreeSet<PackName> {
-        let mut kept = BTreeSet::new();
-        let mut found: Vec<PackName> = self.usage.keys().copied().collect();
+        self.usage.keys().copied().collect()
+    }
+
+    /// Those of some packs, and the packs that are on record as holding bases of these, and so on.
+    pub fn with_bases(&self, packs: impl IntoIterator<Item = PackName>) -> BTreeSet<PackName> {
+        let mut all = BTreeSet::new();
+        let mut found: Vec<PackName> = packs.into_iter().collect();
         while let Some(name) = found.pop() {
-            if kept.insert(name)
+            if all.insert(name)
                 && let Some(pack) = self.catalog.packs.get(&name)
             {
                 found.extend(&pack.record.bases);
             }
         }
-        kept
+        all
+    }
+
+    /// Live packs that are on record with bases in packs that nothing keeps: there they are not needed, since they are
+    /// elsewhere, too. With it, the packs that do keep them.
+    fn to_rebase(&self, catalog: &Catalog, kept: &BTreeSet<PackName>) -> Vec<Op> {
+        let mut ops = Vec::new();
+        for (&pack, bases) in &self.based_on {
+            let Some(known) = catalog.packs.get(&pack).filter(|known| known.state == PackState::Live) else {
+                continue;
+            };
+            if !known.record.bases.iter().all(|base| kept.contains(base)) {
+                ops.push(Op::RebasePack { pack, bases: bases.iter().copied().collect() });
+            }
+        }
+        ops
     }
 
     /// Whether all that is needed in a later state is what is needed in this one, and still there.
@@ -109,12 +139,6 @@ impl Mark {
     }
 }
 
-/// The leading bytes of an id, as a number in the order of ids.
-fn leading(id: &ChunkId) -> u64 {
-    let [a, b, c, d, e, f, g, h, ..] = id.0;
-    u64::from_be_bytes([a, b, c, d, e, f, g, h])
-}
-
 /// Sorts and drops what occurs twice.
 fn settle(gathered: &mut Vec<u64>) {
     gathered.par_sort_unstable();
@@ -124,9 +148,13 @@ fn settle(gathered: &mut Vec<u64>) {
 impl Region {
     /// Finds out what is needed now. Anything that cannot be read, and a chunk that is nowhere, is an error: then
     /// nobody knows, and nothing may be removed. `watch` is asked now and then whether to go on. Memory: 8 to 16
-    /// bytes for each chunk that is referred to, and some 150 for each of those that is in several packs, as what was
-    /// rewritten is until the old packs are gone.
-    pub fn mark<E: From<RegionError>>(&self, mut watch: impl FnMut() -> Result<(), E>) -> Result<Mark, E> {
+    /// bytes for each chunk that is referred to, 24 for each delta, and some 150 for each chunk that is in several packs,
+    /// as what was rewritten is until the old packs are gone. Of several places one in `avoided` packs is kept last.
+    pub fn mark<E: From<RegionError>>(
+        &self,
+        avoided: &HashSet<PackName>,
+        mut watch: impl FnMut() -> Result<(), E>,
+    ) -> Result<Mark, E> {
         let catalog = self.catalog()?;
         let index = self.index_of(&catalog);
         if let Some(pack) = index.unreadable().first() {
@@ -139,32 +167,70 @@ impl Region {
             if !manifests.insert(root.manifest.name) {
                 continue;
             }
-            live.extend(self.load_map(root.manifest)?.chunks().iter().map(|chunk| leading(&chunk.id)));
+            live.extend(self.load_map(root.manifest)?.chunks().iter().map(|chunk| chunk.id.leading()));
             if live.len() > limit {
                 settle(&mut live);
                 limit = GATHERED_MIN.max(live.len() * 2);
             }
         }
         settle(&mut live);
-        let (usage, doubles) = (BTreeMap::new(), Vec::new());
-        let mut mark = Mark { catalog, index, live, manifests, usage, doubles };
-        let mut usage: BTreeMap<PackName, Usage> = BTreeMap::new();
-        let mut doubles = Vec::new();
-        let found = mark.each_kept(&mut watch, |entry, pack, group| {
-            if group.places.len() > 1 {
-                let others = group.places.iter().map(|(_, other)| *other).filter(|other| *other != pack);
-                doubles.push(Double { entry, pack, others: others.collect() });
+        let mut mark = Mark {
+            catalog,
+            index,
+            live,
+            manifests,
+            avoided: avoided.clone(),
+            bases: Vec::new(),
+            usage: BTreeMap::new(),
+            based_on: BTreeMap::new(),
+            doubles: Vec::new(),
+        };
+        // Which packs stay says which bases do, and the other way round: until no pack comes to it.
+        let (mut named, mut scanned) = (Vec::new(), Vec::new());
+        loop {
+            let with_deltas = mark.settle_usage(&named, &scanned, &mut watch)?;
+            let more: Vec<PackName> = mark
+                .usage
+                .keys()
+                .copied()
+                .filter(|p| with_deltas.contains(p) && !scanned.contains(p))
+                .collect();
+            if more.is_empty() {
+                return Ok(mark);
             }
-            let usage = usage.entry(pack).or_default();
-            usage.frames += 1;
-            usage.bytes += Location::new(&entry, pack).frame_bytes();
-        })?;
-        if found < mark.live.len() {
-            let why = format!("{} chunks that snapshots refer to are in no pack", mark.live.len() - found);
-            return Err(RegionError::Uncollectable { why }.into());
+            for pack in more {
+                watch()?;
+                let number = u32::try_from(scanned.len()).unwrap_or(u32::MAX);
+                scanned.push(pack);
+                // What is damaged there, was stored elsewhere.
+                if mark.index.rank(&pack) > 1 {
+                    continue;
+                }
+                let Some(known) = mark.catalog.packs.get(&pack) else { continue };
+                let trailer = read_trailer(&*self.0.storage, self.0.header.id, &known.record)
+                    .map_err(|error| E::from(error.into()))?;
+                named.extend(trailer.deltas().map(|(_, base)| (base, number)));
+            }
+            named.par_sort_unstable();
+            mark.bases = named.iter().map(|(base, _)| *base).collect();
+            mark.bases.dedup();
         }
-        (mark.usage, mark.doubles) = (usage, doubles);
-        Ok(mark)
+    }
+
+    /// Puts on record where the bases are of deltas in packs that stay, if they were elsewhere, too, and the mark still
+    /// holds; whether it did.
+    pub fn rebase(
+        &self,
+        mark: &Mark,
+        kept: &BTreeSet<PackName>,
+        account: AccountId,
+    ) -> Result<bool, RegionError> {
+        self.commit(account, |catalog| {
+            if !mark.holds(catalog, kept) {
+                return Ok((vec![], false));
+            }
+            Ok((mark.to_rebase(catalog, kept), true))
+        })
     }
 
     /// Condemns packs that a mark says nothing needs, if that still holds; whether it did.
@@ -179,7 +245,17 @@ impl Region {
         self.commit(account, |catalog| {
             let is_live =
                 |pack: &PackName| catalog.packs.get(pack).is_some_and(|p| p.state == PackState::Live);
-            if !mark.holds(catalog, kept) || !packs.iter().all(is_live) {
+            // Somebody may have stored deltas against one of them meanwhile.
+            let is_base_of = |pack: &Pack| {
+                let is_going = |base: &PackName| packs.contains(base);
+                pack.state == PackState::Live
+                    && !packs.contains(&pack.record.name)
+                    && pack.record.bases.iter().any(is_going)
+            };
+            if !mark.holds(catalog, kept)
+                || !packs.iter().all(is_live)
+                || catalog.packs.values().any(is_base_of)
+            {
                 return Ok((vec![], false));
             }
             let packs = packs.to_vec();
@@ -307,36 +383,42 @@ impl Region {
         watch: impl FnMut() -> Result<(), E>,
     ) -> Result<BTreeMap<PackName, Vec<Entry>>, E> {
         let mut frames: BTreeMap<PackName, Vec<Entry>> = BTreeMap::new();
-        mark.each_kept(watch, |entry, pack, _| {
-            if packs.contains(&pack) {
+        mark.each_kept(watch, |kept, _| {
+            if let Some((entry, pack)) = kept.filter(|(_, pack)| packs.contains(pack)) {
                 frames.entry(pack).or_default().push(Entry { pack: 0, ..entry });
             }
         })?;
         Ok(frames)
     }
 
-    /// Puts frames of a pack into a session's packs, each proved to be its chunk.
+    /// Puts frames of a pack into a session's packs, each proved to be its chunk: the plain ones, or the deltas, whose
+    /// bases must be there. Gives how many.
     pub fn move_frames(
         &self,
         session: &mut Session,
         pack: PackName,
         entries: &[Entry],
+        is_plain: bool,
         pool: &rayon::ThreadPool,
-    ) -> Result<(), RegionError> {
-        let wanted: Vec<_> = entries.iter().map(|entry| (entry.id, Location::new(entry, pack))).collect();
-        let fetched = self.fetch_at(wanted)?;
-        let proved = |frame| -> Result<(ChunkId, Frame), RegionError> {
-            let mut raw = vec![0; fetched.raw_bytes(frame)];
-            fetched.decode_here(self, frame, &mut raw)?;
-            fetched.stored(frame)
-        };
-        for batch in fetched.frames().chunks(256) {
-            let frames: Result<Vec<_>, _> = pool.install(|| batch.par_iter().map(|&f| proved(f)).collect());
+    ) -> Result<Usage, RegionError> {
+        let entries = entries.iter().filter(|entry| entry.codec.is_plain() == is_plain);
+        let wanted: Vec<_> = entries.map(|entry| (entry.id, Location::new(entry, pack))).collect();
+        let bytes = wanted.iter().map(|(_, location)| location.frame_bytes()).sum();
+        let usage = Usage { frames: wanted.len() as u64, bytes };
+        for wanted in wanted.chunks(MOVED_AT_ONCE) {
+            let fetched = self.fetch_at(wanted.to_vec())?;
+            let proved = |frame| -> Result<(ChunkId, Frame), RegionError> {
+                let mut raw = vec![0; fetched.raw_bytes(frame)];
+                fetched.decode_here(self, frame, &mut raw)?;
+                fetched.stored(frame)
+            };
+            let frames: Result<Vec<_>, _> =
+                pool.install(|| fetched.frames().par_iter().map(|&f| proved(f)).collect());
             for (id, frame) in frames? {
                 session.put(id, &frame)?;
             }
         }
-        Ok(())
+        Ok(usage)
     }
 }
 
@@ -360,33 +442,90 @@ fn sweepable(catalog: &Catalog, due: &impl Fn(&PackName, PackState) -> bool) -> 
 }
 
 impl Mark {
-    /// Goes through the places that are kept, in the order of chunks: of each live chunk one. Gives the number of
-    /// chunks (by their leading bytes) that have one.
+    /// Makes out which places are kept, and what that means for packs. `named` are the bases that are known, ascending,
+    /// each with the pack of a delta on it by its number in `scanned`. Gives the packs that have deltas.
+    fn settle_usage<E: From<RegionError>>(
+        &mut self,
+        named: &[(u64, u32)],
+        scanned: &[PackName],
+        watch: impl FnMut() -> Result<(), E>,
+    ) -> Result<BTreeSet<PackName>, E> {
+        let mut usage: BTreeMap<PackName, Usage> = BTreeMap::new();
+        let mut based_on: BTreeMap<PackName, BTreeSet<PackName>> = BTreeMap::new();
+        let (mut doubles, mut with_deltas, mut named) = (Vec::new(), BTreeSet::new(), named);
+        let found = self.each_kept(watch, |kept, group| {
+            let deltas = group.places.iter().filter(|(entry, _)| !entry.codec.is_plain());
+            with_deltas.extend(deltas.map(|(_, pack)| *pack));
+            let Some((entry, pack)) = kept else { return };
+            if group.places.len() > 1 {
+                let others = group.places.iter().map(|(_, other)| *other).filter(|other| *other != pack);
+                doubles.push(Double { entry, pack, others: others.collect() });
+            }
+            let usage = usage.entry(pack).or_default();
+            usage.frames += 1;
+            usage.bytes += Location::new(&entry, pack).frame_bytes();
+            let key = entry.id.leading();
+            named = &named[named.partition_point(|(base, _)| *base < key)..];
+            for (_, number) in named.iter().take_while(|(base, _)| *base == key) {
+                let with_delta = scanned[*number as usize];
+                let on = based_on.entry(with_delta).or_default();
+                if with_delta != pack {
+                    on.insert(pack);
+                }
+            }
+        })?;
+        if found
+            < self.live.len()
+                + self.bases.iter().filter(|base| self.live.binary_search(base).is_err()).count()
+        {
+            let missing = "some of the chunks that snapshots refer to, or bases of them, are in no pack";
+            return Err(RegionError::Uncollectable { why: missing.into() }.into());
+        }
+        based_on.retain(|pack, _| usage.contains_key(pack));
+        (self.usage, self.based_on, self.doubles) = (usage, based_on, doubles);
+        Ok(with_deltas)
+    }
+
+    /// Goes through all chunks in their order, with the place that is kept of each that is live or a base. Gives the
+    /// number of those (by their leading bytes).
     fn each_kept<E: From<RegionError>>(
         &self,
         mut watch: impl FnMut() -> Result<(), E>,
-        mut take: impl FnMut(Entry, PackName, &Group),
+        mut take: impl FnMut(Option<(Entry, PackName)>, &Group),
     ) -> Result<usize, E> {
         let failed = |error| E::from(RegionError::from(error));
         let mut places = Places::new(&self.index, self.index.segments()).map_err(failed)?;
-        let (mut group, mut at, mut found, mut seen) = (Group::default(), 0, 0, 0_u64);
-        let mut last = None;
+        let (mut group, mut live, mut bases) = (Group::default(), &self.live[..], &self.bases[..]);
+        let (mut found, mut seen, mut last) = (0, 0_u64, None);
         while places.next_into(&mut group).map_err(failed)? {
             seen += 1;
             if seen.is_multiple_of(WATCH_CHUNKS) {
                 watch()?;
             }
-            let Some((entry, pack)) = group.best(&self.index) else { continue };
-            let key = leading(&entry.id);
-            while self.live.get(at).is_some_and(|live| *live < key) {
-                at += 1;
-            }
-            if self.live.get(at) == Some(&key) {
+            let Some((first, _)) = group.places.first() else { continue };
+            let key = first.id.leading();
+            live = &live[live.partition_point(|live| *live < key)..];
+            bases = &bases[bases.partition_point(|base| *base < key)..];
+            let (is_live, is_base) = (live.first() == Some(&key), bases.first() == Some(&key));
+            // A chunk that only shares the leading bytes of a base may have no plain frame, and need not have one.
+            let base = is_base.then(|| self.best(&group, true)).flatten();
+            let kept = base.or_else(|| is_live.then(|| self.best(&group, false)).flatten());
+            if kept.is_some() {
                 found += usize::from(last != Some(key));
                 last = Some(key);
-                take(entry, pack, &group);
             }
+            take(kept, &group);
         }
         Ok(found)
+    }
+
+    /// The place to keep: in a live pack if there is one, not in one that is to be emptied, as a plain frame, and in the
+    /// pack that comes first by name, so that everybody who asks keeps the same.
+    fn best(&self, group: &Group, only_plain: bool) -> Option<(Entry, PackName)> {
+        let rank = |(entry, pack): &(Entry, PackName)| {
+            (self.index.rank(pack), self.avoided.contains(pack), !entry.codec.is_plain(), *pack)
+        };
+        let places = group.places.iter().copied();
+        places.filter(|(entry, _)| !only_plain || entry.codec.is_plain()).min_by_key(rank)
     }
 }

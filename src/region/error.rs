@@ -1,10 +1,11 @@
 //! What can go wrong with a region.
 
+use crate::chunk::frame::FrameError;
 use crate::format::error::FormatError;
 use crate::io::storage::StorageError;
 use crate::model::catalog::Rejection;
 use crate::model::ids::ChunkId;
-use crate::pack::error::PackError;
+use crate::pack::error::{FrameFault, PackError};
 
 /// What can go wrong with a region.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +45,12 @@ pub enum RegionError {
         damaged: usize,
         /// Packs that the storage could not read: they may hold it.
         out_of_reach: usize,
+    },
+    /// A chunk that others were stored against is not there any more.
+    #[error("chunk {base}, which others were stored against, was collected meanwhile; run the command again")]
+    BaseGone {
+        /// The chunk.
+        base: ChunkId,
     },
     /// It is not known for sure what is needed, so nothing is removed.
     #[error(
@@ -93,6 +100,14 @@ impl From<PackError> for RegionError {
 }
 
 impl RegionError {
+    /// The fault of a frame that did not decode to its chunk; else the error itself.
+    pub fn into_frame_error(self) -> Result<FrameError, Self> {
+        match self {
+            Self::Pack(PackError::DamagedFrame { source: FrameFault::Decoded(fault), .. }) => Ok(fault),
+            error => Err(error),
+        }
+    }
+
     pub(crate) fn damaged(name: &str, source: FormatError) -> Self {
         Self::Damaged { name: name.to_owned(), source }
     }

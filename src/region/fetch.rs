@@ -1,6 +1,7 @@
 //! Reading chunks of a region: the I/O here, the decoding wherever the caller has a thread for it.
 
 use super::Region;
+use super::bases::Bases;
 use super::error::RegionError;
 use crate::chunk::frame::Frame;
 use crate::io::storage::StorageError;
@@ -9,17 +10,21 @@ use crate::model::objects::PackName;
 use crate::model::units::BLOCK_BYTES;
 use crate::pack::error::PackError;
 use crate::pack::index::{Index, Location};
-use crate::pack::read::{ReadRun, decode_frame, plan_reads, stored_frame};
+use crate::pack::read::{ReadRun, base_in, decode_frame, plan_reads, stored_frame};
 use std::collections::HashSet;
 use std::sync::PoisonError;
+
+/// A read with the bytes that it gave.
+pub(super) type StoredRun = (ReadRun, Vec<u8>);
 
 /// A chunk with its place.
 pub type Located = (ChunkId, Location);
 
-/// Stored frames of a list of chunks.
+/// Stored frames of a list of chunks, and of the bases of those that are deltas.
 pub struct Fetched {
     wanted: Vec<Located>,
     runs: Vec<(ReadRun, Vec<u8>)>,
+    bases: Bases,
 }
 
 /// One fetched frame: which of the wanted chunks it is, and where its bytes are.
@@ -49,15 +54,17 @@ impl Fetched {
     /// If it is damaged, and the chunk is somewhere else, too, it is decoded from there.
     pub fn decode(&self, region: &Region, frame: FetchedFrame, raw: &mut [u8]) -> Result<(), RegionError> {
         self.decode_here(region, frame, raw).or_else(|error| {
-            let id = self.wanted[frame.wanted].0;
-            match region.intact_frame(id) {
-                Some(frame) => region.0.codecs.decode(frame.codec, &frame.body, id, raw).map_err(|_| error),
-                None => Err(error),
+            match region.intact_content(self.wanted[frame.wanted].0) {
+                Some(content) if content.len() == raw.len() => {
+                    raw.copy_from_slice(&content);
+                    Ok(())
+                }
+                _ => Err(error),
             }
         })
     }
 
-    /// As [`Fetched::decode`], and a damaged frame is an error.
+    /// As [`Fetched::decode`], and a damaged frame is an error. A damaged base is none if it is somewhere else, too.
     pub fn decode_here(
         &self,
         region: &Region,
@@ -65,7 +72,9 @@ impl Fetched {
         raw: &mut [u8],
     ) -> Result<(), RegionError> {
         let (run, bytes) = &self.runs[frame.run];
-        Ok(decode_frame(&region.0.codecs, run, bytes, self.wanted[frame.wanted], raw)?)
+        let located = self.wanted[frame.wanted];
+        let base = base_in(run, bytes, &located.1).and_then(|base| self.bases.intact_content(region, base));
+        Ok(decode_frame(&region.0.codecs, run, bytes, located, base.as_deref(), raw)?)
     }
 
     /// The frame as it is stored, after a check of its checksum.
@@ -130,17 +139,48 @@ impl Region {
         })
     }
 
-    /// The frame of a chunk from any place that has it intact, best first; none if there is none.
+    /// A plain frame of a chunk, from any place that has it intact, best first; none if there is none. Of a delta the
+    /// content is encoded anew.
     pub fn intact_frame(&self, id: ChunkId) -> Option<Frame> {
-        let places = self.with_index(|index| index.places_of(id)).ok()?;
         let intact = |place: &Location| {
             let fetched = self.fetch_at(vec![(id, *place)]).ok()?;
-            let (_, frame) = fetched.stored(*fetched.frames().first()?).ok()?;
-            self.prove(id, &frame).ok()?;
-            Some(frame)
+            let frame = *fetched.frames().first()?;
+            let mut raw = vec![0; fetched.raw_bytes(frame)];
+            fetched.decode_here(self, frame, &mut raw).ok()?;
+            if place.codec.is_plain() {
+                return Some(fetched.stored(frame).ok()?.1);
+            }
+            self.encode(&raw, id, i32::from(self.header().zstd_level)).ok()
         };
+        self.first_intact(id, false, intact)
+    }
+
+    /// The content of a chunk from any place that has it intact.
+    pub(super) fn intact_content(&self, id: ChunkId) -> Option<Vec<u8>> {
+        self.first_intact(id, false, |place| {
+            let fetched = self.fetch_at(vec![(id, *place)]).ok()?;
+            let frame = *fetched.frames().first()?;
+            let mut raw = vec![0; fetched.raw_bytes(frame)];
+            fetched.decode_here(self, frame, &mut raw).ok()?;
+            Some(raw)
+        })
+    }
+
+    /// The content of a base from any place that has it intact as a plain frame.
+    pub(super) fn intact_base(&self, id: ChunkId) -> Option<Vec<u8>> {
+        self.first_intact(id, true, |place| self.read_bases(&[(id, *place)]).ok()?.content(self, id))
+    }
+
+    fn first_intact<T>(
+        &self,
+        id: ChunkId,
+        only_plain: bool,
+        intact: impl Fn(&Location) -> Option<T>,
+    ) -> Option<T> {
+        let mut places = self.with_index(|index| index.places_of(id)).ok()?;
+        places.retain(|place| !only_plain || place.codec.is_plain());
         // A device that failed once may give the bytes the next time.
-        (0..ROUNDS).find_map(|_| places.iter().find_map(intact))
+        (0..ROUNDS).find_map(|_| places.iter().find_map(&intact))
     }
 
     /// Where a chunk is, in a pack that something new may refer to and that is there.
@@ -159,29 +199,39 @@ impl Region {
     }
 
     /// Packs that were looked for in vain.
-    fn lost_packs(&self) -> HashSet<PackName> {
+    pub(super) fn lost_packs(&self) -> HashSet<PackName> {
         let presence = self.0.presence.lock().unwrap_or_else(PoisonError::into_inner);
         presence.iter().filter_map(|(pack, is_there)| (!is_there).then_some(*pack)).collect()
     }
 
     /// Whether a registered pack is there in its length. It is looked for once.
-    fn is_there(&self, name: PackName) -> Result<bool, PackError> {
+    pub(super) fn is_there(&self, name: PackName) -> Result<bool, PackError> {
         let mut presence = self.0.presence.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(&known) = presence.get(&name) {
             return Ok(known);
         }
-        let len = self.head().catalog().packs.get(&name).map(|pack| pack.record.len);
-        let is_there = match self.0.storage.open(&name.to_string()) {
-            Ok(object) => len == Some(object.len()),
-            Err(e) if e.is_not_found() => false,
-            Err(e) => return Err(e.into()),
-        };
+        // A delta is of no use without its base.
+        let mut needed = Vec::new();
+        let packs = self.head().catalog().packs.clone();
+        if let Some(pack) = packs.get(&name) {
+            let bases =
+                pack.record.bases.iter().map(|base| (*base, packs.get(base).map_or(0, |p| p.record.len)));
+            needed.extend([(name, pack.record.len)].into_iter().chain(bases));
+        }
+        let mut is_there = !needed.is_empty();
+        for (name, len) in needed {
+            is_there &= match self.0.storage.open(&name.to_string()) {
+                Ok(object) => len == object.len(),
+                Err(e) if e.is_not_found() => false,
+                Err(e) => return Err(e.into()),
+            };
+        }
         presence.insert(name, is_there);
         Ok(is_there)
     }
 
     /// Notes that a pack was looked for in vain; whether that is news.
-    fn note_lost(&self, name: &str) -> bool {
+    pub(super) fn note_lost(&self, name: &str) -> bool {
         let Some(pack) = PackName::parse(name) else { return false };
         let mut presence = self.0.presence.lock().unwrap_or_else(PoisonError::into_inner);
         presence.insert(pack, false) != Some(false)
@@ -193,9 +243,9 @@ impl Region {
         loop {
             let before = self.head().position();
             let wanted = self.locate(ids)?;
-            match self.read_runs(&wanted) {
-                Ok(runs) => return Ok(Fetched { wanted, runs }),
-                Err(PackError::Storage(
+            match self.read_with_bases(&wanted) {
+                Ok((runs, bases)) => return Ok(Fetched { wanted, runs, bases }),
+                Err(RegionError::Storage(
                     error @ (StorageError::NotFound { .. } | StorageError::Short { .. }),
                 )) => {
                     let (StorageError::NotFound { name } | StorageError::Short { name, .. }) = &error else {
@@ -206,7 +256,7 @@ impl Region {
                         return Err(error.into());
                     }
                 }
-                Err(e) => return Err(e.into()),
+                Err(e) => return Err(e),
             }
         }
     }
@@ -221,19 +271,41 @@ impl Region {
         self.0.codecs.encode(raw, id, level)
     }
 
-    /// Decodes and hashes a frame from elsewhere.
-    pub fn prove(&self, id: ChunkId, frame: &Frame) -> Result<(), crate::chunk::frame::FrameError> {
+    /// As [`Region::encode`], against the base of that id and content; none if that is longer than `limit`.
+    pub fn encode_delta(
+        &self,
+        raw: &[u8],
+        id: ChunkId,
+        base: (ChunkId, &[u8]),
+        level: i32,
+        limit: usize,
+    ) -> Result<Option<Frame>, crate::chunk::frame::FrameError> {
+        self.0.codecs.encode_delta(raw, id, base, level, limit)
+    }
+
+    /// The content of a plain frame of a chunk; none if it is not that.
+    pub fn decode(&self, id: ChunkId, frame: &Frame) -> Option<Vec<u8>> {
         let mut raw = vec![0; usize::from(frame.raw_blocks) * BLOCK_BYTES];
-        self.0.codecs.decode(frame.codec, &frame.body, id, &mut raw)
+        self.0.codecs.decode(frame.codec, &frame.body, id, None, &mut raw).ok()?;
+        Some(raw)
     }
 
     /// Reads stored frames where they are.
     pub(super) fn fetch_at(&self, wanted: Vec<Located>) -> Result<Fetched, RegionError> {
-        let runs = self.read_runs(&wanted)?;
-        Ok(Fetched { wanted, runs })
+        let (runs, bases) = self.read_with_bases(&wanted)?;
+        Ok(Fetched { wanted, runs, bases })
     }
 
-    fn read_runs(&self, wanted: &[Located]) -> Result<Vec<(ReadRun, Vec<u8>)>, PackError> {
+    fn read_with_bases(&self, wanted: &[Located]) -> Result<(Vec<StoredRun>, Bases), RegionError> {
+        let runs = self.read_runs(wanted)?;
+        let frames = runs.iter().flat_map(|(read, bytes)| {
+            read.members.iter().map(move |&member| (read, bytes.as_slice(), &wanted[member]))
+        });
+        let bases = self.bases_of(frames)?;
+        Ok((runs, bases))
+    }
+
+    pub(super) fn read_runs(&self, wanted: &[Located]) -> Result<Vec<StoredRun>, PackError> {
         let mut runs = Vec::new();
         for run in plan_reads(wanted) {
             let mut bytes = Vec::new();

@@ -5,6 +5,7 @@
 //! is in docs/ARCHITECTURE.md; what the bytes are, in docs/FORMAT.md.
 
 pub mod audit;
+pub mod bases;
 pub mod collect;
 mod compact;
 pub mod error;
@@ -14,6 +15,7 @@ pub mod mend;
 pub mod orphans;
 pub mod salvage;
 pub mod session;
+pub mod similar;
 
 use crate::chunk::frame::CodecPool;
 use crate::format::entry::Entry;

@@ -34,7 +34,7 @@ impl Region {
     }
 
     /// Chunks in a pack whose own index cannot be read: its frames one by one as far as they can be told apart, each
-    /// named by its content.
+    /// named by its content, and plain.
     pub fn salvage(&self, pack: PackName) -> Vec<(ChunkId, Frame)> {
         let catalog = self.catalog().ok();
         let record = catalog.as_ref().and_then(|catalog| catalog.packs.get(&pack)).map(|pack| &pack.record);
@@ -49,8 +49,12 @@ impl Region {
         // The end shows in bytes that are no frame.
         while let Some(Ok((frame, len))) = bytes.get(at..).map(scan_frame) {
             at += len;
-            if let Ok(id) = self.0.codecs.identify(&frame) {
+            let base = frame.base().and_then(|base| self.intact_base(base));
+            let Ok((id, raw)) = self.0.codecs.identify(&frame, base.as_deref()) else { continue };
+            if frame.codec.is_plain() {
                 found.push((id, frame));
+            } else if let Ok(plain) = self.encode(&raw, id, i32::from(self.0.header.zstd_level)) {
+                found.push((id, plain));
             }
         }
         found

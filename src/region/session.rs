@@ -19,7 +19,7 @@ use crate::pack::build::{PackBuilder, SealedPack};
 use crate::pack::error::PackError;
 use crate::pack::index::{Index, Location};
 use crossbeam_channel::{Receiver, Sender, bounded};
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
@@ -33,7 +33,9 @@ pub struct Session {
     account: AccountId,
     index: Arc<Index>,
     /// Chunks that this session put or is about to put, beside those that `index` knows.
-    fresh: HashSet<ChunkId>,
+    fresh: HashMap<ChunkId, Placed>,
+    /// Packs that are being emptied: no base is looked for in them.
+    avoided: HashSet<PackName>,
     open: Option<PackBuilder>,
     writer: Option<PackWriter>,
     /// Packs that the chunks asked about are in.
@@ -51,6 +53,17 @@ pub struct Session {
     spare: (Sender<Vec<u8>>, Receiver<Vec<u8>>),
 }
 
+/// Where a chunk is that this session puts.
+#[derive(Debug, Clone, Copy)]
+enum Placed {
+    /// Nowhere yet.
+    Awaited,
+    /// As a delta.
+    Delta,
+    /// As a plain frame in this session's pack of that number.
+    Plain(u64),
+}
+
 struct PackWriter {
     queue: Sender<SealedPack>,
     thread: JoinHandle<Result<(), RegionError>>,
@@ -64,7 +77,8 @@ impl Region {
             region: self.clone(),
             account,
             index: self.index()?,
-            fresh: HashSet::new(),
+            fresh: HashMap::new(),
+            avoided: HashSet::new(),
             open: None,
             writer: None,
             used: BTreeSet::new(),
@@ -117,19 +131,18 @@ impl Session {
     /// twice is new at most once.
     pub fn reserve(&mut self, ids: &[ChunkId]) -> Result<Vec<bool>, RegionError> {
         self.check_failed()?;
-        if self.fresh.len() > self.awaited.len() + FRESH_CHUNKS_MAX {
-            self.flush()?;
-        }
+        self.forget_fresh()?;
         let mut is_new = Vec::with_capacity(ids.len());
         for &id in ids {
             is_new.push(match self.find_usable(id)? {
-                Some(location) if !self.fresh.contains(&id) => {
+                Some(location) if !self.fresh.contains_key(&id) => {
                     self.used.insert(location.pack);
                     false
                 }
                 _ => {
-                    let is_new = self.fresh.insert(id);
+                    let is_new = !self.fresh.contains_key(&id);
                     if is_new {
+                        self.fresh.insert(id, Placed::Awaited);
                         self.awaited.insert(id);
                     }
                     is_new
@@ -154,9 +167,40 @@ impl Session {
         }
     }
 
-    /// Stores the frame of a chunk that was new.
+    /// No base is looked for in these packs from now on: they are being emptied.
+    pub fn avoid(&mut self, packs: &HashSet<PackName>) {
+        self.avoided.extend(packs);
+    }
+
+    /// The pack that holds a chunk such that a delta against it can be put: as a plain frame in a live pack that is
+    /// there, or put as one by this session.
+    pub fn base_pack(&self, base: ChunkId) -> Result<Option<PackName>, RegionError> {
+        if let Some(Placed::Plain(number)) = self.fresh.get(&base) {
+            return Ok(Some(PackName { session: self.region.0.session, number: *number }));
+        }
+        let locate = |index: &Index| {
+            let is_avoided = |pack: &PackName| index.rank(pack) > 0 || self.avoided.contains(pack);
+            index.locate_base(base, is_avoided)
+        };
+        let located = match locate(&self.index) {
+            Ok(Some(location)) => Some(location),
+            // Others may have stored it since this session looked.
+            _ => self.region.with_index(locate)?,
+        };
+        match located {
+            Some(location) if self.region.is_there(location.pack)? => Ok(Some(location.pack)),
+            _ => Ok(None),
+        }
+    }
+
+    /// Stores the frame of a chunk that was new. The base of a delta must be there: see [`Session::base_pack`].
     pub fn put(&mut self, id: ChunkId, frame: &Frame) -> Result<(), RegionError> {
         self.check_failed()?;
+        self.forget_fresh()?;
+        let base = match frame.base() {
+            Some(base) => Some(self.base_pack(base)?.ok_or(RegionError::BaseGone { base })?),
+            None => None,
+        };
         self.awaited.remove(&id);
         let header = self.region.header();
         let capacity = header.pack_bytes as usize;
@@ -168,10 +212,12 @@ impl Session {
                 none.insert(PackBuilder::new(header.id, name, capacity, spare))
             }
         };
-        if let Err(error) = open.push(id, frame) {
+        if let Err(error) = open.push(id, frame, base) {
             self.has_failed = true;
             return Err(RegionError::damaged("pack", error));
         }
+        let placed = if frame.codec.is_plain() { Placed::Plain(open.name().number) } else { Placed::Delta };
+        self.fresh.insert(id, placed);
         if open.len_bytes() >= capacity {
             self.seal()?;
         }
@@ -194,7 +240,7 @@ impl Session {
         self.region.compact_index(self.account)?;
         self.index = self.region.index()?;
         // What is still being encoded is in no pack yet.
-        self.fresh.clone_from(&self.awaited);
+        self.fresh = self.awaited.iter().map(|id| (*id, Placed::Awaited)).collect();
         Ok(())
     }
 
@@ -240,6 +286,11 @@ impl Session {
     /// Every pack that may hold a chunk that was put or found.
     pub fn used_packs(&self) -> Vec<PackName> {
         self.used.iter().copied().collect()
+    }
+
+    /// Leaves chunks that this session put to the index, once they are many.
+    fn forget_fresh(&mut self) -> Result<(), RegionError> {
+        if self.fresh.len() > self.awaited.len() + FRESH_CHUNKS_MAX { self.flush() } else { Ok(()) }
     }
 
     fn seal(&mut self) -> Result<(), RegionError> {

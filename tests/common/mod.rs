@@ -10,6 +10,7 @@ use imgstore::model::image::Image;
 use imgstore::model::words::Architecture;
 use imgstore::ops::context::{Context, Unwatched};
 use imgstore::ops::copy::{CopyOptions, CopyWhat, apply, plan};
+use imgstore::ops::encode::Compression;
 use imgstore::ops::error::OpsError;
 use imgstore::ops::export;
 use imgstore::ops::find::AnyId;
@@ -329,7 +330,9 @@ impl Rules {
         };
         let disks: Vec<_> = disks.iter().zip('a'..).map(disk).collect();
         let options = ImageOptions::named(name, Architecture::X86_64);
-        import(&self.region, &disks, &[], &options, None, &self.owner.context()).unwrap().image
+        import(&self.region, &disks, &[], &options, Compression::default(), &self.owner.context())
+            .unwrap()
+            .image
     }
 
     /// An image of the owner's with one small disk.
@@ -341,7 +344,9 @@ impl Rules {
     pub fn template(&self, name: &str) -> Image {
         let disk = MemoryDisk::new(volume(30_000, 5));
         let options = ImageOptions::named(name, Architecture::X86_64);
-        import_template(&self.region, &disk, &[], &options, None, &self.owner.context()).unwrap().image
+        import_template(&self.region, &disk, &[], &options, Compression::default(), &self.owner.context())
+            .unwrap()
+            .image
     }
 
     /// One instance of an image, as a caller launches it.

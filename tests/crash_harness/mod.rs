@@ -101,10 +101,12 @@ pub struct History {
 
 /// The contents of the disks.
 pub fn contents() -> Vec<Arc<Vec<u8>>> {
-    let first = volume(70_000, 1);
-    let mut second = first.clone();
-    second[20_000..24_000].fill(7);
+    let both = volume(60_000, 1);
+    let mut second = both.clone();
+    // Stored against what it was.
+    second[20_000..20_050].fill(7);
     second.extend(volume(30_000, 2));
+    let first = [both, volume(30_000, 4)].concat();
     let third = volume(20_001, 3);
     [first, second, third].map(Arc::new).to_vec()
 }

@@ -170,7 +170,8 @@ macro_rules! choices {
 
 declare! {
     ChunkRef { first u64, blocks u16, id Hash, }
-    PackFile { header PackHeader, entries Vec<Entry>, footer Footer, chunks BTreeMap<Hash, Vec<u8>>, }
+    PackFile { header PackHeader, entries Vec<Entry>, footer Footer, chunks BTreeMap<Hash, Vec<u8>>,
+        deltas BTreeMap<Hash, Delta>, }
     Segment { header SegmentHeader, entries Vec<Entry>, packs Vec<Name>, hash Hash, }
     Manifest { header ManifestHeader, chunks Vec<ChunkRef>, hash Hash, }
 }
@@ -180,7 +181,7 @@ structs! {
     PackHeader { preamble Preamble, zero u32, region Id16, name Name, key u64, }
     FrameHeader { stored u32, blocks u16, codec u8, flags u8, crc u32, }
     Entry { id Hash, pack u32, offset u32, stored u32, blocks u16, codec u8, flags u8, }
-    Footer { magic [u8; 8], frames u32, trailer_at u32, raw_bytes u64, zero u64, hash Hash, }
+    Footer { magic [u8; 8], frames u32, trailer_at u32, raw_bytes u64, deltas u32, zero u32, hash Hash, }
     SegmentHeader { preamble Preamble, packs u32, entries u64, pages u32, table_crc u32, region Id16, }
     PageEnd { entries u32, number u32, zero u32, crc u32, }
     ManifestHeader { preamble Preamble, zero u32, volume_bytes u64, chunks u64, key u64, }
@@ -247,7 +248,7 @@ choices! {
         19 ModifyInstance(ShortId, InstanceChange), 20 TerminateInstance(ShortId, u64),
         21 ForgetInstance(ShortId), 22 CondemnPacks(Vec<Name>, u64), 23 SweepPacks(Vec<Name>),
         24 ForgetPacks(Vec<Name>), 25 QuarantinePacks(Vec<Name>, u64), 26 FenceSessions(Vec<Id16>),
-        27 ReplaceManifest(Name, ManifestRecord), }
+        27 ReplaceManifest(Name, ManifestRecord), 28 RebasePack(Name, Vec<Name>), }
     ImageChange { 0 LaunchPermissions(Vec<Permission>), 1 Tags(Vec<Tag>), 2 Deprecation(Option<u64>),
         3 Disable, 4 Enable, 5 Protection(DeregistrationProtection), 6 Description(String),
         7 ProductCodes(Vec<String>), }
@@ -383,7 +384,7 @@ pub fn cut(volume: &[u8], chunker: &Chunker) -> Vec<ChunkRef> {
 fn entries(bytes: &[u8]) -> Result<Vec<Entry>> {
     let entries = bytes.chunks(48).map(value).collect::<Result<Vec<Entry>>>()?;
     for entry in &entries {
-        reserved(entry.flags == 0 && entry.codec <= 1, "an entry's flags or codec")?;
+        reserved(entry.flags == 0 && entry.codec <= 2, "an entry's flags or codec")?;
         ensure((1..=256).contains(&entry.blocks), "an entry's length in blocks")?;
         ensure((1..=1 << 20).contains(&entry.stored), "an entry's stored length")?;
     }
@@ -391,18 +392,45 @@ fn entries(bytes: &[u8]) -> Result<Vec<Entry>> {
     Ok(entries)
 }
 
-/// Decodes bytes that are exactly one zstd frame of so many raw bytes.
-fn zstd_frame(body: &[u8], raw_bytes: usize) -> Result<Vec<u8>> {
+/// Decodes bytes that are exactly one zstd frame of so many raw bytes, made with a prefix or without.
+fn zstd_frame(body: &[u8], raw_bytes: usize, prefix: &[u8]) -> Result<Vec<u8>> {
     ensure(body.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]), "not a zstd frame")?;
     ensure(find_frame_compressed_size(body) == Ok(body.len()), "not exactly one zstd frame")?;
     let declared = get_frame_content_size(body).ok().flatten();
     ensure(declared == Some(raw_bytes as u64), "the zstd frame's content size")?;
     ensure(get_dict_id_from_frame(body).is_none(), "the zstd frame wants a dictionary")?;
-    zstd::bulk::decompress(body, raw_bytes).map_err(|error| format!("damaged: zstd: {error}"))
+    ensure(!prefix.starts_with(&[0x37, 0xa4, 0x30, 0xec]), "a base that looks like a zstd dictionary")?;
+    let decompressed = zstd::bulk::Decompressor::with_dictionary(prefix)
+        .and_then(|mut decompressor| decompressor.decompress(body, raw_bytes));
+    decompressed.map_err(|error| format!("damaged: zstd: {error}"))
 }
 
-/// Decodes the frame at the front of the bytes into its chunk.
-fn frame(bytes: &[u8], entry: &Entry) -> Result<Vec<u8>> {
+/// A chunk that needs another to be decoded.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Delta {
+    /// The other chunk.
+    pub base: Hash,
+    body: Vec<u8>,
+    entry: Entry,
+}
+
+impl Delta {
+    /// The chunk, from the content of its base.
+    pub fn chunk(&self, base: &[u8]) -> Result<Vec<u8>> {
+        let raw = zstd_frame(&self.body, usize::from(self.entry.blocks) * BLOCK, base)?;
+        ensure(*blake3::hash(&raw).as_bytes() == self.entry.id, "a chunk's content is not its id")?;
+        Ok(raw)
+    }
+}
+
+/// What a frame decodes to.
+enum Content {
+    Chunk(Vec<u8>),
+    Delta(Delta),
+}
+
+/// Decodes the frame at the front of the bytes.
+fn frame(bytes: &[u8], entry: &Entry) -> Result<Content> {
     let FrameHeader { stored, blocks, codec, flags, crc } = at(bytes, 0)?;
     reserved(flags == 0, "a frame's flags")?;
     let agree = (stored, blocks, codec) == (entry.stored, entry.blocks, entry.codec);
@@ -410,10 +438,14 @@ fn frame(bytes: &[u8], entry: &Entry) -> Result<Vec<u8>> {
     let body = Reader(bytes.get(12..).unwrap_or_default()).take(stored as usize)?;
     ensure(crc == crc32c::crc32c_append(crc32c::crc32c(&bytes[..8]), body), "a frame's crc32c")?;
     let raw_bytes = usize::from(blocks) * BLOCK;
-    let raw = if codec == 0 { body.to_vec() } else { zstd_frame(body, raw_bytes)? };
+    if codec == 2 {
+        let (base, body) = body.split_first_chunk().ok_or("damaged: a delta without a base")?;
+        return Ok(Content::Delta(Delta { base: *base, body: body.to_vec(), entry: entry.clone() }));
+    }
+    let raw = if codec == 0 { body.to_vec() } else { zstd_frame(body, raw_bytes, &[])? };
     ensure(raw.len() == raw_bytes, "a chunk's length")?;
     ensure(*blake3::hash(&raw).as_bytes() == entry.id, "a chunk's content is not its id")?;
-    Ok(raw)
+    Ok(Content::Chunk(raw))
 }
 
 /// Decodes a pack with all its frames.
@@ -430,23 +462,30 @@ pub fn pack(bytes: &[u8]) -> Result<PackFile> {
     let trailer = content.get(trailer_at..).ok_or("damaged: the trailer's offset")?;
     let covered = [&bytes[..64], trailer, &footer_bytes[..32]];
     ensure(b3("imgstore 2026-11 pack trailer v1", &covered) == footer.hash, "the pack's hash is another")?;
-    ensure(footer.frames > 0 && trailer.len() as u64 == u64::from(footer.frames) * 48, "the frames")?;
-    let entries = entries(trailer)?;
+    let (frames, deltas) = (u64::from(footer.frames), u64::from(footer.deltas));
+    ensure(frames > 0 && trailer.len() as u64 == frames * 48 + deltas * 8, "the frames")?;
+    let (table, bases) = trailer.split_at(footer.frames as usize * 48);
+    let entries = entries(table)?;
     let mut by_offset: Vec<&Entry> = entries.iter().collect();
     by_offset.sort_by_key(|entry| entry.offset);
     let mut end = 64;
-    let mut chunks = BTreeMap::new();
+    let (mut chunks, mut deltas) = (BTreeMap::new(), BTreeMap::new());
     for entry in by_offset {
         reserved(entry.pack == 0, "a trailer's entry with a place in a pack table")?;
         ensure(entry.offset as usize == end, "a gap or overlap of frames")?;
         end += 12 + entry.stored as usize;
         let bytes = content.get(entry.offset as usize..end.min(trailer_at)).unwrap_or_default();
-        chunks.insert(entry.id, frame(bytes, entry)?);
+        match frame(bytes, entry)? {
+            Content::Chunk(chunk) => drop(chunks.insert(entry.id, chunk)),
+            Content::Delta(delta) => drop(deltas.insert(entry.id, delta)),
+        }
     }
+    let named = deltas.values().flat_map(|delta: &Delta| &delta.base[..8]);
+    ensure(named.eq(bases), "the bases that the trailer names")?;
     ensure(end == trailer_at, "the frames do not end where the trailer begins")?;
-    let raw_bytes: u64 = chunks.values().map(|chunk| chunk.len() as u64).sum();
+    let raw_bytes: u64 = entries.iter().map(|entry| u64::from(entry.blocks) * BLOCK as u64).sum();
     ensure(raw_bytes == footer.raw_bytes, "the sum of raw bytes")?;
-    Ok(PackFile { header, entries, footer, chunks })
+    Ok(PackFile { header, entries, footer, chunks, deltas })
 }
 
 // ---- Index segments
@@ -660,6 +699,14 @@ impl Catalog {
                 Ok(())
             }
             Op::ReplaceManifest(lost, by) => self.replace_manifest(&lost, &by),
+            Op::RebasePack(name, bases) => {
+                ensure(!bases.contains(&name), "a pack is its own base")?;
+                self.use_packs(&bases)?;
+                let pack = existing(&mut self.packs, &name)?;
+                ensure(pack.state == PackState::Live, "a pack that is not live gets other bases")?;
+                pack.record.bases = bases;
+                Ok(())
+            }
         }
     }
 
@@ -956,7 +1003,15 @@ pub fn read_volume(root: &Path, snapshot_id: &str) -> Result<Vec<u8>> {
         let pack = packs.get(name).ok_or("damaged: a chunk's pack is not there")?;
         ensure(entry.blocks == blocks, "a reference's length is not its chunk's")?;
         ensure(pack.entries.contains(entry), "a segment's entry is not the trailer's")?;
-        let chunk = pack.chunks.get(&id).ok_or("damaged: a chunk is not in its pack")?;
+        let chunk = match pack.deltas.get(&id) {
+            None => pack.chunks.get(&id).ok_or("damaged: a chunk is not in its pack")?.clone(),
+            Some(delta) => {
+                let record = &catalog.packs.get(name).ok_or("damaged: no such pack")?.record;
+                let mut holders = record.bases.iter().chain([name]).filter_map(|name| packs.get(name));
+                let base = holders.find_map(|pack| pack.chunks.get(&delta.base));
+                delta.chunk(base.ok_or("damaged: a base is in none of the packs that are named for it")?)?
+            }
+        };
         let (_, place) = volume.split_at_mut_checked(first as usize * BLOCK).ok_or("damaged: a place")?;
         let inside = place.len().min(chunk.len());
         place[..inside].copy_from_slice(&chunk[..inside]);
@@ -1097,7 +1152,7 @@ pub fn bundle(path: &Path) -> Result<(BundleManifest, Vec<u8>)> {
         let bytes = file(&format!("{}.part.{:05}", manifest.name, part.number))?;
         ensure(bytes.len() as u64 == part.stored_bytes, "a part's length")?;
         ensure(*part.blake3 == *blake3::hash(&bytes).to_hex(), "a part's hash is another")?;
-        let raw = zstd_frame(&bytes, part.raw_bytes as usize)?;
+        let raw = zstd_frame(&bytes, part.raw_bytes as usize, &[])?;
         ensure(raw.len() as u64 == part.raw_bytes, "a part's raw length")?;
         let begin = (part.number * manifest.part_bytes) as usize;
         volume[begin..begin + raw.len()].copy_from_slice(&raw);

@@ -578,6 +578,10 @@ pub fn upkeep() -> Pairs {
             },
             second::Op::ReplaceManifest(name(77), taken2.manifest),
         ),
+        (
+            Op::RebasePack { pack: pack(6), bases: vec![pack(5), pack(2)] },
+            second::Op::RebasePack(name(6), vec![name(5), name(2)]),
+        ),
     ]
 }
 
@@ -709,12 +713,13 @@ pub fn numbers(op: &Op) -> (usize, usize) {
         Op::QuarantinePacks { .. } => (25, 0),
         Op::FenceSessions { .. } => (26, 0),
         Op::ReplaceManifest { .. } => (27, 0),
+        Op::RebasePack { .. } => (28, 0),
     }
 }
 
 /// How many changes each operation of [`numbers`] has.
-pub const CHANGES: [usize; 28] =
-    [1, 1, 1, 1, 1, 1, 1, 1, 8, 2, 1, 1, 1, 1, 1, 5, 1, 1, 2, 3, 1, 1, 1, 1, 1, 1, 1, 1];
+pub const CHANGES: [usize; 29] =
+    [1, 1, 1, 1, 1, 1, 1, 1, 8, 2, 1, 1, 1, 1, 1, 5, 1, 1, 2, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1];
 
 pub fn image_change(change: &ImageChange) -> usize {
     match change {
@@ -859,19 +864,24 @@ pub fn accounts_and_bin(ours: &mut Catalog, theirs: &mut second::Catalog) {
     }
 }
 
-/// The chunks of the golden pack: a block that does not compress, and two that do.
-pub fn chunks() -> [Vec<u8>; 2] {
+/// The chunks of the golden pack: a block that does not compress, two that do, and two that resemble those.
+pub fn chunks() -> [Vec<u8>; 3] {
     let noise = (0..128_u32).flat_map(|at| *blake3::hash(&at.to_le_bytes()).as_bytes()).collect();
-    [noise, b"the same words again and again\n".iter().copied().cycle().take(2 * 4096).collect()]
+    let text: Vec<u8> = b"the same words again and again\n".iter().copied().cycle().take(2 * 4096).collect();
+    let mut changed = text.clone();
+    changed[5000..5007].copy_from_slice(b"changed");
+    [noise, text, changed]
 }
 
-/// The golden pack from given bodies of its two frames.
-pub fn encode_pack(bodies: [Vec<u8>; 2]) -> Vec<u8> {
+/// The golden pack from given bodies of its three frames.
+pub fn encode_pack(bodies: [Vec<u8>; 3]) -> Vec<u8> {
     let header =
         pack::encode_header(RegionId(REGION), PackName { session: SessionId(SESSION), number: 0x0a0b_0c0d });
     let mut bytes = header.to_vec();
     let mut entries = Vec::new();
-    for ((chunk, body), codec) in chunks().into_iter().zip(bodies).zip([Codec::Raw, Codec::Zstd]) {
+    for ((chunk, body), codec) in
+        chunks().into_iter().zip(bodies).zip([Codec::Raw, Codec::Zstd, Codec::Delta])
+    {
         let raw_blocks = u16::try_from(chunk.len() / 4096).expect("a few blocks");
         let [offset, stored_len] = [bytes.len(), body.len()].map(|n| u32::try_from(n).expect("a small pack"));
         let frame = Frame { codec, raw_blocks, body };
@@ -879,8 +889,10 @@ pub fn encode_pack(bodies: [Vec<u8>; 2]) -> Vec<u8> {
         bytes.extend(frame.body);
         entries.push(Entry { id: chunk_id(&chunk), pack: 0, offset, stored_len, raw_blocks, codec });
     }
+    let [_, base, delta] = chunks().map(|chunk| chunk_id(&chunk));
+    let mut deltas = [(delta, base)];
     let end = u32::try_from(bytes.len()).expect("a small pack");
-    bytes.extend(pack::encode_trailer(&header, &mut entries, end).expect("a trailer").0);
+    bytes.extend(pack::encode_trailer(&header, &mut entries, &mut deltas, end).expect("a trailer").0);
     bytes
 }
 
@@ -942,7 +954,7 @@ pub fn bundle_attributes() -> BTreeMap<String, String> {
 /// The golden bundle's parts: number, bytes, and whether zstd's own checksum is there. One is all zeros, which
 /// no writer would make.
 pub fn bundle_parts() -> [(u64, Vec<u8>, bool); 4] {
-    let [noise, text] = chunks();
+    let [noise, text, _] = chunks();
     [
         (0, noise, true),
         (2, text[..4096].to_vec(), false),

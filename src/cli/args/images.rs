@@ -42,9 +42,19 @@ pub struct SnapshotArgs {
     /// A tag; may be repeated
     #[arg(long = "tag", value_name = "K=V", value_parser = parse_tag)]
     pub tags: Vec<Tag>,
+    #[command(flatten)]
+    pub storing: StoringArgs,
+}
+
+/// How new chunks are stored.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct StoringArgs {
     /// zstd level of new chunks, 1 to 12 [default: the region's]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..=12))]
     pub level: Option<i32>,
+    /// Do not store chunks against stored chunks that they resemble: faster, and larger
+    #[arg(long)]
+    pub no_delta: bool,
 }
 
 /// What is said of a new image.
@@ -104,9 +114,8 @@ pub struct ImportArgs {
     pub disks: Vec<PathBuf>,
     #[command(flatten)]
     pub reading: DiskArgs,
-    /// zstd level of new chunks, 1 to 12 [default: the region's]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..=12))]
-    pub level: Option<i32>,
+    #[command(flatten)]
+    pub storing: StoringArgs,
     /// Make an instance-store-backed image: the one disk becomes a template, each instance has its own copy
     #[arg(long)]
     pub instance_store: bool,
@@ -134,6 +143,9 @@ pub struct RegisterArgs {
     /// zstd level of new chunks of a bundle, 1 to 12 [default: the region's]
     #[arg(long, value_name = "N", requires = "bundle", value_parser = clap::value_parser!(i32).range(1..=12))]
     pub level: Option<i32>,
+    /// Do not store chunks of a bundle against stored chunks that they resemble
+    #[arg(long, requires = "bundle")]
+    pub no_delta: bool,
     /// Another device: NAME=SNAP[:OPTS], NAME=:size=BYTES[,OPTS] for an empty volume, or NAME=ephemeralN.
     /// OPTS: size=BYTES, type=gp3…, iops=N, keep (not deleted on termination), comma-separated
     #[arg(long = "device", value_name = "NAME=SNAP[:OPTS]")]

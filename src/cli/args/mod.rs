@@ -7,7 +7,7 @@ mod places;
 
 pub use images::{
     DeregisterArgs, DiskArgs, ImageArgs, ImportArgs, ModifyArgs, ProtectArgs, RegisterArgs, ShareArgs,
-    SnapshotArgs,
+    SnapshotArgs, StoringArgs,
 };
 pub use instances::{
     BundleArgs, CreateImageArgs, CreateSnapshotArgs, CreateVolumeArgs, ExportArgs, LaunchArgs, UnbundleArgs,

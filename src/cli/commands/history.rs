@@ -137,11 +137,12 @@ fn operation(op: &Op) -> Value {
             json!({ "operation": "quarantine-packs", "objects": names(packs) })
         }
         Op::FenceSessions { sessions } => json!({ "operation": "fence-sessions", "session_ids": sessions }),
-        Op::ReplaceManifest { lost, by } => json!({
-            "operation": "replace-manifest",
-            "lost": lost.to_string(),
-            "object": by.name.to_string(),
-        }),
+        Op::ReplaceManifest { lost, by } => {
+            json!({ "operation": "replace-manifest", "lost": lost.to_string(), "object": by.name.to_string() })
+        }
+        Op::RebasePack { pack, bases } => {
+            json!({ "operation": "rebase-pack", "object": pack.to_string(), "bases": names(bases) })
+        }
     }
 }
 
@@ -207,6 +208,7 @@ fn words(op: &Op) -> String {
         Op::QuarantinePacks { packs, .. } => format!("quarantined {} damaged packs", packs.len()),
         Op::FenceSessions { sessions } => format!("fenced {} sessions that are gone", sessions.len()),
         Op::ReplaceManifest { lost, by } => format!("replaced block map {lost} by its like, {}", by.name),
+        Op::RebasePack { pack, bases } => format!("{pack} has its bases in {} other packs now", bases.len()),
     }
 }
 

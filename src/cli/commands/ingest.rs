@@ -2,7 +2,7 @@
 
 use super::Session;
 use super::devices::parse_device;
-use crate::cli::args::{DiskArgs, Format, ImageArgs, ImportArgs, RegisterArgs, SnapshotArgs};
+use crate::cli::args::{DiskArgs, Format, ImageArgs, ImportArgs, RegisterArgs, SnapshotArgs, StoringArgs};
 use crate::cli::error::CliError;
 use crate::cli::json;
 use crate::cli::text::bytes;
@@ -17,6 +17,7 @@ use imgstore::model::image::Machine;
 use imgstore::model::words::Architecture;
 use imgstore::ops::context::Progress;
 use imgstore::ops::devices::{DeviceSpec, device_name};
+use imgstore::ops::encode::Compression;
 use imgstore::ops::import::{ImportDisk, Imported, import as run_import, import_ova, import_template};
 use imgstore::ops::ingest::Ingested;
 use imgstore::ops::register::{ImageOptions, register as run_register};
@@ -130,6 +131,11 @@ pub(super) fn add_cost(document: &mut Value, volumes: &[&Ingested], started: Ins
     document["elapsed_seconds"] = started.elapsed().as_secs_f64().into();
 }
 
+/// How new chunks are stored, as the options say.
+fn compression(args: StoringArgs) -> Compression {
+    Compression { level: args.level, delta: !args.no_delta }
+}
+
 pub fn snapshot(session: &Session<'_>, args: &SnapshotArgs) -> Result<(), CliError> {
     let started = Instant::now();
     let disk = open(session, &args.disk, &args.reading)?;
@@ -138,7 +144,7 @@ pub fn snapshot(session: &Session<'_>, args: &SnapshotArgs) -> Result<(), CliErr
         description: args.description.clone(),
         tags: args.tags.clone(),
         parent: args.parent,
-        zstd_level: args.level,
+        compression: compression(args.storing),
     };
     let taken = run_snapshot(&region, &*disk, &options, &session.context)?;
     session.watcher.note(&cost(&[&taken.ingested], started));
@@ -181,9 +187,17 @@ pub fn import(session: &Session<'_>, args: &ImportArgs) -> Result<(), CliError> 
             return Err(CliError::Usage(why.into()));
         };
         let Some(disk) = disks.pop() else { return Ok(()) };
-        return import_as_template(session, &region, &*disk.disk, &devices, &options, args.level);
+        return import_as_template(
+            session,
+            &region,
+            &*disk.disk,
+            &devices,
+            &options,
+            compression(args.storing),
+        );
     }
-    let imported = run_import(&region, &disks, &devices, &options, args.level, &session.context)?;
+    let imported =
+        run_import(&region, &disks, &devices, &options, compression(args.storing), &session.context)?;
     answer_import(session, &region.catalog()?, &imported, started);
     Ok(())
 }
@@ -226,7 +240,7 @@ fn import_machine(session: &Session<'_>, path: &Path, args: &ImportArgs) -> Resu
         options.root_device_name.clone_from(name);
     }
     let region = session.home.open_region()?;
-    let imported = import_ova(&region, ova, &options, args.level, &session.context)?;
+    let imported = import_ova(&region, ova, &options, compression(args.storing), &session.context)?;
     answer_import(session, &region.catalog()?, &imported, started);
     Ok(())
 }
@@ -259,7 +273,8 @@ pub fn register(session: &Session<'_>, args: &RegisterArgs) -> Result<(), CliErr
     let region = session.home.open_region()?;
     if let Some(manifest) = &args.bundle {
         let disk = super::bundle::open(manifest)?;
-        return import_as_template(session, &region, &*disk, &devices, &options, args.level);
+        let how = Compression { level: args.level, delta: !args.no_delta };
+        return import_as_template(session, &region, &*disk, &devices, &options, how);
     }
     if let Some(root) = args.root {
         devices.insert(0, DeviceSpec::of_snapshot(&options.root_device_name, root));
@@ -284,10 +299,10 @@ fn import_as_template(
     disk: &dyn DiskRead,
     devices: &[DeviceSpec],
     options: &ImageOptions,
-    level: Option<i32>,
+    how: Compression,
 ) -> Result<(), CliError> {
     let started = Instant::now();
-    let imported = import_template(region, disk, devices, options, level, &session.context)?;
+    let imported = import_template(region, disk, devices, options, how, &session.context)?;
     answer_import(session, &region.catalog()?, &imported, started);
     Ok(())
 }

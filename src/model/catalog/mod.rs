@@ -248,6 +248,7 @@ impl Catalog {
                 Ok(())
             }
             Op::ReplaceManifest { lost, by } => self.replace_manifest(*lost, by),
+            Op::RebasePack { pack, bases } => self.rebase_pack(*pack, bases),
         }
     }
 }
@@ -385,6 +386,31 @@ mod tests {
             catalog.apply(&record(1, vec![pack(0, vec![base])])),
             Err(Rejection::PackUnavailable(base))
         );
+    }
+
+    #[test]
+    fn a_live_pack_gets_other_bases_that_can_be_used() {
+        let name = |number| PackName { session: SESSION, number };
+        let rebase = |pack, base| Op::RebasePack { pack: name(pack), bases: vec![name(base)] };
+        let condemn = |number| Op::CondemnPacks { packs: vec![name(number)], at_ms: 5 };
+        let mut catalog = Catalog::default();
+        let packs = vec![pack(0, vec![]), pack(1, vec![name(0)]), pack(2, vec![]), pack(3, vec![])];
+        catalog.apply(&record(1, packs)).unwrap();
+        let refused = |catalog: &Catalog, op| {
+            catalog.clone().apply(&record(catalog.sequence + 1, vec![op])).unwrap_err()
+        };
+        assert!(matches!(refused(&catalog, condemn(0)), Rejection::State(_)));
+        assert!(matches!(refused(&catalog, rebase(9, 2)), Rejection::Missing(_)));
+        assert_eq!(refused(&catalog, rebase(1, 9)), Rejection::PackUnavailable(name(9)));
+        // The new base is rescued, and the old one may go.
+        catalog.apply(&record(2, vec![condemn(2), rebase(1, 2), condemn(0)])).unwrap();
+        assert_eq!(catalog.packs[&name(1)].record.bases, [name(2)]);
+        assert_eq!(catalog.packs[&name(2)].state, PackState::Live);
+        assert_eq!(catalog.packs[&name(0)].state, PackState::Condemned { since_ms: 5 });
+        // Not that of a pack which is not live, and no pack is its own base.
+        catalog.apply(&record(3, vec![condemn(3)])).unwrap();
+        assert!(matches!(refused(&catalog, rebase(3, 2)), Rejection::State(_)));
+        assert!(matches!(refused(&catalog, rebase(1, 1)), Rejection::State(_)));
     }
 
     #[test]

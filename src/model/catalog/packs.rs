@@ -43,6 +43,23 @@ impl Catalog {
         Ok(())
     }
 
+    /// Whether [`Catalog::use_pack`] would have it.
+    pub fn can_be_used(&self, name: PackName) -> bool {
+        let (mut used, mut seen) = (vec![name], BTreeSet::new());
+        while let Some(name) = used.pop() {
+            match self.packs.get(&name) {
+                Some(pack) if pack.state == PackState::Live => {}
+                Some(pack) if matches!(pack.state, PackState::Condemned { .. }) => {
+                    if seen.insert(name) {
+                        used.extend(&pack.record.bases);
+                    }
+                }
+                _ => return false,
+            }
+        }
+        true
+    }
+
     /// Only live packs are condemned, and none that a live pack has bases in.
     pub(super) fn condemn_packs(&mut self, packs: &[PackName], at_ms: TimeMs) -> Result<(), Rejection> {
         self.move_packs(packs, PackState::Condemned { since_ms: at_ms }, |state| state == PackState::Live)?;
@@ -72,6 +89,22 @@ impl Catalog {
         self.move_packs(packs, PackState::Quarantined { since_ms: at_ms }, |state| {
             matches!(state, PackState::Live | PackState::Condemned { .. })
         })
+    }
+
+    /// A live pack names other packs that hold the bases of its deltas. That they do is for the writer to prove.
+    pub(super) fn rebase_pack(&mut self, name: PackName, bases: &[PackName]) -> Result<(), Rejection> {
+        if bases.contains(&name) {
+            return Err(Rejection::State(format!("{name} is not its own base")));
+        }
+        for base in bases {
+            self.use_pack(*base)?;
+        }
+        let pack = modify(&mut self.packs, name)?;
+        if pack.state != PackState::Live {
+            return Err(Rejection::State(format!("{name} is {}", pack.state.as_str())));
+        }
+        pack.record.bases = bases.to_vec();
+        Ok(())
     }
 
     fn move_packs(

@@ -1,0 +1,186 @@
+//! How new chunks are stored: compressed, and against a chunk that they resemble where that is smaller.
+
+use super::context::Context;
+use super::error::OpsError;
+use crate::chunk::features::{Features, features};
+use crate::chunk::frame::Frame;
+use crate::model::ids::ChunkId;
+use crate::model::units::{BLOCK_BYTES, CHUNK_BLOCKS_MAX};
+use crate::region::Region;
+use crate::region::similar::{Base, Similar};
+use rayon::prelude::*;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// How new chunks are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Compression {
+    /// zstd level, 1 to 12; none for the region's.
+    pub level: Option<i32>,
+    /// Whether chunks are stored against others that they resemble.
+    pub delta: bool,
+}
+
+impl Default for Compression {
+    fn default() -> Self {
+        Self { level: None, delta: true }
+    }
+}
+
+/// A delta is kept if it is under 9/10 of the plain frame: reading it costs a second one.
+const KEPT_TENTHS: usize = 9;
+/// A delta under 7/10 of what the plain frame probably has is kept without compressing that.
+const SURE_TENTHS: usize = 7;
+/// The share of a pipeline's memory that new frames are kept in for others to be stored against.
+const RECENT_SHARE: u64 = 16;
+
+/// A chunk that is not stored yet.
+pub(super) struct NewChunk<'a> {
+    pub(super) id: ChunkId,
+    /// Its content.
+    pub(super) raw: &'a [u8],
+    /// Where it is in its volume.
+    pub(super) start_block: u64,
+}
+
+impl NewChunk<'_> {
+    fn blocks(&self) -> usize {
+        self.raw.len() / BLOCK_BYTES
+    }
+}
+
+/// Encodes a session's new chunks, batch by batch.
+pub(super) struct Encoder {
+    region: Region,
+    level: i32,
+    delta: bool,
+    /// None before the first new chunk, and if there are to be no deltas.
+    similar: Option<Similar>,
+    recent_bytes: usize,
+}
+
+/// What a batch is stored against.
+struct Bases<'a> {
+    by_chunk: Vec<Option<Base>>,
+    stored: crate::region::bases::Bases,
+    pending: HashMap<ChunkId, &'a [u8]>,
+}
+
+impl Encoder {
+    pub(super) fn new(region: &Region, how: &Compression, context: &Context<'_>) -> Self {
+        Self {
+            region: region.clone(),
+            level: how.level.unwrap_or(i32::from(region.header().zstd_level)),
+            delta: how.delta,
+            similar: None,
+            recent_bytes: usize::try_from(context.memory_bytes / RECENT_SHARE).unwrap_or(0),
+        }
+    }
+
+    /// The frames of some chunks, each proved to give its chunk back.
+    pub(super) fn encode(
+        &mut self,
+        chunks: &[NewChunk<'_>],
+        context: &Context<'_>,
+    ) -> Result<Vec<Arc<Frame>>, OpsError> {
+        if !self.delta || chunks.is_empty() {
+            let plain = |chunk: &NewChunk<'_>| self.plain(chunk).map(Arc::new);
+            return context.pool.install(|| chunks.par_iter().map(plain).collect());
+        }
+        let all: Vec<Option<Features>> =
+            context.pool.install(|| chunks.par_iter().map(|chunk| features(chunk.raw)).collect());
+        let bases = self.choose(chunks, &all, context)?;
+        let encode = |(chunk, base): (&NewChunk<'_>, &Option<Base>)| match base {
+            Some(base) => self.against(chunk, base, &bases).map(Arc::new),
+            None => self.plain(chunk).map(Arc::new),
+        };
+        let pairs = chunks.par_iter().zip(&bases.by_chunk);
+        let frames: Vec<Arc<Frame>> = context.pool.install(|| pairs.map(encode).collect::<Result<_, _>>())?;
+        let Some(similar) = &mut self.similar else { return Ok(frames) };
+        for (((chunk, features), base), frame) in chunks.iter().zip(&all).zip(&bases.by_chunk).zip(&frames) {
+            let Some(features) = features.as_ref().filter(|_| frame.codec.is_plain()) else { continue };
+            if base.is_some() {
+                similar.add(chunk.id, features, chunk.blocks());
+            }
+            similar.remember(chunk.id, frame);
+        }
+        similar.save_some()?;
+        Ok(frames)
+    }
+
+    /// Remembers for later sessions what chunks stored by this one resemble.
+    pub(super) fn finish(&mut self) -> Result<(), OpsError> {
+        Ok(self.similar.as_mut().map_or(Ok(()), Similar::save)?)
+    }
+
+    /// What each chunk is to be stored against. One that is like none before it is there for those after it.
+    fn choose<'a>(
+        &mut self,
+        chunks: &[NewChunk<'a>],
+        all: &[Option<Features>],
+        context: &Context<'_>,
+    ) -> Result<Bases<'a>, OpsError> {
+        let (region, recent_bytes) = (&self.region, self.recent_bytes);
+        let similar = self.similar.get_or_insert_with(|| region.similar(recent_bytes));
+        similar.begin()?;
+        let mut by_chunk = Vec::with_capacity(chunks.len());
+        let (mut stored, mut room) = (Vec::new(), context.buffer_bytes() as u64);
+        for (chunk, features) in chunks.iter().zip(all) {
+            let base = features.and_then(|features| similar.find(&features, base_blocks_max(chunk.blocks())));
+            match (&base, features) {
+                (Some(Base::Stored(id, location)), _) => match room.checked_sub(location.frame_bytes()) {
+                    Some(left) => {
+                        room = left;
+                        stored.push((*id, *location));
+                    }
+                    None => {
+                        by_chunk.push(None);
+                        continue;
+                    }
+                },
+                (None, Some(features)) => similar.add(chunk.id, features, chunk.blocks()),
+                _ => {}
+            }
+            by_chunk.push(base);
+        }
+        stored.sort_unstable_by_key(|(id, _)| *id);
+        stored.dedup_by_key(|(id, _)| *id);
+        let pending = chunks.iter().map(|chunk| (chunk.id, chunk.raw)).collect();
+        Ok(Bases { by_chunk, stored: similar.read(&stored), pending })
+    }
+
+    fn plain(&self, chunk: &NewChunk<'_>) -> Result<Frame, OpsError> {
+        let encoded = self.region.encode(chunk.raw, chunk.id, self.level);
+        encoded.map_err(|source| OpsError::Proof { block: chunk.start_block, source })
+    }
+
+    /// The delta against a base if that is smaller, else the plain frame.
+    fn against(&self, chunk: &NewChunk<'_>, base: &Base, bases: &Bases<'_>) -> Result<Frame, OpsError> {
+        let region = &self.region;
+        let (content, base_stored) = match base {
+            Base::Pending(id) => (bases.pending.get(id).map(|raw| raw.to_vec()), None),
+            Base::Recent(id, frame) => (region.decode(*id, frame), Some(frame.body.len())),
+            Base::Stored(id, location) => {
+                (bases.stored.content(region, *id), usize::try_from(location.stored_len).ok())
+            }
+        };
+        // One that cannot be read is no base.
+        let Some(content) = content else { return self.plain(chunk) };
+        let proof = |source| OpsError::Proof { block: chunk.start_block, source };
+        let delta = region
+            .encode_delta(chunk.raw, chunk.id, (base.id(), &content), self.level, chunk.raw.len())
+            .map_err(proof)?;
+        let Some(delta) = delta else { return self.plain(chunk) };
+        let expected = base_stored.map(|stored| stored * chunk.raw.len() / content.len().max(1));
+        if expected.is_some_and(|expected| delta.body.len() * 10 < expected * SURE_TENTHS) {
+            return Ok(delta);
+        }
+        let plain = self.plain(chunk)?;
+        Ok(if delta.body.len() * 10 < plain.body.len() * KEPT_TENTHS { delta } else { plain })
+    }
+}
+
+/// How long a base may be: reading a chunk must not cost many times its length.
+fn base_blocks_max(blocks: usize) -> u16 {
+    u16::try_from(4 * blocks + 16).unwrap_or(u16::MAX).min(CHUNK_BLOCKS_MAX)
+}

@@ -1,0 +1,98 @@
+//! The bases of deltas: read beside them, and decoded where they are needed.
+
+use super::Region;
+use super::error::RegionError;
+use super::fetch::{Located, StoredRun};
+use crate::io::storage::StorageError;
+use crate::model::ids::ChunkId;
+use crate::model::objects::PackName;
+use crate::model::units::BLOCK_BYTES;
+use crate::pack::error::PackError;
+use crate::pack::index::Location;
+use crate::pack::read::{ReadRun, base_in, decode_frame};
+use crate::pack::trailer::read_trailer;
+use std::collections::HashMap;
+
+/// Stored frames of bases.
+#[derive(Default)]
+pub struct Bases {
+    runs: Vec<StoredRun>,
+    /// Where each is, and in which run.
+    places: HashMap<ChunkId, (Located, usize)>,
+}
+
+impl Region {
+    /// Reads the frames of all bases that the deltas among some frames name. What is nowhere is left out: then a delta
+    /// that needs it does not decode.
+    pub(super) fn bases_of<'a>(
+        &self,
+        frames: impl Iterator<Item = (&'a ReadRun, &'a [u8], &'a Located)>,
+    ) -> Result<Bases, RegionError> {
+        let named = frames.filter_map(|(run, bytes, (_, location))| base_in(run, bytes, location));
+        let mut ids: Vec<ChunkId> = named.collect();
+        if ids.is_empty() {
+            return Ok(Bases::default());
+        }
+        ids.sort_unstable();
+        ids.dedup();
+        loop {
+            let lost = self.lost_packs();
+            let places = self.with_index(|index| {
+                let place = |id: &ChunkId| index.locate_base(*id, |pack| lost.contains(pack));
+                ids.iter().map(place).collect::<Result<Vec<_>, _>>()
+            })?;
+            let located = ids.iter().zip(places).filter_map(|(id, place)| Some((*id, place?)));
+            match self.read_bases(&located.collect::<Vec<_>>()) {
+                // Another place may have it.
+                Err(PackError::Storage(
+                    StorageError::NotFound { name } | StorageError::Short { name, .. },
+                )) if self.note_lost(&name) => {}
+                read => return Ok(read?),
+            }
+        }
+    }
+
+    /// Reads the frames of bases where they are.
+    pub(super) fn read_bases(&self, wanted: &[Located]) -> Result<Bases, PackError> {
+        let runs = self.read_runs(wanted)?;
+        let of_run = |(run, (read, _)): (usize, &StoredRun)| {
+            read.members
+                .iter()
+                .map(move |&member| (wanted[member].0, (wanted[member], run)))
+                .collect::<Vec<_>>()
+        };
+        let places = runs.iter().enumerate().flat_map(of_run).collect();
+        Ok(Bases { runs, places })
+    }
+}
+
+impl Region {
+    /// For each delta in a pack the leading bytes of its base's id.
+    pub fn bases_in(&self, pack: &PackName) -> Result<HashMap<ChunkId, u64>, RegionError> {
+        let catalog = self.catalog()?;
+        let Some(known) = catalog.packs.get(pack) else { return Ok(HashMap::new()) };
+        let trailer = read_trailer(&*self.0.storage, self.0.header.id, &known.record)?;
+        Ok(trailer.deltas().map(|(entry, base)| (entry.id, base)).collect())
+    }
+
+    /// Where a chunk is, a plain frame, whose id begins with these bytes.
+    pub fn find_base(&self, leading: u64) -> Result<Option<Location>, RegionError> {
+        Ok(self.with_index(|index| index.find_leading(leading))?.map(|(_, location)| location))
+    }
+}
+
+impl Bases {
+    /// The bytes of a base; none if it is not here or damaged here.
+    pub fn content(&self, region: &Region, id: ChunkId) -> Option<Vec<u8>> {
+        let (located, run) = self.places.get(&id)?;
+        let (read, bytes) = self.runs.get(*run)?;
+        let mut raw = vec![0; usize::from(located.1.raw_blocks) * BLOCK_BYTES];
+        decode_frame(&region.0.codecs, read, bytes, *located, None, &mut raw).ok()?;
+        Some(raw)
+    }
+
+    /// As [`Bases::content`], or from any other place that has it intact.
+    pub fn intact_content(&self, region: &Region, id: ChunkId) -> Option<Vec<u8>> {
+        self.content(region, id).or_else(|| region.intact_base(id))
+    }
+}

@@ -1,0 +1,175 @@
+//! What a session can store new chunks against: chunks of the region that resemble them, and their content.
+
+use super::Region;
+use super::bases::Bases;
+use super::error::RegionError;
+use super::fetch::Located;
+use crate::chunk::features::Features;
+use crate::chunk::frame::Frame;
+use crate::model::ids::ChunkId;
+use crate::model::objects::FeatureTableName;
+use crate::pack::index::{Index, Location};
+use crate::pack::similar::{Fresh, Table, candidates, choose, merge, open_tables, store};
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+/// Chunks whose features are kept in memory before a table of them is written.
+const FRESH_MAX: usize = 64 << 10;
+/// Candidates that are looked up before a chunk counts as like no other.
+const TRIED_MAX: usize = 4;
+
+/// A chunk to store another against, and where its content is.
+#[derive(Debug, Clone)]
+pub enum Base {
+    /// It is among those that are being stored right now: the caller has it.
+    Pending(ChunkId),
+    /// This session stored it a little while ago.
+    Recent(ChunkId, Arc<Frame>),
+    /// It is in a pack.
+    Stored(ChunkId, Location),
+}
+
+impl Base {
+    /// The chunk.
+    pub const fn id(&self) -> ChunkId {
+        match self {
+            Self::Pending(id) | Self::Recent(id, _) | Self::Stored(id, _) => *id,
+        }
+    }
+}
+
+/// Finds bases for one session's new chunks.
+pub struct Similar {
+    region: Region,
+    tables: Vec<Table>,
+    fresh: Fresh,
+    /// Where chunks are, for the batch under way.
+    index: Arc<Index>,
+    /// Chunks of the batch under way that are stored as plain frames.
+    pending: HashMap<ChunkId, usize>,
+    /// Frames that were stored last: they may be in no pack yet.
+    recent: HashMap<ChunkId, Arc<Frame>>,
+    order: VecDeque<ChunkId>,
+    recent_bytes: usize,
+    recent_bytes_max: usize,
+}
+
+impl Region {
+    /// For storing new chunks against those that resemble them. Keeps up to `recent_bytes` of new frames in memory.
+    pub fn similar(&self, recent_bytes: usize) -> Similar {
+        Similar {
+            region: self.clone(),
+            tables: open_tables(&*self.0.storage, self.0.header.id),
+            fresh: Fresh::default(),
+            index: Arc::default(),
+            pending: HashMap::new(),
+            recent: HashMap::new(),
+            order: VecDeque::new(),
+            recent_bytes: 0,
+            recent_bytes_max: recent_bytes,
+        }
+    }
+}
+
+impl Region {
+    /// Makes feature tables anew more than an eighth of whose bases are gone.
+    pub fn prune_features(&self) -> Result<(), RegionError> {
+        let index = self.index()?;
+        // What cannot be told stays.
+        let is_there = |leading| !matches!(index.find_leading(leading), Ok(None));
+        let mut tables = open_tables(&*self.0.storage, self.0.header.id);
+        let mut left = 0;
+        tables.retain(|table| {
+            let wanted = table.count_wanted(is_there);
+            let is_worn = 8 * wanted < 7 * table.bases();
+            left += if is_worn { wanted } else { 0 };
+            is_worn
+        });
+        let name = FeatureTableName { session: self.0.session, number: self.next_number() };
+        // One that is damaged is no loss.
+        let bytes = merge(self.0.header.id, &tables, &Fresh::default(), is_there).ok().filter(|_| left > 0);
+        store(&*self.0.storage, bytes.as_deref().map(|bytes| (name, bytes)), &tables)?;
+        Ok(())
+    }
+}
+
+impl Similar {
+    /// Begins a batch of new chunks.
+    pub fn begin(&mut self) -> Result<(), RegionError> {
+        self.index = self.region.index()?;
+        self.pending.clear();
+        Ok(())
+    }
+
+    /// A chunk that one with these features may be stored against, if it is at most `blocks_max` long.
+    pub fn find(&self, features: &Features, blocks_max: u16) -> Option<Base> {
+        let candidates = candidates(features, &self.fresh, &self.tables);
+        candidates.into_iter().take(TRIED_MAX).find_map(|(leading, _)| self.base(leading, blocks_max))
+    }
+
+    fn base(&self, leading: u64, blocks_max: u16) -> Option<Base> {
+        if let Some(id) = self.fresh.id(leading) {
+            if let Some(&blocks) = self.pending.get(&id) {
+                return (blocks <= usize::from(blocks_max)).then_some(Base::Pending(id));
+            }
+            if let Some(frame) = self.recent.get(&id) {
+                return (frame.raw_blocks <= blocks_max).then(|| Base::Recent(id, frame.clone()));
+            }
+        }
+        // A damaged segment, and what was collected, lead nowhere.
+        let (id, location) = self.index.find_leading(leading).ok()??;
+        (location.raw_blocks <= blocks_max).then_some(Base::Stored(id, location))
+    }
+
+    /// A chunk of this batch that is going to be stored as a plain frame: those after it may be stored against it.
+    pub fn add(&mut self, id: ChunkId, features: &Features, blocks: usize) {
+        self.fresh.add(id, features);
+        self.pending.insert(id, blocks);
+    }
+
+    /// Keeps a plain frame of this batch at hand until others have come after it.
+    pub fn remember(&mut self, id: ChunkId, frame: &Arc<Frame>) {
+        self.recent_bytes += frame.body.len();
+        self.recent.insert(id, frame.clone());
+        self.order.push_back(id);
+        while self.recent_bytes > self.recent_bytes_max
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.recent_bytes -= self.recent.remove(&oldest).map_or(0, |frame| frame.body.len());
+        }
+    }
+
+    /// Reads stored bases. What cannot be read is left out: then a chunk is stored without it.
+    pub fn read(&self, wanted: &[Located]) -> Bases {
+        self.region.read_bases(wanted).unwrap_or_default()
+    }
+
+    /// Writes a feature table if there are many new features.
+    pub fn save_some(&mut self) -> Result<(), RegionError> {
+        if self.fresh.len() < FRESH_MAX { Ok(()) } else { self.save() }
+    }
+
+    /// Writes a feature table of what is new, so that later sessions find it.
+    pub fn save(&mut self) -> Result<(), RegionError> {
+        if self.fresh.is_empty() {
+            return Ok(());
+        }
+        let (storage, header) = (&*self.region.0.storage, &self.region.0.header);
+        let index = self.region.index()?;
+        let is_there = |leading| !matches!(index.find_leading(leading), Ok(None));
+        let name = FeatureTableName { session: self.region.0.session, number: self.region.next_number() };
+        let chosen = choose(&self.tables, self.fresh.len());
+        let (replaced, bytes) = match merge(header.id, chosen, &self.fresh, is_there) {
+            Ok(bytes) => (chosen, bytes),
+            // One of them is damaged: nothing is lost without them.
+            Err(_) => {
+                let bytes = merge(header.id, &[], &self.fresh, is_there);
+                (chosen, bytes.map_err(|error| RegionError::damaged(&name.to_string(), error))?)
+            }
+        };
+        store(storage, Some((name, &bytes)), replaced)?;
+        self.fresh = Fresh::default();
+        self.tables = open_tables(storage, header.id);
+        Ok(())
+    }
+}

@@ -1,0 +1,323 @@
+//! Chunks that are stored against others: smaller, read back whole, and never without what they need.
+
+mod common;
+
+use common::{Caller, Draw, MemoryDisk, small_packs};
+use imgstore::io::directory::DirectoryOptions;
+use imgstore::model::ids::SnapshotId;
+use imgstore::model::objects::PackName;
+use imgstore::model::op::Op;
+use imgstore::ops::copy::{CopyOptions, CopyWhat, apply, plan};
+use imgstore::ops::delete::delete_snapshot;
+use imgstore::ops::encode::Compression;
+use imgstore::ops::find::AnyId;
+use imgstore::ops::gc::{Collected, GcOptions, collect};
+use imgstore::ops::ingest::ingest;
+use imgstore::ops::repair::{RepairSources, repair};
+use imgstore::ops::snapshot::{SnapshotOptions, snapshot};
+use imgstore::ops::stats::item_stats;
+use imgstore::ops::verify::{Report, VerifyOptions, verify};
+use imgstore::region::Region;
+use std::fs;
+use std::path::PathBuf;
+
+const NOW: GcOptions = GcOptions { grace_ms: 0, repack_percent: 50 };
+
+struct Place {
+    folder: tempfile::TempDir,
+    caller: Caller,
+}
+
+impl Place {
+    fn new() -> Self {
+        let place = Self { folder: tempfile::tempdir().unwrap(), caller: Caller::new(2) };
+        place.make("here");
+        place
+    }
+
+    fn root(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn options() -> DirectoryOptions {
+        DirectoryOptions { reserve_bytes: 0, ..DirectoryOptions::default() }
+    }
+
+    fn make(&self, name: &str) {
+        Region::create_directory(&self.root(name), &small_packs(), Self::options()).unwrap();
+    }
+
+    fn region(&self, name: &str) -> Region {
+        Region::open_directory(&self.root(name), Self::options()).unwrap()
+    }
+
+    fn open(&self) -> Region {
+        self.region("here")
+    }
+
+    /// A snapshot, and what it added to the store.
+    fn take(&self, bytes: &[u8], delta: bool) -> (SnapshotId, u64) {
+        let options = SnapshotOptions {
+            compression: Compression { delta, ..Compression::default() },
+            ..SnapshotOptions::default()
+        };
+        let disk = MemoryDisk::new(bytes.to_vec());
+        let taken = snapshot(&self.open(), &disk, &options, &self.caller.context()).unwrap();
+        (taken.snapshot.id, taken.ingested.stored_bytes)
+    }
+
+    fn assert_has(&self, name: &str, id: SnapshotId, bytes: &[u8]) {
+        assert!(self.caller.read_back(&self.region(name), id).unwrap() == bytes, "{id} has other bytes");
+    }
+
+    fn verify(&self, name: &str, content: bool) -> Report {
+        let options = VerifyOptions { content, ..VerifyOptions::default() };
+        verify(&self.region(name), &options, &self.caller.context()).unwrap()
+    }
+
+    fn assert_clean(&self, name: &str) {
+        for content in [true, false] {
+            let report = self.verify(name, content);
+            assert!(report.findings.is_empty(), "{:?}", report.findings);
+        }
+    }
+
+    fn collect(&self, options: GcOptions) -> Collected {
+        collect(&self.open(), &options, &self.caller.context()).unwrap()
+    }
+
+    fn delete(&self, id: SnapshotId) {
+        delete_snapshot(&self.open(), id, &self.caller.context()).unwrap();
+    }
+
+    fn copy(&self, id: SnapshotId, to: &str) -> SnapshotId {
+        let (options, context) = (CopyOptions::default(), self.caller.context());
+        let (from, to) = (self.open(), self.region(to));
+        let plan = plan(&from, &to, CopyWhat::Snapshot(id), &options, &context).unwrap();
+        apply(&from, &to, &plan, &options, &context).unwrap().snapshots[0].id
+    }
+
+    fn packs_with_bases(&self, name: &str) -> Vec<(PackName, Vec<PackName>)> {
+        let catalog = self.region(name).catalog().unwrap();
+        let packs = catalog.packs.values().map(|pack| (pack.record.name, pack.record.bases.clone()));
+        packs.filter(|(_, bases)| !bases.is_empty()).collect()
+    }
+
+    fn stored(&self, name: &str) -> u64 {
+        let objects = self.region(name).objects().unwrap();
+        objects.iter().filter(|object| object.name.starts_with("packs/")).map(|object| object.len).sum()
+    }
+}
+
+/// Text that compresses to about half, without zeros and without repetitions.
+fn text(len: usize, seed: u64) -> Vec<u8> {
+    let mut draw = Draw::new(seed);
+    let mut bytes = Vec::with_capacity(len + 16);
+    while bytes.len() < len {
+        bytes.extend(format!("{:x} ", draw.next()).bytes());
+    }
+    bytes.truncate(len);
+    bytes
+}
+
+/// The same with a word changed every so many bytes: no chunk is as it was.
+fn changed(bytes: &[u8], every: usize) -> Vec<u8> {
+    let mut changed = bytes.to_vec();
+    for at in (100..bytes.len() - 10).step_by(every) {
+        changed[at..at + 7].copy_from_slice(b"changed");
+    }
+    changed
+}
+
+#[test]
+fn what_resembles_something_costs_what_differs() {
+    let place = Place::new();
+    let first = text(2_000_000, 1);
+    let second = changed(&first, 3000);
+    let (one, stored) = place.take(&first, true);
+    let (two, more) = place.take(&second, true);
+    assert!(more * 3 < stored, "{more} bytes after {stored}");
+    assert!(!place.packs_with_bases("here").is_empty());
+    place.assert_has("here", one, &first);
+    place.assert_has("here", two, &second);
+    place.assert_clean("here");
+    let plain = Place::new();
+    plain.take(&first, false);
+    let (_, more) = plain.take(&second, false);
+    assert!(more * 3 > stored * 2, "without deltas {more} bytes after {stored}");
+    assert!(plain.packs_with_bases("here").is_empty() && !plain.root("here").join("features").exists());
+    // Within one disk, too.
+    let both = Place::new();
+    let bytes = [&first[..], &second].concat();
+    let (id, all) = both.take(&bytes, true);
+    assert!(all * 3 < stored * 4, "{all} bytes for both, {stored} for one");
+    both.assert_has("here", id, &bytes);
+    both.assert_clean("here");
+}
+
+#[test]
+fn without_feature_tables_nothing_is_lost_but_size() {
+    let place = Place::new();
+    let first = text(500_000, 1);
+    let (one, _) = place.take(&first, true);
+    for damage in ["nonsense", ""] {
+        for table in fs::read_dir(place.root("here").join("features")).unwrap() {
+            for table in fs::read_dir(table.unwrap().path()).unwrap() {
+                let path = table.unwrap().path();
+                fs::remove_file(&path).unwrap();
+                fs::write(&path, damage).unwrap();
+            }
+        }
+        let second = changed(&first, 3000 + damage.len());
+        let (two, _) = place.take(&second, true);
+        place.assert_has("here", one, &first);
+        place.assert_has("here", two, &second);
+    }
+    place.assert_clean("here");
+}
+
+#[test]
+fn a_base_stays_as_long_as_a_delta_needs_it_and_no_longer() {
+    let place = Place::new();
+    let first = text(1_000_000, 1);
+    let second = changed(&first, 3000);
+    let (one, _) = place.take(&first, true);
+    let (two, _) = place.take(&second, true);
+    let context = place.caller.context();
+    let costs = item_stats(&place.open(), &[AnyId::Snapshot(one), AnyId::Snapshot(two)], &context).unwrap();
+    assert!(costs[0].freed_bytes * 4 < costs[0].shared_stored_bytes, "the second needs it: {costs:?}");
+    place.delete(one);
+    assert_eq!(place.collect(NOW).freed.count, 0);
+    place.assert_has("here", two, &second);
+    place.assert_clean("here");
+    // What only serves as base is counted with what needs it.
+    let costs = item_stats(&place.open(), &[AnyId::Snapshot(two)], &context).unwrap();
+    assert!(costs[0].freed_bytes * 10 > place.stored("here") * 8, "{costs:?} of {}", place.stored("here"));
+    place.delete(two);
+    place.collect(NOW);
+    assert_eq!(place.stored("here"), 0);
+    assert!(place.open().objects().unwrap().iter().all(|object| !object.name.starts_with("features/")));
+}
+
+#[test]
+fn packs_of_which_only_bases_are_needed_are_rewritten() {
+    let place = Place::new();
+    // Of each pack's content a little is needed.
+    let parts: Vec<Vec<u8>> = (0..20).map(|seed| text(100_000, seed)).collect();
+    let first = parts.concat();
+    let second: Vec<u8> = parts.iter().flat_map(|part| changed(&part[..30_000], 3000)).collect();
+    let (one, _) = place.take(&first, true);
+    let (two, _) = place.take(&second, true);
+    let before = (place.stored("here"), place.packs_with_bases("here"));
+    assert!(!before.1.is_empty());
+    place.delete(one);
+    let collected = place.collect(GcOptions { repack_percent: 80, ..NOW });
+    assert!(collected.repacked.count > 1, "{collected:?}");
+    assert!(place.stored("here") * 10 < before.0 * 8, "{} of {}", place.stored("here"), before.0);
+    place.assert_has("here", two, &second);
+    place.assert_clean("here");
+    let region = place.open();
+    let records = 1..=region.catalog().unwrap().sequence;
+    let ops = records.flat_map(|sequence| region.record(sequence).unwrap().unwrap().ops);
+    assert!(ops.into_iter().any(|op| matches!(op, Op::RebasePack { .. })));
+    let gone = |base: &PackName| !region.catalog().unwrap().packs.contains_key(base);
+    assert!(place.packs_with_bases("here").iter().all(|(_, bases)| !bases.iter().any(gone)));
+    assert_eq!(place.collect(NOW).repacked.count, 0, "and once is enough");
+}
+
+#[test]
+fn what_a_command_under_way_stores_against_is_not_collected() {
+    let place = Place::new();
+    let first = text(1_000_000, 1);
+    let second = changed(&first, 3000);
+    let (one, _) = place.take(&first, true);
+    let region = place.open();
+    let mut session = region.begin(place.caller.account).unwrap();
+    let disk = MemoryDisk::new(second.clone());
+    ingest(&mut session, &disk, &Compression::default(), &place.caller.context()).unwrap();
+    place.delete(one);
+    let collected = place.collect(GcOptions { repack_percent: 100, ..NOW });
+    assert_eq!((collected.condemned.count, collected.repacked.count), (0, 0));
+    assert!(collected.in_progress.count > 1, "{collected:?}");
+    let (two, more) = place.take(&second, true);
+    assert!(more < 100_000, "what was stored is found: {more}");
+    drop((session, region));
+    place.assert_has("here", two, &second);
+    place.assert_clean("here");
+}
+
+#[test]
+fn a_copy_takes_deltas_along_with_their_bases_and_no_delta_without() {
+    let place = Place::new();
+    let first = text(1_000_000, 1);
+    let second = changed(&first, 3000);
+    let (one, _) = place.take(&first, true);
+    let (two, _) = place.take(&second, true);
+    place.make("alone");
+    let copy = place.copy(two, "alone");
+    assert!(place.packs_with_bases("alone").is_empty(), "their bases are of no use there");
+    place.assert_has("alone", copy, &second);
+    place.assert_clean("alone");
+    place.make("both");
+    place.copy(one, "both");
+    let before = place.stored("both");
+    let copy = place.copy(two, "both");
+    assert!((place.stored("both") - before) * 4 < before, "they go as they are");
+    assert!(!place.packs_with_bases("both").is_empty());
+    place.assert_has("both", copy, &second);
+    place.assert_clean("both");
+}
+
+#[test]
+fn a_damaged_base_touches_what_is_stored_against_it_and_is_mended() {
+    let place = Place::new();
+    let first = text(1_000_000, 1);
+    let second = changed(&first, 3000);
+    let (one, _) = place.take(&first, true);
+    let (two, _) = place.take(&second, true);
+    place.make("away");
+    place.copy(one, "away");
+    place.copy(two, "away");
+    let (_, bases) = place.packs_with_bases("here").remove(0);
+    let path = place.root("here").join(bases[0].to_string());
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[200] ^= 1;
+    fs::remove_file(&path).unwrap();
+    fs::write(&path, bytes).unwrap();
+    for content in [true, false] {
+        let affected: Vec<String> =
+            place.verify("here", content).findings.into_iter().flat_map(|finding| finding.affected).collect();
+        for id in [one, two] {
+            assert!(affected.contains(&id.to_string()), "{id} is not told of, content: {content}");
+        }
+    }
+    assert!(place.caller.read_back(&place.open(), two).is_err());
+    let away = [place.region("away")];
+    let sources = RepairSources { regions: &away, ..RepairSources::default() };
+    let repaired = repair(&place.open(), &sources, &place.caller.context()).unwrap();
+    assert!(repaired.lost.is_empty() && repaired.fetched > 0, "{repaired:?}");
+    place.assert_has("here", one, &first);
+    place.assert_has("here", two, &second);
+    place.assert_clean("here");
+    place.collect(NOW);
+    place.assert_has("here", two, &second);
+    place.assert_clean("here");
+}
+
+#[test]
+fn deltas_on_a_pack_that_is_gone_are_stored_anew() {
+    let place = Place::new();
+    let first = text(1_000_000, 1);
+    let second = changed(&first, 3000);
+    place.take(&first, true);
+    let (two, _) = place.take(&second, true);
+    for (_, bases) in place.packs_with_bases("here") {
+        for base in bases {
+            let _ = fs::remove_file(place.root("here").join(base.to_string()));
+        }
+    }
+    assert!(place.caller.read_back(&place.open(), two).is_err());
+    let (again, _) = place.take(&second, true);
+    place.assert_has("here", again, &second);
+    place.assert_has("here", two, &second);
+}
