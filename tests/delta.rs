@@ -299,9 +299,67 @@ fn a_damaged_base_touches_what_is_stored_against_it_and_is_mended() {
     place.assert_has("here", one, &first);
     place.assert_has("here", two, &second);
     place.assert_clean("here");
-    place.collect(NOW);
-    place.assert_has("here", two, &second);
+    for _ in 0..2 {
+        place.collect(GcOptions { repack_percent: 95, ..NOW });
+        place.assert_has("here", two, &second);
+        place.assert_clean("here");
+    }
+}
+
+#[test]
+fn a_pack_that_lost_its_own_index_gives_back_its_deltas() {
+    let place = Place::new();
+    let first = text(300_000, 1);
+    let bytes = [&first[..], &changed(&first, 3000)].concat();
+    let (id, _) = place.take(&bytes, true);
+    for (_, pack) in place.open().catalog().unwrap().packs.iter() {
+        let path = place.root("here").join(pack.record.name.to_string());
+        let mut bytes = fs::read(&path).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        fs::remove_file(&path).unwrap();
+        fs::write(&path, bytes).unwrap();
+    }
+    let repaired = repair(&place.open(), &RepairSources::default(), &place.caller.context()).unwrap();
+    assert!(repaired.lost.is_empty() && repaired.moved > 2, "{repaired:?}");
+    place.assert_has("here", id, &bytes);
     place.assert_clean("here");
+}
+
+/// The other region has the base, and not what is stored against it.
+#[test]
+fn a_base_from_elsewhere_brings_back_what_is_stored_against_it() {
+    let place = Place::new();
+    let first = text(1_000_000, 1);
+    let second = changed(&first, 3000);
+    let (one, _) = place.take(&first, true);
+    let (two, _) = place.take(&second, true);
+    place.make("away");
+    place.copy(one, "away");
+    place.delete(one);
+    let (_, bases) = place.packs_with_bases("here").remove(0);
+    let path = place.root("here").join(bases[0].to_string());
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[200] ^= 1;
+    fs::remove_file(&path).unwrap();
+    fs::write(&path, bytes).unwrap();
+    let away = [place.region("away")];
+    let sources = RepairSources { regions: &away, ..RepairSources::default() };
+    let repaired = repair(&place.open(), &sources, &place.caller.context()).unwrap();
+    assert!(repaired.lost.is_empty(), "{repaired:?}");
+    place.assert_has("here", two, &second);
+    for _ in 0..2 {
+        place.collect(GcOptions { repack_percent: 95, ..NOW });
+        place.assert_has("here", two, &second);
+        place.assert_clean("here");
+    }
+}
+
+#[test]
+fn whole_packs_are_not_rewritten_again_and_again() {
+    let place = Place::new();
+    let first = text(300_000, 1);
+    place.take(&[&first[..], &changed(&first, 3000)].concat(), true);
+    assert_eq!(place.collect(GcOptions { repack_percent: 100, ..NOW }), Collected::default());
 }
 
 #[test]

@@ -204,6 +204,7 @@ impl From<RegionError> for OpsError {
             RegionError::Rejected(Rejection::PackUnavailable(pack)) => {
                 Self::ContentGone { what: pack.to_string() }
             }
+            RegionError::BaseGone { base } => Self::ContentGone { what: format!("the pack of chunk {base}") },
             RegionError::Rejected(Rejection::NameTaken(name, image)) => Self::name_taken(&name, image),
             error => Self::Region(error),
         }

@@ -330,6 +330,7 @@ fn rewrite(
         let is_live =
             |name: &PackName| mark.catalog.packs.get(name).is_some_and(|p| p.state == PackState::Live);
         emptied = worn.iter().copied().filter(|name| !kept.contains(name) && is_live(name)).collect();
+        region.prove_kept(mark, &emptied.iter().copied().collect(), || context.check_cancelled())?;
         let is_done = region.rebase(mark, &kept, account)?
             && (emptied.is_empty() || region.condemn(mark, &kept, &emptied, account, now_ms)?);
         Ok(is_done.then_some(kept))

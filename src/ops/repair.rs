@@ -118,25 +118,33 @@ fn mend(
     }
     // Before the disks: what is still here need not be compressed again.
     repaired.moved = store(&mut session, region, context)?;
-    let mut wanted = wanted(region)?;
-    for pack in &quarantine {
-        context.check_cancelled()?;
-        for (id, frame) in region.salvage(*pack) {
-            if wanted.remove(&id) {
-                session.put(id, &frame)?;
-                repaired.moved += 1;
+    // The second time deltas find bases of other packs.
+    for _ in 0..2 {
+        let mut wanted = wanted(region)?;
+        for pack in &quarantine {
+            context.check_cancelled()?;
+            for (id, frame) in region.salvage(*pack) {
+                if wanted.remove(&id) {
+                    session.put(id, &frame)?;
+                    repaired.moved += 1;
+                }
             }
         }
+        session.flush()?;
     }
-    session.flush()?;
     for source in sources.regions {
         repaired.fetched += store(&mut session, source, context)?;
+        // What is stored against what was fetched can be read again.
+        repaired.moved += store(&mut session, region, context)?;
     }
+    // Not against anything, so that what damages one frame reaches no further.
+    let plain = Compression { delta: false, ..Compression::default() };
     for disk in sources.disks {
         context.progress.begin("repair", disk.len_bytes());
-        let ingested = ingest(&mut session, &**disk, &Compression::default(), context)?;
+        let ingested = ingest(&mut session, &**disk, &plain, context)?;
         repaired.reread += ingested.new_chunks;
         repaired.manifests += named_again(&session, &mut lost_maps, &ingested.manifest, context)?;
+        repaired.moved += store(&mut session, region, context)?;
     }
     session.flush()?;
     repaired.stored_bytes = session.stored_bytes();
@@ -148,9 +156,9 @@ fn quarantine(catalog: &Catalog) -> Vec<PackName> {
     catalog.packs.iter().filter(|(_, pack)| is_closed(pack.state)).map(|(name, _)| *name).collect()
 }
 
-/// The chunks that something refers to and that are in no sound pack.
+/// The chunks that something refers to, or that others are stored against, and that are in no sound pack.
 fn wanted(region: &Region) -> Result<BTreeSet<ChunkId>, OpsError> {
-    let mut wanted = BTreeSet::new();
+    let mut wanted = region.lost_bases()?;
     for root in region.catalog()?.roots() {
         // One whose map is lost wants nothing that is known.
         let Ok(map) = region.load_map(root.manifest) else { continue };

@@ -410,14 +410,23 @@ impl Check<'_> {
     fn deltas_on_damage(&mut self, catalog: &Catalog) -> Result<(), OpsError> {
         let bad: HashMap<u64, usize> =
             self.bad.iter().map(|(id, finding)| (id.leading(), *finding)).collect();
-        if bad.is_empty() {
+        if bad.is_empty() && self.bad_packs.is_empty() {
             return Ok(());
         }
         for record in readable(catalog) {
+            let bad_base = record.bases.iter().find_map(|base| self.bad_packs.get(base)).copied();
+            if bad.is_empty() && bad_base.is_none() {
+                continue;
+            }
             self.context.check_cancelled()?;
             // A trailer that cannot be read is a finding of its own.
             for (delta, base) in self.region.bases_in(&record.name).unwrap_or_default() {
-                if let Some(&finding) = bad.get(&base) {
+                let is_elsewhere = |region: &Region| {
+                    let place = region.find_base(base).ok().flatten();
+                    place.is_some_and(|place| !self.bad_packs.contains_key(&place.pack))
+                };
+                let lost_with = bad_base.filter(|_| !is_elsewhere(self.region));
+                if let Some(finding) = bad.get(&base).copied().or(lost_with) {
                     self.bad.entry(delta).or_insert(finding);
                 }
             }

@@ -26,7 +26,7 @@ use std::sync::Arc;
 /// Bytes of a pack that are read at once.
 const RUN_BYTES: u64 = 4 << 20;
 /// Frames that are checked together: each may need a base.
-const RUN_FRAMES: usize = 256;
+const RUN_FRAMES: usize = 64;
 
 /// What one thread checks packs with, again and again.
 #[derive(Default)]

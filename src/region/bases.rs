@@ -5,13 +5,16 @@ use super::error::RegionError;
 use super::fetch::{Located, StoredRun};
 use crate::io::storage::StorageError;
 use crate::model::ids::ChunkId;
-use crate::model::objects::PackName;
+use crate::model::objects::{PackName, PackState};
 use crate::model::units::BLOCK_BYTES;
 use crate::pack::error::PackError;
 use crate::pack::index::Location;
 use crate::pack::read::{ReadRun, base_in, decode_frame};
 use crate::pack::trailer::read_trailer;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
+
+/// Deltas that are read together for their bases' ids.
+const READ_AT_ONCE: usize = 256;
 
 /// Stored frames of bases.
 #[derive(Default)]
@@ -43,10 +46,10 @@ impl Region {
             })?;
             let located = ids.iter().zip(places).filter_map(|(id, place)| Some((*id, place?)));
             match self.read_bases(&located.collect::<Vec<_>>()) {
-                // Another place may have it.
+                // Another place may have it; that it is gone may have been noted by another thread meanwhile.
                 Err(PackError::Storage(
                     StorageError::NotFound { name } | StorageError::Short { name, .. },
-                )) if self.note_lost(&name) => {}
+                )) if self.note_lost(&name) || !lost.iter().any(|pack| pack.to_string() == name) => {}
                 read => return Ok(read?),
             }
         }
@@ -73,6 +76,32 @@ impl Region {
         let Some(known) = catalog.packs.get(pack) else { return Ok(HashMap::new()) };
         let trailer = read_trailer(&*self.0.storage, self.0.header.id, &known.record)?;
         Ok(trailer.deltas().map(|(entry, base)| (entry.id, base)).collect())
+    }
+
+    /// Chunks that deltas in live or damaged packs need, and that are in no live pack as a plain frame.
+    pub fn lost_bases(&self) -> Result<BTreeSet<ChunkId>, RegionError> {
+        let mut lost = BTreeSet::new();
+        for (name, pack) in self.catalog()?.packs.iter() {
+            if !matches!(pack.state, PackState::Live | PackState::Quarantined { .. }) {
+                continue;
+            }
+            // One whose trailer is damaged tells nothing.
+            let Ok(trailer) = read_trailer(&*self.0.storage, self.0.header.id, &pack.record) else {
+                continue;
+            };
+            let mut wanted = Vec::new();
+            for (entry, base) in trailer.deltas() {
+                if self.find_base(base)?.is_none() {
+                    wanted.push((entry.id, Location::new(entry, *name)));
+                }
+            }
+            for wanted in wanted.chunks(READ_AT_ONCE) {
+                for (run, bytes) in self.read_runs(wanted).unwrap_or_default() {
+                    lost.extend(run.members.iter().filter_map(|&at| base_in(&run, &bytes, &wanted[at].1)));
+                }
+            }
+        }
+        Ok(lost)
     }
 
     /// Where a chunk is, a plain frame, whose id begins with these bytes.

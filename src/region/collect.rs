@@ -9,7 +9,7 @@ use super::error::RegionError;
 use super::session::Session;
 use crate::chunk::frame::Frame;
 use crate::format::entry::{ENTRY_BYTES, Entry};
-use crate::format::pack::{FOOTER_BYTES, HEADER_BYTES};
+use crate::format::pack::{BASE_BYTES, FOOTER_BYTES, HEADER_BYTES};
 use crate::model::account::AccountId;
 use crate::model::catalog::{Catalog, Pack};
 use crate::model::ids::ChunkId;
@@ -29,7 +29,7 @@ const GATHERED_MIN: usize = 1 << 20;
 const WATCH_CHUNKS: u64 = 1 << 16;
 
 /// Frames that are moved together.
-const MOVED_AT_ONCE: usize = 256;
+const MOVED_AT_ONCE: usize = 64;
 
 /// What of a pack is needed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -56,6 +56,8 @@ pub struct Mark {
     bases: Vec<u64>,
     /// Packs with a place that is kept, and what of them.
     usage: BTreeMap<PackName, Usage>,
+    /// How many deltas each pack has.
+    deltas: BTreeMap<PackName, u64>,
     /// For each of these that has deltas, the other packs with the kept places of their bases.
     based_on: BTreeMap<PackName, BTreeSet<PackName>>,
     /// Chunks that are in several packs.
@@ -88,14 +90,25 @@ impl Mark {
 
     /// How many percent of a pack's frames are needed, by their bytes.
     pub fn needed_percent(&self, pack: &PackRecord) -> u64 {
-        let around = (HEADER_BYTES + FOOTER_BYTES) as u64 + u64::from(pack.frames) * ENTRY_BYTES as u64;
+        let deltas = self.deltas.get(&pack.name).copied().unwrap_or(0);
+        let tables = u64::from(pack.frames) * ENTRY_BYTES as u64 + deltas * BASE_BYTES as u64;
+        let around = (HEADER_BYTES + FOOTER_BYTES) as u64 + tables;
         let bytes = pack.len.saturating_sub(around).max(1);
         self.usage(&pack.name).bytes.saturating_mul(100) / bytes
     }
 
     /// Packs that must stay: those with a place that is kept, the bases of deltas in these packs among them.
     pub fn kept_packs(&self) -> BTreeSet<PackName> {
-        self.usage.keys().copied().collect()
+        // A pack that cannot be put on others, as long as some of those are damaged, keeps all that it is on record with.
+        let is_stuck = |(_, bases): &(&PackName, &BTreeSet<PackName>)| !self.can_be_based_on(bases);
+        let stuck = self.based_on.iter().filter(is_stuck).map(|(pack, _)| *pack);
+        let mut kept = self.with_bases(stuck);
+        kept.extend(self.usage.keys());
+        kept
+    }
+
+    fn can_be_based_on(&self, bases: &BTreeSet<PackName>) -> bool {
+        bases.iter().all(|base| self.catalog.can_be_used(*base))
     }
 
     /// Those of some packs, and the packs that are on record as holding bases of these, and so on.
@@ -120,7 +133,7 @@ impl Mark {
             let Some(known) = catalog.packs.get(&pack).filter(|known| known.state == PackState::Live) else {
                 continue;
             };
-            if !known.record.bases.iter().all(|base| kept.contains(base)) {
+            if !known.record.bases.iter().all(|base| kept.contains(base)) && self.can_be_based_on(bases) {
                 ops.push(Op::RebasePack { pack, bases: bases.iter().copied().collect() });
             }
         }
@@ -182,18 +195,19 @@ impl Region {
             avoided: avoided.clone(),
             bases: Vec::new(),
             usage: BTreeMap::new(),
+            deltas: BTreeMap::new(),
             based_on: BTreeMap::new(),
             doubles: Vec::new(),
         };
         // Which packs stay says which bases do, and the other way round: until no pack comes to it.
         let (mut named, mut scanned) = (Vec::new(), Vec::new());
         loop {
-            let with_deltas = mark.settle_usage(&named, &scanned, &mut watch)?;
+            mark.settle_usage(&named, &scanned, &mut watch)?;
             let more: Vec<PackName> = mark
                 .usage
                 .keys()
                 .copied()
-                .filter(|p| with_deltas.contains(p) && !scanned.contains(p))
+                .filter(|p| mark.deltas.contains_key(p) && !scanned.contains(p))
                 .collect();
             if more.is_empty() {
                 return Ok(mark);
@@ -414,7 +428,13 @@ impl Region {
             };
             let frames: Result<Vec<_>, _> =
                 pool.install(|| fetched.frames().par_iter().map(|&f| proved(f)).collect());
-            for (id, frame) in frames? {
+            for (id, mut frame) in frames? {
+                // One whose base is in a damaged pack only, goes on without it.
+                if let Some(base) = frame.base()
+                    && session.base_pack(base)?.is_none()
+                {
+                    frame = self.intact_frame(id).ok_or(RegionError::BaseGone { base })?;
+                }
                 session.put(id, &frame)?;
             }
         }
@@ -443,19 +463,20 @@ fn sweepable(catalog: &Catalog, due: &impl Fn(&PackName, PackState) -> bool) -> 
 
 impl Mark {
     /// Makes out which places are kept, and what that means for packs. `named` are the bases that are known, ascending,
-    /// each with the pack of a delta on it by its number in `scanned`. Gives the packs that have deltas.
+    /// each with the pack of a delta on it by its number in `scanned`.
     fn settle_usage<E: From<RegionError>>(
         &mut self,
         named: &[(u64, u32)],
         scanned: &[PackName],
         watch: impl FnMut() -> Result<(), E>,
-    ) -> Result<BTreeSet<PackName>, E> {
+    ) -> Result<(), E> {
         let mut usage: BTreeMap<PackName, Usage> = BTreeMap::new();
         let mut based_on: BTreeMap<PackName, BTreeSet<PackName>> = BTreeMap::new();
-        let (mut doubles, mut with_deltas, mut named) = (Vec::new(), BTreeSet::new(), named);
+        let mut with_deltas: BTreeMap<PackName, u64> = BTreeMap::new();
+        let (mut doubles, mut named) = (Vec::new(), named);
         let found = self.each_kept(watch, |kept, group| {
             let deltas = group.places.iter().filter(|(entry, _)| !entry.codec.is_plain());
-            with_deltas.extend(deltas.map(|(_, pack)| *pack));
+            deltas.for_each(|(_, pack)| *with_deltas.entry(*pack).or_default() += 1);
             let Some((entry, pack)) = kept else { return };
             if group.places.len() > 1 {
                 let others = group.places.iter().map(|(_, other)| *other).filter(|other| *other != pack);
@@ -483,7 +504,8 @@ impl Mark {
         }
         based_on.retain(|pack, _| usage.contains_key(pack));
         (self.usage, self.based_on, self.doubles) = (usage, based_on, doubles);
-        Ok(with_deltas)
+        self.deltas = with_deltas;
+        Ok(())
     }
 
     /// Goes through all chunks in their order, with the place that is kept of each that is live or a base. Gives the

@@ -11,7 +11,7 @@ use crate::model::ids::ChunkId;
 use crate::model::objects::{ManifestRecord, PackName, SegmentName};
 use crate::model::op::Op;
 use crate::pack::trailer::read_trailer;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
 impl Region {
     /// Puts packs that hold damage in quarantine: what something new would use of them is stored anew from now on.
@@ -44,16 +44,26 @@ impl Region {
         let Ok(bytes) = read_whole(&*self.0.storage, &pack.to_string(), PACK_BYTES_MAX) else {
             return Vec::new();
         };
-        let mut found = Vec::new();
+        let (mut found, mut deltas): (Vec<(ChunkId, Frame)>, Vec<Frame>) = (Vec::new(), Vec::new());
         let mut at = HEADER_BYTES;
         // The end shows in bytes that are no frame.
         while let Some(Ok((frame, len))) = bytes.get(at..).map(scan_frame) {
             at += len;
-            let base = frame.base().and_then(|base| self.intact_base(base));
-            let Ok((id, raw)) = self.0.codecs.identify(&frame, base.as_deref()) else { continue };
-            if frame.codec.is_plain() {
+            if !frame.codec.is_plain() {
+                deltas.push(frame);
+            } else if let Ok((id, _)) = self.0.codecs.identify(&frame, None) {
                 found.push((id, frame));
-            } else if let Ok(plain) = self.encode(&raw, id, i32::from(self.0.header.zstd_level)) {
+            }
+        }
+        // Their bases are in this pack as a rule, which no index lists any more.
+        let places: HashMap<ChunkId, usize> = found.iter().map(|(id, _)| *id).zip(0..).collect();
+        for delta in deltas {
+            let Some(base) = delta.base() else { continue };
+            let here = places.get(&base).and_then(|&at| self.decode(base, &found[at].1));
+            let content = here.or_else(|| self.intact_base(base));
+            if let Ok((id, raw)) = self.0.codecs.identify(&delta, content.as_deref())
+                && let Ok(plain) = self.encode(&raw, id, i32::from(self.0.header.zstd_level))
+            {
                 found.push((id, plain));
             }
         }
