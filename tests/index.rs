@@ -249,3 +249,40 @@ fn a_short_object_is_told_by_its_length() {
     let error = imgstore::format::manifest::decode(&[0; 10]).unwrap_err();
     assert!(error.to_string().contains("72") && error.to_string().contains("10"), "{error}");
 }
+
+/// A page with an id twice, its checksum made anew.
+#[test]
+fn a_page_has_each_id_once() {
+    let ids: Vec<[u8; 32]> = (0..3).map(|n| [n; 32]).collect();
+    let (good, record) = segment(&ids);
+    let lookup = |bytes: &[u8]| open(bytes, &record).unwrap().lookup(ChunkId(ids[0]));
+    assert!(lookup(&good).unwrap().is_some());
+    let mut twice = good;
+    let page = &mut twice[4096..2 * 4096];
+    page.copy_within(..32, 48);
+    let crc = crc32c::crc32c(&page[..4092]);
+    page[4092..].copy_from_slice(&crc.to_le_bytes());
+    assert!(matches!(lookup(&twice), Err(PackError::Damaged { .. })));
+}
+
+/// However much comes in, a region has a few segments, and every chunk is found in them.
+#[test]
+fn segments_are_merged_as_a_region_grows() {
+    let (storage, caller) = (Memory::new(), Caller::new(1));
+    let region = memory_region(&storage, &small_packs());
+    let mut taken = Vec::new();
+    let mut most = 0;
+    for seed in 0..60 {
+        let mut draw = common::Draw::new(seed + 1);
+        let noise: Vec<u8> = (0..1_000_000 / 8).flat_map(|_| draw.next().to_le_bytes()).collect();
+        let id = caller.snapshot(&region, &MemoryDisk::new(noise.clone())).unwrap().snapshot.id;
+        taken.push((id, noise));
+        most = most.max(region.catalog().unwrap().segments.len());
+    }
+    let packs = region.catalog().unwrap().packs.len();
+    assert!(packs > 4 * 64, "{packs} packs make no segments");
+    assert!((1..=2).contains(&most), "{most} segments of {packs} packs");
+    for (id, bytes) in taken {
+        assert!(caller.read_back(&region, id).unwrap() == bytes);
+    }
+}
