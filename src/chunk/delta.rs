@@ -143,5 +143,9 @@ mod tests {
         let mut dictionary = base;
         dictionary[..4].copy_from_slice(&[0x37, 0xA4, 0x30, 0xEC]);
         assert!(encode((chunk_id(&dictionary), &dictionary), usize::MAX).is_none());
+        let body = [&chunk_id(&dictionary).0[..], b"whatever"].concat();
+        let mut decoded = vec![0; raw.len()];
+        let refused = pool.decode(Codec::Delta, &body, id, Some(&dictionary), &mut decoded).unwrap_err();
+        assert!(refused.to_string().contains("cannot be a base"), "{refused}");
     }
 }

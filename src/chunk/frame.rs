@@ -1,5 +1,6 @@
 //! A frame: a chunk as it is stored. Encoding proves itself, decoding trusts nothing.
 
+use super::delta::can_be_base;
 use crate::model::ids::ChunkId;
 use crate::model::units::{BLOCK_BYTES, CHUNK_BLOCKS_MAX};
 use std::sync::{Mutex, PoisonError};
@@ -202,6 +203,9 @@ impl CodecPool {
                     return Err(FrameError::Length { blocks, stored: body.len() });
                 };
                 let base = base.ok_or(FrameError::Base { base: id, why: "is not at hand" })?;
+                if !can_be_base(base) {
+                    return Err(FrameError::Base { base: id, why: "cannot be a base" });
+                }
                 let body = &body[BASE_ID_BYTES..];
                 self.with(|contexts| {
                     decode_zstd(&mut contexts.decompressor, body, raw.len(), Some(base), raw)
