@@ -19,7 +19,7 @@ use imgstore::ops::stats::item_stats;
 use imgstore::ops::verify::{Report, VerifyOptions, verify};
 use imgstore::region::Region;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 const NOW: GcOptions = GcOptions { grace_ms: 0, repack_percent: 50 };
 
@@ -127,6 +127,14 @@ fn changed(bytes: &[u8], every: usize) -> Vec<u8> {
         changed[at..at + 7].copy_from_slice(b"changed");
     }
     changed
+}
+
+/// Flips a bit of a file.
+fn flip(path: &Path, at: usize) {
+    let mut bytes = fs::read(path).unwrap();
+    bytes[at] ^= 1;
+    fs::remove_file(path).unwrap();
+    fs::write(path, bytes).unwrap();
 }
 
 #[test]
@@ -279,11 +287,7 @@ fn a_damaged_base_touches_what_is_stored_against_it_and_is_mended() {
     place.copy(one, "away");
     place.copy(two, "away");
     let (_, bases) = place.packs_with_bases("here").remove(0);
-    let path = place.root("here").join(bases[0].to_string());
-    let mut bytes = fs::read(&path).unwrap();
-    bytes[200] ^= 1;
-    fs::remove_file(&path).unwrap();
-    fs::write(&path, bytes).unwrap();
+    flip(&place.root("here").join(bases[0].to_string()), 200);
     for content in [true, false] {
         let affected: Vec<String> =
             place.verify("here", content).findings.into_iter().flat_map(|finding| finding.affected).collect();
@@ -313,11 +317,8 @@ fn a_pack_that_lost_its_own_index_gives_back_its_deltas() {
     let bytes = [&first[..], &changed(&first, 3000)].concat();
     let (id, _) = place.take(&bytes, true);
     for (_, pack) in place.open().catalog().unwrap().packs.iter() {
-        let path = place.root("here").join(pack.record.name.to_string());
-        let mut bytes = fs::read(&path).unwrap();
-        *bytes.last_mut().unwrap() ^= 1;
-        fs::remove_file(&path).unwrap();
-        fs::write(&path, bytes).unwrap();
+        let at = usize::try_from(pack.record.len - 1).unwrap();
+        flip(&place.root("here").join(pack.record.name.to_string()), at);
     }
     let repaired = repair(&place.open(), &RepairSources::default(), &place.caller.context()).unwrap();
     assert!(repaired.lost.is_empty() && repaired.moved > 2, "{repaired:?}");
@@ -337,11 +338,7 @@ fn a_base_from_elsewhere_brings_back_what_is_stored_against_it() {
     place.copy(one, "away");
     place.delete(one);
     let (_, bases) = place.packs_with_bases("here").remove(0);
-    let path = place.root("here").join(bases[0].to_string());
-    let mut bytes = fs::read(&path).unwrap();
-    bytes[200] ^= 1;
-    fs::remove_file(&path).unwrap();
-    fs::write(&path, bytes).unwrap();
+    flip(&place.root("here").join(bases[0].to_string()), 200);
     let away = [place.region("away")];
     let sources = RepairSources { regions: &away, ..RepairSources::default() };
     let repaired = repair(&place.open(), &sources, &place.caller.context()).unwrap();

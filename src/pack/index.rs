@@ -114,6 +114,7 @@ impl Index {
             if pack.state == PackState::Sweeping {
                 continue;
             }
+            // A use of a condemned pack fails if it cannot rescue those of its bases, too: that one only gives what it has.
             let is_usable = pack.state == PackState::Live || catalog.can_be_used(name);
             index.set_of(if is_usable { pack.state } else { PackState::Sweeping }).insert(name);
             if listed.contains(&name) {

@@ -69,9 +69,7 @@ impl Region {
             recent_bytes_max: recent_bytes,
         }
     }
-}
 
-impl Region {
     /// Makes feature tables anew more than an eighth of whose bases are gone.
     pub fn prune_features(&self) -> Result<(), RegionError> {
         let index = self.index()?;
@@ -159,15 +157,11 @@ impl Similar {
         let is_there = |leading| !matches!(index.find_leading(leading), Ok(None));
         let name = FeatureTableName { session: self.region.0.session, number: self.region.next_number() };
         let chosen = choose(&self.tables, self.fresh.len());
-        let (replaced, bytes) = match merge(header.id, chosen, &self.fresh, is_there) {
-            Ok(bytes) => (chosen, bytes),
+        let bytes = merge(header.id, chosen, &self.fresh, is_there)
             // One of them is damaged: nothing is lost without them.
-            Err(_) => {
-                let bytes = merge(header.id, &[], &self.fresh, is_there);
-                (chosen, bytes.map_err(|error| RegionError::damaged(&name.to_string(), error))?)
-            }
-        };
-        store(storage, Some((name, &bytes)), replaced)?;
+            .or_else(|_| merge(header.id, &[], &self.fresh, is_there))
+            .map_err(|error| RegionError::damaged(&name.to_string(), error))?;
+        store(storage, Some((name, &bytes)), chosen)?;
         self.fresh = Fresh::default();
         self.tables = open_tables(storage, header.id);
         Ok(())
