@@ -16,7 +16,7 @@ use std::sync::Arc;
 /// Chunks whose features are kept in memory before a table of them is written.
 const FRESH_MAX: usize = 64 << 10;
 /// Candidates that are looked up before a chunk counts as like no other.
-const TRIED_MAX: usize = 4;
+const LOOKED_UP_MAX: usize = 4;
 
 /// A chunk to store another against, and where its content is.
 #[derive(Debug, Clone)]
@@ -99,10 +99,11 @@ impl Similar {
         Ok(())
     }
 
-    /// A chunk that one with these features may be stored against, if it is at most `blocks_max` long.
-    pub fn find(&self, features: &Features, blocks_max: u16) -> Option<Base> {
-        let candidates = candidates(features, &self.fresh, &self.tables);
-        candidates.into_iter().take(TRIED_MAX).find_map(|(leading, _)| self.base(leading, blocks_max))
+    /// Up to `tried` chunks that one with these features may be stored against, each at most `blocks_max` long, the most
+    /// alike first.
+    pub fn find(&self, features: &Features, blocks_max: u16, tried: usize) -> Vec<Base> {
+        let candidates = candidates(features, &self.fresh, &self.tables).into_iter().take(LOOKED_UP_MAX);
+        candidates.filter_map(|(leading, _)| self.base(leading, blocks_max)).take(tried).collect()
     }
 
     fn base(&self, leading: u64, blocks_max: u16) -> Option<Base> {
