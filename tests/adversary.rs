@@ -49,7 +49,7 @@ impl Liar {
         let name = PackName { session: session(), number: 0 };
         let mut pack = PackBuilder::new(region.header().id, name, 1 << 20, Vec::new());
         pack.push(id, &frame, None).unwrap();
-        let sealed = pack.seal().unwrap();
+        let sealed = pack.seal(0).unwrap();
         storage.create(&name.to_string(), &[&sealed.bytes]).unwrap();
         let map = Self::map(id, lie.blocks);
         let (bytes, hash) = manifest::encode(&map);

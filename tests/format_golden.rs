@@ -403,7 +403,7 @@ fn what_is_reserved_is_refused_and_not_guessed() {
         ("pack", "entry's codec", trailer + 46..trailer + 47),
         ("pack", "entry's flags", trailer + 47..trailer + 48),
         ("pack", "last entry's flags", footer - 8 - 1..footer - 8),
-        ("pack", "footer", footer + 28..footer + 32),
+        ("pack", "footer", footer + 29..footer + 32),
     ]);
     let last_page = 3 * 4096;
     table.extend([

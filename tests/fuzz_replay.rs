@@ -293,7 +293,7 @@ fn seeds() -> Vec<(&'static str, &'static str, Vec<u8>)> {
     seeds.push(("features", "table", features::encode(REGION, &bases, slots).expect("slots ascend")));
     seeds.push(("features", "words", (0..240_u32).flat_map(|n| (n * 17_895_697).to_le_bytes()).collect()));
     for (name, builder) in [("three-frames", whole), ("one-frame", small), ("delta", with_delta)] {
-        let SealedPack { bytes, .. } = builder.seal().expect("it seals");
+        let SealedPack { bytes, .. } = builder.seal(0).expect("it seals");
         seeds.push(("pack", name, bytes));
     }
 

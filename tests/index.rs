@@ -167,7 +167,7 @@ fn a_pack_that_is_not_the_logs_is_refused() {
     let frame = CodecPool::new().encode(&raw, chunk_id(&raw), 3).unwrap();
     let mut builder = PackBuilder::new(id, one.name, 1 << 16, Vec::new());
     builder.push(chunk_id(&raw), &frame, None).unwrap();
-    let sealed = builder.seal().unwrap();
+    let sealed = builder.seal(0).unwrap();
     storage.restore(&one.name.to_string(), &sealed.bytes).unwrap();
     let record = imgstore::model::objects::PackRecord { len: sealed.record.len, ..one };
     let error = read_trailer(&storage, id, &record).unwrap_err();
@@ -213,10 +213,12 @@ fn a_trailer_has_frames_in_order_end_to_end() {
     };
     let end = 64 + 2 * 112;
     let good = [entry(2, 64, 100), entry(1, 176, 100)];
-    let (bytes, hash) = encode_trailer(&header, &mut good.clone(), &mut [], end).unwrap();
+    let (bytes, hash) = encode_trailer(&header, &mut good.clone(), &mut [], end, 9).unwrap();
     let trailer = decode_trailer(&header, &bytes).unwrap();
-    assert_eq!((trailer.entries, trailer.hash), (vec![good[1], good[0]], hash));
-    let refused = |mut entries: Vec<Entry>, end| encode_trailer(&header, &mut entries, &mut [], end).is_err();
+    assert_eq!((trailer.entries, trailer.hash, trailer.effort), (vec![good[1], good[0]], hash, 9));
+    assert!(encode_trailer(&header, &mut good.clone(), &mut [], end, 23).is_err(), "no such level");
+    let refused =
+        |mut entries: Vec<Entry>, end| encode_trailer(&header, &mut entries, &mut [], end, 0).is_err();
     assert!(refused(vec![], 64), "no frames");
     assert!(refused(vec![good[0], good[0]], end), "one twice");
     assert!(refused(vec![good[0], entry(2, 176, 100)], end), "a chunk twice");

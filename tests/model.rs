@@ -25,6 +25,7 @@ use imgstore::ops::import::import_template;
 use imgstore::ops::launch::{LaunchOptions, Launched, launch};
 use imgstore::ops::modify::{self, PermissionChange, Protect, Target};
 use imgstore::ops::register::{ImageOptions, register};
+use imgstore::ops::repack::{RepackOptions, repack};
 use imgstore::ops::volume::{self, VolumeOptions};
 use imgstore::ops::{account, bin, delete, instance};
 use imgstore::region::{Region, RegionOptions};
@@ -548,14 +549,23 @@ impl Both {
         }
     }
 
-    /// Collection, often without any grace. What it may take is what the reference does not have.
+    /// Collection, often without any grace, sometimes after repacking. What it may take is what the reference does not have.
     fn collect(&mut self, who: Account, at: usize) {
         let (caller, now) = (self.context(who), self.now);
         // Whoever wrote so far is gone: a living session's packs are left alone.
         self.regions[at] = open(&self.files, ROOTS[at]);
         let grace_ms = [0, 0, HOUR, DAY][self.draw.below(4)];
         let options = GcOptions { grace_ms, repack_percent: [0, 50, 100][self.draw.below(3)] };
-        let real = |region: &Region| gc::collect(region, &options, &caller.context()).map(drop);
+        let before = (self.draw.below(4) == 0).then(|| RepackOptions {
+            level: [3, 9, 12][self.draw.below(3)],
+            limit_bytes: [1, 100 << 10, u64::MAX][self.draw.below(3)],
+        });
+        let real = |region: &Region| {
+            if let Some(options) = &before {
+                repack(region, options, &caller.context())?;
+            }
+            gc::collect(region, &options, &caller.context()).map(drop)
+        };
         self.both("collect", at, real, |known| {
             known.expire_all(now);
             Ok(())

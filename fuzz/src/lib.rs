@@ -460,7 +460,7 @@ fn pack_of(bytes: &[u8]) {
         let mut entries = trailer.entries.clone();
         let mut deltas: Vec<_> =
             trailer.deltas().map(|(entry, base)| (entry.id, begins_with(base))).collect();
-        let again = pack_format::encode_trailer(header, &mut entries, &mut deltas, offset);
+        let again = pack_format::encode_trailer(header, &mut entries, &mut deltas, offset, trailer.effort);
         let again = again.expect("what decoded encodes");
         assert_eq!(again, (stored.to_vec(), trailer.hash));
         let raw: u64 = entries.iter().map(|e| u64::from(e.raw_blocks) * BLOCK_BYTES as u64).sum();

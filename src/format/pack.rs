@@ -13,7 +13,8 @@
 //!                                             12  4 offset of the trailer
 //! trailer: entries ascending by id,           16  8 raw bytes of all chunks
 //! for each delta among them 8 bytes of        24  4 number of deltas
-//! its base's id, then the footer              28  4 0
+//! its base's id, then the footer              28  1 effort
+//!                                             29  3 0
 //!                                             32 32 BLAKE3 over header, entries, bases, footer 0-31
 //! ```
 
@@ -32,11 +33,15 @@ pub const PACK: Kind =
 
 const FOOTER_MAGIC: [u8; 8] = *b"IMGSPEND";
 const FRAME: &str = "frame";
+/// Where the footer says what effort went into the pack.
+const EFFORT_AT: usize = 28;
 
 /// Bytes of a pack's header.
 pub const HEADER_BYTES: usize = 64;
 /// Bytes of a base in the trailer: the first of its id, which tell chunks apart but once in a very long time.
 pub const BASE_BYTES: usize = 8;
+/// Highest effort that a pack can say.
+pub const EFFORT_MAX: u8 = 22;
 /// Bytes of a pack's footer.
 pub const FOOTER_BYTES: usize = 64;
 /// Largest pack: the largest size from which on one is sealed, a last frame, and its trailer.
@@ -156,6 +161,8 @@ pub struct Trailer {
     pub bases: Vec<u64>,
     /// Raw bytes of all of its chunks.
     pub raw_bytes: u64,
+    /// The zstd level at which each of its frames was made or tried, with deltas; 0 if that is not known.
+    pub effort: u8,
     /// The trailer's hash.
     pub hash: ObjectHash,
 }
@@ -168,13 +175,15 @@ impl Trailer {
 }
 
 /// The trailer of a pack with this header whose frames end at `trailer_offset`: its bytes and its hash.
-/// `deltas` are the deltas among the entries, each with its base. Sorts both.
+/// `deltas` are the deltas among the entries, each with its base. Sorts both. `effort` is [`Trailer::effort`].
 pub fn encode_trailer(
     header: &[u8; HEADER_BYTES],
     entries: &mut [Entry],
     deltas: &mut [(ChunkId, ChunkId)],
     trailer_offset: u32,
+    effort: u8,
 ) -> Result<(Vec<u8>, ObjectHash), FormatError> {
+    check_effort(effort)?;
     entries.sort_unstable_by_key(|entry| entry.id);
     deltas.sort_unstable();
     check_entries(entries, trailer_offset)?;
@@ -199,10 +208,22 @@ pub fn encode_trailer(
     bytes.extend(trailer_offset.to_le_bytes());
     bytes.extend(raw_bytes(entries).to_le_bytes());
     bytes.extend(deltas_count.to_le_bytes());
-    bytes.extend([0; 4]);
+    bytes.extend([effort, 0, 0, 0]);
     let hash = PACK.hash(&[header, &bytes]);
     bytes.extend(hash.0);
     Ok((bytes, hash))
+}
+
+/// What a pack's last bytes say of the effort that went into it: see [`Trailer::effort`]. Nothing is checked here.
+pub const fn effort_in(footer: &[u8; FOOTER_BYTES]) -> u8 {
+    footer[EFFORT_AT]
+}
+
+fn check_effort(effort: u8) -> Result<(), FormatError> {
+    if effort <= EFFORT_MAX {
+        return Ok(());
+    }
+    Err(FormatError::Newer { what: PACK.what, feature: format!("effort {effort}") })
 }
 
 /// Where the trailer of a pack of `pack_len` bytes starts, from the pack's last bytes.
@@ -236,7 +257,9 @@ pub fn decode_trailer(header: &[u8; HEADER_BYTES], trailer: &[u8]) -> Result<Tra
     if footer[..8] != FOOTER_MAGIC || table.len() != expected {
         return Err(FormatError::invalid("pack trailer", "its footer does not fit it"));
     }
-    if footer[28..32] != [0; 4] {
+    let effort = footer[EFFORT_AT];
+    check_effort(effort)?;
+    if footer[EFFORT_AT + 1..32] != [0; 3] {
         return Err(FormatError::Newer { what: PACK.what, feature: "a reserved field that is not 0".into() });
     }
     let (table, bases) = table.split_at(entries_bytes);
@@ -251,7 +274,7 @@ pub fn decode_trailer(header: &[u8; HEADER_BYTES], trailer: &[u8]) -> Result<Tra
     if footer[16..24] != raw_bytes.to_le_bytes() {
         return Err(FormatError::invalid("pack trailer", "its raw length is not that of its chunks"));
     }
-    Ok(Trailer { entries, bases, raw_bytes, hash })
+    Ok(Trailer { entries, bases, raw_bytes, effort, hash })
 }
 
 /// Ids ascend, and the frames lie end to end from the header to the trailer.

@@ -3,11 +3,11 @@
 use super::context::Context;
 use super::error::OpsError;
 use crate::chunk::features::{Features, features};
-use crate::chunk::frame::Frame;
+use crate::chunk::frame::{Codec, Frame, FrameError};
 use crate::model::ids::ChunkId;
 use crate::model::units::{BLOCK_BYTES, CHUNK_BLOCKS_MAX};
 use crate::region::Region;
-use crate::region::similar::{Base, Similar};
+use crate::region::similar::{Base, Found, Similar, Wanted};
 use rayon::prelude::*;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -34,16 +34,20 @@ const KEPT_TENTHS: usize = 8;
 const SURE_TENTHS: usize = 6;
 /// Bases that a chunk is tried against, the most alike first. The second saves 1 to 7 % for a tenth more time.
 const TRIED: usize = 2;
+/// As many where time hardly matters.
+const TRIED_LONG: usize = 4;
 /// The share of a pipeline's memory that new frames are kept in for others to be stored against.
 const RECENT_SHARE: u64 = 16;
 
-/// A chunk that is not stored yet.
+/// A chunk that is not stored yet, or that is to be stored anew.
 pub(super) struct NewChunk<'a> {
     pub(super) id: ChunkId,
     /// Its content.
     pub(super) raw: &'a [u8],
-    /// Where it is in its volume.
-    pub(super) start_block: u64,
+    /// How it is stored: what is not smaller does not take its place.
+    pub(super) stored: Option<&'a Frame>,
+    /// Whether others are stored against it: then it must be a plain frame.
+    pub(super) is_base: bool,
 }
 
 impl NewChunk<'_> {
@@ -60,12 +64,13 @@ pub(super) struct Encoder {
     /// None before the first new chunk, and if there are to be no deltas.
     similar: Option<Similar>,
     recent_bytes: usize,
+    /// Bases that each chunk is tried against.
+    tried: usize,
 }
 
 /// What a batch is stored against.
 struct Bases<'a> {
-    /// Of each chunk, the most alike first; none for what is like no other.
-    by_chunk: Vec<Vec<Base>>,
+    by_chunk: Vec<Found>,
     stored: crate::region::bases::Bases,
     pending: HashMap<ChunkId, &'a [u8]>,
 }
@@ -78,13 +83,25 @@ impl Encoder {
             delta: how.delta,
             similar: None,
             recent_bytes: usize::try_from(context.memory_bytes / RECENT_SHARE).unwrap_or(0),
+            tried: TRIED,
         }
     }
 
-    /// The frames of some chunks, each proved to give its chunk back.
+    /// With time to look longer for what a chunk resembles.
+    pub(super) fn thorough(self) -> Self {
+        Self { tried: TRIED_LONG, ..self }
+    }
+
+    /// The zstd level of its frames, if they are tried with deltas, too.
+    pub(super) const fn effort(&self) -> i32 {
+        if self.delta { self.level } else { 0 }
+    }
+
+    /// The frames of some chunks, each proved to give its chunk back. Chunks in packs serve as bases if they are usable.
     pub(super) fn encode(
         &mut self,
         chunks: &[NewChunk<'_>],
+        is_usable: &dyn Fn(ChunkId) -> bool,
         context: &Context<'_>,
     ) -> Result<Vec<Arc<Frame>>, OpsError> {
         if !self.delta || chunks.is_empty() {
@@ -96,7 +113,7 @@ impl Encoder {
         let mut frames = Vec::with_capacity(chunks.len());
         while frames.len() < chunks.len() {
             let (chunks, all) = (&chunks[frames.len()..], &all[frames.len()..]);
-            frames.extend(self.encode_some(chunks, all, context)?);
+            frames.extend(self.encode_some(chunks, all, is_usable, context)?);
         }
         self.similar.as_mut().map_or(Ok(()), Similar::save_some)?;
         Ok(frames)
@@ -107,17 +124,19 @@ impl Encoder {
         &mut self,
         chunks: &[NewChunk<'_>],
         all: &[Option<Features>],
+        is_usable: &dyn Fn(ChunkId) -> bool,
         context: &Context<'_>,
     ) -> Result<Vec<Arc<Frame>>, OpsError> {
-        let bases = self.choose(chunks, all, context)?;
-        let encode =
-            |(chunk, found): (&NewChunk<'_>, &Vec<Base>)| self.smallest(chunk, found, &bases).map(Arc::new);
+        let bases = self.choose(chunks, all, is_usable, context)?;
+        let encode = |(chunk, found): (&NewChunk<'_>, &Found)| {
+            self.smallest(chunk, &found.bases, &bases).map(Arc::new)
+        };
         let pairs = chunks.par_iter().zip(&bases.by_chunk);
         let frames: Vec<Arc<Frame>> = context.pool.install(|| pairs.map(encode).collect::<Result<_, _>>())?;
         let Some(similar) = &mut self.similar else { return Ok(frames) };
         for (((chunk, features), found), frame) in chunks.iter().zip(all).zip(&bases.by_chunk).zip(&frames) {
             let Some(features) = features.as_ref().filter(|_| frame.codec.is_plain()) else { continue };
-            if !found.is_empty() {
+            if !found.bases.is_empty() && !found.is_known {
                 similar.add(chunk.id, features, chunk.blocks());
             }
             similar.remember(chunk.id, frame);
@@ -136,6 +155,7 @@ impl Encoder {
         &mut self,
         chunks: &[NewChunk<'a>],
         all: &[Option<Features>],
+        is_usable: &dyn Fn(ChunkId) -> bool,
         context: &Context<'_>,
     ) -> Result<Bases<'a>, OpsError> {
         let (region, recent_bytes) = (&self.region, self.recent_bytes);
@@ -144,12 +164,10 @@ impl Encoder {
         let mut by_chunk = Vec::with_capacity(chunks.len());
         let (mut stored, mut room) = (Vec::new(), context.buffer_bytes() as u64);
         for (chunk, features) in chunks.iter().zip(all) {
-            let Some(features) = features else {
-                by_chunk.push(Vec::new());
-                continue;
-            };
-            let found = similar.find(features, base_blocks_max(chunk.blocks()), TRIED);
-            let of_stored = found.iter().filter_map(|base| match base {
+            let tried = if chunk.is_base { 0 } else { self.tried };
+            let wanted = Wanted { blocks_max: base_blocks_max(chunk.blocks()), tried, is_usable };
+            let found = find(similar, chunk, features.as_ref(), &wanted);
+            let of_stored = found.bases.iter().filter_map(|base| match base {
                 Base::Stored(id, location) => Some((*id, *location)),
                 Base::Pending(_) | Base::Recent(..) => None,
             });
@@ -160,8 +178,12 @@ impl Encoder {
                 None => break,
             }
             stored.extend(of_stored);
-            if found.is_empty() {
-                similar.add(chunk.id, features, chunk.blocks());
+            match features {
+                Some(features) if found.bases.is_empty() && !found.is_known => {
+                    similar.add(chunk.id, features, chunk.blocks());
+                }
+                Some(_) if found.bases.is_empty() => similar.add_known(chunk.id, chunk.blocks()),
+                _ => {}
             }
             by_chunk.push(found);
         }
@@ -172,12 +194,30 @@ impl Encoder {
     }
 
     fn plain(&self, chunk: &NewChunk<'_>) -> Result<Frame, OpsError> {
-        let encoded = self.region.encode(chunk.raw, chunk.id, self.level);
-        encoded.map_err(|source| OpsError::Proof { block: chunk.start_block, source })
+        match chunk.stored {
+            // What does not compress does not at another level.
+            Some(stored) if stored.codec == Codec::Raw => Ok(stored.clone()),
+            _ => self.region.encode(chunk.raw, chunk.id, self.level).map_err(unproved(chunk)),
+        }
     }
 
-    /// The smallest delta against one of some bases if that is smaller, else the plain frame.
+    /// The smallest of: a delta against one of some bases, if it saves enough; the plain frame; how it is stored.
     fn smallest(&self, chunk: &NewChunk<'_>, found: &[Base], bases: &Bases<'_>) -> Result<Frame, OpsError> {
+        let frame = self.smallest_new(chunk, found, bases)?;
+        let can_stay =
+            |stored: &Frame| stored.base().is_none_or(|base| found.iter().any(|found| found.id() == base));
+        match chunk.stored {
+            Some(stored) if stored.body.len() <= frame.body.len() && can_stay(stored) => Ok(stored.clone()),
+            _ => Ok(frame),
+        }
+    }
+
+    fn smallest_new(
+        &self,
+        chunk: &NewChunk<'_>,
+        found: &[Base],
+        bases: &Bases<'_>,
+    ) -> Result<Frame, OpsError> {
         let mut smallest: Option<(Frame, Option<usize>)> = None;
         for base in found {
             let (content, base_stored) = self.content(base, bases);
@@ -187,7 +227,7 @@ impl Encoder {
             let delta = self
                 .region
                 .encode_delta(chunk.raw, chunk.id, (base.id(), &content), self.level, limit)
-                .map_err(|source| OpsError::Proof { block: chunk.start_block, source })?;
+                .map_err(unproved(chunk))?;
             let expected = base_stored.map(|stored| stored * chunk.raw.len() / content.len().max(1));
             smallest = delta.map(|delta| (delta, expected)).or(smallest);
         }
@@ -199,7 +239,7 @@ impl Encoder {
         Ok(if delta.body.len() * 10 < plain.body.len() * KEPT_TENTHS { delta } else { plain })
     }
 
-    /// The bytes of a base, and of its stored body if that is known.
+    /// The bytes of a base, and how many its stored body has if that is known.
     fn content(&self, base: &Base, bases: &Bases<'_>) -> (Option<Vec<u8>>, Option<usize>) {
         match base {
             Base::Pending(id) => (bases.pending.get(id).map(|raw| raw.to_vec()), None),
@@ -209,6 +249,24 @@ impl Encoder {
             }
         }
     }
+}
+
+/// What a chunk may be stored against; what it is stored against now comes first.
+fn find(similar: &Similar, chunk: &NewChunk<'_>, features: Option<&Features>, wanted: &Wanted<'_>) -> Found {
+    let none = Found { bases: Vec::new(), is_known: false };
+    let mut found = features.map_or(none, |features| similar.find(chunk.id, features, wanted));
+    if let Some(base) = chunk.stored.and_then(Frame::base)
+        && let Some(now) = similar.base(base.leading(), wanted).filter(|now| now.id() == base)
+    {
+        found.bases.retain(|other| other.id() != base);
+        found.bases.insert(0, now);
+    }
+    found
+}
+
+fn unproved(chunk: &NewChunk<'_>) -> impl FnOnce(FrameError) -> OpsError + use<> {
+    let chunk = chunk.id;
+    move |source| OpsError::Proof { chunk, source }
 }
 
 /// How long a base may be: reading a chunk must not cost many times its length.

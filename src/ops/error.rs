@@ -4,7 +4,7 @@ use crate::chunk::frame::FrameError;
 use crate::disk::DiskError;
 use crate::model::blockmap::BlockMapFault;
 use crate::model::catalog::{Rejection, RootId};
-use crate::model::ids::{ImageId, MalformedId, SnapshotId};
+use crate::model::ids::{ChunkId, ImageId, MalformedId, SnapshotId};
 use crate::region::error::RegionError;
 
 /// What kind of answer an error is; each has its exit code.
@@ -134,11 +134,11 @@ pub enum OpsError {
     Disk(#[from] DiskError),
     /// A chunk did not survive being compressed and decompressed: nothing refers to it.
     #[error(
-        "a chunk at block {block} failed its proof before it was stored: {source}. Memory or processor may be faulty; test them before you trust this machine"
+        "chunk {chunk} failed its proof before it was stored: {source}. Memory or processor may be faulty; test them before you trust this machine"
     )]
     Proof {
-        /// Where in the volume.
-        block: u64,
+        /// The chunk.
+        chunk: ChunkId,
         /// What was wrong.
         source: FrameError,
     },

@@ -7,6 +7,7 @@
 use super::bin::expire_all;
 use super::context::Context;
 use super::error::OpsError;
+use super::rewrite::{despite_others, rewrite};
 use crate::model::catalog::Pack;
 use crate::model::objects::{PackName, PackState};
 use crate::model::units::TimeMs;
@@ -17,8 +18,6 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 /// How long a condemned pack stays at least if nothing else is said, in milliseconds: a day.
 pub const GRACE_MS_DEFAULT: u64 = 86_400_000;
-/// Attempts to condemn while others commit, before it is left to the next collection.
-const ATTEMPTS: usize = 8;
 
 /// How to collect.
 #[derive(Debug, Clone, Copy)]
@@ -45,7 +44,7 @@ pub struct Amount {
 }
 
 impl Amount {
-    fn add(&mut self, bytes: u64) {
+    pub(super) fn add(&mut self, bytes: u64) {
         self.count += 1;
         self.bytes += bytes;
     }
@@ -152,7 +151,7 @@ pub fn collect(region: &Region, options: &GcOptions, context: &Context<'_>) -> R
         if is_full {
             // Rewriting needs space before it gives any back.
             worn.iter().for_each(|name| collected.left_worn.add(len_of(&mark, name)));
-        } else if let Some((mark, kept)) = rewrite(region, &mark, &worn, &mut collected, context)? {
+        } else if let Some((mark, kept)) = rewrite_worn(region, &mark, &worn, &mut collected, context)? {
             region.sweep(&mark, &kept, account, is_due)?;
             remove_swept(region, &mut collected, &mut failure, context)?;
         }
@@ -232,7 +231,7 @@ fn candidates(
             in_progress.push(name);
         }
     }
-    let in_progress = mark.with_bases(in_progress);
+    let in_progress = mark.catalog.with_bases(in_progress);
     for (&name, pack) in live() {
         if kept.contains(&name) {
             let is_worn = mark.needed_percent(&pack.record) < u64::from(options.repack_percent);
@@ -246,33 +245,6 @@ fn candidates(
         }
     }
     Ok(candidates)
-}
-
-/// Marks, and runs a step on the mark, again if others commit or collect meanwhile, but not for ever: then what is left
-/// is left to the next collection. The step gives nothing if the mark did not hold.
-fn despite_others<T>(
-    region: &Region,
-    avoided: &HashSet<PackName>,
-    context: &Context<'_>,
-    mut step: impl FnMut(&Mark) -> Result<Option<T>, OpsError>,
-) -> Result<Option<(Mark, T)>, OpsError> {
-    for attempt in 1..=ATTEMPTS {
-        context.check_cancelled()?;
-        let before = region.catalog()?.sequence;
-        let done = region.mark(avoided, || context.check_cancelled()).and_then(|mark| {
-            region.check_kept(&mark, || context.check_cancelled())?;
-            Ok(step(&mark)?.map(|done| (mark, done)))
-        });
-        match done {
-            Ok(Some(done)) => return Ok(Some(done)),
-            Ok(None) => {}
-            // What was not there may have been deleted and collected by others: then the log has moved.
-            Err(OpsError::Region(error))
-                if error.is_damage() && attempt < ATTEMPTS && region.catalog()?.sequence != before => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(None)
 }
 
 /// Condemns packs that nothing needs. Gives the packs that stay, or nothing if the mark did not hold.
@@ -306,9 +278,8 @@ fn condemn_dead(
 }
 
 /// Rewrites worn packs, and condemns them. Gives a new mark and the packs that stay, or nothing if there was nothing to
-/// rewrite or others were faster: then what was moved is in two packs, one of which nothing needs, as the next
-/// collection will find.
-fn rewrite(
+/// rewrite or others were faster.
+fn rewrite_worn(
     region: &Region,
     mark: &Mark,
     worn: &[PackName],
@@ -319,28 +290,14 @@ fn rewrite(
         return Ok(None);
     }
     let avoided: HashSet<PackName> = worn.iter().copied().collect();
-    let moved = match repack(region, mark, &avoided, context) {
-        // Another collector took them, or others deleted what they hold.
-        Err(OpsError::Region(error)) if error.is_not_found() => return Ok(None),
-        repacked => repacked?,
+    let Some(rewritten) = rewrite(region, &avoided, context, || repack(region, mark, &avoided, context))?
+    else {
+        return Ok(None);
     };
-    let (mut emptied, account, now_ms) = (Vec::new(), context.account, context.now_ms);
-    let condemned = despite_others(region, &avoided, context, |mark| {
-        let kept = mark.kept_packs();
-        let is_live =
-            |name: &PackName| mark.catalog.packs.get(name).is_some_and(|p| p.state == PackState::Live);
-        emptied = worn.iter().copied().filter(|name| !kept.contains(name) && is_live(name)).collect();
-        region.prove_kept(mark, &emptied.iter().copied().collect(), || context.check_cancelled())?;
-        let is_done = region.rebase(mark, &kept, account)?
-            && (emptied.is_empty() || region.condemn(mark, &kept, &emptied, account, now_ms)?);
-        Ok(is_done.then_some(kept))
-    })?;
-    if condemned.is_some() {
-        emptied.iter().for_each(|name| collected.repacked.add(len_of(mark, name)));
-        collected.moved.count += moved.count;
-        collected.moved.bytes += moved.bytes;
-    }
-    Ok(condemned)
+    rewritten.emptied.iter().for_each(|name| collected.repacked.add(len_of(mark, name)));
+    collected.moved.count += rewritten.moved.count;
+    collected.moved.bytes += rewritten.moved.bytes;
+    Ok(Some((rewritten.mark, rewritten.kept)))
 }
 
 /// Moves what is needed of packs into new ones. Gives what was moved.
@@ -358,9 +315,9 @@ fn repack(
     let mut moved = Amount::default();
     // Bases before the deltas on them.
     for is_plain in [true, false] {
-        for (pack, entries) in &frames {
+        for frames in frames.values() {
             context.check_cancelled()?;
-            let usage = region.move_frames(&mut session, *pack, entries, is_plain, context.pool)?;
+            let usage = region.move_frames(&mut session, frames, is_plain, context.pool)?;
             moved.count += usage.frames;
             moved.bytes += usage.bytes;
             context.progress.advance(usage.bytes);

@@ -110,6 +110,7 @@ pub fn ingest(
     let before = session.stored_bytes();
     let mut store = Store::new(disk.len_bytes())?;
     let mut encoder = Encoder::new(session.region(), how, context);
+    session.set_effort(encoder.effort());
     thread::scope(|scope| {
         let (free_in, free_out) = bounded(BUFFERS);
         for _ in 0..BUFFERS {
@@ -409,10 +410,11 @@ fn encode(
             .map(|(cut, _)| NewChunk {
                 id: cut.id,
                 raw: cut.bytes(&work.batch.buffer),
-                start_block: cut.span.start_block,
+                stored: None,
+                is_base: false,
             })
             .collect();
-        let frames = encoder.encode(&new, context)?;
+        let frames = encoder.encode(&new, &|_| true, context)?;
         if done.send(Encoded { work, frames }).is_err() {
             break;
         }

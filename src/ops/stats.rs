@@ -255,7 +255,8 @@ impl References {
                 let base = match by_leading.get(leading).and_then(|id| self.chunks.get_mut(id)) {
                     Some(base) => base,
                     None => {
-                        let stored_bytes = region.find_base(*leading)?.map_or(0, |place| place.frame_bytes());
+                        let stored_bytes =
+                            region.find_base(*leading)?.map_or(0, |(_, place)| place.frame_bytes());
                         self.bases.entry(*leading).or_insert(Chunk { stored_bytes, raw_bytes: 0, owner })
                     }
                 };

@@ -422,7 +422,7 @@ impl Check<'_> {
             // A trailer that cannot be read is a finding of its own.
             for (delta, base) in self.region.bases_in(&record.name).unwrap_or_default() {
                 let is_elsewhere = |region: &Region| {
-                    let place = region.find_base(base).ok().flatten();
+                    let place = region.find_base(base).ok().flatten().map(|(_, place)| place);
                     place.is_some_and(|place| !self.bad_packs.contains_key(&place.pack))
                 };
                 let lost_with = bad_base.filter(|_| !is_elsewhere(self.region));

@@ -67,13 +67,14 @@ impl PackBuilder {
         self.bytes.len()
     }
 
-    /// The finished pack.
-    pub fn seal(mut self) -> Result<SealedPack, FormatError> {
+    /// The finished pack; `effort` as [`Trailer::effort`](crate::format::pack::Trailer::effort) has it.
+    pub fn seal(mut self, effort: u8) -> Result<SealedPack, FormatError> {
         let mut header = [0; HEADER_BYTES];
         header.copy_from_slice(&self.bytes[..HEADER_BYTES]);
         let end = u32::try_from(self.bytes.len())
             .map_err(|_| FormatError::invalid("pack", "it is larger than positions in it can say"))?;
-        let (trailer, trailer_hash) = encode_trailer(&header, &mut self.entries, &mut self.deltas, end)?;
+        let (trailer, trailer_hash) =
+            encode_trailer(&header, &mut self.entries, &mut self.deltas, end, effort)?;
         self.bytes.extend(trailer);
         let raw_bytes = self.entries.iter().map(|e| u64::from(e.raw_blocks) * BLOCK_BYTES as u64).sum();
         let record = PackRecord {

@@ -3,7 +3,8 @@
 use super::error::PackError;
 use crate::format::error::FormatError;
 use crate::format::pack::{
-    FOOTER_BYTES, HEADER_BYTES, PACK_BYTES_MAX, Trailer, decode_header, decode_trailer, trailer_offset,
+    FOOTER_BYTES, HEADER_BYTES, PACK_BYTES_MAX, Trailer, decode_header, decode_trailer, effort_in,
+    trailer_offset,
 };
 use crate::io::storage::{Object, Storage};
 use crate::model::ids::RegionId;
@@ -47,4 +48,12 @@ pub fn read_trailer_of(
         return Err(damaged(FormatError::Identity { what: "pack", expected, found }));
     }
     Ok(trailer)
+}
+
+/// What effort went into a pack, as it says itself, unchecked: what hangs on it is only whether it is made anew.
+pub fn read_effort(storage: &dyn Storage, record: &PackRecord) -> Result<u8, PackError> {
+    let object = storage.open(&record.name.to_string())?;
+    let mut footer = [0; FOOTER_BYTES];
+    object.read_at(record.len.saturating_sub(FOOTER_BYTES as u64), &mut footer)?;
+    Ok(effort_in(&footer))
 }

@@ -104,9 +104,9 @@ impl Region {
         Ok(lost)
     }
 
-    /// Where a chunk is, a plain frame, whose id begins with these bytes.
-    pub fn find_base(&self, leading: u64) -> Result<Option<Location>, RegionError> {
-        Ok(self.with_index(|index| index.find_leading(leading))?.map(|(_, location)| location))
+    /// The chunk whose id begins with these bytes and where it is as a plain frame.
+    pub fn find_base(&self, leading: u64) -> Result<Option<Located>, RegionError> {
+        self.with_index(|index| index.find_leading(leading))
     }
 }
 

@@ -6,19 +6,16 @@
 
 use super::Region;
 use super::error::RegionError;
-use super::session::Session;
-use crate::chunk::frame::Frame;
 use crate::format::entry::{ENTRY_BYTES, Entry};
 use crate::format::pack::{BASE_BYTES, FOOTER_BYTES, HEADER_BYTES};
 use crate::model::account::AccountId;
 use crate::model::catalog::{Catalog, Pack};
-use crate::model::ids::ChunkId;
 use crate::model::objects::{ManifestName, PackName, PackRecord, PackState};
 use crate::model::op::Op;
 use crate::model::units::{BLOCK_BYTES, TimeMs};
 use crate::pack::index::{Index, Location};
 use crate::pack::places::{Group, Places};
-use crate::pack::trailer::read_trailer;
+use crate::pack::trailer::{read_effort, read_trailer};
 use rayon::prelude::*;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
@@ -27,9 +24,6 @@ use std::sync::Arc;
 const GATHERED_MIN: usize = 1 << 20;
 /// Chunks whose places are gone through between two looks at whether to go on.
 const WATCH_CHUNKS: u64 = 1 << 16;
-
-/// Frames that are moved together.
-const MOVED_AT_ONCE: usize = 64;
 
 /// What of a pack is needed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -102,7 +96,7 @@ impl Mark {
         // A pack that cannot be put on others, as long as some of those are damaged, keeps all that it is on record with.
         let is_stuck = |(_, bases): &(&PackName, &BTreeSet<PackName>)| !self.can_be_based_on(bases);
         let stuck = self.based_on.iter().filter(is_stuck).map(|(pack, _)| *pack);
-        let mut kept = self.with_bases(stuck);
+        let mut kept = self.catalog.with_bases(stuck);
         kept.extend(self.usage.keys());
         kept
     }
@@ -111,18 +105,9 @@ impl Mark {
         bases.iter().all(|base| self.catalog.can_be_used(*base))
     }
 
-    /// Those of some packs, and the packs that are on record as holding bases of these, and so on.
-    pub fn with_bases(&self, packs: impl IntoIterator<Item = PackName>) -> BTreeSet<PackName> {
-        let mut all = BTreeSet::new();
-        let mut found: Vec<PackName> = packs.into_iter().collect();
-        while let Some(name) = found.pop() {
-            if all.insert(name)
-                && let Some(pack) = self.catalog.packs.get(&name)
-            {
-                found.extend(&pack.record.bases);
-            }
-        }
-        all
+    /// Whether a chunk whose id begins so is the base of a delta in a pack that is kept.
+    pub fn is_base(&self, leading: u64) -> bool {
+        self.bases.binary_search(&leading).is_ok()
     }
 
     /// Live packs that are on record with bases in packs that nothing keeps: there they are not needed, since they are
@@ -381,64 +366,23 @@ impl Region {
 
     /// Whether the session that wrote a pack may still be at work.
     pub fn may_be_at_work(&self, pack: &PackName) -> Result<bool, RegionError> {
-        Ok(pack.session == self.0.session || !self.0.storage.is_writer_gone(&pack.session.to_string())?)
+        Ok(pack.session == self.0.session || self.is_of_running(pack)?)
+    }
+
+    /// Whether another session wrote a pack, one that may still be at work.
+    pub fn is_of_running(&self, pack: &PackName) -> Result<bool, RegionError> {
+        let is_ours = pack.session == self.0.session;
+        Ok(!is_ours && !self.0.storage.is_writer_gone(&pack.session.to_string())?)
+    }
+
+    /// What effort went into a pack, as it says itself: see [`crate::format::pack::Trailer::effort`].
+    pub fn effort_of(&self, pack: &PackRecord) -> Result<u8, RegionError> {
+        Ok(read_effort(&*self.0.storage, pack)?)
     }
 
     /// See [`crate::io::storage::Storage::admit_collector`]: whether the storage is nearly full.
     pub fn admit_collector(&self) -> Result<bool, RegionError> {
         Ok(self.0.storage.admit_collector()?)
-    }
-
-    /// Where the frames of `packs` are that a mark keeps, by pack.
-    pub fn kept_frames<E: From<RegionError>>(
-        &self,
-        mark: &Mark,
-        packs: &HashSet<PackName>,
-        watch: impl FnMut() -> Result<(), E>,
-    ) -> Result<BTreeMap<PackName, Vec<Entry>>, E> {
-        let mut frames: BTreeMap<PackName, Vec<Entry>> = BTreeMap::new();
-        mark.each_kept(watch, |kept, _| {
-            if let Some((entry, pack)) = kept.filter(|(_, pack)| packs.contains(pack)) {
-                frames.entry(pack).or_default().push(Entry { pack: 0, ..entry });
-            }
-        })?;
-        Ok(frames)
-    }
-
-    /// Puts frames of a pack into a session's packs, each proved to be its chunk: the plain ones, or the deltas, whose
-    /// bases must be there. Gives how many.
-    pub fn move_frames(
-        &self,
-        session: &mut Session,
-        pack: PackName,
-        entries: &[Entry],
-        is_plain: bool,
-        pool: &rayon::ThreadPool,
-    ) -> Result<Usage, RegionError> {
-        let entries = entries.iter().filter(|entry| entry.codec.is_plain() == is_plain);
-        let wanted: Vec<_> = entries.map(|entry| (entry.id, Location::new(entry, pack))).collect();
-        let bytes = wanted.iter().map(|(_, location)| location.frame_bytes()).sum();
-        let usage = Usage { frames: wanted.len() as u64, bytes };
-        for wanted in wanted.chunks(MOVED_AT_ONCE) {
-            let fetched = self.fetch_at(wanted.to_vec())?;
-            let proved = |frame| -> Result<(ChunkId, Frame), RegionError> {
-                let mut raw = vec![0; fetched.raw_bytes(frame)];
-                fetched.decode_here(self, frame, &mut raw)?;
-                fetched.stored(frame)
-            };
-            let frames: Result<Vec<_>, _> =
-                pool.install(|| fetched.frames().par_iter().map(|&f| proved(f)).collect());
-            for (id, mut frame) in frames? {
-                // One whose base is in a damaged pack only, goes on without it.
-                if let Some(base) = frame.base()
-                    && session.base_pack(base)?.is_none()
-                {
-                    frame = self.intact_frame(id).ok_or(RegionError::BaseGone { base })?;
-                }
-                session.put(id, &frame)?;
-            }
-        }
-        Ok(usage)
     }
 }
 
@@ -510,7 +454,7 @@ impl Mark {
 
     /// Goes through all chunks in their order, with the place that is kept of each that is live or a base. Gives the
     /// number of those (by their leading bytes).
-    fn each_kept<E: From<RegionError>>(
+    pub(super) fn each_kept<E: From<RegionError>>(
         &self,
         mut watch: impl FnMut() -> Result<(), E>,
         mut take: impl FnMut(Option<(Entry, PackName)>, &Group),

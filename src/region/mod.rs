@@ -12,6 +12,7 @@ pub mod error;
 pub mod fetch;
 mod log;
 pub mod mend;
+pub mod moving;
 pub mod orphans;
 pub mod salvage;
 pub mod session;

@@ -36,6 +36,8 @@ pub struct Session {
     fresh: HashMap<ChunkId, Placed>,
     /// Packs that are being emptied: no base is looked for in them.
     avoided: HashSet<PackName>,
+    /// What its packs say of the effort that went into them.
+    effort: u8,
     open: Option<PackBuilder>,
     writer: Option<PackWriter>,
     /// Packs that the chunks asked about are in.
@@ -79,6 +81,7 @@ impl Region {
             index: self.index()?,
             fresh: HashMap::new(),
             avoided: HashSet::new(),
+            effort: 0,
             open: None,
             writer: None,
             used: BTreeSet::new(),
@@ -170,6 +173,11 @@ impl Session {
     /// No base is looked for in these packs from now on: they are being emptied.
     pub fn avoid(&mut self, packs: &HashSet<PackName>) {
         self.avoided.extend(packs);
+    }
+
+    /// All frames from now on are made or tried at this zstd level, with deltas: packs say so.
+    pub fn set_effort(&mut self, level: i32) {
+        self.effort = u8::try_from(level).unwrap_or(0);
     }
 
     /// The pack that holds a chunk such that a delta against it can be put: as a plain frame in a live pack that is
@@ -298,7 +306,7 @@ impl Session {
         let Some(open) = self.open.take() else { return Ok(()) };
         // Whatever goes wrong from here on loses what was put.
         self.has_failed = true;
-        let sealed = open.seal().map_err(|e| RegionError::damaged("pack", e))?;
+        let sealed = open.seal(self.effort).map_err(|e| RegionError::damaged("pack", e))?;
         self.used.insert(sealed.record.name);
         self.stored_bytes += sealed.record.len;
         let writer = match &mut self.writer {

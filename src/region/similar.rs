@@ -38,6 +38,24 @@ impl Base {
     }
 }
 
+/// What a base must be like.
+pub struct Wanted<'a> {
+    /// How long it may be, in blocks.
+    pub blocks_max: u16,
+    /// How many are looked for.
+    pub tried: usize,
+    /// Whether a chunk that is in a pack can be one.
+    pub is_usable: &'a dyn Fn(ChunkId) -> bool,
+}
+
+/// What a chunk resembles.
+pub struct Found {
+    /// Chunks to store it against, the most alike first.
+    pub bases: Vec<Base>,
+    /// Whether the tables, or this session, have the chunk itself.
+    pub is_known: bool,
+}
+
 /// Finds bases for one session's new chunks.
 pub struct Similar {
     region: Region,
@@ -45,7 +63,7 @@ pub struct Similar {
     fresh: Fresh,
     /// Where chunks are, for the batch under way.
     index: Arc<Index>,
-    /// Chunks of the batch under way that are stored as plain frames.
+    /// Chunks of the batch under way that are stored as plain frames, with their lengths in blocks.
     pending: HashMap<ChunkId, usize>,
     /// Frames that were stored last: they may be in no pack yet.
     recent: HashMap<ChunkId, Arc<Frame>>,
@@ -99,25 +117,44 @@ impl Similar {
         Ok(())
     }
 
-    /// Up to `tried` chunks that one with these features may be stored against, each at most `blocks_max` long, the most
-    /// alike first.
-    pub fn find(&self, features: &Features, blocks_max: u16, tried: usize) -> Vec<Base> {
-        let candidates = candidates(features, &self.fresh, &self.tables).into_iter().take(LOOKED_UP_MAX);
-        candidates.filter_map(|(leading, _)| self.base(leading, blocks_max)).take(tried).collect()
+    /// Chunks that one with this id and these features may be stored against, the most alike first.
+    pub fn find(&self, id: ChunkId, features: &Features, wanted: &Wanted<'_>) -> Found {
+        let mut candidates = candidates(features, &self.fresh, &self.tables);
+        let before = candidates.len();
+        candidates.retain(|(leading, _)| *leading != id.leading());
+        let is_known = candidates.len() < before;
+        let candidates = candidates.into_iter().take(LOOKED_UP_MAX);
+        let bases = candidates.filter_map(|(leading, _)| self.base(leading, wanted)).take(wanted.tried);
+        Found { bases: bases.collect(), is_known }
     }
 
-    fn base(&self, leading: u64, blocks_max: u16) -> Option<Base> {
-        if let Some(id) = self.fresh.id(leading) {
+    /// The chunk whose id begins so, if it can be what is wanted.
+    pub fn base(&self, leading: u64, wanted: &Wanted<'_>) -> Option<Base> {
+        let blocks_max = wanted.blocks_max;
+        let near = |id: ChunkId| {
             if let Some(&blocks) = self.pending.get(&id) {
-                return (blocks <= usize::from(blocks_max)).then_some(Base::Pending(id));
+                return Some((Base::Pending(id), blocks));
             }
-            if let Some(frame) = self.recent.get(&id) {
-                return (frame.raw_blocks <= blocks_max).then(|| Base::Recent(id, frame.clone()));
-            }
+            let frame = self.recent.get(&id)?;
+            Some((Base::Recent(id, frame.clone()), usize::from(frame.raw_blocks)))
+        };
+        if let Some((base, blocks)) = self.fresh.id(leading).and_then(near) {
+            return (blocks <= usize::from(blocks_max)).then_some(base);
         }
         // A damaged segment, and what was collected, lead nowhere.
         let (id, location) = self.index.find_leading(leading).ok()??;
-        (location.raw_blocks <= blocks_max).then_some(Base::Stored(id, location))
+        if location.raw_blocks > blocks_max {
+            return None;
+        }
+        match near(id) {
+            Some((base, _)) => Some(base),
+            None => (wanted.is_usable)(id).then_some(Base::Stored(id, location)),
+        }
+    }
+
+    /// A chunk of this batch that is going to be stored as a plain frame, and that the tables know.
+    pub fn add_known(&mut self, id: ChunkId, blocks: usize) {
+        self.pending.insert(id, blocks);
     }
 
     /// A chunk of this batch that is going to be stored as a plain frame: those after it may be stored against it.

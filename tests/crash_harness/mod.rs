@@ -16,6 +16,7 @@ use imgstore::ops::copy::{CopyOptions, CopyWhat, apply, plan};
 use imgstore::ops::delete::delete_snapshot;
 use imgstore::ops::error::OpsError;
 use imgstore::ops::gc::{GcOptions, collect};
+use imgstore::ops::repack::{RepackOptions, repack};
 use imgstore::ops::verify::{VerifyOptions, verify};
 use imgstore::region::error::RegionError;
 use imgstore::region::mend::Mended;
@@ -168,7 +169,7 @@ impl<'a> Player<'a> {
     }
 }
 
-/// Init of two regions, three snapshots, a copy, a deletion, a collection, another opening: until something fails.
+/// Init of two regions, three snapshots, a copy, a deletion, a collection, another opening, all made anew: until something fails.
 /// `collecting` is set while the collection runs.
 fn play(player: &mut Player<'_>, collecting: &AtomicBool) -> Result<(), OpsError> {
     let home = player.init(HOME)?;
@@ -193,6 +194,7 @@ fn play(player: &mut Player<'_>, collecting: &AtomicBool) -> Result<(), OpsError
     }
     let home = player.world.open(HOME)?;
     player.take(&home, 2)?;
+    repack(&player.world.open(HOME)?, &RepackOptions::default(), &player.caller.context())?;
     player.reached(HOME)
 }
 

@@ -181,7 +181,7 @@ structs! {
     PackHeader { preamble Preamble, zero u32, region Id16, name Name, key u64, }
     FrameHeader { stored u32, blocks u16, codec u8, flags u8, crc u32, }
     Entry { id Hash, pack u32, offset u32, stored u32, blocks u16, codec u8, flags u8, }
-    Footer { magic [u8; 8], frames u32, trailer_at u32, raw_bytes u64, deltas u32, zero u32, hash Hash, }
+    Footer { magic [u8; 8], frames u32, trailer_at u32, raw_bytes u64, deltas u32, effort u8, zero [u8; 3], hash Hash, }
     SegmentHeader { preamble Preamble, packs u32, entries u64, pages u32, table_crc u32, region Id16, }
     PageEnd { entries u32, number u32, zero u32, crc u32, }
     ManifestHeader { preamble Preamble, zero u32, volume_bytes u64, chunks u64, key u64, }
@@ -457,7 +457,7 @@ pub fn pack(bytes: &[u8]) -> Result<PackFile> {
     let (content, footer_bytes) = bytes.split_at(bytes.len() - 64);
     let footer: Footer = value(footer_bytes)?;
     ensure(footer.magic == *b"IMGSPEND", "the footer's magic is another")?;
-    reserved(footer.zero == 0, "the footer")?;
+    reserved(footer.zero == [0; 3] && footer.effort <= 22, "the footer")?;
     let trailer_at = footer.trailer_at as usize;
     let trailer = content.get(trailer_at..).ok_or("damaged: the trailer's offset")?;
     let covered = [&bytes[..64], trailer, &footer_bytes[..32]];

@@ -892,7 +892,7 @@ pub fn encode_pack(bodies: [Vec<u8>; 3]) -> Vec<u8> {
     let [_, base, delta] = chunks().map(|chunk| chunk_id(&chunk));
     let mut deltas = [(delta, base)];
     let end = u32::try_from(bytes.len()).expect("a small pack");
-    bytes.extend(pack::encode_trailer(&header, &mut entries, &mut deltas, end).expect("a trailer").0);
+    bytes.extend(pack::encode_trailer(&header, &mut entries, &mut deltas, end, 12).expect("a trailer").0);
     bytes
 }
 

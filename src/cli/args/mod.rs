@@ -14,7 +14,8 @@ pub use instances::{
 };
 pub use lists::{ImagesArgs, ListArgs, Whom};
 pub use places::{
-    AccountCommand, BinCommand, CopyArgs, GcArgs, Kind, RegionCommand, RepairArgs, RuleArgs, VerifyArgs,
+    AccountCommand, BinCommand, CopyArgs, GcArgs, Kind, RegionCommand, RepackArgs, RepairArgs, RuleArgs,
+    VerifyArgs,
 };
 
 use super::text::{parse_bytes, parse_tag, parse_time};
@@ -228,6 +229,8 @@ pub enum Command {
     },
     /// Remove what nothing refers to any more, and free its space
     Gc(GcArgs),
+    /// Compress what is stored anew and harder, so that it takes less space
+    Repack(RepackArgs),
     /// Check that everything stored is there and intact; exit code 5 if it is not
     Verify(VerifyArgs),
     /// Mend what is damaged, from intact copies here, in other regions, or on the disks that it came from

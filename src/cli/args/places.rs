@@ -6,6 +6,7 @@ use clap::{ArgGroup, Args, Subcommand, ValueEnum};
 use imgstore::model::account::{AccountId, Tag};
 use imgstore::model::ids::RuleId;
 use imgstore::ops::find::AnyId;
+use imgstore::ops::repack::LEVEL_DEFAULT;
 use std::path::PathBuf;
 
 #[derive(Debug, Args)]
@@ -47,6 +48,19 @@ pub struct GcArgs {
     /// Rewrite packs of which less than so many percent are needed; 0 for none
     #[arg(long, value_name = "PERCENT", default_value_t = 50, value_parser = clap::value_parser!(u8).range(0..=100))]
     pub repack: u8,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Packs are made anew, with all their chunks compressed harder and stored against what they resemble; ids stay. The old\npacks are freed by gc, after its grace: until then both take space. It may run beside everything else and be\ninterrupted: what was done stays done. Packs that were made so already are not made again.\n\nExamples:\n  imgstore repack --dry-run\n  imgstore repack\n  imgstore repack --limit 50GiB --level 9      # a part each night, faster"
+)]
+pub struct RepackArgs {
+    /// zstd level
+    #[arg(long, value_name = "LEVEL", default_value_t = LEVEL_DEFAULT, value_parser = clap::value_parser!(i32).range(1..=12))]
+    pub level: i32,
+    /// Rewrite at most so many bytes of packs, for example 50GiB
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+    pub limit: Option<u64>,
 }
 
 #[derive(Debug, Args)]

@@ -13,6 +13,7 @@ mod instances;
 mod modify;
 mod region;
 mod remove;
+mod repack;
 mod repair;
 mod upkeep;
 mod volumes;
@@ -121,6 +122,7 @@ fn dispatch(session: &mut Session<'_>, command: &Command) -> Result<u8, CliError
         Command::Account(command) => account::account(session, command),
         Command::Stats { ids } => upkeep::stats(session, ids),
         Command::Gc(args) => gc::gc(session, args),
+        Command::Repack(args) => repack::repack(session, args),
         Command::Verify(args) => return upkeep::verify(session, args),
         Command::Repair(args) => return repair::repair(session, args),
         Command::Region(command) => region::region(session, command),

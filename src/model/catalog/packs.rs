@@ -60,6 +60,20 @@ impl Catalog {
         true
     }
 
+    /// Those of some packs, and the packs that are on record as holding bases of these, and so on.
+    pub fn with_bases(&self, packs: impl IntoIterator<Item = PackName>) -> BTreeSet<PackName> {
+        let mut all = BTreeSet::new();
+        let mut found: Vec<PackName> = packs.into_iter().collect();
+        while let Some(name) = found.pop() {
+            if all.insert(name)
+                && let Some(pack) = self.packs.get(&name)
+            {
+                found.extend(&pack.record.bases);
+            }
+        }
+        all
+    }
+
     /// Only live packs are condemned, and none that a live pack has bases in.
     pub(super) fn condemn_packs(&mut self, packs: &[PackName], at_ms: TimeMs) -> Result<(), Rejection> {
         self.move_packs(packs, PackState::Condemned { since_ms: at_ms }, |state| state == PackState::Live)?;

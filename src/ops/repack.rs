@@ -1,0 +1,245 @@
+//! What is stored is compressed anew: harder, and against more that it resembles. No chunk's id changes.
+//!
+//! It takes nobody's lock, goes round by round, and may be interrupted anywhere: what was done stays done. The packs that
+//! it empties are condemned, and freed by a collection like any others.
+
+use super::context::Context;
+use super::encode::{Compression, Encoder, NewChunk};
+use super::error::OpsError;
+use super::gc::Amount;
+use super::rewrite::rewrite;
+use crate::model::catalog::Catalog;
+use crate::model::objects::{PackName, PackState};
+use crate::region::Region;
+use crate::region::collect::Mark;
+use crate::region::fetch::Located;
+use crate::region::moving::StoredChunk;
+use crate::region::session::Session;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+
+/// The zstd level if nothing else is said.
+pub const LEVEL_DEFAULT: i32 = 12;
+/// Bytes of packs that are emptied before what came of it is on record.
+const ROUND_BYTES: u64 = 8 << 30;
+
+/// How to repack.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RepackOptions {
+    /// zstd level. Packs that were made at this level or a higher one stay.
+    pub level: i32,
+    /// Bytes of packs to rewrite at most: those that come first by name.
+    pub limit_bytes: u64,
+}
+
+impl Default for RepackOptions {
+    fn default() -> Self {
+        Self { level: LEVEL_DEFAULT, limit_bytes: u64::MAX }
+    }
+}
+
+/// What repacking did, or would do.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Repacked {
+    /// Packs that were emptied and are condemned.
+    pub emptied: Amount,
+    /// Frames that were needed of them, with their bytes before.
+    pub moved: Amount,
+    /// Bytes of the new packs.
+    pub stored_bytes: u64,
+    /// Packs that are left: beyond the limit, or since others use them.
+    pub left: Amount,
+    /// Packs of commands that are running.
+    pub in_progress: Amount,
+}
+
+/// Packs that are worth rewriting, those of commands that are running, and how large they are.
+struct Candidates {
+    cold: Vec<(PackName, u64)>,
+    in_progress: Amount,
+}
+
+/// Compresses anew what is needed of every pack that had less effort. With a dry run nothing is changed.
+pub fn repack(region: &Region, options: &RepackOptions, context: &Context<'_>) -> Result<Repacked, OpsError> {
+    let Candidates { cold, in_progress } = candidates(region, options.level)?;
+    let mut repacked = Repacked { in_progress, ..Repacked::default() };
+    let mut limit = options.limit_bytes;
+    let mut rest = cold.as_slice();
+    while let Some(count) = Some(fitting(rest, limit.min(ROUND_BYTES))).filter(|count| *count > 0) {
+        let (round, after) = rest.split_at(count);
+        rest = after;
+        limit = limit.saturating_sub(round.iter().map(|(_, len)| len).sum());
+        let packs: HashSet<PackName> = round.iter().map(|(name, _)| *name).collect();
+        run_round(region, &packs, round, options, &mut repacked, context)?;
+    }
+    rest.iter().for_each(|(_, len)| repacked.left.add(*len));
+    if !context.dry_run {
+        region.compact_index(context.account)?;
+    }
+    Ok(repacked)
+}
+
+/// How many of some packs, one at least, have so many bytes together.
+fn fitting(packs: &[(PackName, u64)], limit: u64) -> usize {
+    let mut bytes = 0_u64;
+    let fits = |(_, len): &&(PackName, u64)| {
+        bytes = bytes.saturating_add(*len);
+        bytes <= limit
+    };
+    match packs.iter().take_while(fits).count() {
+        0 if limit > 0 => packs.len().min(1),
+        count => count,
+    }
+}
+
+fn candidates(region: &Region, level: i32) -> Result<Candidates, OpsError> {
+    let catalog = region.catalog()?;
+    let at_work = packs_at_work(region, &catalog)?;
+    let mut candidates = Candidates { cold: Vec::new(), in_progress: Amount::default() };
+    for (&name, pack) in catalog.packs.iter().filter(|(_, pack)| pack.state == PackState::Live) {
+        if at_work.contains(&name) {
+            candidates.in_progress.add(pack.record.len);
+        } else if i32::from(region.effort_of(&pack.record)?) < level {
+            candidates.cold.push((name, pack.record.len));
+        }
+    }
+    Ok(candidates)
+}
+
+/// Packs of sessions that may be at work, and those that hold bases of these.
+fn packs_at_work(region: &Region, catalog: &Catalog) -> Result<BTreeSet<PackName>, OpsError> {
+    let mut sessions = BTreeMap::new();
+    let mut packs = Vec::new();
+    for name in catalog.packs.keys() {
+        let is_at_work = match sessions.get(&name.session) {
+            Some(&known) => known,
+            None => *sessions.entry(name.session).or_insert(region.is_of_running(name)?),
+        };
+        if is_at_work {
+            packs.push(*name);
+        }
+    }
+    Ok(catalog.with_bases(packs))
+}
+
+fn run_round(
+    region: &Region,
+    packs: &HashSet<PackName>,
+    round: &[(PackName, u64)],
+    options: &RepackOptions,
+    repacked: &mut Repacked,
+    context: &Context<'_>,
+) -> Result<(), OpsError> {
+    context.check_cancelled()?;
+    // What an interrupted run has moved already is not moved again: the mark keeps it where it is now.
+    let mark = region.mark(packs, || context.check_cancelled())?;
+    if context.dry_run {
+        for (name, len) in round {
+            let usage = mark.usage(name);
+            repacked.emptied.add(*len);
+            repacked.moved.count += usage.frames;
+            repacked.moved.bytes += usage.bytes;
+        }
+        return Ok(());
+    }
+    let mut stored_bytes = 0;
+    let rewritten = rewrite(region, packs, context, || {
+        let (moved, stored) = move_needed(region, &mark, packs, options.level, context)?;
+        stored_bytes = stored;
+        Ok(moved)
+    })?;
+    let emptied = rewritten.as_ref().map_or(&[][..], |rewritten| &rewritten.emptied);
+    for (name, len) in round {
+        let is_emptied = emptied.contains(name);
+        let amount = if is_emptied { &mut repacked.emptied } else { &mut repacked.left };
+        amount.add(*len);
+    }
+    if let Some(rewritten) = rewritten {
+        repacked.moved.count += rewritten.moved.count;
+        repacked.moved.bytes += rewritten.moved.bytes;
+    }
+    repacked.stored_bytes += stored_bytes;
+    Ok(())
+}
+
+/// Puts what is needed of packs into new ones. Gives what that was, and the bytes of the new packs.
+fn move_needed(
+    region: &Region,
+    mark: &Mark,
+    packs: &HashSet<PackName>,
+    level: i32,
+    context: &Context<'_>,
+) -> Result<(Amount, u64), OpsError> {
+    let frames = region.kept_frames(mark, packs, || context.check_cancelled())?;
+    context.progress.begin("repack", packs.iter().map(|name| mark.usage(name).bytes).sum());
+    let mut session = region.begin(context.account)?;
+    session.avoid(packs);
+    let how = Compression { level: Some(level), delta: true };
+    let encoder = Encoder::new(region, &how, context).thorough();
+    session.set_effort(encoder.effort());
+    let mut mover = Mover { region, mark, session, encoder, moved: Amount::default(), context };
+    // Bases first: then they are there for every delta on them, and for whatever else resembles them.
+    let is_base = |(id, place): &Located| place.codec.is_plain() && mark.is_base(id.leading());
+    let (mut bases, mut others) = (Vec::new(), Vec::new());
+    for frames in frames.into_values() {
+        let (of_pack, rest): (Vec<Located>, Vec<Located>) = frames.into_iter().partition(is_base);
+        bases.extend(of_pack);
+        others.extend(rest);
+    }
+    mover.put(&bases)?;
+    mover.put(&others)?;
+    mover.encoder.finish()?;
+    mover.session.flush()?;
+    Ok((mover.moved, mover.session.stored_bytes()))
+}
+
+struct Mover<'a> {
+    region: &'a Region,
+    mark: &'a Mark,
+    session: Session,
+    encoder: Encoder,
+    moved: Amount,
+    context: &'a Context<'a>,
+}
+
+impl Mover<'_> {
+    /// Encodes chunks anew and puts them into the session's packs.
+    fn put(&mut self, mut frames: &[Located]) -> Result<(), OpsError> {
+        while !frames.is_empty() {
+            self.context.check_cancelled()?;
+            let (batch, rest) = frames.split_at(batch_len(frames, self.context.buffer_bytes() as u64));
+            frames = rest;
+            let chunks = self.region.stored_chunks(batch, self.context.pool)?;
+            self.put_batch(&chunks)?;
+            let bytes = batch.iter().map(|(_, place)| place.frame_bytes()).sum();
+            self.moved.count += batch.len() as u64;
+            self.moved.bytes += bytes;
+            self.context.progress.advance(bytes);
+        }
+        Ok(())
+    }
+
+    fn put_batch(&mut self, chunks: &[StoredChunk]) -> Result<(), OpsError> {
+        let mut new = Vec::with_capacity(chunks.len());
+        for StoredChunk { id, frame, raw } in chunks {
+            let is_base = self.mark.is_base(id.leading());
+            new.push(NewChunk { id: *id, raw, stored: Some(frame), is_base });
+        }
+        let session = &self.session;
+        let is_usable = |id| session.base_pack(id).is_ok_and(|pack| pack.is_some());
+        let frames = self.encoder.encode(&new, &is_usable, self.context)?;
+        for (chunk, frame) in chunks.iter().zip(frames) {
+            self.session.put(chunk.id, &frame)?;
+        }
+        Ok(())
+    }
+}
+
+/// How many chunks, one at least, have so many raw bytes together.
+fn batch_len(frames: &[Located], limit: u64) -> usize {
+    let mut bytes = 0;
+    let fits = |(_, place): &&Located| {
+        bytes += place.raw_bytes();
+        bytes <= limit
+    };
+    frames.iter().take_while(fits).count().max(1)
+}

@@ -1,0 +1,79 @@
+//! Packs are emptied: what is needed of them moves into new ones, and then they are condemned.
+
+use super::context::Context;
+use super::error::OpsError;
+use super::gc::Amount;
+use crate::model::objects::{PackName, PackState};
+use crate::region::Region;
+use crate::region::collect::Mark;
+use std::collections::{BTreeSet, HashSet};
+
+/// Attempts to condemn while others commit, before it is left to the next collection.
+const ATTEMPTS: usize = 8;
+
+/// What came of emptying packs.
+pub(super) struct Rewritten {
+    /// A mark of the state after it.
+    pub(super) mark: Mark,
+    /// Packs that stay by it.
+    pub(super) kept: BTreeSet<PackName>,
+    /// Packs that were condemned.
+    pub(super) emptied: Vec<PackName>,
+    /// What was moved.
+    pub(super) moved: Amount,
+}
+
+/// Empties packs: `move_needed` puts what is needed of them into new ones, and says how much. Nothing if others were
+/// faster: then what was moved is in two packs, one of which nothing needs, as the next collection will find.
+pub(super) fn rewrite(
+    region: &Region,
+    packs: &HashSet<PackName>,
+    context: &Context<'_>,
+    move_needed: impl FnOnce() -> Result<Amount, OpsError>,
+) -> Result<Option<Rewritten>, OpsError> {
+    let moved = match move_needed() {
+        // Another collector took them, or others deleted what they hold.
+        Err(OpsError::Region(error)) if error.is_not_found() => return Ok(None),
+        moved => moved?,
+    };
+    let (mut emptied, account, now_ms) = (Vec::new(), context.account, context.now_ms);
+    let condemned = despite_others(region, packs, context, |mark| {
+        let kept = mark.kept_packs();
+        let is_live =
+            |name: &PackName| mark.catalog.packs.get(name).is_some_and(|p| p.state == PackState::Live);
+        emptied = packs.iter().copied().filter(|name| !kept.contains(name) && is_live(name)).collect();
+        emptied.sort_unstable();
+        region.prove_kept(mark, &emptied.iter().copied().collect(), || context.check_cancelled())?;
+        let is_done = region.rebase(mark, &kept, account)?
+            && (emptied.is_empty() || region.condemn(mark, &kept, &emptied, account, now_ms)?);
+        Ok(is_done.then_some(kept))
+    })?;
+    Ok(condemned.map(|(mark, kept)| Rewritten { mark, kept, emptied, moved }))
+}
+
+/// Marks, and runs a step on the mark, again if others commit or collect meanwhile, but not for ever: then what is left
+/// is left to the next collection. The step gives nothing if the mark did not hold.
+pub(super) fn despite_others<T>(
+    region: &Region,
+    avoided: &HashSet<PackName>,
+    context: &Context<'_>,
+    mut step: impl FnMut(&Mark) -> Result<Option<T>, OpsError>,
+) -> Result<Option<(Mark, T)>, OpsError> {
+    for attempt in 1..=ATTEMPTS {
+        context.check_cancelled()?;
+        let before = region.catalog()?.sequence;
+        let done = region.mark(avoided, || context.check_cancelled()).and_then(|mark| {
+            region.check_kept(&mark, || context.check_cancelled())?;
+            Ok(step(&mark)?.map(|done| (mark, done)))
+        });
+        match done {
+            Ok(Some(done)) => return Ok(Some(done)),
+            Ok(None) => {}
+            // What was not there may have been deleted and collected by others: then the log has moved.
+            Err(OpsError::Region(error))
+                if error.is_damage() && attempt < ATTEMPTS && region.catalog()?.sequence != before => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(None)
+}

@@ -1,0 +1,246 @@
+//! What is stored is compressed anew: smaller, the same content, and at no moment less safe.
+
+mod common;
+
+use common::{Caller, Draw, MemoryDisk, small_packs};
+use imgstore::chunk::frame::Codec;
+use imgstore::io::directory::DirectoryOptions;
+use imgstore::model::ids::SnapshotId;
+use imgstore::model::objects::PackState;
+use imgstore::ops::context::{Context, Progress};
+use imgstore::ops::delete::delete_snapshot;
+use imgstore::ops::encode::Compression;
+use imgstore::ops::error::OpsError;
+use imgstore::ops::gc::{GcOptions, collect};
+use imgstore::ops::repack::{RepackOptions, Repacked, repack};
+use imgstore::ops::snapshot::{SnapshotOptions, snapshot};
+use imgstore::ops::verify::{VerifyOptions, verify};
+use imgstore::region::Region;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+const ALL: RepackOptions = RepackOptions { level: 12, limit_bytes: u64::MAX };
+
+struct Place {
+    folder: tempfile::TempDir,
+    caller: Caller,
+}
+
+impl Place {
+    fn new() -> Self {
+        let place = Self { folder: tempfile::tempdir().unwrap(), caller: Caller::new(2) };
+        Region::create_directory(place.folder.path(), &small_packs(), Self::options()).unwrap();
+        place
+    }
+
+    fn options() -> DirectoryOptions {
+        DirectoryOptions { reserve_bytes: 0, ..DirectoryOptions::default() }
+    }
+
+    fn open(&self) -> Region {
+        Region::open_directory(self.folder.path(), Self::options()).unwrap()
+    }
+
+    fn take(&self, bytes: &[u8], delta: bool) -> SnapshotId {
+        let compression = Compression { level: Some(1), delta };
+        let options = SnapshotOptions { compression, ..SnapshotOptions::default() };
+        let disk = MemoryDisk::new(bytes.to_vec());
+        snapshot(&self.open(), &disk, &options, &self.caller.context()).unwrap().snapshot.id
+    }
+
+    fn repack(&self, options: &RepackOptions) -> Repacked {
+        repack(&self.open(), options, &self.caller.context()).unwrap()
+    }
+
+    fn collect(&self) {
+        collect(&self.open(), &GcOptions { grace_ms: 0, repack_percent: 50 }, &self.caller.context())
+            .unwrap();
+    }
+
+    fn assert_has(&self, id: SnapshotId, bytes: &[u8]) {
+        assert!(self.caller.read_back(&self.open(), id).unwrap() == bytes, "{id} has other bytes");
+    }
+
+    fn assert_clean(&self) {
+        let options = VerifyOptions { content: true, ..VerifyOptions::default() };
+        let report = verify(&self.open(), &options, &self.caller.context()).unwrap();
+        assert!(report.findings.is_empty(), "{:?}", report.findings);
+    }
+
+    /// Bytes of live packs, and of all.
+    fn stored(&self) -> (u64, u64) {
+        let catalog = self.open().catalog().unwrap();
+        let len = |only_live: bool| {
+            let counts = |state: PackState| !only_live || state == PackState::Live;
+            catalog.packs.values().filter(|pack| counts(pack.state)).map(|pack| pack.record.len).sum()
+        };
+        (len(true), len(false))
+    }
+
+    fn deltas(&self, id: SnapshotId) -> usize {
+        let region = self.open();
+        let manifest = region.catalog().unwrap().snapshots[&id].manifest.clone();
+        let ids: Vec<_> = region.load_map(&manifest).unwrap().chunks().iter().map(|chunk| chunk.id).collect();
+        region.locate(&ids).unwrap().iter().filter(|(_, place)| place.codec == Codec::Delta).count()
+    }
+}
+
+/// Text that compresses, better at a higher level.
+fn text(len: usize, seed: u64) -> Vec<u8> {
+    let mut draw = Draw::new(seed);
+    let mut bytes = Vec::with_capacity(len + 64);
+    while bytes.len() < len {
+        let word = draw.below(5000);
+        bytes.extend(format!("word {word} of {} ", word * word % 977).bytes());
+    }
+    bytes.truncate(len);
+    bytes
+}
+
+/// Noise that is changed every so many bytes.
+fn noise(len: usize, seed: u64, every: usize) -> Vec<u8> {
+    let mut draw = Draw::new(seed);
+    let mut bytes: Vec<u8> = (0..len / 8 + 1).flat_map(|_| draw.next().to_le_bytes()).take(len).collect();
+    for at in (every..len.saturating_sub(8)).step_by(every) {
+        bytes[at..at + 8].copy_from_slice(b"changed!");
+    }
+    bytes
+}
+
+#[test]
+fn everything_is_smaller_and_the_same() {
+    let place = Place::new();
+    let (first, other) = (text(1 << 20, 1), text(1 << 19, 2));
+    let ids = [place.take(&first, true), place.take(&other, true)];
+    let (before, _) = place.stored();
+    let repacked = place.repack(&ALL);
+    assert!(repacked.emptied.count > 0 && repacked.left.count == 0, "{repacked:?}");
+    assert_eq!(repacked.emptied.bytes, before);
+    let (now, with_old) = place.stored();
+    assert_eq!((now, with_old), (repacked.stored_bytes, before + repacked.stored_bytes));
+    assert!(now * 10 < before * 9, "{now} of {before}");
+    place.assert_has(ids[0], &first);
+    place.collect();
+    assert_eq!(place.stored(), (now, now), "the old packs are gone");
+    place.assert_has(ids[0], &first);
+    place.assert_has(ids[1], &other);
+    place.assert_clean();
+    assert_eq!(place.repack(&ALL), Repacked::default(), "made so already");
+    assert_eq!(place.repack(&RepackOptions { level: 9, ..ALL }), Repacked::default());
+}
+
+#[test]
+fn what_resembles_becomes_deltas_and_bases_stay_plain() {
+    let place = Place::new();
+    let [first, second, third] = [1 << 19, 5000, 7000].map(|every| noise(1 << 19, 3, every));
+    // The third is stored against the first; the second could have been.
+    let ids = [place.take(&first, true), place.take(&second, false), place.take(&third, true)];
+    assert!(place.deltas(ids[2]) > 0 && place.deltas(ids[1]) == 0);
+    let (before, _) = place.stored();
+    place.repack(&ALL);
+    place.collect();
+    assert!(place.stored().0 * 10 < before * 7, "{} of {before}", place.stored().0);
+    assert!(place.deltas(ids[1]) + place.deltas(ids[0]) > 0 && place.deltas(ids[2]) > 0);
+    for (id, bytes) in ids.iter().zip([&first, &second, &third]) {
+        place.assert_has(*id, bytes);
+    }
+    place.assert_clean();
+    // What the deltas need stays, whoever goes.
+    delete_snapshot(&place.open(), ids[0], &place.caller.context()).unwrap();
+    place.collect();
+    place.repack(&ALL);
+    place.collect();
+    place.assert_has(ids[1], &second);
+    place.assert_has(ids[2], &third);
+    place.assert_clean();
+}
+
+#[test]
+fn a_limit_leaves_the_rest_for_later() {
+    let place = Place::new();
+    let bytes = text(2 << 20, 4);
+    let id = place.take(&bytes, true);
+    let packs = place.open().catalog().unwrap().packs.len() as u64;
+    assert!(packs > 3);
+    let preview = Context { dry_run: true, ..place.caller.context() };
+    let before = place.stored();
+    let would = repack(&place.open(), &ALL, &preview).unwrap();
+    assert_eq!((would.emptied.count, would.stored_bytes, place.stored()), (packs, 0, before));
+    for left in (0..packs).rev() {
+        let repacked = place.repack(&RepackOptions { limit_bytes: 1, ..ALL });
+        assert_eq!((repacked.emptied.count, repacked.left.count), (1, left));
+    }
+    assert_eq!(place.repack(&RepackOptions { limit_bytes: 0, ..ALL }).emptied.count, 0);
+    place.collect();
+    place.assert_has(id, &bytes);
+    assert!(place.stored().0 < before.0);
+}
+
+/// Cancels after so many looks.
+struct Impatient(AtomicU64);
+
+impl Progress for Impatient {
+    fn begin(&self, _: &'static str, _: u64) {}
+    fn advance(&self, _: u64) {}
+    fn note(&self, _: &str) {}
+    fn is_cancelled(&self) -> bool {
+        self.0.fetch_sub(1, Ordering::Relaxed) == 0
+    }
+}
+
+#[test]
+fn an_interrupted_run_is_gone_on_with() {
+    let bytes = text(1 << 20, 5);
+    let mut moved = Vec::new();
+    for patience in [1, 4, 10, 16] {
+        let place = Place::new();
+        let id = place.take(&bytes, true);
+        let impatient = Impatient(AtomicU64::new(patience));
+        let context = Context { progress: &impatient, ..place.caller.context() };
+        let interrupted = repack(&place.open(), &ALL, &context);
+        assert!(matches!(interrupted, Err(OpsError::Interrupted)), "{patience}: {interrupted:?}");
+        place.assert_has(id, &bytes);
+        let repacked = place.repack(&ALL);
+        assert!(repacked.emptied.count > 0 && repacked.left.count == 0, "{repacked:?}");
+        moved.push(repacked.moved.count);
+        place.collect();
+        place.assert_has(id, &bytes);
+        place.assert_clean();
+    }
+    assert!(moved.is_sorted_by(|a, b| a >= b) && moved[3] < moved[0], "not moved again: {moved:?}");
+}
+
+/// Somebody who takes a snapshot as soon as something was moved.
+struct Busy<'a> {
+    place: &'a Place,
+    bytes: &'a [u8],
+    moves: AtomicU64,
+}
+
+impl Progress for Busy<'_> {
+    fn begin(&self, _: &'static str, _: u64) {}
+    fn advance(&self, _: u64) {
+        if self.moves.fetch_add(1, Ordering::Relaxed) == 0 {
+            self.place.take(self.bytes, true);
+        }
+    }
+    fn note(&self, _: &str) {}
+    fn is_cancelled(&self) -> bool {
+        false
+    }
+}
+
+#[test]
+fn what_is_stored_meanwhile_against_old_packs_keeps_what_it_needs() {
+    let place = Place::new();
+    let (bytes, like_it) = (noise(1 << 19, 6, 1 << 19), noise(1 << 19, 6, 3000));
+    let id = place.take(&bytes, true);
+    let busy = Busy { place: &place, bytes: &like_it, moves: AtomicU64::new(0) };
+    let context = Context { progress: &busy, ..place.caller.context() };
+    repack(&place.open(), &ALL, &context).unwrap();
+    place.collect();
+    place.assert_has(id, &bytes);
+    let meanwhile = *place.open().catalog().unwrap().snapshots.keys().find(|other| **other != id).unwrap();
+    place.assert_has(meanwhile, &like_it);
+    assert!(place.deltas(meanwhile) > 0);
+    place.assert_clean();
+}
