@@ -2,14 +2,17 @@
 
 mod common;
 
-use common::{Caller, Draw, MemoryDisk, small_packs, volume};
+use common::{Caller, Draw, MemoryDisk, memory_region, small_packs, volume};
 use imgstore::disk::DiskRead;
 use imgstore::io::directory::DirectoryOptions;
+use imgstore::io::memory::Memory;
+use imgstore::io::storage::Storage;
 use imgstore::model::catalog::RootId;
 use imgstore::model::ids::{SessionId, SnapshotId};
 use imgstore::model::op::Op;
 use imgstore::ops::copy::{CopyOptions, CopyWhat, apply, plan};
 use imgstore::ops::delete::delete_snapshot;
+use imgstore::ops::error::OpsError;
 use imgstore::ops::gc::{GcOptions, collect};
 use imgstore::ops::repair::{RepairSources, Repaired, repair};
 use imgstore::ops::verify::{VerifyOptions, verify};
@@ -243,6 +246,32 @@ fn what_is_lost_is_told_by_its_bytes_and_mended_by_the_disk() {
     assert!(two.is_clean());
 }
 
+/// With more than one pack gone, and more than half of them, a disk may not be mounted: repair asks first.
+#[test]
+fn repair_asks_when_most_packs_are_gone() {
+    let cases = [(1, 1, false), (2, 1, false), (4, 2, false), (2, 2, true), (3, 2, true), (7, 4, true)];
+    for (total, missing, is_asked) in cases {
+        let (storage, caller) = (Memory::new(), Caller::new(1));
+        let region = memory_region(&storage, &small_packs());
+        for number in 1..=total {
+            let disk = MemoryDisk::new(vec![u8::try_from(number).unwrap(); 4096]);
+            caller.snapshot(&region, &disk).unwrap();
+        }
+        let packs: Vec<String> = region.catalog().unwrap().packs.keys().map(ToString::to_string).collect();
+        assert_eq!(packs.len(), total);
+        packs[..missing].iter().for_each(|pack| storage.delete(pack).unwrap());
+        let done = repair(&region, &RepairSources::default(), &caller.context());
+        match done {
+            Err(OpsError::MostlyMissing { missing: told, total: of }) => {
+                assert!(is_asked && (told, of) == (missing, total), "{missing} of {total}: {told} of {of}");
+            }
+            done => assert!(!is_asked && done.unwrap().lost.len() == missing, "{missing} of {total}"),
+        }
+        let sources = RepairSources { force: true, ..RepairSources::default() };
+        assert_eq!(repair(&region, &sources, &caller.context()).unwrap().lost.len(), missing);
+    }
+}
+
 #[test]
 fn caches_are_made_anew() {
     let two = Two::new(&small_packs());
@@ -263,6 +292,9 @@ fn caches_are_made_anew() {
         assert!(repaired.caches > 0 && repaired.lost.is_empty(), "{folder}: {repaired:?}");
         assert!(two.is_clean(), "{folder}");
     }
+    two.files("index").iter().for_each(|path| fs::remove_file(path).unwrap());
+    assert!(!two.is_clean(), "a segment that is gone is found");
+    assert!(two.repair(&[], &[]).caches > 0 && two.is_clean());
     for (id, bytes) in &two.taken {
         assert!(two.caller.read_back(&two.here(), *id).unwrap() == *bytes);
     }
