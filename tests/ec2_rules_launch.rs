@@ -118,6 +118,25 @@ fn create_volume_permission_is_separate_from_launch_permission_and_may_be_blocke
 }
 
 #[test]
+fn a_block_of_public_snapshots_forbids_sharing_with_all_and_nothing_else() {
+    let rules = Rules::new();
+    let (region, context) = (&rules.region, rules.owner.context());
+    let [public, private] = [1, 2].map(|seed| {
+        let disk = MemoryDisk::new(volume(30_000, seed));
+        rules.owner.snapshot(region, &disk).unwrap().snapshot.id
+    });
+    let share = |snapshot, whom| {
+        let change = PermissionChange { add: vec![whom], remove: vec![] };
+        code(modify::share_snapshot(region, snapshot, &change, &context))
+    };
+    assert_eq!(share(public, Permission::All), Ok(()));
+    account::block_public_access(region, Resource::Snapshot, true, &context).unwrap();
+    assert_eq!(share(private, Permission::All), Err("OperationNotPermitted"));
+    assert_eq!(share(private, Permission::Account(rules.friend.account)), Ok(()));
+    assert_eq!(share(public, Permission::All), Ok(()), "it was public before, and stays so");
+}
+
+#[test]
 fn create_snapshots_takes_all_volumes_of_an_instance_in_one_record() {
     let rules = Rules::new();
     let image = rules.import("data", &[volume(30_000, 1), volume(40_000, 2)]);
