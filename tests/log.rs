@@ -3,19 +3,23 @@
 mod common;
 
 use common::{Caller, MemoryDisk, memory_region, session, small_packs, volume};
+use imgstore::chunk::frame::chunk_id;
 use imgstore::format::checkpoint::{self, Checkpoint};
+use imgstore::format::record::{self, Body, StoredRecord};
 use imgstore::format::segment::SegmentWriter;
+use imgstore::io::map::Bytes;
 use imgstore::io::memory::Memory;
 use imgstore::io::storage::{Created, Listed, Object, Storage, StorageError, read_whole};
 use imgstore::model::ids::{ObjectHash, SessionId};
 use imgstore::model::objects::{PackName, SegmentName, SegmentRecord};
-use imgstore::model::op::Op;
+use imgstore::model::op::{Author, Op};
 use imgstore::ops::error::OpsError;
 use imgstore::ops::verify::{VerifyOptions, verify};
 use imgstore::pack::trailer::read_trailer;
 use imgstore::region::error::RegionError;
 use imgstore::region::{Region, RegionOptions};
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 /// How a creation of a log record goes.
@@ -42,13 +46,36 @@ struct BadLine {
     answers: Arc<Mutex<VecDeque<Answer>>>,
     /// Calls of `persist` fail.
     unpersisted: bool,
+    /// Checkpoints say that they have this length, and cannot be read; whether it was tried.
+    swollen: Option<Arc<Swollen>>,
+}
+
+type Swollen = (u64, AtomicBool);
+
+/// An object that says how long it is, and no more.
+struct SwollenObject(Arc<Swollen>);
+
+impl Object for SwollenObject {
+    fn len(&self) -> u64 {
+        self.0.0
+    }
+
+    fn read_at(&self, _: u64, _: &mut [u8]) -> Result<(), StorageError> {
+        self.0.1.store(true, Ordering::SeqCst);
+        Err(lost("checkpoints"))
+    }
+
+    fn bytes(&self) -> Result<Bytes, StorageError> {
+        Err(lost("checkpoints"))
+    }
 }
 
 impl BadLine {
     fn new(answers: &[Answer]) -> Self {
         let inner = Memory::new();
         memory_region(&inner, &options());
-        Self { inner, answers: Arc::new(Mutex::new(answers.iter().copied().collect())), unpersisted: false }
+        let answers = Arc::new(Mutex::new(answers.iter().copied().collect()));
+        Self { inner, answers, unpersisted: false, swollen: None }
     }
 
     fn region(&self) -> Region {
@@ -101,7 +128,10 @@ impl Storage for BadLine {
     }
 
     fn open(&self, name: &str) -> Result<Arc<dyn Object>, StorageError> {
-        self.inner.open(name)
+        match &self.swollen {
+            Some(swollen) if name.starts_with("checkpoints/") => Ok(Arc::new(SwollenObject(swollen.clone()))),
+            _ => self.inner.open(name),
+        }
     }
 
     fn list(&self, folder: &str) -> Result<Vec<Listed>, StorageError> {
@@ -253,7 +283,8 @@ fn a_checkpoint_that_says_something_else_is_found() {
     catalog.fenced_sessions = Arc::new([SessionId([1; 16])].into());
     let of_state = Checkpoint { catalog, ..honest.clone() };
     let of_record = Checkpoint { record_hash: ObjectHash([2; 32]), ..honest };
-    for (forged, is_used) in [(of_state, true), (of_record, false)] {
+    let of_both = Checkpoint { record_hash: ObjectHash([2; 32]), ..of_state.clone() };
+    for (forged, is_used) in [(of_state, true), (of_record, false), (of_both, false)] {
         storage.restore(&name, &checkpoint::encode(&forged).unwrap()).unwrap();
         let [problem] = findings(&storage).try_into().unwrap();
         assert!(problem.contains("checkpoint says something else"), "{problem}");
@@ -262,6 +293,52 @@ fn a_checkpoint_that_says_something_else_is_found() {
         assert_eq!(opened.catalog().unwrap().fenced_sessions.len(), usize::from(is_used));
     }
     assert!(region.catalog().unwrap().fenced_sessions.is_empty());
+}
+
+/// Files that are named by a number which no log comes to are no records and no checkpoints of it.
+#[test]
+fn a_number_that_no_log_comes_to_counts_for_nothing() {
+    let (storage, region, name) = with_checkpoint();
+    let end = 1_u64 << 62;
+    let record = StoredRecord {
+        sequence: end,
+        previous: ObjectHash([3; 32]),
+        nonce: [4; 16],
+        time_ms: 5,
+        author: Author { account: common::provider(), session: session() },
+        body: Body::Inline(vec![Op::NoOp]),
+    };
+    let (bytes, record_hash) = record::encode(&record).unwrap();
+    // Where the tail's records are, and where it would be.
+    for shard in [0, end / 1000] {
+        storage.create(&format!("log/{shard:017}/{end:020}"), &[&bytes]).unwrap();
+    }
+    let honest = checkpoint::decode(&read_whole(&storage, &name, 1 << 20).unwrap()).unwrap();
+    let mut catalog = honest.catalog;
+    catalog.sequence = end;
+    let forged = checkpoint::encode(&Checkpoint { record_hash, catalog }).unwrap();
+    storage.create(&format!("checkpoints/{end:020}"), &[&forged]).unwrap();
+    let opened = Region::open(Arc::new(storage.clone()), session()).unwrap();
+    assert_eq!(opened.catalog().unwrap().sequence, 70);
+    append(&opened).unwrap();
+    assert_eq!(region.catalog().unwrap().sequence, 71);
+}
+
+/// A checkpoint that says it is longer than any is not even read.
+#[test]
+fn a_checkpoint_has_a_largest_length() {
+    let (inner, _, _) = with_checkpoint();
+    for (len, expected) in [((1 << 30) + 64, true), ((1 << 30) + 65, false)] {
+        let swollen = Arc::new((len, AtomicBool::new(false)));
+        let line = BadLine {
+            inner: inner.clone(),
+            answers: Arc::default(),
+            unpersisted: false,
+            swollen: Some(swollen.clone()),
+        };
+        assert_eq!(line.region().catalog().unwrap().sequence, 70, "it opens without them");
+        assert_eq!(swollen.1.load(Ordering::SeqCst), expected, "{len}");
+    }
 }
 
 #[test]
@@ -298,6 +375,31 @@ fn another_region_in_the_place_of_the_first_is_noticed() {
     storage.restore("region", &read_whole(&other, "region", 1 << 16).unwrap()).unwrap();
     let report = verify(&region, &VerifyOptions::default(), &Caller::new(1).context()).unwrap();
     assert!(report.findings[0].problem.contains("region file changed"), "{report:?}");
+}
+
+/// What was put went with the pack that could not be written: nothing can be built on it.
+#[test]
+fn a_session_that_failed_does_nothing_more() {
+    let (storage, caller) = (Memory::new(), Caller::new(1));
+    memory_region(&storage, &options());
+    let twice = session();
+    let open = || Region::open(Arc::new(storage.clone()), twice).unwrap();
+    caller.snapshot(&open(), &MemoryDisk::new(vec![1; 4096])).unwrap();
+    let region = open();
+    let manifest = region.catalog().unwrap().snapshots.values().next().unwrap().manifest.clone();
+    let map = region.load_map(&manifest).unwrap();
+    let raw = vec![2; 4096];
+    let id = chunk_id(&raw);
+    let frame = region.encode(&raw, id, 3).unwrap();
+    let mut session = region.begin(caller.account).unwrap();
+    assert_eq!(session.reserve(&[id]).unwrap(), [true]);
+    session.put(id, &frame).unwrap();
+    assert!(matches!(session.flush(), Err(RegionError::NameReused(_))), "its pack's name is taken");
+    let is_over = |done: Result<(), RegionError>| matches!(done, Err(RegionError::WriterGone));
+    assert!(is_over(session.flush()));
+    assert!(is_over(session.put(id, &frame)));
+    assert!(is_over(session.reserve(&[id]).map(drop)));
+    assert!(is_over(session.place_manifest(&map).map(drop)));
 }
 
 /// A list whose bytes are another list's, well made.
