@@ -205,6 +205,32 @@ fn a_finding_names_what_the_caller_may_see() {
 }
 
 #[test]
+fn what_a_session_stores_is_counted_to_the_byte() {
+    let place = Place::new();
+    let region = place.open();
+    let added = |before: &[imgstore::io::storage::Listed]| -> u64 {
+        let is_content = |name: &str| name.starts_with("packs/") || name.starts_with("manifests/");
+        let all = region.objects().unwrap().into_iter();
+        all.filter(|o| is_content(&o.name) && !before.contains(o)).map(|o| o.len).sum()
+    };
+    let mut session = region.begin(place.caller.account).unwrap();
+    let raw = vec![7; 4096];
+    let id = imgstore::chunk::frame::chunk_id(&raw);
+    let frame = region.encode(&raw, id, 3).unwrap();
+    assert_eq!((session.reserve(&[id]).unwrap(), session.stored_bytes()), (vec![true], 0));
+    session.put(id, &frame).unwrap();
+    let unsealed = session.stored_bytes();
+    session.flush().unwrap();
+    assert!(frame.body.len() as u64 <= unsealed && unsealed < session.stored_bytes(), "{unsealed}");
+    assert_eq!(session.stored_bytes(), added(&[]));
+    drop(session);
+    let before = region.objects().unwrap();
+    let taken = place.caller.snapshot(&region, &MemoryDisk::new(volume(1_200_000, 1))).unwrap();
+    assert!(taken.ingested.packs.len() > 2);
+    assert_eq!(taken.ingested.stored_bytes, added(&before), "packs and the block map");
+}
+
+#[test]
 fn with_a_broken_log_nothing_else_is_done() {
     let place = Place::new();
     place.snapshot(1);
