@@ -5,7 +5,7 @@ mod common;
 use common::{Caller, Draw, MemoryDisk, small_packs};
 use imgstore::io::directory::DirectoryOptions;
 use imgstore::model::ids::SnapshotId;
-use imgstore::model::objects::PackName;
+use imgstore::model::objects::{PackName, PackState};
 use imgstore::model::op::Op;
 use imgstore::ops::copy::{CopyOptions, CopyWhat, apply, plan};
 use imgstore::ops::delete::delete_snapshot;
@@ -18,7 +18,10 @@ use imgstore::ops::snapshot::{SnapshotOptions, snapshot};
 use imgstore::ops::stats::item_stats;
 use imgstore::ops::verify::{Report, VerifyOptions, verify};
 use imgstore::region::Region;
+use imgstore::region::error::RegionError;
+use std::collections::{BTreeSet, HashSet};
 use std::fs;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 const NOW: GcOptions = GcOptions { grace_ms: 0, repack_percent: 50 };
@@ -349,6 +352,35 @@ fn a_base_from_elsewhere_brings_back_what_is_stored_against_it() {
         place.assert_has("here", two, &second);
         place.assert_clean("here");
     }
+}
+
+/// Packs that wait keep those with their bases from being swept, and these the ones with theirs. What is being swept
+/// keeps nothing.
+#[test]
+fn what_waits_keeps_its_bases_and_theirs() {
+    let place = Place::new();
+    let (one, two) = (text(20_480, 1), text(20_480, 2));
+    let both = [&changed(&one, 3000)[..], &[0; 8192], &two].concat();
+    let taken = [&one, &both, &changed(&two, 3000)].map(|bytes| place.take(bytes, true).0);
+    let (region, account) = (place.open(), place.caller.account);
+    let packs = region.catalog().unwrap().packs.clone();
+    let last = *packs.keys().find(|name| !packs.values().any(|p| p.record.bases.contains(name))).unwrap();
+    let [middle] = packs[&last].record.bases[..] else { panic!("{packs:?}") };
+    let [first] = packs[&middle].record.bases[..] else { panic!("{packs:?}") };
+    taken.into_iter().for_each(|id| place.delete(id));
+    for (pack, at_ms) in [(last, 3), (middle, 2), (first, 1)] {
+        let op = Op::CondemnPacks { packs: vec![pack], at_ms };
+        region.commit::<_, RegionError>(account, |_| Ok((vec![op.clone()], ()))).unwrap();
+    }
+    let mark = region.mark::<RegionError>(&HashSet::new(), || Ok(())).unwrap();
+    let sweep = |of: RangeInclusive<u64>| {
+        let is_due = |state| matches!(state, PackState::Condemned { since_ms } if of.contains(&since_ms));
+        region.sweep(&mark, &mark.kept_packs(), account, is_due).unwrap().into_iter().collect::<BTreeSet<_>>()
+    };
+    assert_eq!(sweep(1..=1), [].into());
+    assert_eq!(sweep(1..=2), [].into());
+    assert_eq!(sweep(3..=3), [last].into());
+    assert_eq!(sweep(1..=2), [first, middle].into(), "both at once");
 }
 
 #[test]
