@@ -5,20 +5,25 @@ mod common;
 
 use common::{Caller, MemoryDisk, memory_region, small_packs, volume};
 use imgstore::chunk::frame::{Codec, CodecPool, chunk_id};
-use imgstore::format::entry::Entry;
+use imgstore::format::entry::{ENTRY_BYTES, Entry};
+use imgstore::format::error::FormatError;
 use imgstore::format::pack::{
-    FRAME_HEADER_BYTES, decode_trailer, encode_frame_header, encode_header, encode_trailer, frame_body,
+    FOOTER_BYTES, FRAME_HEADER_BYTES, HEADER_BYTES, PACK_BYTES_MAX, decode_trailer, encode_frame_header,
+    encode_header, encode_trailer, frame_body, trailer_offset,
 };
-use imgstore::format::segment::SegmentWriter;
+use imgstore::format::segment::{SegmentWriter, decode_header, page};
 use imgstore::io::map::Bytes;
 use imgstore::io::memory::Memory;
 use imgstore::io::storage::{Storage, read_whole};
 use imgstore::model::ids::{ChunkId, ObjectHash, RegionId, SessionId};
 use imgstore::model::objects::{PackName, SegmentName, SegmentRecord};
+use imgstore::ops::delete::delete_snapshot;
+use imgstore::ops::gc::{GcOptions, collect};
 use imgstore::pack::build::PackBuilder;
 use imgstore::pack::error::PackError;
 use imgstore::pack::segment::Segment;
 use imgstore::pack::trailer::read_trailer;
+use imgstore::region::Region;
 use std::sync::Arc;
 
 const REGION: RegionId = RegionId([3; 16]);
@@ -247,6 +252,43 @@ fn a_trailer_has_frames_in_order_end_to_end() {
 }
 
 #[test]
+fn a_footer_is_of_a_pack_of_possible_length() {
+    let footer = |frames: u32, offset: u32| {
+        let mut footer = [0; FOOTER_BYTES];
+        footer[..8].copy_from_slice(b"IMGSPEND");
+        footer[8..12].copy_from_slice(&frames.to_le_bytes());
+        footer[12..16].copy_from_slice(&offset.to_le_bytes());
+        footer
+    };
+    let read = |offset: u32, pack_len: u64| trailer_offset(&footer(2, offset), pack_len).ok();
+    let around = 2 * ENTRY_BYTES as u64 + FOOTER_BYTES as u64;
+    let largest = u32::try_from(PACK_BYTES_MAX - around).unwrap();
+    assert_eq!(read(largest, PACK_BYTES_MAX), Some(largest));
+    assert_eq!(read(largest + 1, PACK_BYTES_MAX + 1), None, "longer than a pack may be");
+    let smallest = u32::try_from(HEADER_BYTES).unwrap();
+    assert_eq!(read(smallest, u64::from(smallest) + around), Some(smallest));
+    assert_eq!(read(smallest - 1, u64::from(smallest) - 1 + around), None, "in the header");
+    for len in [999 + around, 1001 + around] {
+        assert_eq!(read(1000, len), None, "of another length");
+    }
+}
+
+/// The pages end where the table of packs begins, however long that is.
+#[test]
+fn what_follows_the_last_page_is_no_page() {
+    let mut writer = SegmentWriter::new(1);
+    writer.push(entry([1; 32], 0)).unwrap();
+    let packs: Vec<_> = (0..500).map(|number| PackName { session: SESSION, number }).collect();
+    let (bytes, _, _) = writer.finish(REGION, &packs).unwrap();
+    let header = decode_header(&bytes).unwrap();
+    assert!(page(&bytes, &header, 0, true).is_ok());
+    let Err(FormatError::Length { expected, found, .. }) = page(&bytes, &header, 1, false) else {
+        panic!("it is taken for a page")
+    };
+    assert_eq!((expected, found), (3 * 4096, bytes.len() as u64));
+}
+
+#[test]
 fn a_short_object_is_told_by_its_length() {
     let error = imgstore::format::manifest::decode(&[0; 10]).unwrap_err();
     assert!(error.to_string().contains("72") && error.to_string().contains("10"), "{error}");
@@ -287,4 +329,47 @@ fn segments_are_merged_as_a_region_grows() {
     for (id, bytes) in taken {
         assert!(caller.read_back(&region, id).unwrap() == bytes);
     }
+}
+
+/// A segment is made anew when half of its packs are gone, and not before.
+#[test]
+fn a_segment_is_made_anew_when_half_of_its_packs_are_gone() {
+    let (storage, caller) = (Memory::new(), Caller::new(1));
+    let region = memory_region(&storage, &small_packs());
+    storage.take_all_for_gone(true);
+    let mut taken = Vec::new();
+    // The 65th has two packs: their number is even.
+    let segment = loop {
+        let mut draw = common::Draw::new(taken.len() as u64 + 1);
+        let mut noise = |words| (0..words).flat_map(|_| draw.next().to_le_bytes()).collect::<Vec<u8>>();
+        let mut bytes = noise(512);
+        if taken.len() == 64 {
+            bytes = [noise(9000), vec![0; 8192], bytes].concat();
+        }
+        taken.push(caller.snapshot(&region, &MemoryDisk::new(bytes)).unwrap().snapshot.id);
+        if let Some(record) = region.catalog().unwrap().segments.values().next() {
+            break record.clone();
+        }
+    };
+    let bytes = read_whole(&storage, &segment.name.to_string(), 1 << 20).unwrap();
+    let packs = decode_header(&bytes).unwrap().packs.len();
+    assert_eq!((packs, taken.len()), (66, 65));
+    let mut gone = 0;
+    let mut forget = |count| {
+        // Not by the region that has written them: it is taken for gone.
+        let collector = Region::open(Arc::new(storage.clone()), common::session()).unwrap();
+        for id in taken.drain(..count) {
+            delete_snapshot(&collector, id, &caller.context()).unwrap();
+        }
+        let options = GcOptions { grace_ms: 0, repack_percent: 0 };
+        gone += collect(&collector, &options, &caller.context()).unwrap().freed.count;
+        let left: Vec<_> = region.catalog().unwrap().segments.keys().copied().collect();
+        (gone, left)
+    };
+    assert_eq!(forget(32), (32, vec![segment.name]));
+    let (gone, left) = forget(1);
+    assert!(gone == 33 && left.len() == 1 && left[0] != segment.name, "{gone}, {left:?}");
+    let record = region.catalog().unwrap().segments.values().next().unwrap().clone();
+    let bytes = read_whole(&storage, &record.name.to_string(), 1 << 20).unwrap();
+    assert_eq!(decode_header(&bytes).unwrap().packs.len(), 33, "it lists what is left");
 }
