@@ -5,7 +5,7 @@ mod common;
 use common::{Caller, Draw, MemoryDisk, memory_region, session, small_packs, volume};
 use imgstore::io::directory::DirectoryOptions;
 use imgstore::io::memory::Memory;
-use imgstore::io::storage::Storage;
+use imgstore::io::storage::{Storage, read_whole};
 use imgstore::model::account::Resource;
 use imgstore::model::ids::SnapshotId;
 use imgstore::model::objects::{ManifestName, PackName, PackState};
@@ -475,6 +475,39 @@ fn a_copy_does_not_go_for_one_that_is_damaged() {
     assert!(collect(&place.open(), &NOW, &caller.context()).unwrap().freed.count > 0);
     assert_eq!(caller.read_back(&place.open(), id).unwrap(), bytes);
     place.assert_clean(&caller);
+}
+
+/// A copy that was condemned by an earlier collection goes for one that is good now, and not before it is due.
+#[test]
+fn a_condemned_copy_does_not_go_for_one_that_was_damaged_since() {
+    let (place, mut caller) = (Place::new(), Caller::new(1));
+    let (id, bytes, [first, second]) = doubled(&place, &caller);
+    assert_eq!(place.collect(HOUR, &caller).condemned.count, second.len() as u64);
+    damage_frame(&place, &first[0], 200);
+    place.collect(HOUR, &caller);
+    caller.now_ms += 2 * HOUR.grace_ms;
+    let error = collect(&place.open(), &HOUR, &caller.context()).unwrap_err();
+    assert_eq!(error.class(), Class::Damage, "{error}");
+    assert_eq!(caller.read_back(&place.open(), id).unwrap(), bytes, "it is read from the other copy");
+}
+
+#[test]
+fn what_is_to_be_moved_and_is_damaged_is_told() {
+    let (storage, caller) = (Memory::new(), Caller::new(1));
+    memory_region(&storage, &RegionOptions { pack_bytes: 8 << 20, ..small_packs() });
+    storage.take_all_for_gone(true);
+    let open = || Region::open(Arc::new(storage.clone()), session()).unwrap();
+    let whole = volume(3 << 20, 4);
+    let part = MemoryDisk::new(whole[..400_000].to_vec());
+    let first = caller.snapshot(&open(), &MemoryDisk::new(whole)).unwrap().snapshot.id;
+    caller.snapshot(&open(), &part).unwrap();
+    delete_snapshot(&open(), first, &caller.context()).unwrap();
+    let pack = open().catalog().unwrap().packs.keys().next().unwrap().to_string();
+    let mut bytes = read_whole(&storage, &pack, 1 << 24).unwrap();
+    bytes[200] ^= 1;
+    storage.restore(&pack, &bytes).unwrap();
+    let error = collect(&open(), &NOW, &caller.context()).unwrap_err();
+    assert_eq!(error.class(), Class::Damage, "{error}");
 }
 
 #[test]
