@@ -1,0 +1,302 @@
+//! What others do between two steps of a command, at one after another of its steps: the command ends well, tells of no
+//! damage, and nothing is lost.
+
+mod common;
+
+use common::{Caller, MemoryDisk, memory_region, session, small_packs, volume};
+use imgstore::disk::DiskRead;
+use imgstore::io::memory::Memory;
+use imgstore::io::storage::{Created, Listed, Object, Storage, StorageError, read_whole};
+use imgstore::model::ids::{SessionId, SnapshotId};
+use imgstore::model::op::Op;
+use imgstore::ops::delete::delete_snapshot;
+use imgstore::ops::encode::Compression;
+use imgstore::ops::error::Class;
+use imgstore::ops::gc::{GcOptions, collect};
+use imgstore::ops::ingest::ingest;
+use imgstore::ops::repair::{RepairSources, repair};
+use imgstore::ops::verify::{VerifyOptions, verify};
+use imgstore::region::Region;
+use imgstore::region::error::RegionError;
+use std::sync::{Arc, Mutex};
+
+const NOW: GcOptions = GcOptions { grace_ms: 0, repack_percent: 50 };
+
+/// What happens before an object is opened whose name begins so, after so many that do.
+struct Event {
+    prefix: String,
+    skip: usize,
+    act: Act,
+}
+
+type Act = Box<dyn FnMut(&Stage) + Send>;
+
+/// A storage on which something happens between. Only the writer under test counts as alive.
+#[derive(Clone)]
+struct Stage {
+    inner: Memory,
+    event: Arc<Mutex<Option<Event>>>,
+    alive: SessionId,
+}
+
+impl Stage {
+    fn new(inner: Memory) -> Self {
+        Self { inner, event: Arc::default(), alive: session() }
+    }
+
+    /// The region as the writer under test has it.
+    fn region(&self) -> Region {
+        Region::open(Arc::new(self.clone()), self.alive).unwrap()
+    }
+
+    /// As others have it.
+    fn other(&self) -> Region {
+        Region::open(Arc::new(self.clone()), session()).unwrap()
+    }
+
+    /// Something that happens once.
+    fn plan(&self, prefix: &str, skip: usize, act: impl FnMut(&Self) + Send + 'static) {
+        *self.event.lock().unwrap() = Some(Event { prefix: prefix.into(), skip, act: Box::new(act) });
+    }
+
+    /// Whether it has happened. It does not happen any more.
+    fn has_happened(&self) -> bool {
+        self.event.lock().unwrap().take().is_none()
+    }
+
+    fn step(&self, name: &str) {
+        let mut planned = self.event.lock().unwrap();
+        let Some(event) = planned.as_mut().filter(|event| name.starts_with(&event.prefix)) else { return };
+        if event.skip > 0 {
+            event.skip -= 1;
+            return;
+        }
+        let mut event = planned.take().unwrap();
+        drop(planned);
+        (event.act)(self);
+    }
+}
+
+impl Storage for Stage {
+    fn create(&self, name: &str, parts: &[&[u8]]) -> Result<Created, StorageError> {
+        self.inner.create(name, parts)
+    }
+
+    fn restore(&self, name: &str, bytes: &[u8]) -> Result<(), StorageError> {
+        self.inner.restore(name, bytes)
+    }
+
+    fn open(&self, name: &str) -> Result<Arc<dyn Object>, StorageError> {
+        self.step(name);
+        self.inner.open(name)
+    }
+
+    fn list(&self, folder: &str) -> Result<Vec<Listed>, StorageError> {
+        self.inner.list(folder)
+    }
+
+    fn delete(&self, name: &str) -> Result<(), StorageError> {
+        self.inner.delete(name)
+    }
+
+    fn persist(&self, folder: &str) -> Result<(), StorageError> {
+        self.inner.persist(folder)
+    }
+
+    fn admit_writer(&self) -> Result<(), StorageError> {
+        self.inner.admit_writer()
+    }
+
+    fn admit_collector(&self) -> Result<bool, StorageError> {
+        self.inner.admit_collector()
+    }
+
+    fn is_writer_gone(&self, writer: &str) -> Result<bool, StorageError> {
+        Ok(writer != self.alive.to_string())
+    }
+}
+
+/// A region with a segment, packs that are worn, garbage, and snapshots that somebody is about to delete.
+struct World {
+    storage: Memory,
+    kept: Vec<(SnapshotId, Vec<u8>)>,
+    /// Most of the packs in the segment are theirs.
+    going: Vec<SnapshotId>,
+}
+
+impl World {
+    fn new() -> Self {
+        let (storage, caller) = (Memory::new(), Caller::new(1));
+        memory_region(&storage, &small_packs());
+        let region = Stage::new(storage.clone()).other();
+        let take =
+            |bytes: &[u8]| caller.snapshot(&region, &MemoryDisk::new(bytes.to_vec())).unwrap().snapshot.id;
+        let small = |number: u64| number.to_le_bytes().repeat(1024);
+        let part = volume(20_000, 1);
+        let whole = take(&[part.clone(), volume(100_000, 2)].concat());
+        let mut kept = vec![(take(&part), part)];
+        kept.extend((1..20).map(|number| (take(&small(number)), small(number))));
+        let going = (20..70).map(|number| take(&small(number))).collect();
+        let garbage = take(&volume(100_000, 3));
+        for id in [whole, garbage] {
+            delete_snapshot(&region, id, &caller.context()).unwrap();
+        }
+        assert_eq!(region.catalog().unwrap().segments.len(), 1);
+        Self { storage, kept, going }
+    }
+
+    /// A copy of it, on which nothing has happened yet.
+    fn stage(&self) -> Stage {
+        let copy = Memory::new();
+        for listed in self.storage.list("").unwrap() {
+            copy.restore(&listed.name, &read_whole(&self.storage, &listed.name, 1 << 24).unwrap()).unwrap();
+        }
+        Stage::new(copy)
+    }
+
+    /// Deletes what is going and collects it: packs go, some are rewritten if asked for, and the segment is made anew.
+    fn delete_and_collect(&self, repack_percent: u8) -> impl Fn(&Stage) + Send + 'static {
+        let going = self.going.clone();
+        move |stage| {
+            let (region, caller) = (stage.other(), Caller::new(1));
+            for id in &going {
+                delete_snapshot(&region, *id, &caller.context()).unwrap();
+            }
+            let options = GcOptions { repack_percent, ..NOW };
+            let collected = collect(&region, &options, &caller.context()).unwrap();
+            assert!(collected.freed.count >= going.len() as u64, "{collected:?}");
+        }
+    }
+
+    fn assert_whole(&self, stage: &Stage, what: &str) {
+        let (region, caller) = (stage.other(), Caller::new(1));
+        let report = verify(&region, &VerifyOptions::default(), &caller.context()).unwrap();
+        assert!(report.findings.is_empty(), "{what}: {:?}", report.findings);
+        for (id, bytes) in &self.kept {
+            assert!(caller.read_directly(&region, *id).unwrap() == *bytes, "{what}: {id}");
+        }
+    }
+}
+
+#[test]
+fn a_collection_between_any_two_steps_harms_no_command() {
+    type Command = fn(&World, &Region, &Caller, &str);
+    // A check tells of damage, which is none, when a pack is rewritten and removed without grace while it looks.
+    let commands: [(&str, u8, Command); 5] = [
+        ("verify", 0, |_, region, caller, what| {
+            let report = verify(region, &VerifyOptions::default(), &caller.context()).unwrap();
+            assert!(report.findings.is_empty(), "{what}: {:?}", report.findings);
+        }),
+        ("verify of trailers", 0, |_, region, caller, what| {
+            let none = VerifyOptions { sample_percent: 0.0, ..VerifyOptions::default() };
+            let report = verify(region, &none, &caller.context()).unwrap();
+            assert!(report.findings.is_empty(), "{what}: {:?}", report.findings);
+        }),
+        ("collect", 50, |_, region, caller, what| {
+            let done = collect(region, &NOW, &caller.context());
+            assert!(done.is_ok(), "{what}: {done:?}");
+        }),
+        ("export", 50, |world, region, caller, what| {
+            let (id, bytes) = &world.kept[0];
+            assert!(caller.read_back(region, *id).unwrap() == *bytes, "{what}");
+        }),
+        ("snapshot", 50, |world, region, caller, what| {
+            let bytes = &world.kept[0].1;
+            let id = caller.snapshot(region, &MemoryDisk::new(bytes.clone())).unwrap().snapshot.id;
+            assert!(caller.read_back(region, id).unwrap() == *bytes, "{what}");
+        }),
+    ];
+    let (world, caller) = (World::new(), Caller::new(1));
+    for (name, repack_percent, command) in commands {
+        let mut happened = 0;
+        for prefix in ["packs/", "manifests/", "index/", "log/"] {
+            for skip in [0, 1, 2, 5, 10, 20, 40, 60, 80, 120, 160] {
+                let stage = world.stage();
+                let region = stage.region();
+                stage.plan(prefix, skip, world.delete_and_collect(repack_percent));
+                let what = format!("{name}, {prefix} {skip}");
+                command(&world, &region, &caller, &what);
+                if !stage.has_happened() {
+                    break;
+                }
+                happened += 1;
+                world.assert_whole(&stage, &what);
+            }
+        }
+        assert!(happened > 3, "{name}: {happened}");
+    }
+}
+
+/// A collection that finds damage each time says so, however often the log goes on meanwhile.
+#[test]
+fn damage_is_told_although_others_commit() {
+    let (world, caller) = (World::new(), Caller::new(1));
+    let stage = world.stage();
+    let catalog = stage.other().catalog().unwrap();
+    let lost = catalog.snapshots[&world.kept[3].0].manifest.name.to_string();
+    stage.inner.delete(&lost).unwrap();
+    let region = stage.region();
+    fn append(stage: &Stage, lost: &str) {
+        let again = lost.to_owned();
+        stage.plan(lost, 0, move |stage| {
+            let commit = |_: &_| Ok((vec![Op::NoOp], ()));
+            stage.other().commit::<_, RegionError>(common::provider(), commit).unwrap();
+            append(stage, &again);
+        });
+    }
+    append(&stage, &lost);
+    let error = collect(&region, &NOW, &caller.context()).unwrap_err();
+    assert_eq!(error.class(), Class::Damage, "{error}");
+    assert!(region.catalog().unwrap().sequence > catalog.sequence + 1, "it has tried again");
+}
+
+/// Who knows that a pack is lost, finds what is stored anew while it looks.
+#[test]
+fn what_is_repaired_between_is_read() {
+    let (world, caller) = (World::new(), Caller::new(1));
+    let stage = world.stage();
+    let region = stage.region();
+    let (id, bytes) = world.kept[5].clone();
+    let map = region.load_map(&region.catalog().unwrap().snapshots[&id].manifest).unwrap();
+    let chunks: Vec<_> = map.chunks().iter().map(|chunk| chunk.id).collect();
+    let pack = region.locate(&chunks).unwrap()[0].1.pack.to_string();
+    stage.inner.delete(&pack).unwrap();
+    assert!(region.fetch(&chunks).is_err());
+    let disk = bytes.clone();
+    stage.plan(&pack, 0, move |stage| {
+        let disks: [Box<dyn DiskRead>; 1] = [Box::new(MemoryDisk::new(disk.clone()))];
+        let sources = RepairSources { disks: &disks, ..RepairSources::default() };
+        let repaired = repair(&stage.other(), &sources, &Caller::new(1).context()).unwrap();
+        assert!(repaired.lost.is_empty() && repaired.reread > 0, "{repaired:?}");
+    });
+    assert!(region.fetch(&chunks).is_ok());
+    assert!(stage.has_happened() && caller.read_back(&region, id).unwrap() == bytes);
+}
+
+/// A chunk is in two packs, of which the one where it was found goes before it is read.
+#[test]
+fn a_chunk_is_read_from_its_other_pack() {
+    let (storage, caller) = (Memory::new(), Caller::new(1));
+    memory_region(&storage, &small_packs());
+    let stage = Stage::new(storage);
+    let bytes = volume(20_000, 1);
+    // Both look before either has stored.
+    let writers = [stage.other(), stage.other()];
+    let mut sessions = writers.each_ref().map(|region| region.begin(caller.account).unwrap());
+    let [stored, _] = sessions.each_mut().map(|session| {
+        let disk = MemoryDisk::new(bytes.clone());
+        ingest(session, &disk, &Compression::default(), &caller.context()).unwrap()
+    });
+    let region = stage.region();
+    let map = region.load_map(&stored.manifest).unwrap();
+    let chunks: Vec<_> = map.chunks().iter().map(|chunk| chunk.id).collect();
+    let pack = |region: &Region| region.locate(&chunks).unwrap()[0].1.pack;
+    let first = pack(&region);
+    stage.inner.delete(&first.to_string()).unwrap();
+    let fetched = region.fetch(&chunks).unwrap();
+    for frame in fetched.frames() {
+        let mut raw = vec![0; fetched.raw_bytes(frame)];
+        fetched.decode_here(&region, frame, &mut raw).unwrap();
+    }
+    assert_ne!(pack(&region), first);
+}
