@@ -244,7 +244,9 @@ fn lost(region: &Region, catalog: &Catalog) -> Result<Vec<Lost>, OpsError> {
             Err(error) if error.is_damage() => ranges.push(0..root.volume_bytes),
             Err(error) => return Err(error.into()),
         }
-        if !ranges.is_empty() {
+        // What was deleted and collected meanwhile is not lost.
+        let is_named = |now: &Catalog| now.roots().any(|now| now.manifest.name == root.manifest.name);
+        if !ranges.is_empty() && is_named(&region.catalog()?) {
             all.push(Lost { root: root.id, images: images_on(catalog, root.id), ranges });
         }
     }

@@ -210,24 +210,31 @@ impl Region {
         if let Some(&known) = presence.get(&name) {
             return Ok(known);
         }
-        // A delta is of no use without its base.
-        let mut needed = Vec::new();
+        loop {
+            let before = self.head().position().sequence;
+            let is_there = self.is_there_with_bases(name)?;
+            // What is gone may have been collected, and the pack be put on other bases.
+            if is_there || self.catalog().map_or(true, |now| now.sequence == before) {
+                presence.insert(name, is_there);
+                return Ok(is_there);
+            }
+        }
+    }
+
+    /// Whether a registered pack is there, and those with the bases of its deltas: it is of no use without them.
+    fn is_there_with_bases(&self, name: PackName) -> Result<bool, PackError> {
         let packs = self.head().catalog().packs.clone();
-        if let Some(pack) = packs.get(&name) {
-            let bases =
-                pack.record.bases.iter().map(|base| (*base, packs.get(base).map_or(0, |p| p.record.len)));
-            needed.extend([(name, pack.record.len)].into_iter().chain(bases));
-        }
-        let mut is_there = !needed.is_empty();
-        for (name, len) in needed {
-            is_there &= match self.0.storage.open(&name.to_string()) {
-                Ok(object) => len == object.len(),
-                Err(e) if e.is_not_found() => false,
+        let Some(pack) = packs.get(&name) else { return Ok(false) };
+        let bases = pack.record.bases.iter().map(|base| (*base, packs.get(base).map_or(0, |p| p.record.len)));
+        for (name, len) in [(name, pack.record.len)].into_iter().chain(bases) {
+            match self.0.storage.open(&name.to_string()) {
+                Ok(object) if len == object.len() => {}
+                Ok(_) => return Ok(false),
+                Err(e) if e.is_not_found() => return Ok(false),
                 Err(e) => return Err(e.into()),
-            };
+            }
         }
-        presence.insert(name, is_there);
-        Ok(is_there)
+        Ok(true)
     }
 
     /// Notes that a pack was looked for in vain; whether that is news.
