@@ -261,7 +261,7 @@ fn what_a_command_under_way_stores_against_is_not_collected() {
 fn a_copy_takes_deltas_along_with_their_bases_and_no_delta_without() {
     let place = Place::new();
     let first = text(1_000_000, 1);
-    let second = changed(&first, 3000);
+    let second = changed(&first, 9000);
     let (one, _) = place.take(&first, true);
     let (two, _) = place.take(&second, true);
     place.make("alone");

@@ -4,8 +4,7 @@
 //! (depth 1), so that one more frame is ever read.
 
 use super::frame::{
-    BASE_ID_BYTES, Codec, CodecPool, Frame, FrameError, ZSTD_LEVELS, check_length, decode_zstd, verified,
-    zstd_error,
+    BASE_ID_BYTES, Codec, CodecPool, Contexts, Draft, Frame, FrameError, check_length, clamped, zstd_error,
 };
 use crate::model::ids::ChunkId;
 use crate::model::units::BLOCK_BYTES;
@@ -30,24 +29,43 @@ impl CodecPool {
         level: i32,
         limit: usize,
     ) -> Result<Option<Frame>, FrameError> {
+        if base_id == id {
+            return Ok(None);
+        }
+        let draft = self.compress_delta(raw, (base_id, base), level, limit)?;
+        draft.map(|draft| self.prove(draft, id, Some(base))).transpose()
+    }
+
+    /// As [`CodecPool::encode_delta`], not yet proved.
+    pub fn compress_delta(
+        &self,
+        raw: &[u8],
+        (base_id, base): (ChunkId, &[u8]),
+        level: i32,
+        limit: usize,
+    ) -> Result<Option<Draft>, FrameError> {
         let raw_blocks = u16::try_from(raw.len() / BLOCK_BYTES).unwrap_or(u16::MAX);
         check_length(raw_blocks, raw.len(), raw.len())?;
-        if base_id == id || !can_be_base(base) {
+        if !can_be_base(base) {
             return Ok(None);
         }
         self.with(|contexts| {
-            let scratch = &mut contexts.scratch;
+            let Contexts { compressor, scratch, joined, .. } = contexts;
             scratch.clear();
             scratch.reserve(zstd_safe::compress_bound(raw.len()));
-            let level = level.clamp(*ZSTD_LEVELS.start(), *ZSTD_LEVELS.end());
-            let compressed = contexts.compressor.compress_using_dict(scratch, raw, base, level);
-            compressed.map_err(|code| zstd_error(raw.len(), code))?;
+            // zstd is much faster if the prefix lies right before the content.
+            joined.clear();
+            joined.extend_from_slice(base);
+            joined.extend_from_slice(raw);
+            let (base, raw) = joined.split_at(base.len());
+            compressor
+                .compress_using_dict(scratch, raw, base, clamped(level))
+                .map_err(|code| zstd_error(raw.len(), code))?;
             if BASE_ID_BYTES + scratch.len() > limit {
                 return Ok(None);
             }
             let body = [&base_id.0[..], scratch].concat();
-            decode_zstd(&mut contexts.decompressor, &body[BASE_ID_BYTES..], raw.len(), Some(base), scratch)?;
-            verified(Frame { codec: Codec::Delta, raw_blocks, body }, scratch, id).map(Some)
+            Ok(Some(Draft(Frame { codec: Codec::Delta, raw_blocks, body })))
         })
     }
 }

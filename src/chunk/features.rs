@@ -62,12 +62,9 @@ pub fn features(raw: &[u8]) -> Option<Features> {
     let [first, second, third, fourth] = slices;
     for (((&a, &b), &c), &d) in first.iter().zip(second).zip(third).zip(fourth) {
         hashes = [roll(hashes[0], a), roll(hashes[1], b), roll(hashes[2], c), roll(hashes[3], d)];
-        let is_sampled = hashes.map(|hash| hash & SAMPLE_MASK == 0);
-        if is_sampled[0] | is_sampled[1] | is_sampled[2] | is_sampled[3] {
-            for hash in hashes {
-                if hash & SAMPLE_MASK == 0 {
-                    sampled.take(hash);
-                }
+        for hash in hashes {
+            if hash & SAMPLE_MASK == 0 {
+                sampled.take(hash);
             }
         }
     }
@@ -84,6 +81,7 @@ struct Sampled {
 }
 
 impl Sampled {
+    #[cold]
     fn take(&mut self, hash: u64) {
         self.is_any = true;
         for (largest, (factor, term)) in self.largest.iter_mut().zip(FACTORS.iter().zip(TERMS)) {

@@ -54,6 +54,17 @@ pub struct Frame {
     pub body: Vec<u8>,
 }
 
+/// A frame that nobody has proved yet: it can be measured, and not stored.
+#[derive(Debug, Clone)]
+pub struct Draft(pub(super) Frame);
+
+impl Draft {
+    /// Bytes of its body.
+    pub fn body_bytes(&self) -> usize {
+        self.0.body.len()
+    }
+}
+
 /// Bytes of the header that stands before a frame's body in a pack.
 pub const FRAME_HEADER_BYTES: usize = 12;
 
@@ -132,6 +143,8 @@ pub(super) struct Contexts {
     pub(super) compressor: zstd_safe::CCtx<'static>,
     pub(super) decompressor: zstd_safe::DCtx<'static>,
     pub(super) scratch: Vec<u8>,
+    /// A base and a chunk behind it.
+    pub(super) joined: Vec<u8>,
 }
 
 impl CodecPool {
@@ -143,21 +156,45 @@ impl CodecPool {
     /// Encodes `raw`, the content of chunk `id`, at zstd `level`, and proves by decoding and hashing that
     /// the frame gives it back. Content that compression saves less than 1/32 of is stored raw.
     pub fn encode(&self, raw: &[u8], id: ChunkId, level: i32) -> Result<Frame, FrameError> {
+        self.prove(self.compress(raw, level)?, id, None)
+    }
+
+    /// The plain frame of a chunk's content, as [`CodecPool::encode`] makes it, not yet proved.
+    pub fn compress(&self, raw: &[u8], level: i32) -> Result<Draft, FrameError> {
         let raw_blocks = u16::try_from(raw.len() / BLOCK_BYTES).unwrap_or(u16::MAX);
         check_length(raw_blocks, raw.len(), raw.len())?;
         self.with(|contexts| {
-            let Contexts { compressor, decompressor, scratch } = contexts;
+            let Contexts { compressor, scratch, .. } = contexts;
             scratch.clear();
             scratch.reserve(zstd_safe::compress_bound(raw.len()));
-            let level = level.clamp(*ZSTD_LEVELS.start(), *ZSTD_LEVELS.end());
-            compressor.compress(scratch, raw, level).map_err(|code| zstd_error(raw.len(), code))?;
-            if scratch.len() + raw.len() / 32 >= raw.len() {
-                return verified(Frame { codec: Codec::Raw, raw_blocks, body: raw.to_vec() }, raw, id);
-            }
-            let body = scratch.as_slice().to_vec();
-            decode_zstd(decompressor, &body, raw.len(), None, scratch)?;
-            verified(Frame { codec: Codec::Zstd, raw_blocks, body }, scratch, id)
+            compressor.compress(scratch, raw, clamped(level)).map_err(|code| zstd_error(raw.len(), code))?;
+            let is_worth_it = scratch.len() + raw.len() / 32 < raw.len();
+            let (codec, body) = if is_worth_it { (Codec::Zstd, &scratch[..]) } else { (Codec::Raw, raw) };
+            Ok(Draft(Frame { codec, raw_blocks, body: body.to_vec() }))
         })
+    }
+
+    /// The plain frame of a chunk's content, uncompressed, not yet proved.
+    pub fn store(&self, raw: &[u8]) -> Result<Draft, FrameError> {
+        let raw_blocks = u16::try_from(raw.len() / BLOCK_BYTES).unwrap_or(u16::MAX);
+        check_length(raw_blocks, raw.len(), raw.len())?;
+        Ok(Draft(Frame { codec: Codec::Raw, raw_blocks, body: raw.to_vec() }))
+    }
+
+    /// The frame, if it gives chunk `id` back. `base` is the base's bytes, for a delta.
+    pub fn prove(&self, draft: Draft, id: ChunkId, base: Option<&[u8]>) -> Result<Frame, FrameError> {
+        let Draft(frame) = draft;
+        let raw_len = usize::from(frame.raw_blocks) * BLOCK_BYTES;
+        let found = match frame.codec {
+            Codec::Raw => chunk_id(&frame.body),
+            codec => self.with(|Contexts { decompressor, scratch, .. }| {
+                scratch.clear();
+                scratch.reserve(raw_len);
+                decode_compressed(decompressor, codec, &frame.body, base, raw_len, scratch)?;
+                Ok(chunk_id(scratch))
+            })?,
+        };
+        if found == id { Ok(frame) } else { Err(FrameError::Content { expected: id, found }) }
     }
 
     /// The content of a frame from nowhere in particular, and the chunk that it is. `base` is the base's bytes, for a
@@ -195,22 +232,9 @@ impl CodecPool {
         match codec {
             Codec::Raw if body.len() == raw.len() => raw.copy_from_slice(body),
             Codec::Raw => return Err(FrameError::Length { blocks, stored: body.len() }),
-            Codec::Zstd => {
-                self.with(|contexts| decode_zstd(&mut contexts.decompressor, body, raw.len(), None, raw))?
-            }
-            Codec::Delta => {
-                let Some(id) = base_of(codec, body) else {
-                    return Err(FrameError::Length { blocks, stored: body.len() });
-                };
-                let base = base.ok_or(FrameError::Base { base: id, why: "is not at hand" })?;
-                if !can_be_base(base) {
-                    return Err(FrameError::Base { base: id, why: "cannot be a base" });
-                }
-                let body = &body[BASE_ID_BYTES..];
-                self.with(|contexts| {
-                    decode_zstd(&mut contexts.decompressor, body, raw.len(), Some(base), raw)
-                })?
-            }
+            _ => self.with(|contexts| {
+                decode_compressed(&mut contexts.decompressor, codec, body, base, raw.len(), raw)
+            })?,
         }
         Ok(())
     }
@@ -221,6 +245,7 @@ impl CodecPool {
             compressor: zstd_safe::CCtx::create(),
             decompressor: zstd_safe::DCtx::create(),
             scratch: Vec::new(),
+            joined: Vec::new(),
         });
         let result = work(&mut contexts);
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(contexts);
@@ -236,13 +261,35 @@ pub(super) fn check_length(blocks: u16, raw_len: usize, stored: usize) -> Result
     Ok(())
 }
 
-pub(super) fn verified(frame: Frame, decoded: &[u8], id: ChunkId) -> Result<Frame, FrameError> {
-    let found = chunk_id(decoded);
-    if found == id { Ok(frame) } else { Err(FrameError::Content { expected: id, found }) }
+pub(super) fn clamped(level: i32) -> i32 {
+    level.clamp(*ZSTD_LEVELS.start(), *ZSTD_LEVELS.end())
+}
+
+/// The content of a body that is a zstd frame, behind its base's id if it is a delta.
+fn decode_compressed<C: zstd_safe::WriteBuf + ?Sized>(
+    decompressor: &mut zstd_safe::DCtx<'static>,
+    codec: Codec,
+    body: &[u8],
+    base: Option<&[u8]>,
+    raw_len: usize,
+    raw: &mut C,
+) -> Result<(), FrameError> {
+    if codec.is_plain() {
+        return decode_zstd(decompressor, body, raw_len, None, raw);
+    }
+    let Some(id) = base_of(codec, body) else {
+        let blocks = u16::try_from(raw_len / BLOCK_BYTES).unwrap_or(u16::MAX);
+        return Err(FrameError::Length { blocks, stored: body.len() });
+    };
+    let base = base.ok_or(FrameError::Base { base: id, why: "is not at hand" })?;
+    if !can_be_base(base) {
+        return Err(FrameError::Base { base: id, why: "cannot be a base" });
+    }
+    decode_zstd(decompressor, &body[BASE_ID_BYTES..], raw_len, Some(base), raw)
 }
 
 /// Exactly one zstd frame with its declared size: zstd itself would accept several, and skippable ones.
-pub(super) fn decode_zstd<C: zstd_safe::WriteBuf + ?Sized>(
+fn decode_zstd<C: zstd_safe::WriteBuf + ?Sized>(
     decompressor: &mut zstd_safe::DCtx<'static>,
     body: &[u8],
     raw_len: usize,

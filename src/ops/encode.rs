@@ -3,7 +3,7 @@
 use super::context::Context;
 use super::error::OpsError;
 use crate::chunk::features::{Features, features};
-use crate::chunk::frame::{Codec, Frame, FrameError};
+use crate::chunk::frame::{Codec, Draft, Frame, FrameError};
 use crate::model::ids::ChunkId;
 use crate::model::units::{BLOCK_BYTES, CHUNK_BLOCKS_MAX};
 use crate::region::Region;
@@ -36,6 +36,9 @@ const SURE_TENTHS: usize = 6;
 const TRIED: usize = 2;
 /// As many where time hardly matters.
 const TRIED_LONG: usize = 4;
+/// Features that a chunk and its base have in common at least where most is new: with one alone most of the time goes
+/// for a quarter of what is saved.
+const COMMON_MIN_QUICK: u32 = 2;
 /// The share of a pipeline's memory that new frames are kept in for others to be stored against.
 const RECENT_SHARE: u64 = 16;
 
@@ -66,6 +69,8 @@ pub(super) struct Encoder {
     recent_bytes: usize,
     /// Bases that each chunk is tried against.
     tried: usize,
+    /// Features that a chunk and its base have in common at least.
+    common_min: u32,
 }
 
 /// What a batch is stored against.
@@ -73,6 +78,14 @@ struct Bases<'a> {
     by_chunk: Vec<Found>,
     stored: crate::region::bases::Bases,
     pending: HashMap<ChunkId, &'a [u8]>,
+}
+
+/// A delta that is not proved yet.
+struct Delta {
+    draft: Draft,
+    base: Vec<u8>,
+    /// Bytes of a plain frame, if that can be told.
+    expected: Option<usize>,
 }
 
 impl Encoder {
@@ -84,12 +97,18 @@ impl Encoder {
             similar: None,
             recent_bytes: usize::try_from(context.memory_bytes / RECENT_SHARE).unwrap_or(0),
             tried: TRIED,
+            common_min: 1,
         }
     }
 
     /// With time to look longer for what a chunk resembles.
     pub(super) fn thorough(self) -> Self {
         Self { tried: TRIED_LONG, ..self }
+    }
+
+    /// How much is new says how much time there is for each chunk of it: where that is little, reading takes longer.
+    pub(super) fn expect(&mut self, new: usize, of: usize) {
+        self.common_min = if 2 * new <= of { 1 } else { COMMON_MIN_QUICK };
     }
 
     /// The zstd level of its frames, if they are tried with deltas, too.
@@ -165,7 +184,8 @@ impl Encoder {
         let (mut stored, mut room) = (Vec::new(), context.buffer_bytes() as u64);
         for (chunk, features) in chunks.iter().zip(all) {
             let tried = if chunk.is_base { 0 } else { self.tried };
-            let wanted = Wanted { blocks_max: base_blocks_max(chunk.blocks()), tried, is_usable };
+            let (blocks_max, common_min) = (base_blocks_max(chunk.blocks()), self.common_min);
+            let wanted = Wanted { blocks_max, tried, common_min, is_usable };
             let found = find(similar, chunk, features.as_ref(), &wanted);
             let of_stored = found.bases.iter().filter_map(|base| match base {
                 Base::Stored(id, location) => Some((*id, *location)),
@@ -194,16 +214,26 @@ impl Encoder {
     }
 
     fn plain(&self, chunk: &NewChunk<'_>) -> Result<Frame, OpsError> {
-        match chunk.stored {
+        let draft = self.plain_draft(chunk)?;
+        self.region.codecs().prove(draft, chunk.id, None).map_err(unproved(chunk))
+    }
+
+    fn plain_draft(&self, chunk: &NewChunk<'_>) -> Result<Draft, OpsError> {
+        let codecs = self.region.codecs();
+        let draft = match chunk.stored {
             // What does not compress does not at another level.
-            Some(stored) if stored.codec == Codec::Raw => Ok(stored.clone()),
-            _ => self.region.encode(chunk.raw, chunk.id, self.level).map_err(unproved(chunk)),
-        }
+            Some(stored) if stored.codec == Codec::Raw => codecs.store(chunk.raw),
+            _ => codecs.compress(chunk.raw, self.level),
+        };
+        draft.map_err(unproved(chunk))
     }
 
     /// The smallest of: a delta against one of some bases, if it saves enough; the plain frame; how it is stored.
     fn smallest(&self, chunk: &NewChunk<'_>, found: &[Base], bases: &Bases<'_>) -> Result<Frame, OpsError> {
-        let frame = self.smallest_new(chunk, found, bases)?;
+        let frame = match self.smallest_delta(chunk, found, bases)? {
+            Some(delta) => self.smaller(chunk, delta)?,
+            None => self.plain(chunk)?,
+        };
         let can_stay =
             |stored: &Frame| stored.base().is_none_or(|base| found.iter().any(|found| found.id() == base));
         match chunk.stored {
@@ -212,31 +242,43 @@ impl Encoder {
         }
     }
 
-    fn smallest_new(
+    fn smallest_delta(
         &self,
         chunk: &NewChunk<'_>,
         found: &[Base],
         bases: &Bases<'_>,
-    ) -> Result<Frame, OpsError> {
-        let mut smallest: Option<(Frame, Option<usize>)> = None;
-        for base in found {
+    ) -> Result<Option<Delta>, OpsError> {
+        let mut smallest: Option<Delta> = None;
+        for base in found.iter().filter(|base| base.id() != chunk.id) {
             let (content, base_stored) = self.content(base, bases);
             // One that cannot be read is no base.
             let Some(content) = content else { continue };
-            let limit = smallest.as_ref().map_or(chunk.raw.len(), |(delta, _)| delta.body.len() - 1);
-            let delta = self
-                .region
-                .encode_delta(chunk.raw, chunk.id, (base.id(), &content), self.level, limit)
+            let limit = smallest.as_ref().map_or(chunk.raw.len(), |delta| delta.draft.body_bytes() - 1);
+            let codecs = self.region.codecs();
+            let draft = codecs
+                .compress_delta(chunk.raw, (base.id(), &content), self.level, limit)
                 .map_err(unproved(chunk))?;
             let expected = base_stored.map(|stored| stored * chunk.raw.len() / content.len().max(1));
-            smallest = delta.map(|delta| (delta, expected)).or(smallest);
+            smallest = draft.map(|draft| Delta { draft, base: content, expected }).or(smallest);
         }
-        let Some((delta, expected)) = smallest else { return self.plain(chunk) };
-        if expected.is_some_and(|expected| delta.body.len() * 10 < expected * SURE_TENTHS) {
-            return Ok(delta);
+        Ok(smallest)
+    }
+
+    /// The delta if it saves enough, else the plain frame; only what is taken is proved.
+    fn smaller(&self, chunk: &NewChunk<'_>, delta: Delta) -> Result<Frame, OpsError> {
+        let Delta { draft, base, expected } = delta;
+        let codecs = self.region.codecs();
+        let bytes = draft.body_bytes();
+        if expected.is_some_and(|expected| bytes * 10 < expected * SURE_TENTHS) {
+            return codecs.prove(draft, chunk.id, Some(&base)).map_err(unproved(chunk));
         }
-        let plain = self.plain(chunk)?;
-        Ok(if delta.body.len() * 10 < plain.body.len() * KEPT_TENTHS { delta } else { plain })
+        let plain = self.plain_draft(chunk)?;
+        let proved = if bytes * 10 < plain.body_bytes() * KEPT_TENTHS {
+            codecs.prove(draft, chunk.id, Some(&base))
+        } else {
+            codecs.prove(plain, chunk.id, None)
+        };
+        proved.map_err(unproved(chunk))
     }
 
     /// The bytes of a base, and how many its stored body has if that is known.

@@ -3,7 +3,7 @@
 use super::Region;
 use super::bases::Bases;
 use super::error::RegionError;
-use crate::chunk::frame::Frame;
+use crate::chunk::frame::{CodecPool, Frame};
 use crate::io::storage::StorageError;
 use crate::model::ids::ChunkId;
 use crate::model::objects::PackName;
@@ -278,16 +278,9 @@ impl Region {
         self.0.codecs.encode(raw, id, level)
     }
 
-    /// As [`Region::encode`], against the base of that id and content; none if that is longer than `limit`.
-    pub fn encode_delta(
-        &self,
-        raw: &[u8],
-        id: ChunkId,
-        base: (ChunkId, &[u8]),
-        level: i32,
-        limit: usize,
-    ) -> Result<Option<Frame>, crate::chunk::frame::FrameError> {
-        self.0.codecs.encode_delta(raw, id, base, level, limit)
+    /// What encodes, decodes and proves.
+    pub fn codecs(&self) -> &CodecPool {
+        &self.0.codecs
     }
 
     /// The content of a plain frame of a chunk; none if it is not that.

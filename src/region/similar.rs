@@ -44,6 +44,8 @@ pub struct Wanted<'a> {
     pub blocks_max: u16,
     /// How many are looked for.
     pub tried: usize,
+    /// Features that it has in common at least.
+    pub common_min: u32,
     /// Whether a chunk that is in a pack can be one.
     pub is_usable: &'a dyn Fn(ChunkId) -> bool,
 }
@@ -123,9 +125,14 @@ impl Similar {
         let before = candidates.len();
         candidates.retain(|(leading, _)| *leading != id.leading());
         let is_known = candidates.len() < before;
-        let candidates = candidates.into_iter().take(LOOKED_UP_MAX);
-        let bases = candidates.filter_map(|(leading, _)| self.base(leading, wanted)).take(wanted.tried);
-        Found { bases: bases.collect(), is_known }
+        let mut bases = Vec::new();
+        for (leading, common) in candidates.into_iter().take(LOOKED_UP_MAX) {
+            if bases.len() == wanted.tried || common < wanted.common_min {
+                break;
+            }
+            bases.extend(self.base(leading, wanted));
+        }
+        Found { bases, is_known }
     }
 
     /// The chunk whose id begins so, if it can be what is wanted.
