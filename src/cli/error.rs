@@ -81,6 +81,14 @@ pub enum CliError {
         /// What is wrong.
         why: String,
     },
+    /// A page cannot be written.
+    #[error("{path}: {source}. Name another file with --html")]
+    Page {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
     /// Nobody reads standard output any more.
     #[error("standard output was closed")]
     ReaderGone,
@@ -128,6 +136,11 @@ impl CliError {
             Self::NoRegion { .. } => NOT_FOUND,
             Self::ForeignHome { .. } => DENIED,
             Self::Home { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => DENIED,
+            Self::Page { source, .. } => match source.kind() {
+                std::io::ErrorKind::AlreadyExists => USAGE,
+                std::io::ErrorKind::StorageFull => NO_SPACE,
+                _ => FAILED,
+            },
             Self::Home { .. } | Self::ReaderGone | Self::Output(_) => FAILED,
         }
     }
@@ -140,7 +153,10 @@ impl CliError {
             Self::NoRegion { .. } => "InvalidRegion.NotFound",
             Self::ForeignHome { .. } => "UnauthorizedOperation",
             Self::Config { .. } => "InvalidConfiguration",
-            Self::Home { .. } | Self::ReaderGone | Self::Output(_) => "InternalError",
+            Self::Page { source, .. } if source.kind() == std::io::ErrorKind::AlreadyExists => {
+                "InvalidParameterValue"
+            }
+            Self::Page { .. } | Self::Home { .. } | Self::ReaderGone | Self::Output(_) => "InternalError",
         }
     }
 }

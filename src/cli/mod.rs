@@ -7,6 +7,7 @@ mod error;
 mod home;
 mod json;
 mod output;
+mod page;
 mod progress;
 mod text;
 

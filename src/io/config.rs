@@ -27,17 +27,41 @@ pub fn read_up_to(path: &Path, bytes_max: u64) -> io::Result<Option<String>> {
     Ok(Some(text))
 }
 
-/// Replaces a file's text, durably and at once.
+/// Replaces a file's text, durably and at once; only its owner may read it.
 pub fn replace(path: &Path, text: &str) -> io::Result<()> {
+    put(path, text, 0o600)
+}
+
+/// Writes a page for anyone to read, in place of another page at most: what is something else is not replaced.
+pub fn replace_page(path: &Path, text: &str, begin: &str) -> io::Result<()> {
+    check_page(path, begin)?;
+    put(path, text, 0o644)
+}
+
+/// Whether [`replace_page`] would write here: there is nothing, or a text that begins so.
+pub fn check_page(path: &Path, begin: &str) -> io::Result<()> {
+    let mut first = vec![0; begin.len()];
+    let found = match File::open(path) {
+        Ok(mut file) => file.read_exact(&mut first).map(|()| first == begin.as_bytes()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => Err(e),
+    };
+    if matches!(found, Ok(true)) {
+        return Ok(());
+    }
+    Err(io::Error::new(io::ErrorKind::AlreadyExists, "it is there, and no page that could be written anew"))
+}
+
+fn put(path: &Path, text: &str, mode: u32) -> io::Result<()> {
     let temporary = path.with_extension(format!("new-{:016x}", random_u64()?));
     let written = (|| {
         let mut file = OpenOptions::new()
             .write(true)
             .create_new(true)
-            .mode(0o600)
+            .mode(mode)
             .custom_flags(no_follow())
             .open(&temporary)?;
-        file.set_permissions(fs::Permissions::from_mode(0o600))?;
+        file.set_permissions(fs::Permissions::from_mode(mode))?;
         file.write_all(text.as_bytes())?;
         file.sync_all()?;
         fs::rename(&temporary, path)
@@ -46,7 +70,8 @@ pub fn replace(path: &Path, text: &str) -> io::Result<()> {
         let _ = fs::remove_file(&temporary);
     }
     written?;
-    File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
 }
 
 /// Waits until no other process holds the lock, and holds it until what is returned is dropped. The lock goes

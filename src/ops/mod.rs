@@ -5,6 +5,7 @@
 //! joined by bounded channels, CPU work on a rayon pool, memory bounded by the buffers that go round.
 
 pub mod account;
+pub mod assess;
 pub mod bin;
 pub mod bundle;
 pub mod capture;

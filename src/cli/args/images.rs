@@ -2,7 +2,7 @@
 
 use super::Format;
 use crate::cli::text::{parse_bytes, parse_tag};
-use clap::{ArgGroup, Args};
+use clap::{ArgGroup, Args, Subcommand};
 use imgstore::model::account::{Permission, Tag};
 use imgstore::model::ids::{ImageId, SnapshotId};
 use imgstore::model::words::{Architecture, BootMode, VirtualizationType};
@@ -21,6 +21,27 @@ pub struct DiskArgs {
     /// Take as zero what ext4, XFS and btrfs on the disk mark as free. Not for a disk that is in use
     #[arg(long)]
     pub skip_free: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum BenchCommand {
+    /// What deduplication would give on these disks: nothing is stored
+    Dedup(DedupArgs),
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Each disk is read once. For several ways to cut: what all take, compressed, with the index; what each disk adds to those\nbefore it; what a read of 4 KiB decodes. For imgstore's own: levels, deltas, and a map of each disk.\n\nExamples:\n  imgstore bench dedup web-1.qcow2 web-2.qcow2 db.raw\n  imgstore bench dedup /dev/vg0/* --html disks.html"
+)]
+pub struct DedupArgs {
+    /// Disk files or block devices, in the order in which they would be stored
+    #[arg(value_name = "DISK", required = true)]
+    pub disks: Vec<PathBuf>,
+    #[command(flatten)]
+    pub reading: DiskArgs,
+    /// Write a page with plots and a map of each disk
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

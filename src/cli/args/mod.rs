@@ -6,8 +6,8 @@ mod lists;
 mod places;
 
 pub use images::{
-    DeregisterArgs, DiskArgs, ImageArgs, ImportArgs, ModifyArgs, ProtectArgs, RegisterArgs, ShareArgs,
-    SnapshotArgs, StoringArgs,
+    BenchCommand, DedupArgs, DeregisterArgs, DiskArgs, ImageArgs, ImportArgs, ModifyArgs, ProtectArgs,
+    RegisterArgs, ShareArgs, SnapshotArgs, StoringArgs,
 };
 pub use instances::{
     BundleArgs, CreateImageArgs, CreateSnapshotArgs, CreateVolumeArgs, ExportArgs, LaunchArgs, UnbundleArgs,
@@ -235,6 +235,9 @@ pub enum Command {
     Verify(VerifyArgs),
     /// Mend what is damaged, from intact copies here, in other regions, or on the disks that it came from
     Repair(RepairArgs),
+    /// Measurements on your own disks
+    #[command(subcommand)]
+    Bench(BenchCommand),
     /// Regions: add, list, show, remove
     #[command(subcommand)]
     Region(RegionCommand),

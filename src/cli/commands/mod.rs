@@ -1,6 +1,7 @@
 //! The commands: arguments to a verb, its answer to text or JSON.
 
 mod account;
+mod bench;
 mod bundle;
 mod copy;
 mod describe;
@@ -18,7 +19,7 @@ mod repair;
 mod upkeep;
 mod volumes;
 
-use super::args::{Cli, Command};
+use super::args::{BenchCommand, Cli, Command};
 use super::error::CliError;
 use super::home::Home;
 use super::output::Output;
@@ -123,6 +124,7 @@ fn dispatch(session: &mut Session<'_>, command: &Command) -> Result<u8, CliError
         Command::Stats { ids } => upkeep::stats(session, ids),
         Command::Gc(args) => gc::gc(session, args),
         Command::Repack(args) => repack::repack(session, args),
+        Command::Bench(BenchCommand::Dedup(args)) => bench::dedup(session, args),
         Command::Verify(args) => return upkeep::verify(session, args),
         Command::Repair(args) => return repair::repair(session, args),
         Command::Region(command) => region::region(session, command),
