@@ -3,7 +3,7 @@
 mod common;
 
 use common::{Caller, Draw, MemoryDisk};
-use imgstore::disk::DiskRead;
+use imgstore::disk::{DiskError, DiskRead, Extent};
 use imgstore::io::directory::DirectoryOptions;
 use imgstore::model::account::AccountId;
 use imgstore::ops::assess::{Assessment, DISKS_MAX, assess};
@@ -175,4 +175,41 @@ fn the_page_is_well_formed_and_names_are_only_text() {
     assert_eq!(std::fs::read(folder.path().join("page.html")).unwrap(), b"something else");
     // Nothing was stored, and nothing is fetched from anywhere.
     assert!(!page.contains("http") && !folder.path().join("home/regions/local/packs").exists());
+}
+
+#[test]
+fn holes_are_zeros() {
+    let files = files(60, 7);
+    let bytes: Vec<u8> = files.iter().flatten().copied().collect();
+    let (front, back) = bytes.split_at(bytes.len() / 2 / BLOCK * BLOCK);
+    let hole = vec![0; 41 << 20];
+    let whole = [front, &hole, back, &hole[..20 << 20]].concat();
+    let told = assessed(&[MemoryDisk::new(whole.clone())]);
+    let read = assessed(&[MemoryDisk { bytes: whole, hole_blocks: 0 }]);
+    assert_eq!((&told.disks, &told.layouts), (&read.disks, &read.layouts));
+    assert_eq!(told.delta_bytes, read.delta_bytes);
+}
+
+/// A disk of nothing.
+struct Sparse;
+
+impl DiskRead for Sparse {
+    fn len_bytes(&self) -> u64 {
+        64 << 40
+    }
+
+    fn extent_at(&self, offset: u64) -> Result<Extent, DiskError> {
+        Ok(Extent { start: offset, end: self.len_bytes(), is_zero: true })
+    }
+
+    fn read_at(&self, _: u64, _: &mut [u8]) -> Result<(), DiskError> {
+        panic!("holes are not read")
+    }
+}
+
+#[test]
+fn the_largest_disk_of_nothing_takes_no_time() {
+    let found = assess(&[&Sparse as &dyn DiskRead], &Caller::new(1).context()).unwrap();
+    assert_eq!((found.disks[0].data_bytes, found.disks[0].map.len()), (0, 256));
+    assert!(found.disks[0].map.iter().all(|cell| cell.zero == 1.0));
 }

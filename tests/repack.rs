@@ -244,3 +244,25 @@ fn what_is_stored_meanwhile_against_old_packs_keeps_what_it_needs() {
     assert!(place.deltas(meanwhile) > 0);
     place.assert_clean();
 }
+
+#[test]
+fn a_pack_that_nothing_needs_keeps_no_other_from_being_made_anew() {
+    let place = Place::new();
+    let (bytes, like_it, other) = (noise(1 << 18, 8, 1 << 18), noise(1 << 18, 8, 3000), text(1 << 19, 9));
+    let ids = [place.take(&bytes, true), place.take(&like_it, true), place.take(&other, true)];
+    assert!(place.deltas(ids[1]) > 0);
+    // Nobody needs its deltas any more, but no collection has looked: their bases are held where they are.
+    delete_snapshot(&place.open(), ids[1], &place.caller.context()).unwrap();
+    let mut emptied = 0;
+    while let one = place.repack(&RepackOptions { limit_bytes: 1, ..ALL })
+        && one.emptied.count > 0
+    {
+        emptied += 1;
+    }
+    let all = place.repack(&ALL);
+    assert!(emptied + all.emptied.count > 2 && all.left.count == 0, "{emptied}, {all:?}");
+    place.collect();
+    place.assert_has(ids[0], &bytes);
+    place.assert_has(ids[2], &other);
+    place.assert_clean();
+}

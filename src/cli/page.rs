@@ -20,7 +20,7 @@ td:first-child,th:first-child{text-align:left}.wide{overflow-x:auto}svg{width:10
 @media print{body{font-size:11px;max-width:none;padding:0}*{-webkit-print-color-adjust:exact;print-color-adjust:exact}}";
 
 /// How every page begins.
-pub const BEGIN: &str = "<!DOCTYPE html>";
+pub const BEGIN: &str = "<!DOCTYPE html>\n<!-- imgstore bench dedup -->";
 
 /// The page, well-formed XML as well as HTML.
 pub fn page(names: &[String], assessment: &Assessment) -> String {
@@ -30,7 +30,7 @@ pub fn page(names: &[String], assessment: &Assessment) -> String {
         "{BEGIN}\n<html lang=\"en\"><head><meta charset=\"utf-8\"/><meta name=\"viewport\" \
          content=\"width=device-width, initial-scale=1\"/><title>What deduplication gives</title>\
          <style>{STYLE}</style></head><body>\n<h1>What deduplication gives on {} disks</h1>\n\
-         <p>{} of data would take <strong>{}</strong> ({:.0} %), with deltas <strong>{}</strong>.{}</p>\n",
+         <p>{} of data would take <strong>{}</strong> ({:.0} %), with deltas about <strong>{}</strong>.{}</p>\n",
         names.len(),
         bytes(data),
         bytes(own),

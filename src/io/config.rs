@@ -41,15 +41,24 @@ pub fn replace_page(path: &Path, text: &str, begin: &str) -> io::Result<()> {
 /// Whether [`replace_page`] would write here: there is nothing, or a text that begins so.
 pub fn check_page(path: &Path, begin: &str) -> io::Result<()> {
     let mut first = vec![0; begin.len()];
-    let found = match File::open(path) {
-        Ok(mut file) => file.read_exact(&mut first).map(|()| first == begin.as_bytes()),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(e) => Err(e),
-    };
-    if matches!(found, Ok(true)) {
+    match fs::symlink_metadata(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            return fs::metadata(parent_of(path)).map(drop);
+        }
+        Err(e) => return Err(e),
+        Ok(found) if found.is_file() && found.len() >= begin.len() as u64 => {
+            File::open(path)?.read_exact(&mut first)?;
+        }
+        Ok(_) => {}
+    }
+    if first == begin.as_bytes() {
         return Ok(());
     }
     Err(io::Error::new(io::ErrorKind::AlreadyExists, "it is there, and no page that could be written anew"))
+}
+
+fn parent_of(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 fn put(path: &Path, text: &str, mode: u32) -> io::Result<()> {
@@ -70,8 +79,7 @@ fn put(path: &Path, text: &str, mode: u32) -> io::Result<()> {
         let _ = fs::remove_file(&temporary);
     }
     written?;
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-    File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
+    File::open(parent_of(path))?.sync_all()
 }
 
 /// Waits until no other process holds the lock, and holds it until what is returned is dropped. The lock goes

@@ -3,7 +3,7 @@
 use super::context::Context;
 use super::error::OpsError;
 use crate::chunk::features::{Features, features};
-use crate::chunk::frame::{Codec, Draft, Frame, FrameError};
+use crate::chunk::frame::{Codec, Draft, Frame, FrameError, ZSTD_LEVELS};
 use crate::model::ids::ChunkId;
 use crate::model::units::{BLOCK_BYTES, CHUNK_BLOCKS_MAX};
 use crate::region::Region;
@@ -92,7 +92,10 @@ impl Encoder {
     pub(super) fn new(region: &Region, how: &Compression, context: &Context<'_>) -> Self {
         Self {
             region: region.clone(),
-            level: how.level.unwrap_or(i32::from(region.header().zstd_level)),
+            level: how
+                .level
+                .unwrap_or(i32::from(region.header().zstd_level))
+                .clamp(*ZSTD_LEVELS.start(), *ZSTD_LEVELS.end()),
             delta: how.delta,
             similar: None,
             recent_bytes: usize::try_from(context.memory_bytes / RECENT_SHARE).unwrap_or(0),
@@ -285,9 +288,15 @@ impl Encoder {
     fn content(&self, base: &Base, bases: &Bases<'_>) -> (Option<Vec<u8>>, Option<usize>) {
         match base {
             Base::Pending(id) => (bases.pending.get(id).map(|raw| raw.to_vec()), None),
-            Base::Recent(id, frame) => (self.region.decode(*id, frame), Some(frame.body.len())),
+            Base::Recent(id, frame) => {
+                let is_compressed = frame.codec == Codec::Zstd;
+                (self.region.decode(*id, frame), is_compressed.then_some(frame.body.len()))
+            }
             Base::Stored(id, location) => {
-                (bases.stored.content(&self.region, *id), usize::try_from(location.stored_len).ok())
+                // What does not compress says nothing of what resembles it a little.
+                let is_compressed = location.codec == Codec::Zstd;
+                let stored = usize::try_from(location.stored_len).ok().filter(|_| is_compressed);
+                (bases.stored.content(&self.region, *id), stored)
             }
         }
     }

@@ -235,7 +235,8 @@ fn candidates(
     for (&name, pack) in live() {
         if kept.contains(&name) {
             let is_worn = mark.needed_percent(&pack.record) < u64::from(options.repack_percent);
-            if is_worn && !in_progress.contains(&name) {
+            // Who is at work may be moving things into it.
+            if is_worn && !in_progress.contains(&name) && !region.is_of_running(&name)? {
                 candidates.worn.push(name);
             }
         } else if in_progress.contains(&name) {
@@ -290,7 +291,9 @@ fn rewrite_worn(
         return Ok(None);
     }
     let avoided: HashSet<PackName> = worn.iter().copied().collect();
-    let Some(rewritten) = rewrite(region, &avoided, context, || repack(region, mark, &avoided, context))?
+    let Some(rewritten) = rewrite(region, &avoided, mark.catalog.sequence, context, || {
+        repack(region, mark, &avoided, context)
+    })?
     else {
         return Ok(None);
     };

@@ -19,8 +19,8 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 /// The zstd level if nothing else is said.
 pub const LEVEL_DEFAULT: i32 = 12;
-/// Bytes of packs that are emptied before what came of it is on record.
-const ROUND_BYTES: u64 = 8 << 30;
+/// Bytes of packs that are emptied before what came of it is on record: what an interruption loses.
+const ROUND_BYTES: u64 = 1 << 30;
 
 /// How to repack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,7 +64,13 @@ pub fn repack(region: &Region, options: &RepackOptions, context: &Context<'_>) -
     let mut repacked = Repacked { in_progress, ..Repacked::default() };
     let mut limit = options.limit_bytes;
     let mut rest = cold.as_slice();
-    while let Some(count) = Some(fitting(rest, limit.min(ROUND_BYTES))).filter(|count| *count > 0) {
+    loop {
+        // A limit below the first pack's length is no reason never to begin.
+        let at_least = if limit == options.limit_bytes || limit > ROUND_BYTES { 1 } else { 0 };
+        let count = fitting(rest, limit.min(ROUND_BYTES)).max(at_least.min(rest.len()));
+        if count == 0 || limit == 0 {
+            break;
+        }
         let (round, after) = rest.split_at(count);
         rest = after;
         limit = limit.saturating_sub(round.iter().map(|(_, len)| len).sum());
@@ -78,17 +84,14 @@ pub fn repack(region: &Region, options: &RepackOptions, context: &Context<'_>) -
     Ok(repacked)
 }
 
-/// How many of some packs, one at least, have so many bytes together.
+/// How many of some packs have so many bytes together.
 fn fitting(packs: &[(PackName, u64)], limit: u64) -> usize {
     let mut bytes = 0_u64;
     let fits = |(_, len): &&(PackName, u64)| {
         bytes = bytes.saturating_add(*len);
         bytes <= limit
     };
-    match packs.iter().take_while(fits).count() {
-        0 if limit > 0 => packs.len().min(1),
-        count => count,
-    }
+    packs.iter().take_while(fits).count()
 }
 
 fn candidates(region: &Region, level: i32) -> Result<Candidates, OpsError> {
@@ -98,8 +101,14 @@ fn candidates(region: &Region, level: i32) -> Result<Candidates, OpsError> {
     for (&name, pack) in catalog.packs.iter().filter(|(_, pack)| pack.state == PackState::Live) {
         if at_work.contains(&name) {
             candidates.in_progress.add(pack.record.len);
-        } else if i32::from(region.effort_of(&pack.record)?) < level {
-            candidates.cold.push((name, pack.record.len));
+            continue;
+        }
+        match region.effort_of(&pack.record) {
+            Ok(effort) if i32::from(effort) < level => candidates.cold.push((name, pack.record.len)),
+            Ok(_) => {}
+            // Others took it since.
+            Err(error) if error.is_not_found() && region.catalog()?.sequence != catalog.sequence => {}
+            Err(error) => return Err(error.into()),
         }
     }
     Ok(candidates)
@@ -141,10 +150,9 @@ fn run_round(
         }
         return Ok(());
     }
-    let mut stored_bytes = 0;
-    let rewritten = rewrite(region, packs, context, || {
-        let (moved, stored) = move_needed(region, &mark, packs, options.level, context)?;
-        stored_bytes = stored;
+    let (mut moved, mut stored_bytes) = (Amount::default(), 0);
+    let rewritten = rewrite(region, packs, mark.catalog.sequence, context, || {
+        (moved, stored_bytes) = move_needed(region, &mark, packs, options.level, context)?;
         Ok(moved)
     })?;
     let emptied = rewritten.as_ref().map_or(&[][..], |rewritten| &rewritten.emptied);
@@ -153,10 +161,8 @@ fn run_round(
         let amount = if is_emptied { &mut repacked.emptied } else { &mut repacked.left };
         amount.add(*len);
     }
-    if let Some(rewritten) = rewritten {
-        repacked.moved.count += rewritten.moved.count;
-        repacked.moved.bytes += rewritten.moved.bytes;
-    }
+    repacked.moved.count += moved.count;
+    repacked.moved.bytes += moved.bytes;
     repacked.stored_bytes += stored_bytes;
     Ok(())
 }

@@ -23,26 +23,35 @@ pub(super) struct Rewritten {
     pub(super) moved: Amount,
 }
 
-/// Empties packs: `move_needed` puts what is needed of them into new ones, and says how much. Nothing if others were
+/// Empties packs: `move_needed` puts what is needed of them, by a mark of the
+/// log's record `since`, into new ones, and says how much. Nothing if others were
 /// faster: then what was moved is in two packs, one of which nothing needs, as the next collection will find.
 pub(super) fn rewrite(
     region: &Region,
     packs: &HashSet<PackName>,
+    since: u64,
     context: &Context<'_>,
     move_needed: impl FnOnce() -> Result<Amount, OpsError>,
 ) -> Result<Option<Rewritten>, OpsError> {
     let moved = match move_needed() {
-        // Another collector took them, or others deleted what they hold.
-        Err(OpsError::Region(error)) if error.is_not_found() => return Ok(None),
+        // Another collector took them, or others deleted what they hold: then the log has moved.
+        Err(OpsError::Region(error)) if error.is_not_found() && region.catalog()?.sequence != since => {
+            return Ok(None);
+        }
+        Err(OpsError::ContentGone { .. }) => return Ok(None),
         moved => moved?,
     };
     let (mut emptied, account, now_ms) = (Vec::new(), context.account, context.now_ms);
     let condemned = despite_others(region, packs, context, |mark| {
         let kept = mark.kept_packs();
-        let is_live =
-            |name: &PackName| mark.catalog.packs.get(name).is_some_and(|p| p.state == PackState::Live);
-        emptied = packs.iter().copied().filter(|name| !kept.contains(name) && is_live(name)).collect();
-        emptied.sort_unstable();
+        let live =
+            || mark.catalog.packs.iter().filter(|(_, p)| p.state == PackState::Live).map(|(name, _)| *name);
+        // A pack that nothing needs yet, or any more, still has its bases somewhere.
+        let others = live().filter(|name| !kept.contains(name) && !packs.contains(name));
+        let held = mark.catalog.with_bases(others);
+        emptied = live()
+            .filter(|name| packs.contains(name) && !kept.contains(name) && !held.contains(name))
+            .collect();
         region.prove_kept(mark, &emptied.iter().copied().collect(), || context.check_cancelled())?;
         let is_done = region.rebase(mark, &kept, account)?
             && (emptied.is_empty() || region.condemn(mark, &kept, &emptied, account, now_ms)?);

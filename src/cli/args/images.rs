@@ -31,7 +31,7 @@ pub enum BenchCommand {
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Each disk is read once. For several ways to cut: what all take, compressed, with the index; what each disk adds to those\nbefore it; what a read of 4 KiB decodes. For imgstore's own: levels, deltas, and a map of each disk.\n\nExamples:\n  imgstore bench dedup web-1.qcow2 web-2.qcow2 db.raw\n  imgstore bench dedup /dev/vg0/* --html disks.html"
+    after_help = "Each disk is read front to back, and pieces of it again where deltas are tried. For several ways to cut: what all take, compressed, with the index; what each disk adds to those\nbefore it; what a read of 4 KiB decodes. For imgstore's own: levels, deltas, and a map of each disk.\n\nExamples:\n  imgstore bench dedup web-1.qcow2 web-2.qcow2 db.raw\n  imgstore bench dedup /dev/vg0/* --html disks.html"
 )]
 pub struct DedupArgs {
     /// Disk files or block devices, in the order in which they would be stored

@@ -52,7 +52,7 @@ pub struct GcArgs {
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Packs are made anew, with all their chunks compressed harder and stored against what they resemble; ids stay. The old\npacks are freed by gc, after its grace: until then both take space. It may run beside everything else and be\ninterrupted: what was done stays done. Packs that were made so already are not made again.\n\nExamples:\n  imgstore repack --dry-run\n  imgstore repack\n  imgstore repack --limit 50GiB --level 9      # a part each night, faster"
+    after_help = "Packs are made anew, with all their chunks compressed harder and stored against what they resemble; ids stay. The old\npacks are freed by gc, after its grace: until then both take space. It may run beside everything else and be\ninterrupted: what was done stays done, but for the last GiB. Packs that were made so already are not made again.\n\nExamples:\n  imgstore repack --dry-run\n  imgstore repack\n  imgstore repack --limit 50GiB --level 9      # a part each night, faster"
 )]
 pub struct RepackArgs {
     /// zstd level

@@ -11,6 +11,7 @@ use imgstore::io::config;
 use imgstore::ops::assess::{Assessment, Cell, DiskFigures, assess};
 use imgstore::ops::context::Progress;
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Instant;
 
@@ -20,7 +21,10 @@ pub fn dedup(session: &Session<'_>, args: &DedupArgs) -> Result<(), CliError> {
     if let Some(path) = &args.html {
         config::check_page(path, BEGIN).map_err(|source| unwritten(path, source))?;
     }
-    let names: Vec<String> = args.disks.iter().map(|path| name_of(path)).collect();
+    let mut names: Vec<String> = args.disks.iter().map(|path| name_of(path)).collect();
+    if names.iter().collect::<BTreeSet<_>>().len() < names.len() {
+        names = args.disks.iter().map(|path| path.display().to_string()).collect();
+    }
     let opened =
         args.disks.iter().map(|path| open(session, path, &args.reading)).collect::<Result<Vec<_>, _>>()?;
     let disks: Vec<&dyn DiskRead> = opened.iter().map(|disk| &**disk).collect();
@@ -115,8 +119,11 @@ fn text(names: &[String], assessment: &Assessment) -> String {
     text += &table(&["CUT", ">STORED", ">OF DATA", ">INDEX", ">CHUNKS", ">DECODED FOR 4 KiB"], &layouts);
     text += "\nimgstore's cut at other levels, one thread:\n\n";
     text += &table(&["LEVEL", ">STORED", ">OF DATA", ">SPEED"], &levels);
-    text +=
-        &format!("\nWith deltas, level 3: {} in place of {}\n", bytes(assessment.delta_bytes), bytes(own));
+    text += &format!(
+        "\nWith deltas, level 3, about {} in place of {}\n",
+        bytes(assessment.delta_bytes),
+        bytes(own)
+    );
     if assessment.sampled > 1 {
         text +=
             &format!("Estimated: in the finest cut one chunk in {} was kept in mind\n", assessment.sampled);

@@ -43,7 +43,10 @@ fn document(session: &Session<'_>, repacked: &Repacked, started: Instant) -> Val
 fn text(repacked: &Repacked, dry_run: bool) -> String {
     let Repacked { emptied, moved, stored_bytes, left, in_progress } = repacked;
     let mut lines = Vec::new();
-    if emptied.count == 0 {
+    if emptied.count == 0 && *stored_bytes > 0 {
+        let size = bytes(*stored_bytes);
+        lines.push(format!("{size} were made anew, and nothing is let go: others count on the old packs"));
+    } else if emptied.count == 0 {
         lines.push("nothing to repack".to_owned());
     } else if dry_run {
         let needed = bytes(moved.bytes);

@@ -169,6 +169,22 @@ impl Layout {
         spans.into_iter().try_for_each(|(start, blocks)| self.chunk_at(window, start, blocks, disks, codecs))
     }
 
+    /// Takes blocks that are all zero, behind a window.
+    pub(super) fn skip(
+        &mut self,
+        blocks: u64,
+        window: &Window<'_>,
+        disks: &[&dyn DiskRead],
+        codecs: &CodecPool,
+    ) -> Result<(), OpsError> {
+        let mut spans = Vec::new();
+        if let Cut::ByContent { cutter, .. } = &mut self.cut {
+            let mut emit = |span: Span| spans.push((span.start_block, usize::from(span.blocks)));
+            cutter.push_zeros(blocks, &mut emit);
+        }
+        spans.into_iter().try_for_each(|(start, blocks)| self.chunk_at(window, start, blocks, disks, codecs))
+    }
+
     /// The chunks since the last call: first block, length in blocks, key.
     pub(super) fn taken(&mut self) -> Vec<(u64, u32, u64)> {
         std::mem::take(&mut self.taken)
@@ -197,7 +213,7 @@ impl Layout {
         let make = || Chunk {
             blocks: u32::try_from(blocks).unwrap_or(u32::MAX),
             stored: None,
-            is_chosen: (key >> 32).is_multiple_of(MEASURED),
+            is_chosen: false,
             disks: 0,
             first: u8::try_from(window.disk.min(DISKS_MAX)).unwrap_or(u8::MAX),
             count: 0,
@@ -209,16 +225,20 @@ impl Layout {
             return Ok(());
         }
         self.seen += raw.len() as u64;
-        let is_measured = chunk.is_chosen || self.seen < MEASURED_BYTES;
+        chunk.is_chosen = self.seen >= MEASURED_BYTES && (key >> 32).is_multiple_of(MEASURED);
+        let weight = if self.seen < MEASURED_BYTES { 1 } else { MEASURED };
+        let is_measured = chunk.is_chosen || weight == 1;
         if is_measured {
             let stored = compressed(raw, LEVEL, codecs)?;
             chunk.stored = u32::try_from(stored).ok();
-            if self.is_own && (self.seen < LEVELS_BYTES || (key >> 32).is_multiple_of(MEASURED_AT_LEVELS)) {
-                self.trials.levels(raw, codecs)?;
+            let is_early = self.seen < LEVELS_BYTES;
+            if self.is_own && (is_early || (key >> 32).is_multiple_of(MEASURED_AT_LEVELS)) {
+                self.trials.levels(raw, if is_early { 1 } else { MEASURED_AT_LEVELS }, codecs)?;
             }
         }
         if self.is_own {
-            self.try_delta(raw, Place { disk: window.disk, start, blocks }, is_measured, disks, codecs)?;
+            let weight = is_measured.then_some(weight);
+            self.try_delta(raw, Place { disk: window.disk, start, blocks }, weight, disks, codecs)?;
         }
         Ok(())
     }
@@ -228,19 +248,26 @@ impl Layout {
         &mut self,
         raw: &[u8],
         place: Place,
-        is_measured: bool,
+        weight: Option<u64>,
         disks: &[&dyn DiskRead],
         codecs: &CodecPool,
     ) -> Result<(), OpsError> {
         let Some(found) = features(raw) else { return Ok(()) };
-        if is_measured {
+        let base = self.most_alike(&found).filter(|base| base.blocks <= 4 * place.blocks + 16);
+        // What is stored as a delta is no base itself; of what is not tried it is taken as one if it resembles anything.
+        let mut is_delta = base.is_some();
+        if let Some(weight) = weight {
             let plain = compressed(raw, LEVEL, codecs)?;
-            let delta = match self.most_alike(&found) {
+            let delta = match base {
                 Some(base) => delta_bytes(raw, base, disks, codecs)?.unwrap_or(plain),
                 None => plain,
             };
-            self.trials.plain += plain;
-            self.trials.with_deltas += if delta * 10 < plain * KEPT_TENTHS { delta } else { plain };
+            is_delta = delta * 10 < plain * KEPT_TENTHS;
+            self.trials.plain += weight * plain;
+            self.trials.with_deltas += weight * if is_delta { delta } else { plain };
+        }
+        if is_delta {
+            return Ok(());
         }
         for feature in found {
             if self.newest.len() < FEATURES_MAX || self.newest.contains_key(&feature) {
@@ -332,12 +359,14 @@ impl Layout {
 }
 
 impl Trials {
-    fn levels(&mut self, raw: &[u8], codecs: &CodecPool) -> Result<(), OpsError> {
+    /// Compresses content that stands for so much at each level.
+    fn levels(&mut self, raw: &[u8], weight: u64, codecs: &CodecPool) -> Result<(), OpsError> {
         self.raw += raw.len() as u64;
         for (at, level) in LEVELS.iter().enumerate() {
             let started = Instant::now();
-            self.sizes[at] += compressed(raw, *level, codecs)?;
+            let size = compressed(raw, *level, codecs)?;
             self.times[at] += started.elapsed();
+            self.sizes[at] += weight * size;
         }
         Ok(())
     }

@@ -33,6 +33,14 @@ struct Part {
     chunks: Vec<(u64, u32)>,
 }
 
+impl Part {
+    /// Keeps those that a sample keeps longest: they are from everywhere in the part.
+    fn thin(&mut self) {
+        self.chunks.sort_unstable_by_key(|(key, _)| key.reverse_bits());
+        self.chunks.truncate(LOOKED_AT);
+    }
+}
+
 /// Gathers what is where.
 pub(super) struct Mapper {
     disks: Vec<(u64, Vec<Part>)>,
@@ -56,9 +64,25 @@ impl Mapper {
             *(if facts.is_zero { &mut part.zero_blocks } else { &mut part.data_blocks }) += 1;
         }
         for (start, blocks, key) in chunks {
-            if let Some(part) = parts.get_mut(part_of(start)).filter(|part| part.chunks.len() < LOOKED_AT) {
+            if let Some(part) = parts.get_mut(part_of(start)) {
                 part.chunks.push((key, blocks));
+                if part.chunks.len() == 2 * LOOKED_AT {
+                    part.thin();
+                }
             }
+        }
+    }
+
+    /// Blocks that are all zero.
+    pub(super) fn skip(&mut self, disk: usize, first: u64, blocks: u64) {
+        let (each, parts) = &mut self.disks[disk];
+        let (mut at, end) = (first, first + blocks);
+        while at < end {
+            let next = end.min((at / *each + 1) * *each);
+            if let Some(part) = parts.get_mut(usize::try_from(at / *each).unwrap_or(usize::MAX)) {
+                part.zero_blocks += next - at;
+            }
+            at = next;
         }
     }
 

@@ -176,6 +176,63 @@ fn layouts() -> Vec<Layout> {
     layouts
 }
 
+/// What of a disk is at hand.
+struct AtHand {
+    /// First block of the last window.
+    first: u64,
+    bytes: Vec<u8>,
+    hashes: Vec<BlockHash>,
+    facts: Vec<BlockFacts>,
+    zero_hash: BlockHash,
+}
+
+impl AtHand {
+    fn new() -> Self {
+        let zero_hash = hash_of(&[0; BLOCK_BYTES]);
+        let blocks = CARRY_BLOCKS + WINDOW_BLOCKS;
+        let (bytes, hashes) = (vec![0; blocks * BLOCK_BYTES], vec![zero_hash; blocks]);
+        Self { first: 0, bytes, hashes, facts: Vec::new(), zero_hash }
+    }
+
+    fn window(&self, disk: usize) -> Window<'_> {
+        Window { disk, first: self.first, bytes: &self.bytes, hashes: &self.hashes, facts: &self.facts }
+    }
+
+    /// Reads the next window; what was the last becomes what came before it.
+    fn read(
+        &mut self,
+        disk: &dyn DiskRead,
+        first: u64,
+        blocks: usize,
+        context: &Context<'_>,
+    ) -> Result<(), OpsError> {
+        self.first = first;
+        self.bytes.copy_within(WINDOW_BLOCKS * BLOCK_BYTES.., 0);
+        self.hashes.copy_within(WINDOW_BLOCKS.., 0);
+        let own = &mut self.bytes[CARRY_BLOCKS * BLOCK_BYTES..];
+        read_window(disk, first, &mut own[..blocks * BLOCK_BYTES])?;
+        own[blocks * BLOCK_BYTES..].fill(0);
+        let zero_hash = self.zero_hash;
+        let known = |block: &[u8]| {
+            let facts = block_facts(block, ChunkerParams::DEFAULT.zero_tail_bytes);
+            (facts, if facts.is_zero { zero_hash } else { hash_of(block) })
+        };
+        let known: Vec<(BlockFacts, BlockHash)> =
+            context.pool.install(|| own.par_chunks(BLOCK_BYTES).map(known).collect());
+        self.facts = known[..blocks].iter().map(|(facts, _)| *facts).collect();
+        let hashes = self.hashes[CARRY_BLOCKS..].iter_mut();
+        hashes.zip(known).for_each(|(hash, (_, known))| *hash = known);
+        Ok(())
+    }
+
+    /// What was read last is zeros.
+    fn forget(&mut self) {
+        self.bytes.fill(0);
+        self.hashes.fill(self.zero_hash);
+        self.facts.clear();
+    }
+}
+
 /// One pass over a disk.
 fn pass(
     disks: &[&dyn DiskRead],
@@ -187,42 +244,48 @@ fn pass(
 ) -> Result<(), OpsError> {
     let disk = disks[number];
     let total = blocks_for_bytes(disk.len_bytes());
-    let zero_hash = hash_of(&[0; BLOCK_BYTES]);
-    let mut bytes = vec![0; (CARRY_BLOCKS + WINDOW_BLOCKS) * BLOCK_BYTES];
-    let mut hashes = vec![zero_hash; CARRY_BLOCKS + WINDOW_BLOCKS];
+    let mut at_hand = AtHand::new();
     layouts.iter_mut().for_each(Layout::begin);
-    let (mut first, mut last) = (0, 0);
+    let mut first = 0;
     while first < total {
         context.check_cancelled()?;
+        let hole = whole_windows(disk, first, total)?;
+        if hole > 0 {
+            let window = at_hand.window(number);
+            layouts.iter_mut().try_for_each(|layout| layout.skip(hole, &window, disks, codecs))?;
+            take_map(layouts, mapper, &Window { facts: &[], ..window });
+            mapper.skip(number, first, hole);
+            at_hand.forget();
+            first += hole;
+            context.progress.advance(block_offset(hole));
+            continue;
+        }
         let blocks = usize::try_from(total - first).unwrap_or(usize::MAX).min(WINDOW_BLOCKS);
-        // What was read last becomes what came before.
-        bytes.copy_within(WINDOW_BLOCKS * BLOCK_BYTES.., 0);
-        hashes.copy_within(WINDOW_BLOCKS.., 0);
-        let own = &mut bytes[CARRY_BLOCKS * BLOCK_BYTES..];
-        read_window(disk, first, &mut own[..blocks * BLOCK_BYTES])?;
-        own[blocks * BLOCK_BYTES..].fill(0);
-        let facts_and_hash = |block: &[u8]| {
-            let facts = block_facts(block, ChunkerParams::DEFAULT.zero_tail_bytes);
-            (facts, if facts.is_zero { zero_hash } else { hash_of(block) })
-        };
-        let known: Vec<(BlockFacts, BlockHash)> =
-            context.pool.install(|| own.par_chunks(BLOCK_BYTES).map(facts_and_hash).collect());
-        let facts: Vec<BlockFacts> = known[..blocks].iter().map(|(facts, _)| *facts).collect();
-        hashes[CARRY_BLOCKS..].iter_mut().zip(&known).for_each(|(hash, (_, known))| *hash = *known);
-        let window = Window { disk: number, first, bytes: &bytes, hashes: &hashes, facts: &facts };
+        at_hand.read(disk, first, blocks, context)?;
+        let window = at_hand.window(number);
         let take = |layout: &mut Layout| layout.take(&window, disks, codecs);
         context.pool.install(|| layouts.par_iter_mut().try_for_each(take))?;
-        let own = layouts.iter_mut().find(|layout| layout.is_own());
-        mapper.take(&window, own.map(Layout::taken).unwrap_or_default());
-        last = first;
+        take_map(layouts, mapper, &window);
         first += blocks as u64;
         context.progress.advance(block_offset(blocks as u64));
     }
-    let window = Window { disk: number, first: last, bytes: &bytes, hashes: &hashes, facts: &[] };
+    let window = Window { facts: &[], ..at_hand.window(number) };
     layouts.iter_mut().try_for_each(|layout| layout.finish(&window, disks, codecs))?;
-    let own = layouts.iter_mut().find(|layout| layout.is_own());
-    mapper.take(&window, own.map(Layout::taken).unwrap_or_default());
+    take_map(layouts, mapper, &window);
     Ok(())
+}
+
+fn take_map(layouts: &mut [Layout], mapper: &mut Mapper, window: &Window<'_>) {
+    let own = layouts.iter_mut().find(|layout| layout.is_own());
+    mapper.take(window, own.map(Layout::taken).unwrap_or_default());
+}
+
+/// How many blocks from here on are in whole windows that are holes.
+fn whole_windows(disk: &dyn DiskRead, first: u64, total: u64) -> Result<u64, OpsError> {
+    let extent = disk.extent_at(block_offset(first))?;
+    let end = if extent.end >= disk.len_bytes() { total } else { extent.end / BLOCK_BYTES as u64 };
+    let blocks = if extent.is_zero { end.saturating_sub(first) } else { 0 };
+    Ok(blocks / WINDOW_BLOCKS as u64 * WINDOW_BLOCKS as u64)
 }
 
 /// Reads blocks; holes, and what is behind the end, are zero.
