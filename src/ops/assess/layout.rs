@@ -41,6 +41,17 @@ impl Cut {
     }
 }
 
+/// What comes next of a disk.
+#[derive(Clone, Copy)]
+pub(super) enum Step {
+    /// The window.
+    Window,
+    /// So many blocks that are all zero, behind it.
+    Zeros(u64),
+    /// Nothing any more.
+    End,
+}
+
 /// A chunk of a way to cut.
 #[derive(Clone, Copy)]
 pub(super) struct Chunk {
@@ -131,56 +142,32 @@ impl Layout {
         }
     }
 
-    /// Takes the next part of a disk.
+    /// Goes on with a disk, of which `window` is what was read last.
     pub(super) fn take(
         &mut self,
+        step: Step,
         window: &Window<'_>,
         disks: &[&dyn DiskRead],
         codecs: &CodecPool,
     ) -> Result<(), OpsError> {
         let mut spans = Vec::new();
-        match &mut self.cut {
-            Cut::Fixed { blocks } => {
+        match (&mut self.cut, step) {
+            (Cut::Fixed { blocks }, Step::Window) => {
                 for (number, facts) in (0_u64..).zip(window.facts.chunks(*blocks)) {
                     if facts.iter().any(|facts| !facts.is_zero) {
                         spans.push((window.first + number * *blocks as u64, facts.len()));
                     }
                 }
             }
-            Cut::ByContent { cutter, .. } => {
+            (Cut::Fixed { .. }, Step::Zeros(_) | Step::End) => {}
+            (Cut::ByContent { cutter, .. }, step) => {
                 let mut emit = |span: Span| spans.push((span.start_block, usize::from(span.blocks)));
-                window.facts.iter().for_each(|facts| cutter.push(*facts, &mut emit));
+                match step {
+                    Step::Window => window.facts.iter().for_each(|facts| cutter.push(*facts, &mut emit)),
+                    Step::Zeros(blocks) => cutter.push_zeros(blocks, &mut emit),
+                    Step::End => cutter.finish(&mut emit),
+                }
             }
-        }
-        spans.into_iter().try_for_each(|(start, blocks)| self.chunk_at(window, start, blocks, disks, codecs))
-    }
-
-    /// Ends a disk.
-    pub(super) fn finish(
-        &mut self,
-        window: &Window<'_>,
-        disks: &[&dyn DiskRead],
-        codecs: &CodecPool,
-    ) -> Result<(), OpsError> {
-        let mut spans = Vec::new();
-        if let Cut::ByContent { cutter, .. } = &mut self.cut {
-            cutter.finish(&mut |span: Span| spans.push((span.start_block, usize::from(span.blocks))));
-        }
-        spans.into_iter().try_for_each(|(start, blocks)| self.chunk_at(window, start, blocks, disks, codecs))
-    }
-
-    /// Takes blocks that are all zero, behind a window.
-    pub(super) fn skip(
-        &mut self,
-        blocks: u64,
-        window: &Window<'_>,
-        disks: &[&dyn DiskRead],
-        codecs: &CodecPool,
-    ) -> Result<(), OpsError> {
-        let mut spans = Vec::new();
-        if let Cut::ByContent { cutter, .. } = &mut self.cut {
-            let mut emit = |span: Span| spans.push((span.start_block, usize::from(span.blocks)));
-            cutter.push_zeros(blocks, &mut emit);
         }
         spans.into_iter().try_for_each(|(start, blocks)| self.chunk_at(window, start, blocks, disks, codecs))
     }

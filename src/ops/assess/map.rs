@@ -1,7 +1,7 @@
 //! What is where on each disk.
 
-use super::Window;
 use super::layout::Layout;
+use super::{DISKS_MAX, Window};
 use crate::disk::DiskRead;
 use crate::model::units::blocks_for_bytes;
 
@@ -9,8 +9,6 @@ use crate::model::units::blocks_for_bytes;
 const CELLS: u64 = 256;
 /// Chunks of a part that are looked at.
 const LOOKED_AT: usize = 256;
-/// Other disks that a part tells of.
-pub const SHARED_MAX: usize = super::DISKS_MAX;
 
 /// A part of a disk, as shares of its blocks from 0 to 1 that add up to 1.
 #[derive(Debug, Clone, PartialEq)]
@@ -97,14 +95,14 @@ impl Mapper {
 }
 
 fn cell(disk: usize, part: &Part, layout: &Layout) -> Cell {
-    let mut shared = vec![0_u64; SHARED_MAX];
+    let mut shared = vec![0_u64; DISKS_MAX];
     let (mut unique, mut repeated) = (0, 0);
     for (key, blocks) in &part.chunks {
         let Some(chunk) = layout.chunk(*key) else { continue };
         let others = chunk.disks & !(1 << disk);
         let blocks = u64::from(*blocks);
         match others.trailing_zeros() as usize {
-            other if other < SHARED_MAX => shared[other] += blocks,
+            other if other < DISKS_MAX => shared[other] += blocks,
             _ if chunk.count > 1 => repeated += blocks,
             _ => unique += blocks,
         }

@@ -3,8 +3,8 @@
 //!
 //! One pass over each disk. Every block is hashed once, and what a layout calls a chunk is known by the hashes of its
 //! blocks. Memory is bounded by sampling: beyond so many chunks only those are kept whose key ends in so many zero bits
-//! (Gibbons, "Distinct sampling", 2001). What compresses how well is
-//! tried on the first 64 MiB of each disk, and then on one chunk in eight.
+//! (Gibbons, "Distinct sampling", 2001). What
+//! compresses how well is tried on the first 64 MiB of each disk, and then on one chunk in eight.
 
 mod layout;
 mod map;
@@ -17,9 +17,9 @@ use crate::chunk::frame::CodecPool;
 use crate::disk::DiskRead;
 use crate::model::region::ChunkerParams;
 use crate::model::units::{BLOCK_BYTES, block_offset, blocks_for_bytes};
-use layout::{Cut, Layout};
+use layout::{Cut, Layout, Step};
+pub use map::Cell;
 use map::Mapper;
-pub use map::{Cell, SHARED_MAX};
 use rayon::prelude::*;
 
 /// Most disks that are compared at once.
@@ -252,7 +252,9 @@ fn pass(
         let hole = whole_windows(disk, first, total)?;
         if hole > 0 {
             let window = at_hand.window(number);
-            layouts.iter_mut().try_for_each(|layout| layout.skip(hole, &window, disks, codecs))?;
+            layouts
+                .iter_mut()
+                .try_for_each(|layout| layout.take(Step::Zeros(hole), &window, disks, codecs))?;
             take_map(layouts, mapper, &Window { facts: &[], ..window });
             mapper.skip(number, first, hole);
             at_hand.forget();
@@ -263,14 +265,14 @@ fn pass(
         let blocks = usize::try_from(total - first).unwrap_or(usize::MAX).min(WINDOW_BLOCKS);
         at_hand.read(disk, first, blocks, context)?;
         let window = at_hand.window(number);
-        let take = |layout: &mut Layout| layout.take(&window, disks, codecs);
+        let take = |layout: &mut Layout| layout.take(Step::Window, &window, disks, codecs);
         context.pool.install(|| layouts.par_iter_mut().try_for_each(take))?;
         take_map(layouts, mapper, &window);
         first += blocks as u64;
         context.progress.advance(block_offset(blocks as u64));
     }
     let window = Window { facts: &[], ..at_hand.window(number) };
-    layouts.iter_mut().try_for_each(|layout| layout.finish(&window, disks, codecs))?;
+    layouts.iter_mut().try_for_each(|layout| layout.take(Step::End, &window, disks, codecs))?;
     take_map(layouts, mapper, &window);
     Ok(())
 }
