@@ -29,13 +29,13 @@ pub fn read_up_to(path: &Path, bytes_max: u64) -> io::Result<Option<String>> {
 
 /// Replaces a file's text, durably and at once; only its owner may read it.
 pub fn replace(path: &Path, text: &str) -> io::Result<()> {
-    put(path, text, 0o600)
+    put(path, text, true)
 }
 
-/// Writes a page for anyone to read, in place of another page at most: what is something else is not replaced.
+/// Writes a page for whom the umask lets read it, in place of another page at most: what is something else is not replaced.
 pub fn replace_page(path: &Path, text: &str, begin: &str) -> io::Result<()> {
     check_page(path, begin)?;
-    put(path, text, 0o644)
+    put(path, text, false)
 }
 
 /// Whether [`replace_page`] would write here: there is nothing, or a text that begins so.
@@ -61,16 +61,18 @@ fn parent_of(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-fn put(path: &Path, text: &str, mode: u32) -> io::Result<()> {
+fn put(path: &Path, text: &str, is_private: bool) -> io::Result<()> {
     let temporary = path.with_extension(format!("new-{:016x}", random_u64()?));
     let written = (|| {
         let mut file = OpenOptions::new()
             .write(true)
             .create_new(true)
-            .mode(mode)
+            .mode(if is_private { 0o600 } else { 0o666 })
             .custom_flags(no_follow())
             .open(&temporary)?;
-        file.set_permissions(fs::Permissions::from_mode(mode))?;
+        if is_private {
+            file.set_permissions(fs::Permissions::from_mode(0o600))?;
+        }
         file.write_all(text.as_bytes())?;
         file.sync_all()?;
         fs::rename(&temporary, path)

@@ -29,7 +29,7 @@ impl Default for Compression {
 
 /// A delta is kept if it is under 8/10 of the plain frame: reading it costs a second one, and what is a delta cannot be a
 /// base for what comes later. (9/10 makes rebuilt images larger, 7/10 first ones.)
-const KEPT_TENTHS: usize = 8;
+pub(super) const KEPT_TENTHS: usize = 8;
 /// A delta under 6/10 of what the plain frame probably has is kept without compressing that.
 const SURE_TENTHS: usize = 6;
 /// Bases that a chunk is tried against, the most alike first. The second saves 1 to 7 % for a tenth more time.
@@ -110,7 +110,7 @@ impl Encoder {
     }
 
     /// How much is new says how much time there is for each chunk of it: where that is little, reading takes longer.
-    pub(super) fn expect(&mut self, new: usize, of: usize) {
+    pub(super) fn pace(&mut self, new: usize, of: usize) {
         self.common_min = if 2 * new <= of { 1 } else { COMMON_MIN_QUICK };
     }
 
@@ -321,6 +321,6 @@ fn unproved(chunk: &NewChunk<'_>) -> impl FnOnce(FrameError) -> OpsError + use<>
 }
 
 /// How long a base may be: reading a chunk must not cost many times its length.
-fn base_blocks_max(blocks: usize) -> u16 {
+pub(super) fn base_blocks_max(blocks: usize) -> u16 {
     u16::try_from(4 * blocks + 16).unwrap_or(u16::MAX).min(CHUNK_BLOCKS_MAX)
 }

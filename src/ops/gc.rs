@@ -7,14 +7,14 @@
 use super::bin::expire_all;
 use super::context::Context;
 use super::error::OpsError;
-use super::rewrite::{despite_others, rewrite};
+use super::rewrite::{Rewritten, despite_others, rewrite};
 use crate::model::catalog::Pack;
 use crate::model::objects::{PackName, PackState};
 use crate::model::units::TimeMs;
 use crate::region::Region;
 use crate::region::collect::Mark;
 use crate::region::error::RegionError;
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashSet};
 
 /// How long a condemned pack stays at least if nothing else is said, in milliseconds: a day.
 pub const GRACE_MS_DEFAULT: u64 = 86_400_000;
@@ -221,22 +221,15 @@ fn candidates(
 ) -> Result<Candidates, OpsError> {
     let mut candidates = Candidates::default();
     let live = || mark.catalog.packs.iter().filter(|(_, pack)| pack.state == PackState::Live);
-    let (mut at_work, mut in_progress) = (BTreeMap::new(), Vec::new());
-    for (&name, _) in live().filter(|(name, _)| !kept.contains(name)) {
-        let is_at_work = match at_work.get(&name.session) {
-            Some(&known) => known,
-            None => *at_work.entry(name.session).or_insert(region.may_be_at_work(&name)?),
-        };
-        if is_at_work {
-            in_progress.push(name);
-        }
-    }
-    let in_progress = mark.catalog.with_bases(in_progress);
+    let others = region.others_at_work(&mark.catalog)?;
+    let is_at_work = |name: &PackName| region.is_own(name) || others.contains(&name.session);
+    let unkept = live().map(|(name, _)| *name).filter(|name| !kept.contains(name) && is_at_work(name));
+    let in_progress = mark.catalog.with_bases(unkept);
     for (&name, pack) in live() {
         if kept.contains(&name) {
             let is_worn = mark.needed_percent(&pack.record) < u64::from(options.repack_percent);
             // Who is at work may be moving things into it.
-            if is_worn && !in_progress.contains(&name) && !region.is_of_running(&name)? {
+            if is_worn && !in_progress.contains(&name) && !others.contains(&name.session) {
                 candidates.worn.push(name);
             }
         } else if in_progress.contains(&name) {
@@ -291,16 +284,16 @@ fn rewrite_worn(
         return Ok(None);
     }
     let avoided: HashSet<PackName> = worn.iter().copied().collect();
-    let Some(rewritten) = rewrite(region, &avoided, mark.catalog.sequence, context, || {
-        repack(region, mark, &avoided, context)
-    })?
-    else {
-        return Ok(None);
-    };
-    rewritten.emptied.iter().for_each(|name| collected.repacked.add(len_of(mark, name)));
-    collected.moved.count += rewritten.moved.count;
-    collected.moved.bytes += rewritten.moved.bytes;
-    Ok(Some((rewritten.mark, rewritten.kept)))
+    let mut moved = Amount::default();
+    let rewritten = rewrite(region, &avoided, context, || {
+        moved = repack(region, mark, &avoided, context)?;
+        Ok(())
+    })?;
+    let Some(Rewritten { mark: after, kept, emptied }) = rewritten else { return Ok(None) };
+    emptied.iter().for_each(|name| collected.repacked.add(len_of(mark, name)));
+    collected.moved.count += moved.count;
+    collected.moved.bytes += moved.bytes;
+    Ok(Some((after, kept)))
 }
 
 /// Moves what is needed of packs into new ones. Gives what was moved.

@@ -414,7 +414,7 @@ fn encode(
                 is_base: false,
             })
             .collect();
-        encoder.expect(new.len(), work.is_new.len());
+        encoder.pace(new.len(), work.is_new.len());
         let frames = encoder.encode(&new, &|_| true, context)?;
         if done.send(Encoded { work, frames }).is_err() {
             break;

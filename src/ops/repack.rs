@@ -1,21 +1,20 @@
 //! What is stored is compressed anew: harder, and against more that it resembles. No chunk's id changes.
 //!
-//! It takes nobody's lock, goes round by round, and may be interrupted anywhere: what was done stays done. The packs that
-//! it empties are condemned, and freed by a collection like any others.
+//! It takes nobody's lock, goes round by round, and may be interrupted anywhere: what was done stays done, but
+//! for the round under way. The packs that it empties are condemned, and freed by a collection like any others.
 
 use super::context::Context;
 use super::encode::{Compression, Encoder, NewChunk};
 use super::error::OpsError;
 use super::gc::Amount;
 use super::rewrite::rewrite;
-use crate::model::catalog::Catalog;
 use crate::model::objects::{PackName, PackState};
 use crate::region::Region;
 use crate::region::collect::Mark;
 use crate::region::fetch::Located;
 use crate::region::moving::StoredChunk;
 use crate::region::session::Session;
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::HashSet;
 
 /// The zstd level if nothing else is said.
 pub const LEVEL_DEFAULT: i32 = 12;
@@ -62,26 +61,26 @@ struct Candidates {
 pub fn repack(region: &Region, options: &RepackOptions, context: &Context<'_>) -> Result<Repacked, OpsError> {
     let Candidates { cold, in_progress } = candidates(region, options.level)?;
     let mut repacked = Repacked { in_progress, ..Repacked::default() };
-    let mut limit = options.limit_bytes;
-    let mut rest = cold.as_slice();
-    loop {
-        // A limit below the first pack's length is no reason never to begin.
-        let at_least = if limit == options.limit_bytes || limit > ROUND_BYTES { 1 } else { 0 };
-        let count = fitting(rest, limit.min(ROUND_BYTES)).max(at_least.min(rest.len()));
-        if count == 0 || limit == 0 {
-            break;
-        }
-        let (round, after) = rest.split_at(count);
-        rest = after;
-        limit = limit.saturating_sub(round.iter().map(|(_, len)| len).sum());
-        let packs: HashSet<PackName> = round.iter().map(|(name, _)| *name).collect();
-        run_round(region, &packs, round, options, &mut repacked, context)?;
+    // A limit below the first pack's length is no reason never to begin.
+    let at_least = cold.len().min(usize::from(options.limit_bytes > 0));
+    let (mut rest, beyond) = cold.split_at(fitting(&cold, options.limit_bytes).max(at_least));
+    beyond.iter().for_each(|(_, len)| repacked.left.add(*len));
+    if !context.dry_run {
+        context.progress.begin("repack", bytes_of(rest));
     }
-    rest.iter().for_each(|(_, len)| repacked.left.add(*len));
+    while !rest.is_empty() {
+        let (round, after) = rest.split_at(fitting(rest, ROUND_BYTES).max(1));
+        run_round(region, round, options, &mut repacked, context)?;
+        rest = after;
+    }
     if !context.dry_run {
         region.compact_index(context.account)?;
     }
     Ok(repacked)
+}
+
+fn bytes_of(packs: &[(PackName, u64)]) -> u64 {
+    packs.iter().map(|(_, len)| len).sum()
 }
 
 /// How many of some packs have so many bytes together.
@@ -96,7 +95,9 @@ fn fitting(packs: &[(PackName, u64)], limit: u64) -> usize {
 
 fn candidates(region: &Region, level: i32) -> Result<Candidates, OpsError> {
     let catalog = region.catalog()?;
-    let at_work = packs_at_work(region, &catalog)?;
+    let sessions = region.others_at_work(&catalog)?;
+    let of_these = catalog.packs.keys().copied().filter(|name| sessions.contains(&name.session));
+    let at_work = catalog.with_bases(of_these);
     let mut candidates = Candidates { cold: Vec::new(), in_progress: Amount::default() };
     for (&name, pack) in catalog.packs.iter().filter(|(_, pack)| pack.state == PackState::Live) {
         if at_work.contains(&name) {
@@ -114,31 +115,15 @@ fn candidates(region: &Region, level: i32) -> Result<Candidates, OpsError> {
     Ok(candidates)
 }
 
-/// Packs of sessions that may be at work, and those that hold bases of these.
-fn packs_at_work(region: &Region, catalog: &Catalog) -> Result<BTreeSet<PackName>, OpsError> {
-    let mut sessions = BTreeMap::new();
-    let mut packs = Vec::new();
-    for name in catalog.packs.keys() {
-        let is_at_work = match sessions.get(&name.session) {
-            Some(&known) => known,
-            None => *sessions.entry(name.session).or_insert(region.is_of_running(name)?),
-        };
-        if is_at_work {
-            packs.push(*name);
-        }
-    }
-    Ok(catalog.with_bases(packs))
-}
-
 fn run_round(
     region: &Region,
-    packs: &HashSet<PackName>,
     round: &[(PackName, u64)],
     options: &RepackOptions,
     repacked: &mut Repacked,
     context: &Context<'_>,
 ) -> Result<(), OpsError> {
     context.check_cancelled()?;
+    let packs: &HashSet<PackName> = &round.iter().map(|(name, _)| *name).collect();
     // What an interrupted run has moved already is not moved again: the mark keeps it where it is now.
     let mark = region.mark(packs, || context.check_cancelled())?;
     if context.dry_run {
@@ -151,10 +136,12 @@ fn run_round(
         return Ok(());
     }
     let (mut moved, mut stored_bytes) = (Amount::default(), 0);
-    let rewritten = rewrite(region, packs, mark.catalog.sequence, context, || {
+    let rewritten = rewrite(region, packs, context, || {
         (moved, stored_bytes) = move_needed(region, &mark, packs, options.level, context)?;
-        Ok(moved)
+        Ok(())
     })?;
+    // What was not needed of them is done, too.
+    context.progress.advance(bytes_of(round).saturating_sub(moved.bytes));
     let emptied = rewritten.as_ref().map_or(&[][..], |rewritten| &rewritten.emptied);
     for (name, len) in round {
         let is_emptied = emptied.contains(name);
@@ -176,7 +163,6 @@ fn move_needed(
     context: &Context<'_>,
 ) -> Result<(Amount, u64), OpsError> {
     let frames = region.kept_frames(mark, packs, || context.check_cancelled())?;
-    context.progress.begin("repack", packs.iter().map(|name| mark.usage(name).bytes).sum());
     let mut session = region.begin(context.account)?;
     session.avoid(packs);
     let how = Compression { level: Some(level), delta: true };

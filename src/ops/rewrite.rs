@@ -2,7 +2,6 @@
 
 use super::context::Context;
 use super::error::OpsError;
-use super::gc::Amount;
 use crate::model::objects::{PackName, PackState};
 use crate::region::Region;
 use crate::region::collect::Mark;
@@ -19,28 +18,24 @@ pub(super) struct Rewritten {
     pub(super) kept: BTreeSet<PackName>,
     /// Packs that were condemned.
     pub(super) emptied: Vec<PackName>,
-    /// What was moved.
-    pub(super) moved: Amount,
 }
 
-/// Empties packs: `move_needed` puts what is needed of them, by a mark of the
-/// log's record `since`, into new ones, and says how much. Nothing if others were
-/// faster: then what was moved is in two packs, one of which nothing needs, as the next collection will find.
+/// Empties packs: `move_needed` puts what is needed of them into new ones. Nothing if others were faster: then what was
+/// moved is in two packs, one of which nothing needs, as the next collection will find.
 pub(super) fn rewrite(
     region: &Region,
     packs: &HashSet<PackName>,
-    since: u64,
     context: &Context<'_>,
-    move_needed: impl FnOnce() -> Result<Amount, OpsError>,
+    move_needed: impl FnOnce() -> Result<(), OpsError>,
 ) -> Result<Option<Rewritten>, OpsError> {
-    let moved = match move_needed() {
-        // Another collector took them, or others deleted what they hold: then the log has moved.
-        Err(OpsError::Region(error)) if error.is_not_found() && region.catalog()?.sequence != since => {
+    match move_needed() {
+        Err(error) if is_gone(&error) => {
+            // Others took them, or deleted what they hold; or something is lost, which a new mark tells.
+            despite_others(region, &HashSet::new(), context, |_| Ok(Some(())))?;
             return Ok(None);
         }
-        Err(OpsError::ContentGone { .. }) => return Ok(None),
         moved => moved?,
-    };
+    }
     let (mut emptied, account, now_ms) = (Vec::new(), context.account, context.now_ms);
     let condemned = despite_others(region, packs, context, |mark| {
         let kept = mark.kept_packs();
@@ -57,7 +52,15 @@ pub(super) fn rewrite(
             && (emptied.is_empty() || region.condemn(mark, &kept, &emptied, account, now_ms)?);
         Ok(is_done.then_some(kept))
     })?;
-    Ok(condemned.map(|(mark, kept)| Rewritten { mark, kept, emptied, moved }))
+    Ok(condemned.map(|(mark, kept)| Rewritten { mark, kept, emptied }))
+}
+
+fn is_gone(error: &OpsError) -> bool {
+    match error {
+        OpsError::Region(error) => error.is_not_found(),
+        OpsError::ContentGone { .. } => true,
+        _ => false,
+    }
 }
 
 /// Marks, and runs a step on the mark, again if others commit or collect meanwhile, but not for ever: then what is left

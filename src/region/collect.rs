@@ -10,6 +10,7 @@ use crate::format::entry::{ENTRY_BYTES, Entry};
 use crate::format::pack::{BASE_BYTES, FOOTER_BYTES, HEADER_BYTES};
 use crate::model::account::AccountId;
 use crate::model::catalog::{Catalog, Pack};
+use crate::model::ids::SessionId;
 use crate::model::objects::{ManifestName, PackName, PackRecord, PackState};
 use crate::model::op::Op;
 use crate::model::units::{BLOCK_BYTES, TimeMs};
@@ -364,15 +365,22 @@ impl Region {
         Ok(())
     }
 
-    /// Whether the session that wrote a pack may still be at work.
-    pub fn may_be_at_work(&self, pack: &PackName) -> Result<bool, RegionError> {
-        Ok(pack.session == self.0.session || self.is_of_running(pack)?)
+    /// Sessions of others that wrote packs and may still be at work.
+    pub fn others_at_work(&self, catalog: &Catalog) -> Result<BTreeSet<SessionId>, RegionError> {
+        let mut sessions: BTreeSet<SessionId> = catalog.packs.keys().map(|pack| pack.session).collect();
+        sessions.remove(&self.0.session);
+        let mut at_work = BTreeSet::new();
+        for session in sessions {
+            if !self.0.storage.is_writer_gone(&session.to_string())? {
+                at_work.insert(session);
+            }
+        }
+        Ok(at_work)
     }
 
-    /// Whether another session wrote a pack, one that may still be at work.
-    pub fn is_of_running(&self, pack: &PackName) -> Result<bool, RegionError> {
-        let is_ours = pack.session == self.0.session;
-        Ok(!is_ours && !self.0.storage.is_writer_gone(&pack.session.to_string())?)
+    /// Whether this handle wrote a pack.
+    pub fn is_own(&self, pack: &PackName) -> bool {
+        pack.session == self.0.session
     }
 
     /// What effort went into a pack, as it says itself: see [`crate::format::pack::Trailer::effort`].

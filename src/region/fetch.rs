@@ -17,6 +17,9 @@ use std::sync::PoisonError;
 /// A read with the bytes that it gave.
 pub(super) type StoredRun = (ReadRun, Vec<u8>);
 
+/// Bytes of a chunk in the index.
+pub use crate::format::entry::ENTRY_BYTES;
+
 /// A chunk with its place.
 pub type Located = (ChunkId, Location);
 

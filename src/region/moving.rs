@@ -3,7 +3,7 @@
 use super::Region;
 use super::collect::{Mark, Usage};
 use super::error::RegionError;
-use super::fetch::Located;
+use super::fetch::{FetchedFrame, Located};
 use super::session::Session;
 use crate::chunk::frame::Frame;
 use crate::model::ids::ChunkId;
@@ -57,15 +57,8 @@ impl Region {
         let bytes = wanted.iter().map(|(_, location)| location.frame_bytes()).sum();
         let usage = Usage { frames: wanted.len() as u64, bytes };
         for wanted in wanted.chunks(MOVED_AT_ONCE) {
-            let fetched = self.fetch_at(wanted.to_vec())?;
-            let proved = |frame| -> Result<(ChunkId, Frame), RegionError> {
-                let mut raw = vec![0; fetched.raw_bytes(frame)];
-                fetched.decode_here(self, frame, &mut raw)?;
-                fetched.stored(frame)
-            };
-            let frames: Result<Vec<_>, _> =
-                pool.install(|| fetched.frames().par_iter().map(|&f| proved(f)).collect());
-            for (id, mut frame) in frames? {
+            // The content is let go at once.
+            for (id, mut frame) in self.proved(wanted, pool, |chunk| (chunk.id, chunk.frame))? {
                 // One whose base is in a damaged pack only, goes on without it.
                 if let Some(base) = frame.base()
                     && session.base_pack(base)?.is_none()
@@ -84,13 +77,22 @@ impl Region {
         frames: &[Located],
         pool: &rayon::ThreadPool,
     ) -> Result<Vec<StoredChunk>, RegionError> {
+        self.proved(frames, pool, |chunk| chunk)
+    }
+
+    fn proved<T: Send>(
+        &self,
+        frames: &[Located],
+        pool: &rayon::ThreadPool,
+        take: impl Fn(StoredChunk) -> T + Sync,
+    ) -> Result<Vec<T>, RegionError> {
         let fetched = self.fetch_at(frames.to_vec())?;
-        let proved = |frame| {
+        let proved = |&frame: &FetchedFrame| {
             let mut raw = vec![0; fetched.raw_bytes(frame)];
             fetched.decode_here(self, frame, &mut raw)?;
             let (id, frame) = fetched.stored(frame)?;
-            Ok(StoredChunk { id, frame, raw })
+            Ok(take(StoredChunk { id, frame, raw }))
         };
-        pool.install(|| fetched.frames().par_iter().map(|&frame| proved(frame)).collect())
+        pool.install(|| fetched.frames().par_iter().map(proved).collect())
     }
 }

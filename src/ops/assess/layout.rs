@@ -9,12 +9,12 @@ use crate::disk::DiskRead;
 use crate::model::ids::ChunkId;
 use crate::model::region::ChunkerParams;
 use crate::model::units::{BLOCK_BYTES, CHUNK_BLOCKS_MAX, block_offset};
+use crate::ops::encode::{KEPT_TENTHS, base_blocks_max};
 use crate::ops::error::OpsError;
+use crate::region::fetch::ENTRY_BYTES;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-/// Bytes of a chunk in the index.
-const ENTRY_BYTES: usize = 48;
 /// Chunks that a layout keeps in mind.
 const KEPT_MAX: usize = 1 << 19;
 /// Features that are kept in mind for deltas.
@@ -26,8 +26,6 @@ const MEASURED: u64 = 8;
 const LEVELS_BYTES: u64 = 16 << 20;
 const MEASURED_AT_LEVELS: u64 = 32;
 const LEVEL: i32 = 3;
-/// A delta counts if it is under so many tenths of the plain frame, as when storing.
-const KEPT_TENTHS: u64 = 8;
 
 /// Where chunks end.
 pub(super) enum Cut {
@@ -214,9 +212,10 @@ impl Layout {
         self.seen += raw.len() as u64;
         chunk.is_chosen = self.seen >= MEASURED_BYTES && (key >> 32).is_multiple_of(MEASURED);
         let weight = if self.seen < MEASURED_BYTES { 1 } else { MEASURED };
-        let is_measured = chunk.is_chosen || weight == 1;
-        if is_measured {
+        let mut measured = None;
+        if chunk.is_chosen || weight == 1 {
             let stored = compressed(raw, LEVEL, codecs)?;
+            measured = Some((stored, weight));
             chunk.stored = u32::try_from(stored).ok();
             let is_early = self.seen < LEVELS_BYTES;
             if self.is_own && (is_early || (key >> 32).is_multiple_of(MEASURED_AT_LEVELS)) {
@@ -224,32 +223,32 @@ impl Layout {
             }
         }
         if self.is_own {
-            let weight = is_measured.then_some(weight);
-            self.try_delta(raw, Place { disk: window.disk, start, blocks }, weight, disks, codecs)?;
+            self.try_delta(raw, Place { disk: window.disk, start, blocks }, measured, disks, codecs)?;
         }
         Ok(())
     }
 
-    /// Looks for what a new chunk resembles, and if it is one of those that are tried, encodes it against that.
+    /// Looks for what a new chunk resembles, and if it was `measured`, encodes it against that: with the bytes that it has
+    /// compressed, and for how many it stands.
     fn try_delta(
         &mut self,
         raw: &[u8],
         place: Place,
-        weight: Option<u64>,
+        measured: Option<(u64, u64)>,
         disks: &[&dyn DiskRead],
         codecs: &CodecPool,
     ) -> Result<(), OpsError> {
         let Some(found) = features(raw) else { return Ok(()) };
-        let base = self.most_alike(&found).filter(|base| base.blocks <= 4 * place.blocks + 16);
+        let base =
+            self.most_alike(&found).filter(|base| base.blocks <= usize::from(base_blocks_max(place.blocks)));
         // What is stored as a delta is no base itself; of what is not tried it is taken as one if it resembles anything.
         let mut is_delta = base.is_some();
-        if let Some(weight) = weight {
-            let plain = compressed(raw, LEVEL, codecs)?;
+        if let Some((plain, weight)) = measured {
             let delta = match base {
                 Some(base) => delta_bytes(raw, base, disks, codecs)?.unwrap_or(plain),
                 None => plain,
             };
-            is_delta = delta * 10 < plain * KEPT_TENTHS;
+            is_delta = delta * 10 < plain * KEPT_TENTHS as u64;
             self.trials.plain += weight * plain;
             self.trials.with_deltas += weight * if is_delta { delta } else { plain };
         }
