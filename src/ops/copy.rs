@@ -4,13 +4,13 @@
 //! the source region may vanish.
 
 use super::context::Context;
-use super::error::{Code, OpsError};
-use super::find::{
-    check_available, check_completed, check_description, check_manifests, image as find_image,
-    snapshot as find_snapshot, template,
-};
+use super::error::OpsError;
+use super::find::{check_description, check_manifests};
 use super::gc::despite_collection;
+use super::offer::{Offer, check as check_offer, select};
+use super::owned::Trusted;
 use super::register::{check_image_name, check_name_free};
+use super::source::Source;
 use super::token::{client_token, made_before};
 use super::transfer::{Missing, find_missing, transfer};
 use crate::model::account::{ClientToken, Tag};
@@ -24,10 +24,11 @@ use crate::model::snapshot::{Snapshot, SnapshotSource, Template};
 use crate::model::units::block_offset;
 use crate::region::Region;
 use crate::region::session::Session;
-use std::collections::{BTreeMap, BTreeSet};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// What is copied.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum CopyWhat {
     /// An image with its snapshots.
     Image(ImageId),
@@ -36,7 +37,7 @@ pub enum CopyWhat {
 }
 
 /// What is said of the copy.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CopyOptions {
     /// The name by which the caller knows the source region.
     pub source_region: String,
@@ -48,18 +49,19 @@ pub struct CopyOptions {
     pub copy_tags: bool,
     /// The same request again gives the same copy.
     pub client_token: Option<String>,
+    /// Whether the caller is only let in, and has to bring whatever it could not read at the target anyway.
+    pub is_guest: bool,
 }
 
 /// What a copy will do and move. Nothing is changed yet.
 pub struct CopyPlan {
     what: CopyWhat,
-    image: Option<Image>,
-    snapshots: Vec<Snapshot>,
-    template: Option<Template>,
+    offer: Offer,
     /// Of the snapshots, then of the template.
     maps: Vec<BlockMap>,
-    source_sequence: u64,
     missing: Missing,
+    /// What a guest may count on at the target.
+    trusted: Option<Trusted>,
     token: Option<ClientToken>,
     /// Bytes of manifests that the target lacks.
     manifest_bytes: u64,
@@ -70,21 +72,13 @@ impl CopyPlan {
     fn of_nothing(what: CopyWhat, token: Option<ClientToken>) -> Self {
         Self {
             what,
-            image: None,
-            snapshots: Vec::new(),
-            template: None,
+            offer: Offer::default(),
             maps: Vec::new(),
-            source_sequence: 0,
             missing: Missing::default(),
+            trusted: None,
             token,
             manifest_bytes: 0,
         }
-    }
-
-    /// The manifests that are copied: of the snapshots, then of the template.
-    fn manifests(&self) -> impl Iterator<Item = &ManifestRecord> {
-        let snapshots = self.snapshots.iter().map(|snapshot| &snapshot.manifest);
-        snapshots.chain(self.template.iter().map(|template| &template.manifest))
     }
 
     /// Bytes that will be moved: stored frames and manifests that the target lacks.
@@ -104,14 +98,14 @@ impl CopyPlan {
 
     /// What the maps are of, in their order.
     fn roots(&self) -> impl Iterator<Item = RootId> + '_ {
-        let snapshots = self.snapshots.iter().map(|snapshot| RootId::Snapshot(snapshot.id));
-        snapshots.chain(self.template.iter().map(|template| RootId::Template(template.id)))
+        let snapshots = self.offer.snapshots.iter().map(|snapshot| RootId::Snapshot(snapshot.id));
+        snapshots.chain(self.offer.template.iter().map(|template| RootId::Template(template.id)))
     }
 
     /// Refuses block maps of another length than the source says of what has them.
     fn check_sizes(&self) -> Result<(), OpsError> {
-        let snapshots = self.snapshots.iter().map(|s| (s.volume_bytes, s.data_bytes));
-        let said = snapshots.chain(self.template.iter().map(|t| (t.volume_bytes, t.data_bytes)));
+        let snapshots = self.offer.snapshots.iter().map(|s| (s.volume_bytes, s.data_bytes));
+        let said = snapshots.chain(self.offer.template.iter().map(|t| (t.volume_bytes, t.data_bytes)));
         for ((map, said), root) in self.maps.iter().zip(said).zip(self.roots()) {
             if (map.volume_bytes(), map.data_bytes()) != said {
                 return Err(OpsError::MapLength { root, expected: said.0, found: map.volume_bytes() });
@@ -153,7 +147,7 @@ pub struct Copied {
 
 /// Plans a copy of something that the caller may use at the source.
 pub fn plan(
-    source: &Region,
+    source: &dyn Source,
     target: &Region,
     what: CopyWhat,
     options: &CopyOptions,
@@ -166,23 +160,19 @@ pub fn plan(
     if made_by(&there, what, token.as_ref(), context)?.is_some() {
         return Ok(CopyPlan::of_nothing(what, token));
     }
-    let catalog = source.catalog()?;
-    let selected = select(&catalog, what, context)?;
-    let mut plan = CopyPlan {
-        image: selected.image,
-        snapshots: selected.snapshots,
-        template: selected.template,
-        source_sequence: catalog.sequence,
-        ..CopyPlan::of_nothing(what, token)
-    };
-    plan.maps = plan.manifests().map(|manifest| source.load_map(manifest)).collect::<Result<_, _>>()?;
+    let offer = source.offer(what, context)?;
+    check_offer(&offer, what)?;
+    let maps = source.maps(&offer, context)?;
+    let mut plan = CopyPlan { offer, maps, ..CopyPlan::of_nothing(what, token) };
     plan.check_sizes()?;
-    note_older_source(source, &catalog, &there, context);
-    plan.missing = find_missing(source, target, &plan.maps, context)?;
-    if let Some(image) = &plan.image {
+    note_older_source(source, &plan.offer, &there, context);
+    plan.trusted = options.is_guest.then(|| Trusted::of(target, &plan.maps, context)).transpose()?;
+    plan.missing = find_missing(source, target, &plan.maps, plan.trusted.as_ref(), context)?;
+    if let Some(image) = &plan.offer.image {
         check_name_free(&there, context.account, &copy_name(image, options))?;
     }
-    let lacking = plan.manifests().filter(|manifest| target.known_manifest(&there, &manifest.hash).is_none());
+    let lacking =
+        plan.offer.manifests().filter(|manifest| target.known_manifest(&there, &manifest.hash).is_none());
     let lacking: BTreeMap<ObjectHash, u64> = lacking.map(|manifest| (manifest.hash, manifest.len)).collect();
     plan.manifest_bytes = lacking.values().sum();
     Ok(plan)
@@ -190,21 +180,21 @@ pub fn plan(
 
 /// Tells that the source's history is shorter than a copy before saw it: it was put back to an older state, or what
 /// stands there is another region.
-fn note_older_source(source: &Region, catalog: &Catalog, there: &Catalog, context: &Context<'_>) {
+fn note_older_source(source: &dyn Source, offer: &Offer, there: &Catalog, context: &Context<'_>) {
     let of_source = there.snapshots.values().filter_map(|snapshot| snapshot.source.as_ref());
-    let seen = of_source.filter(|from| from.region_id == source.header().id).map(|from| from.sequence).max();
-    if let Some(seen) = seen.filter(|seen| *seen > catalog.sequence) {
+    let seen = of_source.filter(|from| from.region_id == source.id()).map(|from| from.sequence).max();
+    if let Some(seen) = seen.filter(|seen| *seen > offer.sequence) {
         context.progress.note(&format!(
             "region {} ends at log record {}, but an earlier copy of it saw record {seen}: it was put back to an older state",
-            source.header().name,
-            catalog.sequence
+            source.name(),
+            offer.sequence
         ));
     }
 }
 
 /// Carries out a plan.
 pub fn apply(
-    source: &Region,
+    source: &dyn Source,
     target: &Region,
     plan: &CopyPlan,
     options: &CopyOptions,
@@ -221,7 +211,7 @@ pub fn apply(
     match carry_out(source, target, plan, &plan.missing, options, context) {
         // Collected at the target since the plan was made: what is missing is more than it says.
         Err(OpsError::ContentGone { .. }) => despite_collection(|| {
-            let missing = find_missing(source, target, &plan.maps, context)?;
+            let missing = find_missing(source, target, &plan.maps, plan.trusted.as_ref(), context)?;
             carry_out(source, target, plan, &missing, options, context)
         }),
         done => done,
@@ -229,7 +219,7 @@ pub fn apply(
 }
 
 fn carry_out(
-    source: &Region,
+    source: &dyn Source,
     target: &Region,
     plan: &CopyPlan,
     missing: &Missing,
@@ -238,7 +228,7 @@ fn carry_out(
 ) -> Result<Copied, OpsError> {
     let mut session = target.begin(context.account)?;
     context.progress.begin("copy", missing.stored_bytes);
-    let mut transferred_bytes = transfer(source, &mut session, missing, context)?;
+    let mut transferred_bytes = transfer(source, &mut session, missing, plan.trusted.as_ref(), context)?;
     let used = reserve_all(&mut session, plan)?;
     let manifests: Vec<ManifestRecord> =
         plan.maps.iter().map(|map| session.place_manifest(map)).collect::<Result<_, _>>()?;
@@ -251,7 +241,7 @@ fn carry_out(
             return Ok((vec![], made));
         }
         // Within a region what is copied must still be there and the caller's to copy.
-        if source.header().id == target.header().id {
+        if source.id() == target.header().id {
             select(catalog, plan.what, context)?;
         }
         check_manifests(catalog, &session)?;
@@ -289,54 +279,17 @@ fn check_options(options: &CopyOptions) -> Result<(), OpsError> {
 }
 
 /// The request's token: it stands for what is copied from where, and as what.
-fn token_of(source: &Region, what: CopyWhat, options: &CopyOptions) -> Result<Option<ClientToken>, OpsError> {
+fn token_of(
+    source: &dyn Source,
+    what: CopyWhat,
+    options: &CopyOptions,
+) -> Result<Option<ClientToken>, OpsError> {
     let what = match what {
         CopyWhat::Image(id) => id.to_string(),
         CopyWhat::Snapshot(id) => id.to_string(),
     };
-    let request = (what, source.header().id, &options.name, &options.description, options.copy_tags);
+    let request = (what, source.id(), &options.name, &options.description, options.copy_tags);
     client_token(options.client_token.as_ref(), &request)
-}
-
-/// What is copied.
-#[derive(Default)]
-struct Selected {
-    image: Option<Image>,
-    snapshots: Vec<Snapshot>,
-    template: Option<Template>,
-}
-
-/// The image and its content, if the caller may have them.
-fn select(catalog: &Catalog, what: CopyWhat, context: &Context<'_>) -> Result<Selected, OpsError> {
-    let id = match what {
-        CopyWhat::Snapshot(id) => {
-            let snapshot = find_snapshot(catalog, context.account, id)?;
-            check_completed(snapshot)?;
-            return Ok(Selected { snapshots: vec![snapshot.clone()], ..Selected::default() });
-        }
-        CopyWhat::Image(id) => id,
-    };
-    let image = find_image(catalog, context.account, id)?;
-    check_available(image)?;
-    let is_own = image.owner == context.account;
-    let denied = |_| {
-        let why = "You do not have permission to access the storage of this ami";
-        OpsError::rule(Code::StorageDenied, why)
-    };
-    if !is_own && !image.product_codes.is_empty() {
-        let why = format!("{id} has product codes: only its owner copies it");
-        return Err(OpsError::rule(Code::OperationNotPermitted, why));
-    }
-    let mut distinct = BTreeSet::new();
-    let snapshots = image.snapshot_ids().filter(|id| distinct.insert(*id));
-    let snapshots = snapshots.map(|id| find_snapshot(catalog, context.account, id).cloned().map_err(denied));
-    let snapshots = snapshots.collect::<Result<_, _>>()?;
-    let template = template(catalog, image).cloned();
-    // A template has no permissions of its own: its storage is its owner's.
-    if template.is_some() && !is_own {
-        return Err(denied(OpsError::image_not_found(id)));
-    }
-    Ok(Selected { image: Some(image.clone()), snapshots, template })
 }
 
 fn copy_name(image: &Image, options: &CopyOptions) -> String {
@@ -391,7 +344,7 @@ impl Copy {
 }
 
 struct Copier<'a> {
-    source: &'a Region,
+    source: &'a dyn Source,
     target: &'a Region,
     plan: &'a CopyPlan,
     options: &'a CopyOptions,
@@ -401,10 +354,10 @@ struct Copier<'a> {
 impl Copier<'_> {
     /// The copies, on manifests that stand at the target.
     fn copy(&self, manifests: &[ManifestRecord]) -> Result<Copy, OpsError> {
-        let pairs = self.plan.snapshots.iter().zip(manifests);
+        let pairs = self.plan.offer.snapshots.iter().zip(manifests);
         let snapshots =
             pairs.map(|(s, manifest)| self.snapshot(s, manifest)).collect::<Result<Vec<_>, _>>()?;
-        let template = match (&self.plan.template, manifests.last()) {
+        let template = match (&self.plan.offer.template, manifests.last()) {
             (Some(template), Some(manifest)) => Some(Template {
                 id: TemplateId::from_random(self.target.random_id()?),
                 owner: self.context.account,
@@ -414,7 +367,7 @@ impl Copier<'_> {
             }),
             _ => None,
         };
-        let image = self.plan.image.as_ref();
+        let image = self.plan.offer.image.as_ref();
         let image = image.map(|image| self.image(image, &snapshots, template.as_ref())).transpose()?;
         Ok(Copy { image, snapshots, template })
     }
@@ -429,8 +382,8 @@ impl Copier<'_> {
     /// The version before the copy: within a region the original's own, if it is the copier's; else the newest
     /// copy of that which the copier has.
     fn predecessor(&self, catalog: &Catalog) -> Option<ImageId> {
-        let before = self.plan.image.as_ref()?.predecessor?;
-        let region_id = self.source.header().id;
+        let before = self.plan.offer.image.as_ref()?.predecessor?;
+        let region_id = self.source.id();
         let own = catalog.images.values().filter(|image| image.owner == self.context.account);
         if region_id == self.target.header().id {
             return own.map(|image| image.id).find(|id| *id == before);
@@ -446,7 +399,7 @@ impl Copier<'_> {
     }
 
     fn snapshot(&self, snapshot: &Snapshot, manifest: &ManifestRecord) -> Result<Snapshot, OpsError> {
-        let is_image = self.plan.image.is_some();
+        let is_image = self.plan.offer.image.is_some();
         let described = self.options.description.clone().filter(|_| !is_image);
         Ok(Snapshot {
             id: SnapshotId::from_random(self.target.random_id()?),
@@ -457,10 +410,10 @@ impl Copier<'_> {
             parent: None,
             volume: None,
             source: Some(SnapshotSource {
-                region_id: self.source.header().id,
+                region_id: self.source.id(),
                 region: self.options.source_region.clone(),
                 snapshot_id: snapshot.id,
-                sequence: self.plan.source_sequence,
+                sequence: self.plan.offer.sequence,
             }),
             create_volume_permissions: Vec::new(),
             client_token: self.plan.token.clone().filter(|_| !is_image),
@@ -476,7 +429,13 @@ impl Copier<'_> {
         template: Option<&Template>,
     ) -> Result<Image, OpsError> {
         let new_id = |old: SnapshotId| {
-            self.plan.snapshots.iter().zip(snapshots).find(|(from, _)| from.id == old).map(|(_, to)| to.id)
+            self.plan
+                .offer
+                .snapshots
+                .iter()
+                .zip(snapshots)
+                .find(|(from, _)| from.id == old)
+                .map(|(_, to)| to.id)
         };
         let mut devices = image.devices.clone();
         for device in &mut devices {
@@ -497,7 +456,7 @@ impl Copier<'_> {
             deprecation_ms: None,
             deregistration_protection: DeregistrationProtection::Disabled,
             source: Some(ImageSource {
-                region_id: self.source.header().id,
+                region_id: self.source.id(),
                 region: self.options.source_region.clone(),
                 image_id: image.id,
                 owner: image.owner,

@@ -180,6 +180,15 @@ pub enum OpsError {
         /// What the map says.
         found: u64,
     },
+    /// What a source offers is not what was asked for, or is nothing that a region makes.
+    #[error("the source region offers {why}; it is damaged, or lies. Run `imgstore verify` there")]
+    Offer {
+        /// What is wrong with it.
+        why: String,
+    },
+    /// A delta came whose base is not there; its chunk is asked for anew.
+    #[error("a chunk came that needs another one, which is not there; run the command again")]
+    BaseMissing,
     /// What was found stored was collected before anything referred to it.
     #[error("{what}, which holds some of the content, was removed meanwhile; run the command again")]
     ContentGone {
@@ -296,15 +305,18 @@ impl OpsError {
             Self::Region(RegionError::Exists) => Class::Refused,
             Self::ChunkLength { .. }
             | Self::MapLength { .. }
+            | Self::Offer { .. }
             | Self::MostlyMissing { .. }
             | Self::SourceFrame(_) => Class::Damage,
             Self::Disk(DiskError::NotFound { .. }) => Class::NotFound,
             Self::Disk(DiskError::NoSpace { .. }) => Class::NoSpace,
             Self::Disk(DiskError::Io { .. }) => Class::Failed,
             Self::Disk(_) | Self::Volume(_) => Class::Refused,
-            Self::Region(_) | Self::Proof { .. } | Self::WorkerGone | Self::ContentGone { .. } => {
-                Class::Failed
-            }
+            Self::Region(_)
+            | Self::Proof { .. }
+            | Self::WorkerGone
+            | Self::BaseMissing
+            | Self::ContentGone { .. } => Class::Failed,
         }
     }
 

@@ -238,13 +238,7 @@ pub fn add_product_codes(
     codes: &[String],
     context: &Context<'_>,
 ) -> Result<Vec<String>, OpsError> {
-    let good = |code: &String| {
-        (1..=64).contains(&code.len()) && code.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
-    };
-    if let Some(bad) = codes.iter().find(|code| !good(code)) {
-        let why = format!("'{bad}' is no product code: 1 to 64 letters, digits and dashes");
-        return Err(OpsError::rule(Code::InvalidAttributeItem, why));
-    }
+    check_product_codes(codes)?;
     context.commit(region, |catalog| {
         let image = modifiable(catalog, id, context)?;
         if image.is_public() {
@@ -252,13 +246,26 @@ pub fn add_product_codes(
             return Err(OpsError::rule(Code::OperationNotPermitted, why));
         }
         let all: BTreeSet<String> = image.product_codes.iter().chain(codes).cloned().collect();
-        if all.len() > PRODUCT_CODES_MAX {
-            let why = format!("an image has at most {PRODUCT_CODES_MAX} product codes");
-            return Err(OpsError::rule(Code::InvalidAttributeItem, why));
-        }
         let codes: Vec<String> = all.into_iter().collect();
+        check_product_codes(&codes)?;
         Ok((vec![Op::ModifyImage { id, change: ImageChange::ProductCodes(codes.clone()) }], codes))
     })
+}
+
+/// Refuses what is no product code, and more of them than an image has.
+pub(super) fn check_product_codes(codes: &[String]) -> Result<(), OpsError> {
+    let good = |code: &String| {
+        (1..=64).contains(&code.len()) && code.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+    };
+    if let Some(bad) = codes.iter().find(|code| !good(code)) {
+        let why = format!("'{bad}' is no product code: 1 to 64 letters, digits and dashes");
+        return Err(OpsError::rule(Code::InvalidAttributeItem, why));
+    }
+    if codes.len() > PRODUCT_CODES_MAX {
+        let why = format!("an image has at most {PRODUCT_CODES_MAX} product codes");
+        return Err(OpsError::rule(Code::InvalidAttributeItem, why));
+    }
+    Ok(())
 }
 
 /// Refuses to make something public where its owner's account blocks that.

@@ -95,7 +95,7 @@ pub(super) fn check_image_name(name: &str) -> Result<(), OpsError> {
     Err(OpsError::rule(Code::ImageNameMalformed, why))
 }
 
-fn check_machine(machine: &Machine) -> Result<(), OpsError> {
+pub(super) fn check_machine(machine: &Machine) -> Result<(), OpsError> {
     let invalid = |why: String| Err(OpsError::rule(Code::InvalidParameterValue, why));
     let combination = |why: &str| Err(OpsError::rule(Code::InvalidParameterCombination, why));
     for (what, value) in [("tpm-support", &machine.tpm_support), ("imds-support", &machine.imds_support)] {

@@ -9,15 +9,17 @@
 
 use super::context::Context;
 use super::error::OpsError;
+use super::owned::Trusted;
+use super::source::{Asked, Contents, Found, Frames, Source};
 use crate::chunk::frame::Frame;
 use crate::model::blockmap::BlockMap;
 use crate::model::ids::ChunkId;
+use crate::model::units::block_offset;
 use crate::region::Region;
-use crate::region::error::RegionError;
-use crate::region::fetch::{Fetched, FetchedFrame};
 use crate::region::session::Session;
 use crossbeam_channel::{Sender, bounded};
 use rayon::prelude::*;
+use std::collections::HashSet;
 use std::thread;
 
 /// Batches that are fetched ahead.
@@ -28,9 +30,8 @@ const ASKED_AT_ONCE: usize = 64 << 10;
 /// Chunks that the target lacks.
 #[derive(Debug, Clone, Default)]
 pub struct Missing {
-    /// The chunks, plain ones first and then in the order in which they lie in the source's packs, with the bytes of
-    /// memory that each takes.
-    chunks: Vec<(ChunkId, u64)>,
+    /// The chunks, plain ones first and then in the order in which they lie in the source's packs.
+    asked: Vec<Asked>,
     /// Stored bytes of all.
     pub stored_bytes: u64,
     /// Raw bytes of all.
@@ -40,137 +41,221 @@ pub struct Missing {
 impl Missing {
     /// Number of chunks.
     pub fn chunks(&self) -> u64 {
-        self.chunks.len() as u64
+        self.asked.len() as u64
     }
 }
 
-/// Which chunks of the given maps `target` lacks, exactly.
+/// Which chunks of the given maps `target` lacks, exactly; and those that it has and that the caller may not count on,
+/// if `trusted` says so.
 pub fn find_missing(
-    source: &Region,
+    source: &dyn Source,
     target: &Region,
     maps: &[BlockMap],
+    trusted: Option<&Trusted>,
     context: &Context<'_>,
 ) -> Result<Missing, OpsError> {
     let mut ids: Vec<ChunkId> = maps.iter().flat_map(|map| map.chunks()).map(|chunk| chunk.id).collect();
     ids.sort_unstable();
     ids.dedup();
-    let mut located = Vec::new();
+    let mut absent = Vec::new();
     for ids in ids.chunks(ASKED_AT_ONCE) {
         context.check_cancelled()?;
-        let present = target.has_chunks(ids)?;
-        let absent: Vec<ChunkId> =
-            ids.iter().zip(present).filter_map(|(&id, has)| (!has).then_some(id)).collect();
-        located.extend(source.locate(&absent)?);
+        let present = ids.iter().zip(target.has_chunks(ids)?);
+        let lacks = |(&id, has): (&ChunkId, bool)| !(has && trusted.is_none_or(|trusted| trusted.has(id)));
+        absent.extend(present.filter_map(|(id, has)| lacks((id, has)).then_some(*id)));
     }
+    drop(ids);
+    let mut found = source.locate(&absent, context)?;
+    if found.len() != absent.len() || found.iter().zip(&absent).any(|(found, id)| found.id != *id) {
+        return Err(OpsError::Offer { why: "other chunks than it was asked for".into() });
+    }
+    drop(absent);
     // A delta can be put once its base is.
-    located.sort_unstable_by_key(|(_, place)| (!place.codec.is_plain(), place.pack, place.offset));
+    found.sort_unstable_by_key(|found| (found.base.is_some(), found.pack, found.offset));
+    arrange(source, target, &found, trusted)
+}
+
+/// What is asked for of what was found: of a delta the whole chunk, if it will find no base.
+fn arrange(
+    source: &dyn Source,
+    target: &Region,
+    found: &[Found],
+    trusted: Option<&Trusted>,
+) -> Result<Missing, OpsError> {
+    let coming: HashSet<u64> =
+        found.iter().take_while(|found| found.base.is_none()).map(|found| found.id.leading()).collect();
     let mut missing = Missing::default();
-    for (id, location) in located {
-        let stored = location.frame_bytes();
-        missing.stored_bytes += stored;
-        missing.raw_bytes += location.raw_bytes();
+    for found in found {
+        let (stored_bytes, raw_bytes) =
+            (u64::from(found.stored_bytes), block_offset(u64::from(found.raw_blocks)));
+        missing.stored_bytes += stored_bytes;
+        missing.raw_bytes += raw_bytes;
+        let plain = match found.base {
+            Some(base) if source.has_bases_at_hand() || coming.contains(&base) => false,
+            Some(base) => match target.find_base(base)? {
+                Some((id, _)) => trusted.is_some_and(|trusted| !trusted.has(id)),
+                None => true,
+            },
+            None => false,
+        };
         // With a delta comes its base.
-        let held = if location.codec.is_plain() { stored } else { stored + location.raw_bytes() };
-        missing.chunks.push((id, held));
+        let held_bytes = if found.base.is_none() { stored_bytes } else { stored_bytes + raw_bytes };
+        missing.asked.push(Asked { id: found.id, stored_bytes, held_bytes, plain });
     }
     Ok(missing)
 }
 
-/// Carries missing chunks over. What others store meanwhile is not stored again. Gives the bytes moved.
+/// Carries missing chunks over. What others store meanwhile is not stored again. Gives the bytes moved. What came
+/// before an error is kept, so that the next try need not fetch it again.
 pub fn transfer(
-    source: &Region,
+    source: &dyn Source,
     session: &mut Session,
     missing: &Missing,
+    trusted: Option<&Trusted>,
     context: &Context<'_>,
 ) -> Result<u64, OpsError> {
+    let mut putter = Putter { session, trusted: trusted.cloned(), context, moved: 0, baseless: Vec::new() };
+    let carried = carry(source, &mut putter, &missing.asked).and_then(|()| {
+        // Bases that went meanwhile, or that were named wrongly.
+        let baseless = std::mem::take(&mut putter.baseless);
+        carry(source, &mut putter, &baseless)
+    });
+    let Putter { session, moved, .. } = putter;
+    match carried {
+        Ok(()) => Ok(moved),
+        Err(error) => {
+            // The error is what counts, whatever becomes of this.
+            let _ = session.flush();
+            Err(error)
+        }
+    }
+}
+
+fn carry(source: &dyn Source, putter: &mut Putter<'_>, asked: &[Asked]) -> Result<(), OpsError> {
+    let context = putter.context;
     thread::scope(|scope| {
         let (fetched_in, fetched_out) = bounded(FETCHED_AHEAD);
-        let fetcher = scope.spawn(move || fetch(source, missing, context, &fetched_in));
+        let fetcher = scope.spawn(move || fetch(source, asked, context, &fetched_in));
         let put = (|| {
-            let mut moved = 0;
-            for fetched in &fetched_out {
+            for frames in &fetched_out {
                 context.check_cancelled()?;
-                moved += put(source, session, &fetched, context)?;
+                putter.put(&*frames)?;
             }
-            Ok(moved)
+            Ok(())
         })();
         drop(fetched_out);
         let fetched = fetcher.join().unwrap_or(Err(OpsError::WorkerGone));
-        fetched.and(put)
+        // That nobody takes any more is no error of the fetcher; what it was taken for is.
+        put.and(fetched)
     })
 }
 
-fn fetch(
-    source: &Region,
-    missing: &Missing,
+fn fetch<'s>(
+    source: &'s dyn Source,
+    asked: &[Asked],
     context: &Context<'_>,
-    fetched: &Sender<Fetched>,
+    fetched: &Sender<Box<dyn Frames + 's>>,
 ) -> Result<(), OpsError> {
-    let limit = context.buffer_bytes() as u64;
-    let mut rest = missing.chunks.as_slice();
-    while !rest.is_empty() {
-        context.check_cancelled()?;
-        let mut bytes = 0;
-        let fits = |(_, held): &&(ChunkId, u64)| {
-            bytes += held;
-            bytes <= limit
+    if asked.is_empty() {
+        return Ok(());
+    }
+    source.fetch(asked, context, &mut |frames| Ok(fetched.send(frames).is_ok()))
+}
+
+/// Puts frames that were fetched into the target.
+struct Putter<'a> {
+    session: &'a mut Session,
+    /// What the caller may count on, if that is not everything.
+    trusted: Option<Trusted>,
+    context: &'a Context<'a>,
+    moved: u64,
+    /// Deltas that came without a base to decode them with.
+    baseless: Vec<Asked>,
+}
+
+impl Putter<'_> {
+    fn put(&mut self, frames: &dyn Frames) -> Result<(), OpsError> {
+        let ids = frames.ids();
+        let named = frames.bases();
+        let bases = self.bases(&named)?;
+        let prove = |at: usize| match frames.prove(at, &bases) {
+            Ok(frame) => Ok(Some(frame)),
+            Err(OpsError::BaseMissing) => Ok(None),
+            Err(error) => Err(error),
         };
-        let count = rest.iter().take_while(fits).count().max(1);
-        let ids: Vec<ChunkId> = rest[..count].iter().map(|(id, _)| *id).collect();
-        rest = &rest[count..];
-        if fetched.send(source.fetch(&ids)?).is_err() {
-            return Ok(());
+        let proved: Vec<Option<Frame>> = self
+            .context
+            .pool
+            .install(|| (0..ids.len()).into_par_iter().map(prove).collect::<Result<_, OpsError>>())?;
+        let at: Vec<usize> = (0..ids.len()).filter(|&at| proved[at].is_some()).collect();
+        for at in (0..ids.len()).filter(|&at| proved[at].is_none()) {
+            let asked = Asked { id: ids[at], stored_bytes: 0, held_bytes: 0, plain: true };
+            self.baseless.push(asked);
         }
+        self.store(frames, &bases, &ids, &at, &proved)
     }
-    Ok(())
-}
 
-fn put(
-    source: &Region,
-    session: &mut Session,
-    fetched: &Fetched,
-    context: &Context<'_>,
-) -> Result<u64, OpsError> {
-    let prove = |frame: FetchedFrame| {
-        let mut raw = vec![0; fetched.raw_bytes(frame)];
-        fetched.decode_here(source, frame, &mut raw).map_err(of_source)?;
-        Ok(fetched.stored(frame)?)
-    };
-    let frames = fetched.frames();
-    let proved: Vec<(ChunkId, Frame)> = context
-        .pool
-        .install(|| frames.par_iter().map(|&frame| prove(frame)).collect::<Result<_, OpsError>>())?;
-    let ids: Vec<ChunkId> = proved.iter().map(|(id, _)| *id).collect();
-    let is_new = session.reserve(&ids)?;
-    let (mut moved, mut without_base) = (0, Vec::new());
-    for (((id, stored), is_new), &frame) in proved.iter().zip(is_new).zip(&frames) {
-        let stored_bytes = stored.stored_bytes();
-        moved += stored_bytes;
-        context.progress.advance(stored_bytes);
-        if !is_new {
-            continue;
+    /// Stores what was proved and is new.
+    fn store(
+        &mut self,
+        frames: &dyn Frames,
+        bases: &Contents,
+        ids: &[ChunkId],
+        at: &[usize],
+        proved: &[Option<Frame>],
+    ) -> Result<(), OpsError> {
+        let is_new = self.session.reserve(&at.iter().map(|&at| ids[at]).collect::<Vec<_>>())?;
+        let mut without_base = Vec::new();
+        for (&at, is_new) in at.iter().zip(is_new) {
+            let Some(frame) = &proved[at] else { continue };
+            self.moved += frame.stored_bytes();
+            self.context.progress.advance(frame.stored_bytes());
+            if let Some(trusted) = &mut self.trusted {
+                trusted.add(ids[at]);
+            }
+            if !is_new {
+                continue;
+            }
+            match frame.base() {
+                Some(base) if self.session.base_pack(base)?.is_none() => without_base.push(at),
+                _ => self.session.put(ids[at], frame)?,
+            }
         }
-        match stored.base() {
-            Some(base) if session.base_pack(base)?.is_none() => without_base.push((*id, frame)),
-            _ => session.put(*id, stored)?,
+        let encode = |at: usize| Ok((ids[at], frames.plain(at, bases)?));
+        let encoded: Vec<(ChunkId, Frame)> = self
+            .context
+            .pool
+            .install(|| without_base.into_par_iter().map(encode).collect::<Result<_, OpsError>>())?;
+        for (id, frame) in &encoded {
+            self.session.put(*id, frame)?;
         }
+        Ok(())
     }
-    let region = session.region().clone();
-    let level = i32::from(region.header().zstd_level);
-    let encode = |(id, frame): (ChunkId, FetchedFrame)| {
-        let mut raw = vec![0; fetched.raw_bytes(frame)];
-        fetched.decode_here(source, frame, &mut raw)?;
-        Ok((id, region.encode(&raw, id, level).map_err(OpsError::SourceFrame)?))
-    };
-    let encoded: Vec<(ChunkId, Frame)> =
-        context.pool.install(|| without_base.into_par_iter().map(encode).collect::<Result<_, OpsError>>())?;
-    for (id, frame) in &encoded {
-        session.put(*id, frame)?;
-    }
-    Ok(moved)
-}
 
-/// What decodes to something else is the source's fault.
-fn of_source(error: RegionError) -> OpsError {
-    error.into_frame_error().map_or_else(OpsError::from, OpsError::SourceFrame)
+    /// The content of those bases that are at the target and that the caller may count on.
+    fn bases(&mut self, named: &[ChunkId]) -> Result<Contents, OpsError> {
+        let mut named: Vec<ChunkId> = named.to_vec();
+        named.retain(|id| self.trusted.as_ref().is_none_or(|trusted| trusted.has(*id)));
+        named.sort_unstable();
+        named.dedup();
+        if named.is_empty() {
+            return Ok(Contents::new());
+        }
+        let region = self.session.region().clone();
+        if region.has_chunks(&named)?.contains(&false) {
+            // They may be in a pack that is not sealed yet.
+            self.session.flush()?;
+        }
+        let has = region.has_chunks(&named)?;
+        let here: Vec<ChunkId> =
+            named.into_iter().zip(has).filter_map(|(id, has)| has.then_some(id)).collect();
+        let fetched = region.fetch(&here)?;
+        let decode = |frame| {
+            let mut raw = vec![0; fetched.raw_bytes(frame)];
+            fetched.decode(&region, frame, &mut raw)?;
+            Ok((fetched.id(frame), raw))
+        };
+        let frames = fetched.frames();
+        self.context.pool.install(|| frames.into_par_iter().map(decode).collect::<Result<_, OpsError>>())
+    }
 }

@@ -47,6 +47,11 @@ impl Fetched {
         self.runs.iter().enumerate().flat_map(members).collect()
     }
 
+    /// The chunk of a frame.
+    pub fn id(&self, frame: FetchedFrame) -> ChunkId {
+        self.wanted[frame.wanted].0
+    }
+
     /// Bytes that the chunk of a frame has when decoded.
     pub fn raw_bytes(&self, frame: FetchedFrame) -> usize {
         usize::from(self.wanted[frame.wanted].1.raw_blocks) * BLOCK_BYTES

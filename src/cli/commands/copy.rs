@@ -29,6 +29,7 @@ pub fn copy(session: &Session<'_>, args: &CopyArgs) -> Result<(), CliError> {
         description: args.description.clone(),
         copy_tags: args.copy_tags,
         client_token: args.client_token.clone(),
+        is_guest: false,
     };
     let plan = plan(&source, &target, what, &options, &session.context)?;
     if session.context.dry_run {

@@ -1,0 +1,206 @@
+//! What a copy takes from: a region here, or one on another host.
+//!
+//! A source answers in as few and as large steps as it can, because each may be a way around the world. Nothing that it
+//! says is believed: what it offers is checked as anything from outside, and every frame is decoded and hashed.
+
+use super::context::Context;
+use super::copy::CopyWhat;
+use super::error::OpsError;
+use super::offer::{Offer, select};
+use crate::chunk::frame::Frame;
+use crate::model::blockmap::BlockMap;
+use crate::model::ids::{ChunkId, RegionId};
+use crate::model::objects::PackName;
+use crate::region::Region;
+use crate::region::error::RegionError;
+use crate::region::fetch::{Fetched, FetchedFrame};
+use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
+
+/// Where a source has a chunk, and as what.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Found {
+    /// The chunk.
+    pub id: ChunkId,
+    /// Its pack there.
+    pub pack: PackName,
+    /// Where in that.
+    pub offset: u32,
+    /// Bytes of its frame, with its header.
+    pub stored_bytes: u32,
+    /// Its length in blocks.
+    pub raw_blocks: u16,
+    /// Of a delta, the leading bytes of its base's id.
+    pub base: Option<u64>,
+}
+
+/// A frame that is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Asked {
+    /// The chunk.
+    pub id: ChunkId,
+    /// Bytes of its frame, as the source said.
+    pub stored_bytes: u64,
+    /// Bytes of memory that it takes until it is put.
+    pub held_bytes: u64,
+    /// Whether a delta is of no use.
+    pub plain: bool,
+}
+
+/// Some frames that a source gave.
+pub trait Frames: Send + Sync {
+    /// Their chunks. Frames are known by their place in this list from here on.
+    fn ids(&self) -> Vec<ChunkId>;
+
+    /// The bases whose content the other methods must be given; none if the source has them at hand itself.
+    fn bases(&self) -> Vec<ChunkId>;
+
+    /// A frame as it is stored, once it has been decoded and hashed.
+    fn prove(&self, at: usize, bases: &Contents) -> Result<Frame, OpsError>;
+
+    /// The chunk of a frame encoded anew, so that it needs no base.
+    fn plain(&self, at: usize, bases: &Contents) -> Result<Frame, OpsError>;
+}
+
+/// The content of some chunks.
+pub type Contents = HashMap<ChunkId, Vec<u8>>;
+
+/// Takes some frames; false if no more are wanted.
+pub type Deliver<'a, 's> = &'a mut dyn FnMut(Box<dyn Frames + 's>) -> Result<bool, OpsError>;
+
+/// What a copy takes from.
+pub trait Source: Sync {
+    /// The region's id.
+    fn id(&self) -> RegionId;
+
+    /// The name that it gives itself.
+    fn name(&self) -> &str;
+
+    /// Whether deltas come with what their bases hold, so that any of them can be asked for.
+    fn has_bases_at_hand(&self) -> bool;
+
+    /// What it has of what is asked for, if the caller may have it.
+    fn offer(&self, what: CopyWhat, context: &Context<'_>) -> Result<Offer, OpsError>;
+
+    /// The block maps of an offer's manifests, in their order, each of the hash that the offer says.
+    fn maps(&self, offer: &Offer, context: &Context<'_>) -> Result<Vec<BlockMap>, OpsError>;
+
+    /// Where chunks of these maps are, one for each and in their order.
+    fn locate(&self, ids: &[ChunkId], context: &Context<'_>) -> Result<Vec<Found>, OpsError>;
+
+    /// Gives the frames of chunks, some at a time, none of which it was not asked for.
+    fn fetch<'s>(
+        &'s self,
+        asked: &[Asked],
+        context: &Context<'_>,
+        deliver: Deliver<'_, 's>,
+    ) -> Result<(), OpsError>;
+}
+
+impl Source for Region {
+    fn id(&self) -> RegionId {
+        self.header().id
+    }
+
+    fn name(&self) -> &str {
+        &self.header().name
+    }
+
+    fn has_bases_at_hand(&self) -> bool {
+        true
+    }
+
+    fn offer(&self, what: CopyWhat, context: &Context<'_>) -> Result<Offer, OpsError> {
+        select(&self.catalog()?, what, context)
+    }
+
+    fn maps(&self, offer: &Offer, _: &Context<'_>) -> Result<Vec<BlockMap>, OpsError> {
+        offer.manifests().map(|manifest| Ok(self.load_map(manifest)?)).collect()
+    }
+
+    fn locate(&self, ids: &[ChunkId], _: &Context<'_>) -> Result<Vec<Found>, OpsError> {
+        let found = |(id, place): crate::region::fetch::Located| Found {
+            id,
+            pack: place.pack,
+            offset: place.offset,
+            stored_bytes: u32::try_from(place.frame_bytes()).unwrap_or(u32::MAX),
+            raw_blocks: place.raw_blocks,
+            // It is at hand here, whichever it is.
+            base: (!place.codec.is_plain()).then_some(0),
+        };
+        Ok(Region::locate(self, ids)?.into_iter().map(found).collect())
+    }
+
+    fn fetch<'s>(
+        &'s self,
+        asked: &[Asked],
+        context: &Context<'_>,
+        deliver: Deliver<'_, 's>,
+    ) -> Result<(), OpsError> {
+        let mut rest = asked;
+        while !rest.is_empty() {
+            context.check_cancelled()?;
+            let (batch, behind) = rest.split_at(batch_len(rest, context.buffer_bytes() as u64));
+            rest = behind;
+            let ids: Vec<ChunkId> = batch.iter().map(|asked| asked.id).collect();
+            let fetched = Region::fetch(self, &ids)?;
+            let frames = fetched.frames();
+            if !deliver(Box::new(LocalFrames { region: self, fetched, frames }))? {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// How many of the frames fit into so many bytes of memory, at least one.
+pub fn batch_len(asked: &[Asked], limit: u64) -> usize {
+    let mut bytes = 0;
+    let fits = |asked: &&Asked| {
+        bytes += asked.held_bytes;
+        bytes <= limit
+    };
+    asked.iter().take_while(fits).count().max(1)
+}
+
+/// Frames of a region here: the bases of its deltas were read beside them.
+struct LocalFrames<'s> {
+    region: &'s Region,
+    fetched: Fetched,
+    frames: Vec<FetchedFrame>,
+}
+
+impl LocalFrames<'_> {
+    fn content(&self, at: usize) -> Result<Vec<u8>, OpsError> {
+        let frame = self.frames[at];
+        let mut raw = vec![0; self.fetched.raw_bytes(frame)];
+        self.fetched.decode_here(self.region, frame, &mut raw).map_err(of_source)?;
+        Ok(raw)
+    }
+}
+
+impl Frames for LocalFrames<'_> {
+    fn ids(&self) -> Vec<ChunkId> {
+        self.frames.iter().map(|&frame| self.fetched.id(frame)).collect()
+    }
+
+    fn bases(&self) -> Vec<ChunkId> {
+        Vec::new()
+    }
+
+    fn prove(&self, at: usize, _: &Contents) -> Result<Frame, OpsError> {
+        self.content(at)?;
+        Ok(self.fetched.stored(self.frames[at])?.1)
+    }
+
+    fn plain(&self, at: usize, _: &Contents) -> Result<Frame, OpsError> {
+        let (raw, id) = (self.content(at)?, self.fetched.id(self.frames[at]));
+        let level = i32::from(self.region.header().zstd_level);
+        self.region.encode(&raw, id, level).map_err(OpsError::SourceFrame)
+    }
+}
+
+/// What decodes to something else is the source's fault.
+fn of_source(error: RegionError) -> OpsError {
+    error.into_frame_error().map_or_else(OpsError::from, OpsError::SourceFrame)
+}
