@@ -5,7 +5,8 @@
 //! to another, *launch* and *export* write disks back.
 //!
 //! Modules are layers and use only what stands above them here (`tests/layering.rs` holds them to it):
-//! [`model`], [`chunk`], [`format`](mod@format) and [`io`], [`pack`] and [`disk`], [`region`], [`ops`].
+//! [`model`], [`chunk`], [`format`](mod@format) and [`io`], [`pack`] and [`disk`], [`region`], [`ops`],
+//! [`serve`].
 //! docs/ARCHITECTURE.md is the map, docs/FORMAT.md the bytes.
 //!
 //! The library prints nothing, reads no environment, and never exits.
@@ -20,3 +21,4 @@ pub mod model;
 pub mod ops;
 pub mod pack;
 pub mod region;
+pub mod serve;

@@ -51,6 +51,32 @@ pub enum CliError {
         /// The names that it knows.
         known: String,
     },
+    /// The answer of a region on another host.
+    #[error("region {name}: {source}")]
+    Far {
+        /// Its name in this home.
+        name: String,
+        /// The answer.
+        source: OpsError,
+    },
+    /// Nobody answers there.
+    #[error("region {name}: no connection to {destination}: {why}")]
+    NoConnection {
+        /// Its name in this home.
+        name: String,
+        /// Host, perhaps with the user.
+        destination: String,
+        /// Why not.
+        why: String,
+    },
+    /// What connects cannot be run.
+    #[error("{command}: {why}. Install OpenSSH, or name what connects with --ssh or IMGSTORE_SSH")]
+    Ssh {
+        /// The command.
+        command: String,
+        /// The system's answer.
+        why: String,
+    },
     /// The home cannot be used.
     #[error("{action} {path}: {source}")]
     Home {
@@ -121,17 +147,19 @@ impl CliError {
     /// The program's exit code.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Ops(error) | Self::Region { source: error, .. } => match error.class() {
-                Class::Failed => FAILED,
-                Class::Usage => USAGE,
-                Class::NotFound => NOT_FOUND,
-                Class::Denied => DENIED,
-                Class::Damage => DAMAGE,
-                Class::Refused => REFUSED,
-                Class::NoSpace => NO_SPACE,
-                Class::Interrupted => INTERRUPTED,
-                Class::DryRun => 0,
-            },
+            Self::Ops(error) | Self::Region { source: error, .. } | Self::Far { source: error, .. } => {
+                match error.class() {
+                    Class::Failed => FAILED,
+                    Class::Usage => USAGE,
+                    Class::NotFound => NOT_FOUND,
+                    Class::Denied => DENIED,
+                    Class::Damage => DAMAGE,
+                    Class::Refused => REFUSED,
+                    Class::NoSpace => NO_SPACE,
+                    Class::Interrupted => INTERRUPTED,
+                    Class::DryRun => 0,
+                }
+            }
             Self::Usage(_) | Self::Config { .. } => USAGE,
             Self::NoRegion { .. } => NOT_FOUND,
             Self::ForeignHome { .. } => DENIED,
@@ -141,14 +169,20 @@ impl CliError {
                 std::io::ErrorKind::StorageFull => NO_SPACE,
                 _ => FAILED,
             },
-            Self::Home { .. } | Self::ReaderGone | Self::Output(_) => FAILED,
+            Self::Home { .. }
+            | Self::NoConnection { .. }
+            | Self::Ssh { .. }
+            | Self::ReaderGone
+            | Self::Output(_) => FAILED,
         }
     }
 
     /// The code in the JSON document of an error.
     pub fn code(&self) -> &'static str {
         match self {
-            Self::Ops(error) | Self::Region { source: error, .. } => error.code(),
+            Self::Ops(error) | Self::Region { source: error, .. } | Self::Far { source: error, .. } => {
+                error.code()
+            }
             Self::Usage(_) => "InvalidParameterValue",
             Self::NoRegion { .. } => "InvalidRegion.NotFound",
             Self::ForeignHome { .. } => "UnauthorizedOperation",
@@ -156,7 +190,10 @@ impl CliError {
             Self::Page { source, .. } if source.kind() == std::io::ErrorKind::AlreadyExists => {
                 "InvalidParameterValue"
             }
-            Self::Page { .. } | Self::Home { .. } | Self::ReaderGone | Self::Output(_) => "InternalError",
+            Self::NoConnection { .. } => "ConnectionFailed",
+            Self::Ssh { .. } | Self::Page { .. } | Self::Home { .. } | Self::ReaderGone | Self::Output(_) => {
+                "InternalError"
+            }
         }
     }
 }

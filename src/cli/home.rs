@@ -2,6 +2,7 @@
 
 use super::args::Global;
 use super::error::CliError;
+use super::far::{Address, Far};
 use super::progress;
 use super::text::parse_duration;
 use imgstore::disk::open::{absolute, make_dirs};
@@ -71,6 +72,9 @@ pub struct NewRegions {
 pub struct KnownRegion {
     /// Where it is.
     pub url: String,
+    /// Of one on another host: where imgstore is there; none for where the other host's shell finds it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remote_path: Option<String>,
 }
 
 /// An opened home.
@@ -103,6 +107,16 @@ impl Home {
     /// The account that the command acts for.
     pub fn account(&self) -> AccountId {
         self.account.unwrap_or(self.config.account)
+    }
+
+    /// Whether the command line says for which account.
+    pub fn is_account_given(&self) -> bool {
+        self.account.is_some()
+    }
+
+    /// Its folder.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// The name of the region that the command uses.
@@ -144,10 +158,10 @@ impl Home {
 
     /// Opens a region by name.
     pub fn open_named(&self, name: &str) -> Result<Region, CliError> {
-        let Some(known) = self.config.regions.get(name) else {
-            let known = self.config.regions.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
-            return Err(CliError::NoRegion { name: name.to_owned(), known });
-        };
+        if name.contains('/') {
+            return self.open_path(name);
+        }
+        let known = self.known(name)?;
         let at = |error: RegionError| region_error(name, &known.url, error);
         let root = self.path.join(directory_of(&known.url)?);
         check_owner(&root)?;
@@ -161,28 +175,78 @@ impl Home {
         Ok(region)
     }
 
+    /// What the home knows of a region.
+    pub fn known(&self, name: &str) -> Result<&KnownRegion, CliError> {
+        let names = || self.config.regions.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+        let missing = || CliError::NoRegion { name: name.to_owned(), known: names() };
+        self.config.regions.get(name).ok_or_else(missing)
+    }
+
+    /// A region on another host, if the name stands for one.
+    pub fn far(&self, name: &str) -> Result<Option<Far>, CliError> {
+        if name.contains('/') {
+            return Ok(None);
+        }
+        let known = self.known(name)?;
+        let Some(address) = Address::parse(&known.url)? else { return Ok(None) };
+        Ok(Some(Far { name: name.to_owned(), address, remote_path: known.remote_path.clone() }))
+    }
+
+    /// Opens the region in a directory that is named by its path, which a slash tells. One that begins with `~/` is under
+    /// the user's own directory.
+    fn open_path(&self, path: &str) -> Result<Region, CliError> {
+        let root = absolute(&expand(path)?)?;
+        check_owner(&root)?;
+        Region::open_directory(&root, self.directory).map_err(|error| region_error(path, path, error))
+    }
+
+    /// As [`Home::open_named`] for a path, and makes a region there if there is none.
+    pub fn open_or_create_path(&self, path: &str, name: &str, new: &NewRegions) -> Result<Region, CliError> {
+        let root = absolute(&expand(path)?)?;
+        check_owner(&root)?;
+        open_or_create(&root, name, new, self.account(), self.directory)
+            .map_err(|error| region_error(path, path, error))
+    }
+
+    /// What new regions are made with.
+    pub fn new_regions(&self) -> &NewRegions {
+        &self.config.new_regions
+    }
+
     /// Mends the log of the region that commands are about, before it can be opened.
     pub fn mend_region(&self, context: &Context<'_>) -> Result<Mended, CliError> {
         let name = self.region_name();
-        let Some(known) = self.config.regions.get(name) else {
-            // Says so.
-            return self.open_region().map(|_| Mended::default());
-        };
+        if name.contains('/') {
+            return Err(CliError::Usage("repair takes the name of a region, not a path".into()));
+        }
+        let known = self.known(name)?;
         let root = self.path.join(directory_of(&known.url)?);
         check_owner(&root)?;
         let watch = || context.check_cancelled();
         Ok(Region::mend_directory::<OpsError>(&root, self.directory, context.dry_run, watch)?)
     }
 
-    /// Makes a region known under a name; one that is not there is made.
+    /// Makes a region in a directory known under a name; one that is not there is made.
     pub fn add_region(&mut self, name: &str, url: &str) -> Result<Region, CliError> {
-        if !is_region_name(name) {
-            let why = format!("'{name}' cannot name a region: 1 to 63 lower-case letters, digits and dashes");
-            return Err(CliError::Usage(why));
-        }
+        check_region_name(name)?;
         let root = absolute(&directory_of(url)?)?;
         check_owner(&root)?;
         let url = self.url_of(&root)?;
+        let known = KnownRegion { url: url.clone(), remote_path: None };
+        self.add_known(name, known, |home| {
+            open_or_create(&root, name, &home.config.new_regions, home.account(), home.directory)
+                .map_err(|error| region_error(name, &url, error))
+        })
+    }
+
+    /// Makes a region known under a name, once `open` has found it or made it.
+    pub fn add_known<T>(
+        &mut self,
+        name: &str,
+        known: KnownRegion,
+        open: impl FnOnce(&Self) -> Result<T, CliError>,
+    ) -> Result<T, CliError> {
+        check_region_name(name)?;
         let _lock = lock(&self.path)?;
         if let Some(config) = read_config(&self.path)? {
             self.config = config;
@@ -191,11 +255,10 @@ impl Home {
             let why = format!("a region called {name} is known already: {}", known.url);
             return Err(CliError::Usage(why));
         }
-        let region = open_or_create(&root, name, &self.config.new_regions, self.account(), self.directory)
-            .map_err(|error| region_error(name, &url, error))?;
-        self.config.regions.insert(name.to_owned(), KnownRegion { url });
+        let opened = open(self)?;
+        self.config.regions.insert(name.to_owned(), known);
         write_config(&self.path, &self.config)?;
-        Ok(region)
+        Ok(opened)
     }
 
     /// How the configuration names a directory: by its path; one inside the home relative to it, so that a home
@@ -242,6 +305,22 @@ impl Home {
     }
 }
 
+fn check_region_name(name: &str) -> Result<(), CliError> {
+    if is_region_name(name) {
+        return Ok(());
+    }
+    let why = format!("'{name}' cannot name a region: 1 to 63 lower-case letters, digits and dashes");
+    Err(CliError::Usage(why))
+}
+
+/// The path that a text names, `~/` being the user's own directory.
+fn expand(path: &str) -> Result<PathBuf, CliError> {
+    let Some(rest) = path.strip_prefix("~/") else { return Ok(PathBuf::from(path)) };
+    let home = std::env::var_os("HOME").filter(|home| !home.is_empty());
+    let home = home.ok_or_else(|| CliError::Usage(format!("{path}: HOME is not set")))?;
+    Ok(PathBuf::from(home).join(rest))
+}
+
 fn region_error(name: &str, url: &str, error: RegionError) -> CliError {
     CliError::Region { name: name.to_owned(), url: url.to_owned(), source: OpsError::from(error) }
 }
@@ -275,8 +354,12 @@ fn directory_of(url: &str) -> Result<PathBuf, CliError> {
     match url.split_once("://") {
         None => Ok(PathBuf::from(url)),
         Some(("file", path)) => Ok(PathBuf::from(path)),
+        Some(("ssh", _)) => Err(CliError::Usage(format!(
+            "{url} is on another host: this command is for a region here. Copy images from there with \
+             `imgstore copy ID --from REGION --to ...`, or run the command there"
+        ))),
         Some((scheme, _)) => Err(CliError::Usage(format!(
-            "regions at {scheme}:// are not supported; a region is a directory's path"
+            "regions at {scheme}:// are not supported; a region is a directory's path, or ssh://[USER@]HOST/PATH"
         ))),
     }
 }
@@ -330,7 +413,7 @@ fn create(path: &Path, directory: DirectoryOptions) -> Result<Config, CliError> 
         default_region: FIRST_REGION.to_owned(),
         new_regions,
         gc: GcConfig::default(),
-        regions: BTreeMap::from([(FIRST_REGION.to_owned(), KnownRegion { url })]),
+        regions: BTreeMap::from([(FIRST_REGION.to_owned(), KnownRegion { url, remote_path: None })]),
     };
     write_config(path, &config)?;
     Ok(config)

@@ -4,6 +4,7 @@ mod args;
 mod checks;
 mod commands;
 mod error;
+mod far;
 mod home;
 mod json;
 mod output;
@@ -18,6 +19,7 @@ use imgstore::model::ids::MalformedId;
 use output::Output;
 use progress::Watcher;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 /// Help and version are answers, everything else is a wrong call. Arguments that cannot be read still say
 /// whether a program asks.
@@ -50,7 +52,7 @@ pub fn run() -> ExitCode {
         Err(error) => return wrong_call(&error),
     };
     let output = Output::new(cli.global.json);
-    let watcher = Watcher::new(cli.global.quiet);
+    let watcher = Arc::new(Watcher::new(cli.global.quiet));
     watcher.stop_on_signals();
     let result = commands::run(&cli, &output, &watcher);
     watcher.finish();

@@ -7,6 +7,7 @@ use crate::model::op::Op;
 use crate::model::units::{BLOCK_BYTES, TimeMs};
 use crate::region::Region;
 use rayon::ThreadPool;
+use std::time::{Duration, Instant};
 
 /// Default budget of a pipeline's memory, in bytes.
 pub const MEMORY_BYTES_DEFAULT: u64 = 512 << 20;
@@ -53,6 +54,25 @@ impl Context<'_> {
             self.end_dry_run()?;
         }
         region.commit(self.account, build)
+    }
+
+    /// Waits until so many bytes since `started` are no more than so many a second.
+    pub(super) fn keep_pace(
+        &self,
+        started: Instant,
+        done_bytes: u64,
+        bytes_per_second: Option<u64>,
+    ) -> Result<(), OpsError> {
+        const NAP: Duration = Duration::from_millis(100);
+        let Some(rate) = bytes_per_second else { return Ok(()) };
+        #[expect(clippy::cast_precision_loss, reason = "a waiting time")]
+        let due =
+            Duration::try_from_secs_f64(done_bytes as f64 / rate.max(1) as f64).unwrap_or(Duration::MAX);
+        while let Some(left) = due.checked_sub(started.elapsed()).filter(|left| !left.is_zero()) {
+            self.check_cancelled()?;
+            std::thread::sleep(left.min(NAP));
+        }
+        Ok(())
     }
 
     /// An error if the watcher wants the operation to stop.

@@ -51,6 +51,8 @@ pub struct CopyOptions {
     pub client_token: Option<String>,
     /// Whether the caller is only let in, and has to bring whatever it could not read at the target anyway.
     pub is_guest: bool,
+    /// Bytes of frames that are fetched in a second at most, on average. A connection has a limit of its own.
+    pub bytes_per_second: Option<u64>,
 }
 
 /// What a copy will do and move. Nothing is changed yet.
@@ -228,7 +230,8 @@ fn carry_out(
 ) -> Result<Copied, OpsError> {
     let mut session = target.begin(context.account)?;
     context.progress.begin("copy", missing.stored_bytes);
-    let mut transferred_bytes = transfer(source, &mut session, missing, plan.trusted.as_ref(), context)?;
+    let mut transferred_bytes =
+        transfer(source, &mut session, missing, plan.trusted.as_ref(), options.bytes_per_second, context)?;
     let used = reserve_all(&mut session, plan)?;
     let manifests: Vec<ManifestRecord> =
         plan.maps.iter().map(|map| session.place_manifest(map)).collect::<Result<_, _>>()?;

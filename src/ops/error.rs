@@ -43,6 +43,11 @@ macro_rules! codes {
                 match self { $(Self::$variant => $code,)+ }
             }
 
+            /// The code that a text is.
+            pub fn parse(text: &str) -> Option<Self> {
+                [$(Self::$variant),+].into_iter().find(|code| code.as_str() == text)
+            }
+
             /// What kind of answer it is.
             pub const fn class(self) -> Class {
                 match self { $(Self::$variant => Class::$class,)+ }
@@ -186,6 +191,26 @@ pub enum OpsError {
         /// What is wrong with it.
         why: String,
     },
+    /// The connection to another host ended.
+    #[error("{why}; what came before is kept: run the command again to go on")]
+    ConnectionLost {
+        /// How.
+        why: String,
+    },
+    /// Another host does not keep to the protocol.
+    #[error("{why}")]
+    Protocol {
+        /// What it did.
+        why: String,
+    },
+    /// Another host's answer.
+    #[error("the other side: {message}")]
+    Peer {
+        /// What kind of answer it is.
+        class: Class,
+        /// What it said.
+        message: String,
+    },
     /// A delta came whose base is not there; its chunk is asked for anew.
     #[error("a chunk came that needs another one, which is not there; run the command again")]
     BaseMissing,
@@ -298,6 +323,7 @@ impl OpsError {
     pub fn class(&self) -> Class {
         match self {
             Self::Rule { code, .. } => code.class(),
+            Self::Peer { class, .. } => *class,
             Self::Interrupted => Class::Interrupted,
             Self::Region(error) if error.is_damage() => Class::Damage,
             Self::Region(error) if error.is_no_space() => Class::NoSpace,
@@ -312,7 +338,9 @@ impl OpsError {
             Self::Disk(DiskError::NoSpace { .. }) => Class::NoSpace,
             Self::Disk(DiskError::Io { .. }) => Class::Failed,
             Self::Disk(_) | Self::Volume(_) => Class::Refused,
-            Self::Region(_)
+            Self::ConnectionLost { .. }
+            | Self::Protocol { .. }
+            | Self::Region(_)
             | Self::Proof { .. }
             | Self::WorkerGone
             | Self::BaseMissing

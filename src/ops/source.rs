@@ -30,7 +30,9 @@ pub struct Found {
     pub stored_bytes: u32,
     /// Its length in blocks.
     pub raw_blocks: u16,
-    /// Of a delta, the leading bytes of its base's id.
+    /// Whether it is a delta.
+    pub is_delta: bool,
+    /// Of a delta the leading bytes of its base's id; none where that is at hand when the frame is fetched.
     pub base: Option<u64>,
 }
 
@@ -55,6 +57,9 @@ pub trait Frames: Send + Sync {
     /// The bases whose content the other methods must be given; none if the source has them at hand itself.
     fn bases(&self) -> Vec<ChunkId>;
 
+    /// A frame as it is stored; only its checksum was looked at, if it has one.
+    fn stored(&self, at: usize) -> Result<Frame, OpsError>;
+
     /// A frame as it is stored, once it has been decoded and hashed.
     fn prove(&self, at: usize, bases: &Contents) -> Result<Frame, OpsError>;
 
@@ -76,9 +81,6 @@ pub trait Source: Sync {
     /// The name that it gives itself.
     fn name(&self) -> &str;
 
-    /// Whether deltas come with what their bases hold, so that any of them can be asked for.
-    fn has_bases_at_hand(&self) -> bool;
-
     /// What it has of what is asked for, if the caller may have it.
     fn offer(&self, what: CopyWhat, context: &Context<'_>) -> Result<Offer, OpsError>;
 
@@ -87,6 +89,9 @@ pub trait Source: Sync {
 
     /// Where chunks of these maps are, one for each and in their order.
     fn locate(&self, ids: &[ChunkId], context: &Context<'_>) -> Result<Vec<Found>, OpsError>;
+
+    /// For each delta in a pack the leading bytes of its base's id.
+    fn bases_in(&self, pack: PackName) -> Result<HashMap<ChunkId, u64>, OpsError>;
 
     /// Gives the frames of chunks, some at a time, none of which it was not asked for.
     fn fetch<'s>(
@@ -106,10 +111,6 @@ impl Source for Region {
         &self.header().name
     }
 
-    fn has_bases_at_hand(&self) -> bool {
-        true
-    }
-
     fn offer(&self, what: CopyWhat, context: &Context<'_>) -> Result<Offer, OpsError> {
         select(&self.catalog()?, what, context)
     }
@@ -125,10 +126,14 @@ impl Source for Region {
             offset: place.offset,
             stored_bytes: u32::try_from(place.frame_bytes()).unwrap_or(u32::MAX),
             raw_blocks: place.raw_blocks,
-            // It is at hand here, whichever it is.
-            base: (!place.codec.is_plain()).then_some(0),
+            is_delta: !place.codec.is_plain(),
+            base: None,
         };
         Ok(Region::locate(self, ids)?.into_iter().map(found).collect())
+    }
+
+    fn bases_in(&self, pack: PackName) -> Result<HashMap<ChunkId, u64>, OpsError> {
+        Ok(Region::bases_in(self, &pack)?)
     }
 
     fn fetch<'s>(
@@ -186,6 +191,14 @@ impl Frames for LocalFrames<'_> {
 
     fn bases(&self) -> Vec<ChunkId> {
         Vec::new()
+    }
+
+    fn stored(&self, at: usize) -> Result<Frame, OpsError> {
+        let frame = self.frames[at];
+        self.fetched
+            .stored(frame)
+            .map(|(_, stored)| stored)
+            .or_else(|error| self.region.intact_frame(self.fetched.id(frame)).ok_or_else(|| of_source(error)))
     }
 
     fn prove(&self, at: usize, _: &Contents) -> Result<Frame, OpsError> {

@@ -21,6 +21,7 @@ use crossbeam_channel::{Sender, bounded};
 use rayon::prelude::*;
 use std::collections::HashSet;
 use std::thread;
+use std::time::Instant;
 
 /// Batches that are fetched ahead.
 const FETCHED_AHEAD: usize = 2;
@@ -71,19 +72,14 @@ pub fn find_missing(
     }
     drop(absent);
     // A delta can be put once its base is.
-    found.sort_unstable_by_key(|found| (found.base.is_some(), found.pack, found.offset));
-    arrange(source, target, &found, trusted)
+    found.sort_unstable_by_key(|found| (found.is_delta, found.pack, found.offset));
+    arrange(target, &found, trusted)
 }
 
 /// What is asked for of what was found: of a delta the whole chunk, if it will find no base.
-fn arrange(
-    source: &dyn Source,
-    target: &Region,
-    found: &[Found],
-    trusted: Option<&Trusted>,
-) -> Result<Missing, OpsError> {
+fn arrange(target: &Region, found: &[Found], trusted: Option<&Trusted>) -> Result<Missing, OpsError> {
     let coming: HashSet<u64> =
-        found.iter().take_while(|found| found.base.is_none()).map(|found| found.id.leading()).collect();
+        found.iter().take_while(|found| !found.is_delta).map(|found| found.id.leading()).collect();
     let mut missing = Missing::default();
     for found in found {
         let (stored_bytes, raw_bytes) =
@@ -91,7 +87,7 @@ fn arrange(
         missing.stored_bytes += stored_bytes;
         missing.raw_bytes += raw_bytes;
         let plain = match found.base {
-            Some(base) if source.has_bases_at_hand() || coming.contains(&base) => false,
+            Some(base) if coming.contains(&base) => false,
             Some(base) => match target.find_base(base)? {
                 Some((id, _)) => trusted.is_some_and(|trusted| !trusted.has(id)),
                 None => true,
@@ -99,7 +95,7 @@ fn arrange(
             None => false,
         };
         // With a delta comes its base.
-        let held_bytes = if found.base.is_none() { stored_bytes } else { stored_bytes + raw_bytes };
+        let held_bytes = if found.is_delta { stored_bytes + raw_bytes } else { stored_bytes };
         missing.asked.push(Asked { id: found.id, stored_bytes, held_bytes, plain });
     }
     Ok(missing)
@@ -112,13 +108,14 @@ pub fn transfer(
     session: &mut Session,
     missing: &Missing,
     trusted: Option<&Trusted>,
+    bytes_per_second: Option<u64>,
     context: &Context<'_>,
 ) -> Result<u64, OpsError> {
     let mut putter = Putter { session, trusted: trusted.cloned(), context, moved: 0, baseless: Vec::new() };
-    let carried = carry(source, &mut putter, &missing.asked).and_then(|()| {
+    let carried = carry(source, &mut putter, &missing.asked, bytes_per_second).and_then(|()| {
         // Bases that went meanwhile, or that were named wrongly.
         let baseless = std::mem::take(&mut putter.baseless);
-        carry(source, &mut putter, &baseless)
+        carry(source, &mut putter, &baseless, bytes_per_second)
     });
     let Putter { session, moved, .. } = putter;
     match carried {
@@ -131,11 +128,16 @@ pub fn transfer(
     }
 }
 
-fn carry(source: &dyn Source, putter: &mut Putter<'_>, asked: &[Asked]) -> Result<(), OpsError> {
+fn carry(
+    source: &dyn Source,
+    putter: &mut Putter<'_>,
+    asked: &[Asked],
+    bytes_per_second: Option<u64>,
+) -> Result<(), OpsError> {
     let context = putter.context;
     thread::scope(|scope| {
         let (fetched_in, fetched_out) = bounded(FETCHED_AHEAD);
-        let fetcher = scope.spawn(move || fetch(source, asked, context, &fetched_in));
+        let fetcher = scope.spawn(move || fetch(source, asked, bytes_per_second, context, &fetched_in));
         let put = (|| {
             for frames in &fetched_out {
                 context.check_cancelled()?;
@@ -153,13 +155,21 @@ fn carry(source: &dyn Source, putter: &mut Putter<'_>, asked: &[Asked]) -> Resul
 fn fetch<'s>(
     source: &'s dyn Source,
     asked: &[Asked],
+    bytes_per_second: Option<u64>,
     context: &Context<'_>,
     fetched: &Sender<Box<dyn Frames + 's>>,
 ) -> Result<(), OpsError> {
     if asked.is_empty() {
         return Ok(());
     }
-    source.fetch(asked, context, &mut |frames| Ok(fetched.send(frames).is_ok()))
+    let (started, mut bytes, mut rest) = (Instant::now(), 0, asked.iter());
+    source.fetch(asked, context, &mut |frames| {
+        let count = frames.ids().len();
+        let is_taken = fetched.send(frames).is_ok();
+        bytes += rest.by_ref().take(count).map(|asked| asked.stored_bytes).sum::<u64>();
+        context.keep_pace(started, bytes, bytes_per_second)?;
+        Ok(is_taken)
+    })
 }
 
 /// Puts frames that were fetched into the target.

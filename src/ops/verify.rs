@@ -186,24 +186,6 @@ fn check_packs<'c>(
     }
 }
 
-/// Waits until so many bytes may have been read at a rate.
-fn pause(
-    started: Instant,
-    done_bytes: u64,
-    bytes_per_second: Option<u64>,
-    context: &Context<'_>,
-) -> Result<(), OpsError> {
-    const NAP: Duration = Duration::from_millis(100);
-    let Some(rate) = bytes_per_second else { return Ok(()) };
-    #[expect(clippy::cast_precision_loss, reason = "a waiting time")]
-    let due = Duration::try_from_secs_f64(done_bytes as f64 / rate.max(1) as f64).unwrap_or(Duration::MAX);
-    while let Some(left) = due.checked_sub(started.elapsed()).filter(|left| !left.is_zero()) {
-        context.check_cancelled()?;
-        std::thread::sleep(left.min(NAP));
-    }
-    Ok(())
-}
-
 /// The packs that are to be intact: one that is being swept may be gone already, and of one in quarantine it is known
 /// that it is not.
 fn readable(catalog: &Catalog) -> impl Iterator<Item = &PackRecord> {
@@ -328,7 +310,7 @@ impl Check<'_> {
                             sent.map_err(|_| OpsError::WorkerGone)?;
                             to_give.next();
                             given_bytes += record.len;
-                            pause(started, given_bytes, options.bytes_per_second, context)?;
+                            context.keep_pace(started, given_bytes, options.bytes_per_second)?;
                             continue;
                         }
                         recv(outcomes_out) -> outcome => outcome,

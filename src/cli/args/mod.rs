@@ -47,6 +47,14 @@ Examples:
 Exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 permission denied, 5 damage found,
 6 refused input, 7 no space, 8 interrupted.";
 
+const REMOTE_HELP: &str = "\
+`imgstore region add NAME ssh://HOST/PATH` makes ssh run this on HOST. Whoever has a shell there needs no more.
+For somebody who shall have no shell, and be one account of one region, put in that user's ~/.ssh/authorized_keys:
+
+  restrict,command=\"imgstore remote --account 123456789012 --region local\" ssh-ed25519 AAAA…
+
+What the caller says of region and account then counts for nothing (docs/REMOTE.md).";
+
 #[derive(Debug, Args)]
 pub struct Global {
     /// The home: configuration and first region [default: the user's data directory]
@@ -73,6 +81,16 @@ pub struct Global {
     /// Memory budget of the pipelines, for example 512MiB
     #[arg(long, global = true, value_name = "BYTES", value_parser = parse_bytes, default_value = "512MiB")]
     pub memory: u64,
+    /// The command that connects to other hosts
+    #[arg(
+        long,
+        global = true,
+        env = "IMGSTORE_SSH",
+        value_name = "COMMAND",
+        default_value = "ssh",
+        hide_env_values = true
+    )]
+    pub ssh: String,
     /// Read index segments instead of mapping them
     #[arg(long, global = true)]
     pub no_mmap: bool,
@@ -241,6 +259,9 @@ pub enum Command {
     /// Regions: add, list, show, remove
     #[command(subcommand)]
     Region(RegionCommand),
+    /// Give somebody on another host this region, over standard input and output: for ssh to start
+    #[command(after_help = REMOTE_HELP)]
+    Remote,
     /// The region's history: who did what, when
     Log {
         /// Wait for what comes

@@ -11,13 +11,13 @@ use std::path::PathBuf;
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Interrupted? The same command goes on where it was.\n\nExamples:\n  imgstore copy ami-0123… --to backup --dry-run\n  imgstore copy ami-0123… --to backup --copy-tags"
+    after_help = "Interrupted? The same command goes on where it was.\n\nExamples:\n  imgstore copy ami-0123… --to backup --dry-run\n  imgstore copy ami-0123… --to backup --copy-tags\n  imgstore copy ami-0123… --to far --limit-rate 5MiB      # far: on another host"
 )]
 pub struct CopyArgs {
     /// An image or a snapshot
     #[arg(value_name = "ID")]
     pub id: AnyId,
-    /// The region that it goes to
+    /// The region that it goes to; a dot for the one in use
     #[arg(long, value_name = "REGION")]
     pub to: String,
     /// The region that it comes from [default: the one in use]
@@ -35,6 +35,9 @@ pub struct CopyArgs {
     /// The same command with the same token makes no second copy
     #[arg(long, value_name = "T")]
     pub client_token: Option<String>,
+    /// Move at most so many bytes in a second, for example 5MiB
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    pub limit_rate: Option<u64>,
 }
 
 #[derive(Debug, Args)]
@@ -106,11 +109,17 @@ pub struct RepairArgs {
 #[derive(Debug, Subcommand)]
 pub enum RegionCommand {
     /// Make a region known; one that is not there is made
+    #[command(
+        after_help = "On another host imgstore is started by ssh. Copies go both ways, and lists, `show`, sharing, tags, deregistering and\nupkeep are done there: docs/REMOTE.md.\n\nExamples:\n  imgstore region add backup /mnt/backup\n  imgstore region add far ssh://ann@far.example/srv/images\n  imgstore --region far images"
+    )]
     Add {
         /// The name that this home gives it
         name: String,
-        /// Where it is: the path of a directory
+        /// Where it is: a directory's path, or ssh://[USER@]HOST[:PORT]/PATH
         url: String,
+        /// Where imgstore is on the other host, if its shell does not find it
+        #[arg(long, value_name = "PATH")]
+        remote_path: Option<String>,
     },
     /// List the regions that this home knows
     List,

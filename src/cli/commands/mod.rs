@@ -13,6 +13,7 @@ mod ingest;
 mod instances;
 mod modify;
 mod region;
+mod remote;
 mod remove;
 mod repack;
 mod repair;
@@ -21,6 +22,7 @@ mod volumes;
 
 use super::args::{BenchCommand, Cli, Command};
 use super::error::CliError;
+use super::far::{Connection, Far};
 use super::home::Home;
 use super::output::Output;
 use super::progress::Watcher;
@@ -28,22 +30,37 @@ use clap::CommandFactory;
 use imgstore::model::ids::MalformedId;
 use imgstore::ops::context::{Context, Progress};
 use imgstore::ops::error::{Class, OpsError};
+use imgstore::serve::message::NewRegion;
 use serde_json::{Value, json};
 use std::str::FromStr;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 /// What every command works with.
 pub struct Session<'a> {
     pub home: Home,
     pub context: Context<'a>,
     pub output: &'a Output,
-    pub watcher: &'a Watcher,
+    pub watcher: &'a Arc<Watcher>,
+    /// What connects to other hosts.
+    pub ssh: &'a str,
     /// What became of the parts of disks with `--skip-free`.
     pub free_space: Mutex<Vec<Value>>,
 }
 
+impl Session<'_> {
+    /// Connects to a region on another host.
+    pub fn connect(
+        &self,
+        far: &Far,
+        create: Option<NewRegion>,
+        bytes_per_second: Option<u64>,
+    ) -> Result<Connection, CliError> {
+        far.connect(self.ssh, create, bytes_per_second, self.watcher)
+    }
+}
+
 /// Runs a command; gives the exit code.
-pub fn run(cli: &Cli, output: &Output, watcher: &Watcher) -> Result<u8, CliError> {
+pub fn run(cli: &Cli, output: &Output, watcher: &Arc<Watcher>) -> Result<u8, CliError> {
     match &cli.command {
         Command::Completions { shell } => return print_completions(*shell, output),
         Command::Man => return print_manual(output),
@@ -62,9 +79,15 @@ pub fn run(cli: &Cli, output: &Output, watcher: &Watcher) -> Result<u8, CliError
         dry_run: cli.global.dry_run,
         pool: &pool,
         memory_bytes: cli.global.memory.max(16 << 20),
-        progress: watcher,
+        progress: &**watcher,
     };
-    let mut session = Session { home, context, output, watcher, free_space: Mutex::default() };
+    let ssh = cli.global.ssh.as_str();
+    let mut session = Session { home, context, output, watcher, ssh, free_space: Mutex::default() };
+    if remote::follows_region(&cli.command)
+        && let Some(far) = session.home.far(session.home.region_name())?
+    {
+        return remote::run_there(&session, &cli.command, &far);
+    }
     let result = dispatch(&mut session, &cli.command);
     if cli.global.dry_run { end_dry_run(&session, result) } else { result }
 }
@@ -93,7 +116,7 @@ fn dispatch(session: &mut Session<'_>, command: &Command) -> Result<u8, CliError
         Command::Volumes(args) => describe::volumes(session, args),
         Command::Instances(args) => describe::instances(session, args),
         Command::Show { id } => describe::show(session, *id),
-        Command::Copy(args) => copy::copy(session, args),
+        Command::Copy(args) => return copy::copy(session, args),
         Command::Export(args) => export::export(session, args),
         Command::Bundle(args) => bundle::bundle(session, args),
         Command::Unbundle(args) => bundle::unbundle(session, args),
@@ -128,6 +151,7 @@ fn dispatch(session: &mut Session<'_>, command: &Command) -> Result<u8, CliError
         Command::Verify(args) => return upkeep::verify(session, args),
         Command::Repair(args) => return repair::repair(session, args),
         Command::Region(command) => region::region(session, command),
+        Command::Remote => remote::remote(session),
         Command::Log { follow } => history::log(session, *follow),
         Command::Completions { .. } | Command::Man => Ok(()),
     }?;

@@ -3,7 +3,11 @@
 use super::Session;
 use crate::cli::args::RegionCommand;
 use crate::cli::error::CliError;
+use crate::cli::far::{Address, Far};
+use crate::cli::home::KnownRegion;
 use crate::cli::text::{printable, table, time, time_millis};
+use imgstore::ops::context::Progress;
+use imgstore::serve::message::NewRegion;
 use serde_json::{Value, json};
 
 pub fn region(session: &mut Session<'_>, command: &RegionCommand) -> Result<(), CliError> {
@@ -18,7 +22,7 @@ pub fn region(session: &mut Session<'_>, command: &RegionCommand) -> Result<(), 
         ));
     }
     match command {
-        RegionCommand::Add { name, url } => add(session, name, url),
+        RegionCommand::Add { name, url, remote_path } => add(session, name, url, remote_path.as_deref()),
         RegionCommand::List => list(session),
         RegionCommand::Show { name } => {
             let name = name.clone().unwrap_or_else(|| session.home.region_name().to_owned());
@@ -33,10 +37,83 @@ pub fn region(session: &mut Session<'_>, command: &RegionCommand) -> Result<(), 
     }
 }
 
-fn add(session: &mut Session<'_>, name: &str, url: &str) -> Result<(), CliError> {
+fn add(session: &mut Session<'_>, name: &str, url: &str, remote_path: Option<&str>) -> Result<(), CliError> {
+    if let Some(address) = Address::parse(url)? {
+        let remote_path = remote_path.map(str::to_owned);
+        return add_far(session, url, &Far { name: name.to_owned(), address, remote_path });
+    }
+    if remote_path.is_some() {
+        return Err(CliError::Usage("--remote-path is for a region on another host".into()));
+    }
     let region = session.home.add_region(name, url)?;
     let id = region.header().id;
     session.output.answer(|| json!({ "region": name, "region_id": id, "url": url }), || format!("{name}\n"));
+    Ok(())
+}
+
+/// A region on another host becomes known once somebody has answered there.
+fn add_far(session: &mut Session<'_>, url: &str, far: &Far) -> Result<(), CliError> {
+    let (ssh, watcher) = (session.ssh, session.watcher);
+    let known = KnownRegion { url: url.to_owned(), remote_path: far.remote_path.clone() };
+    let welcome = session.home.add_known(&far.name, known, |home| {
+        let new = home.new_regions();
+        let (chunker, zstd_level) = (new.chunker, new.zstd_level);
+        let create = NewRegion { name: far.name.clone(), chunker, zstd_level };
+        let welcome = far.connect(ssh, Some(create), None, watcher)?.welcome.clone();
+        if welcome.chunker != chunker {
+            watcher.note(&format!(
+                "region {} cuts its chunks otherwise than this home's regions: little will be found to be there already",
+                far.name
+            ));
+        }
+        Ok(welcome)
+    })?;
+    session.output.answer(
+        || {
+            json!({
+                "region": far.name,
+                "region_id": welcome.region,
+                "url": url,
+                "account_id": welcome.account,
+            })
+        },
+        || format!("{}\n", far.name),
+    );
+    Ok(())
+}
+
+fn show_far(session: &Session<'_>, far: &Far) -> Result<(), CliError> {
+    let welcome = session.connect(far, None, None)?.welcome.clone();
+    let url = session.home.known(&far.name)?.url.as_str();
+    session.output.answer(
+        || {
+            json!({
+                "region": far.name,
+                "region_id": welcome.region,
+                "url": url,
+                "chunker": welcome.chunker,
+                "zstd_level": welcome.zstd_level,
+                "account_id": welcome.account,
+                "guest": welcome.is_guest,
+                "version": welcome.program,
+            })
+        },
+        || {
+            format!(
+                "region      {}\n\
+                 id          {}\n\
+                 url         {}\n\
+                 as account  {}{}\n\
+                 imgstore    {}\n",
+                far.name,
+                welcome.region,
+                printable(url),
+                welcome.account,
+                if welcome.is_guest { ", a guest" } else { "" },
+                printable(&welcome.program),
+            )
+        },
+    );
     Ok(())
 }
 
@@ -44,14 +121,14 @@ fn list(session: &Session<'_>) -> Result<(), CliError> {
     let regions = session.home.regions();
     session.output.answer(
         || {
-            let one = |(name, known): (&String, &crate::cli::home::KnownRegion)| {
+            let one = |(name, known): (&String, &KnownRegion)| {
                 json!({ "region": name, "url": known.url, "default": name == session.home.region_name() })
             };
             json!({ "regions": regions.iter().map(one).collect::<Value>() })
         },
         || {
             let mark = |name: &String| if name == session.home.region_name() { "*" } else { "" };
-            let row = |(name, known): (&String, &crate::cli::home::KnownRegion)| {
+            let row = |(name, known): (&String, &KnownRegion)| {
                 vec![name.clone(), mark(name).to_owned(), printable(&known.url)]
             };
             table(&["REGION", "IN USE", "URL"], &regions.iter().map(row).collect::<Vec<_>>())
@@ -61,6 +138,9 @@ fn list(session: &Session<'_>) -> Result<(), CliError> {
 }
 
 fn show(session: &Session<'_>, name: &str) -> Result<(), CliError> {
+    if let Some(far) = session.home.far(name)? {
+        return show_far(session, &far);
+    }
     let region = session.home.open_named(name)?;
     let header = region.header();
     let url = session.home.regions().get(name).map_or("", |known| known.url.as_str());

@@ -1,0 +1,148 @@
+//! The side that gives: answers what a [`Peer`](super::peer::Peer) asks, of one offer and nothing else.
+
+use super::error::{LinkError, Refusal};
+use super::link::Link;
+use super::message::{FETCH_MAX, LOCATE_MAX, Message, PIECE_BYTES};
+use crate::chunk::frame::Frame;
+use crate::format::manifest;
+use crate::model::ids::ChunkId;
+use crate::model::objects::PackName;
+use crate::ops::context::Context;
+use crate::ops::copy::CopyWhat;
+use crate::ops::error::OpsError;
+use crate::ops::offer::Offer;
+use crate::ops::source::{Asked, Contents, Frames, Source};
+use rayon::prelude::*;
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
+
+/// What a frame is taken for before it is read, for a batch's memory.
+const FRAME_BYTES_GUESS: u64 = 64 << 10;
+
+/// Answers for one source. Whoever asks gets what it was offered, and learns of no other chunk.
+pub struct Giver<'a> {
+    source: &'a dyn Source,
+    /// All that may be asked for; none for whatever the caller may have.
+    only: Option<CopyWhat>,
+    offer: Option<Offer>,
+    /// The chunks of its maps, ascending.
+    offered: Vec<ChunkId>,
+    /// For each pack that was asked about the bases of its deltas.
+    bases: HashMap<PackName, HashMap<ChunkId, u64>>,
+}
+
+impl<'a> Giver<'a> {
+    /// Gives what the caller may have, or just what is named.
+    pub fn new(source: &'a dyn Source, only: Option<CopyWhat>) -> Self {
+        Self { source, only, offer: None, offered: Vec::new(), bases: HashMap::new() }
+    }
+
+    /// Answers one request. What cannot be given is refused; only what ends the connection is an error.
+    pub fn answer(&mut self, link: &Link, request: &Message, context: &Context<'_>) -> Result<(), OpsError> {
+        let given = match request {
+            Message::Offer(what) => self.give_offer(link, *what, context),
+            Message::Maps => self.give_maps(link, context),
+            Message::Locate(ids) => self.give_places(link, ids, context),
+            Message::Fetch(asked) => self.give_frames(link, asked, context),
+            _ => Err(LinkError::protocol("a message that asks for nothing").into()),
+        };
+        match given {
+            Err(error @ (OpsError::ConnectionLost { .. } | OpsError::Protocol { .. })) => Err(error),
+            Err(error) => Ok(link.send(&Message::Refused(Refusal::of(&error)))?),
+            Ok(()) => Ok(()),
+        }
+    }
+
+    fn give_offer(&mut self, link: &Link, what: CopyWhat, context: &Context<'_>) -> Result<(), OpsError> {
+        if self.only.is_some_and(|only| only != what) {
+            return Err(LinkError::protocol("it asks for another image than it is given").into());
+        }
+        let offer = self.source.offer(what, context)?;
+        self.offered.clear();
+        link.send(&Message::Offered(Box::new(offer.clone())))?;
+        self.offer = Some(offer);
+        Ok(())
+    }
+
+    fn give_maps(&mut self, link: &Link, context: &Context<'_>) -> Result<(), OpsError> {
+        let Some(offer) = &self.offer else {
+            return Err(LinkError::protocol("it asks for block maps of nothing").into());
+        };
+        let maps = self.source.maps(offer, context)?;
+        for map in &maps {
+            let (bytes, _) = manifest::encode(map);
+            let mut pieces = bytes.chunks(PIECE_BYTES).peekable();
+            while let Some(piece) = pieces.next() {
+                context.check_cancelled()?;
+                let is_last = pieces.peek().is_none();
+                link.send_with(&Message::MapPiece { is_last }, piece)?;
+            }
+        }
+        self.offered = maps.iter().flat_map(|map| map.chunks()).map(|chunk| chunk.id).collect();
+        self.offered.sort_unstable();
+        self.offered.dedup();
+        Ok(())
+    }
+
+    fn check_offered<'i>(&self, ids: impl Iterator<Item = &'i ChunkId>) -> Result<(), OpsError> {
+        for id in ids {
+            if self.offered.binary_search(id).is_err() {
+                return Err(LinkError::protocol("it asks for a chunk that it was not offered").into());
+            }
+        }
+        Ok(())
+    }
+
+    fn give_places(&mut self, link: &Link, ids: &[ChunkId], context: &Context<'_>) -> Result<(), OpsError> {
+        if ids.len() > LOCATE_MAX {
+            return Err(LinkError::protocol("it asks for too many places at once").into());
+        }
+        self.check_offered(ids.iter())?;
+        let mut found = self.source.locate(ids, context)?;
+        for delta in found.iter_mut().filter(|found| found.is_delta && found.base.is_none()) {
+            let bases = match self.bases.entry(delta.pack) {
+                Entry::Occupied(known) => known.into_mut(),
+                // Without it the frame is asked for, and then asked for anew.
+                Entry::Vacant(new) => new.insert(self.source.bases_in(delta.pack).unwrap_or_default()),
+            };
+            delta.base = bases.get(&delta.id).copied();
+        }
+        Ok(link.send(&Message::Located(found))?)
+    }
+
+    fn give_frames(
+        &self,
+        link: &Link,
+        wanted: &[(ChunkId, bool)],
+        context: &Context<'_>,
+    ) -> Result<(), OpsError> {
+        if wanted.len() > FETCH_MAX {
+            return Err(LinkError::protocol("it asks for too many frames at once").into());
+        }
+        self.check_offered(wanted.iter().map(|(id, _)| id))?;
+        let plain: HashSet<ChunkId> = wanted.iter().filter(|(_, plain)| *plain).map(|(id, _)| *id).collect();
+        let ask = |&(id, plain): &(ChunkId, bool)| {
+            let (stored_bytes, held_bytes) = (FRAME_BYTES_GUESS, FRAME_BYTES_GUESS);
+            Asked { id, stored_bytes, held_bytes, plain }
+        };
+        let asked: Vec<Asked> = wanted.iter().map(ask).collect();
+        self.source.fetch(&asked, context, &mut |frames| {
+            let ids = frames.ids();
+            let give = |at: usize| as_asked(&*frames, at, plain.contains(&ids[at]));
+            let given: Vec<Frame> = context
+                .pool
+                .install(|| (0..ids.len()).into_par_iter().map(give).collect::<Result<_, OpsError>>())?;
+            for (id, frame) in ids.iter().zip(given) {
+                let (codec, raw_blocks) = (frame.codec.number(), frame.raw_blocks);
+                link.queue(&Message::Frame { id: *id, codec, raw_blocks }, &frame.body)?;
+            }
+            Ok(true)
+        })?;
+        Ok(link.flush()?)
+    }
+}
+
+fn as_asked(frames: &dyn Frames, at: usize, plain: bool) -> Result<Frame, OpsError> {
+    let frame = frames.stored(at)?;
+    if plain && frame.base().is_some() { frames.plain(at, &Contents::new()) } else { Ok(frame) }
+}

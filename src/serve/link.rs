@@ -1,0 +1,201 @@
+//! A connection: messages over a pair of streams, at most so fast.
+
+use super::error::LinkError;
+use super::message::{BODY_BYTES_MAX, HEAD_BYTES_MAX, Message};
+use crossbeam_channel::{Receiver, bounded};
+use std::io::{BufReader, BufWriter, ErrorKind, Read, Write};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Messages that are taken in before somebody asks for them. With this the side that answers never waits for the side
+/// that asks to read, as long as no more requests than that are on their way.
+pub const TAKEN_IN: usize = 64;
+/// Bytes between two looks at the clock.
+const PACE_BYTES: usize = 16 << 10;
+/// Bytes that are read and written at once.
+const READ_BYTES: usize = 64 << 10;
+
+/// What came, or why nothing will any more.
+type Came = Result<(Message, Vec<u8>), LinkError>;
+
+/// A connection. All methods may be called from several threads.
+pub struct Link {
+    writer: Mutex<BufWriter<Paced<Box<dyn Write + Send>>>>,
+    incoming: Receiver<Came>,
+    sent: AtomicU64,
+    received: Arc<AtomicU64>,
+}
+
+impl Link {
+    /// A connection over two streams. If `bytes_per_second` is given, no more than that goes either way. A thread reads
+    /// until the stream ends.
+    pub fn new(
+        reader: Box<dyn Read + Send>,
+        writer: Box<dyn Write + Send>,
+        bytes_per_second: Option<u64>,
+    ) -> Result<Self, LinkError> {
+        let received = Arc::new(AtomicU64::new(0));
+        let (came, incoming) = bounded(TAKEN_IN);
+        let counter = received.clone();
+        let mut reader = BufReader::with_capacity(READ_BYTES, Paced::new(reader, bytes_per_second));
+        let read = move || loop {
+            let next = read_message(&mut reader, &counter);
+            let is_end = next.is_err();
+            if came.send(next).is_err() || is_end {
+                return;
+            }
+        };
+        thread::Builder::new().name("link".into()).spawn(read).map_err(|e| LinkError::lost(&e))?;
+        let writer = BufWriter::with_capacity(READ_BYTES, Paced::new(writer, bytes_per_second));
+        Ok(Self { writer: Mutex::new(writer), incoming, sent: AtomicU64::new(0), received })
+    }
+
+    /// Sends a message without a body.
+    pub fn send(&self, message: &Message) -> Result<(), LinkError> {
+        self.send_with(message, &[])
+    }
+
+    /// Sends a message and the bytes behind it. They are on their way when it returns.
+    pub fn send_with(&self, message: &Message, body: &[u8]) -> Result<(), LinkError> {
+        self.put(message, body, true)
+    }
+
+    /// As [`Link::send_with`], and the bytes may wait here for others that follow.
+    pub fn queue(&self, message: &Message, body: &[u8]) -> Result<(), LinkError> {
+        self.put(message, body, false)
+    }
+
+    fn put(&self, message: &Message, body: &[u8], flush: bool) -> Result<(), LinkError> {
+        let head = message.encode()?;
+        let len = |bytes: &[u8]| u32::try_from(bytes.len()).unwrap_or(u32::MAX).to_le_bytes();
+        let mut writer = self.writer();
+        let put = |writer: &mut BufWriter<_>| {
+            for part in [&len(&head)[..], &len(body)[..], &head, body] {
+                Write::write_all(writer, part)?;
+            }
+            if flush { Write::flush(writer) } else { Ok(()) }
+        };
+        put(&mut writer).map_err(|e| LinkError::lost(&e))?;
+        self.sent.fetch_add((8 + head.len() + body.len()) as u64, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Sends what waits.
+    pub fn flush(&self) -> Result<(), LinkError> {
+        self.writer().flush().map_err(|e| LinkError::lost(&e))
+    }
+
+    /// The next message with its body; waits for it.
+    pub fn receive(&self) -> Result<(Message, Vec<u8>), LinkError> {
+        let gone = |_| LinkError::Lost { why: "it ended before".into() };
+        self.incoming.recv().map_err(gone)?
+    }
+
+    /// Waits until the other side says something that nobody expects, which is as a rule that it is gone.
+    pub fn watch(&self) -> &Receiver<Came> {
+        &self.incoming
+    }
+
+    /// Bytes that were sent so far.
+    pub fn sent_bytes(&self) -> u64 {
+        self.sent.load(Ordering::Relaxed)
+    }
+
+    /// Bytes that were received so far.
+    pub fn received_bytes(&self) -> u64 {
+        self.received.load(Ordering::Relaxed)
+    }
+
+    fn writer(&self) -> MutexGuard<'_, BufWriter<Paced<Box<dyn Write + Send>>>> {
+        self.writer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn read_message(reader: &mut impl Read, received: &AtomicU64) -> Came {
+    let mut lens = [0; 8];
+    read_exact(reader, &mut lens)?;
+    let len = |at: usize| {
+        let bytes = [lens[at], lens[at + 1], lens[at + 2], lens[at + 3]];
+        usize::try_from(u32::from_le_bytes(bytes)).unwrap_or(usize::MAX)
+    };
+    let (head_len, body_len) = (len(0), len(4));
+    if head_len > HEAD_BYTES_MAX || body_len > BODY_BYTES_MAX {
+        return Err(LinkError::protocol(format!("a message of {head_len} and {body_len} bytes")));
+    }
+    let head = read_bytes(reader, head_len)?;
+    let body = read_bytes(reader, body_len)?;
+    received.fetch_add((8 + head_len + body_len) as u64, Ordering::Relaxed);
+    Ok((Message::decode(&head, body_len)?, body))
+}
+
+/// Memory grows with what comes, not with what was announced.
+fn read_bytes(reader: &mut impl Read, len: usize) -> Result<Vec<u8>, LinkError> {
+    let mut bytes = Vec::with_capacity(len.min(READ_BYTES));
+    let read = reader.take(len as u64).read_to_end(&mut bytes).map_err(|e| LinkError::lost(&e))?;
+    if read < len { Err(ended()) } else { Ok(bytes) }
+}
+
+fn read_exact(reader: &mut impl Read, bytes: &mut [u8]) -> Result<(), LinkError> {
+    reader.read_exact(bytes).map_err(|e| match e.kind() {
+        ErrorKind::UnexpectedEof => ended(),
+        _ => LinkError::lost(&e),
+    })
+}
+
+fn ended() -> LinkError {
+    LinkError::Lost { why: "the other side closed it".into() }
+}
+
+/// A stream that is slowed down so that, over time, no more than so many bytes a second go through it.
+struct Paced<S> {
+    stream: S,
+    bytes_per_second: Option<u64>,
+    /// Until when what went through should have lasted.
+    due: Instant,
+}
+
+/// What was not used of the rate is made up for, for so long.
+const PACE_BURST: Duration = Duration::from_millis(200);
+
+impl<S> Paced<S> {
+    fn new(stream: S, bytes_per_second: Option<u64>) -> Self {
+        Self { stream, bytes_per_second, due: Instant::now() }
+    }
+
+    fn went(&mut self, bytes: usize) {
+        let Some(rate) = self.bytes_per_second else { return };
+        let now = Instant::now();
+        let earliest = now.checked_sub(PACE_BURST).unwrap_or(now);
+        let nanos = (bytes as u64).saturating_mul(1_000_000_000) / rate.max(1);
+        self.due = self.due.max(earliest) + Duration::from_nanos(nanos);
+        thread::sleep(self.due.saturating_duration_since(now));
+    }
+
+    fn limit(&self, len: usize) -> usize {
+        if self.bytes_per_second.is_some() { len.min(PACE_BYTES) } else { len }
+    }
+}
+
+impl<R: Read> Read for Paced<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let limit = self.limit(buffer.len());
+        let read = self.stream.read(&mut buffer[..limit])?;
+        self.went(read);
+        Ok(read)
+    }
+}
+
+impl<W: Write> Write for Paced<W> {
+    fn write(&mut self, buffer: &[u8]) -> std::io::Result<usize> {
+        let limit = self.limit(buffer.len());
+        let written = self.stream.write(&buffer[..limit])?;
+        self.went(written);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.stream.flush()
+    }
+}

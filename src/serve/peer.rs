@@ -1,0 +1,259 @@
+//! The side that asks: a region on another host as the source of a copy.
+//!
+//! The steps that plan a copy take one way there and back each, whatever the image's size: lists of chunks go out while
+//! the answers to the first ones come in. Frames are asked for so far ahead that the line is never idle.
+
+use super::error::LinkError;
+use super::link::Link;
+use super::message::{FETCH_MAX, LOCATE_MAX, Message};
+use crate::chunk::frame::{Codec, CodecPool, Frame, FrameError};
+use crate::format::manifest;
+use crate::model::blockmap::BlockMap;
+use crate::model::ids::{ChunkId, RegionId};
+use crate::model::objects::{ManifestRecord, PackName};
+use crate::model::units::CHUNK_BLOCKS_MAX;
+use crate::ops::context::Context;
+use crate::ops::copy::CopyWhat;
+use crate::ops::error::OpsError;
+use crate::ops::offer::Offer;
+use crate::ops::source::{Asked, Contents, Deliver, Found, Frames, Source};
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+
+/// Stored bytes that are asked for in one message.
+const FETCH_BYTES: u64 = 1 << 20;
+/// Messages that ask for frames and are not answered yet: 8 MiB on their way keep 1 Gbit/s busy over 60 ms.
+const FETCHES_AHEAD: usize = 8;
+/// zstd level of what is encoded anew.
+const ZSTD_LEVEL: i32 = 3;
+
+/// A region on the other side.
+pub struct Peer<'a> {
+    link: &'a Link,
+    id: RegionId,
+    name: String,
+    codecs: CodecPool,
+    round_trips: AtomicU64,
+}
+
+impl<'a> Peer<'a> {
+    /// The region of that id and name, which the other side gives of.
+    pub fn new(link: &'a Link, id: RegionId, name: &str) -> Self {
+        Self { link, id, name: name.to_owned(), codecs: CodecPool::new(), round_trips: AtomicU64::new(0) }
+    }
+
+    /// How often planning waited for an answer so far before it could go on.
+    pub fn round_trips(&self) -> u64 {
+        self.round_trips.load(Ordering::Relaxed)
+    }
+
+    fn waits(&self) {
+        self.round_trips.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn receive(&self) -> Result<(Message, Vec<u8>), OpsError> {
+        match self.link.receive()? {
+            (Message::Refused(refusal), _) => Err(refusal.into_error()),
+            other => Ok(other),
+        }
+    }
+
+    fn receive_map(&self, expected: &ManifestRecord, context: &Context<'_>) -> Result<BlockMap, OpsError> {
+        let lie = |why: String| OpsError::Offer { why };
+        let mut bytes = Vec::new();
+        loop {
+            context.check_cancelled()?;
+            let (Message::MapPiece { is_last }, piece) = self.receive()? else { return Err(unexpected()) };
+            bytes.extend_from_slice(&piece);
+            if bytes.len() as u64 > expected.len.min(manifest::BYTES_MAX) || (piece.is_empty() && !is_last) {
+                return Err(lie("a block map of another length than it said".into()));
+            }
+            if is_last {
+                break;
+            }
+        }
+        let (map, hash) =
+            manifest::decode(&bytes).map_err(|e| lie(format!("a block map that is none: {e}")))?;
+        if hash != expected.hash {
+            return Err(lie("another block map than it said".into()));
+        }
+        Ok(map)
+    }
+
+    /// Sends requests from another thread, while this one takes the answers.
+    fn ask_all<T>(
+        &self,
+        requests: impl Iterator<Item = Message> + Send,
+        mut take: impl FnMut() -> Result<T, OpsError>,
+        count: usize,
+    ) -> Result<Vec<T>, OpsError> {
+        self.waits();
+        let link = self.link;
+        thread::scope(|scope| {
+            let asking = scope.spawn(move || {
+                for request in requests {
+                    link.send(&request)?;
+                }
+                Ok::<_, LinkError>(())
+            });
+            let taken: Result<Vec<T>, OpsError> = (0..count).map(|_| take()).collect();
+            let asked = asking.join().unwrap_or_else(|_| Err(LinkError::protocol("a thread is gone")));
+            let taken = taken?;
+            asked?;
+            Ok(taken)
+        })
+    }
+
+    fn receive_frame(&self, open: &mut HashMap<ChunkId, bool>) -> Result<(ChunkId, Frame), OpsError> {
+        let (Message::Frame { id, codec, raw_blocks }, body) = self.receive()? else {
+            return Err(unexpected());
+        };
+        let Some(plain) = open.remove(&id) else {
+            return Err(LinkError::protocol("it sends a frame that it was not asked for").into());
+        };
+        let codec = Codec::from_number(codec).filter(|_| (1..=CHUNK_BLOCKS_MAX).contains(&raw_blocks));
+        let frame = codec.map(|codec| Frame { codec, raw_blocks, body });
+        match frame {
+            Some(frame) if frame.codec.is_plain() || (!plain && frame.base().is_some()) => Ok((id, frame)),
+            _ => Err(LinkError::protocol("it sends a frame that is none").into()),
+        }
+    }
+}
+
+fn unexpected() -> OpsError {
+    LinkError::protocol("another answer than was asked for").into()
+}
+
+impl Source for Peer<'_> {
+    fn id(&self) -> RegionId {
+        self.id
+    }
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn offer(&self, what: CopyWhat, _: &Context<'_>) -> Result<Offer, OpsError> {
+        self.waits();
+        self.link.send(&Message::Offer(what))?;
+        match self.receive()?.0 {
+            Message::Offered(offer) => Ok(*offer),
+            _ => Err(unexpected()),
+        }
+    }
+
+    fn maps(&self, offer: &Offer, context: &Context<'_>) -> Result<Vec<BlockMap>, OpsError> {
+        self.waits();
+        self.link.send(&Message::Maps)?;
+        offer.manifests().map(|manifest| self.receive_map(manifest, context)).collect()
+    }
+
+    fn locate(&self, ids: &[ChunkId], context: &Context<'_>) -> Result<Vec<Found>, OpsError> {
+        if ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut pieces = ids.chunks(LOCATE_MAX);
+        let requests = ids.chunks(LOCATE_MAX).map(|ids| Message::Locate(ids.to_vec()));
+        let take = || {
+            context.check_cancelled()?;
+            let asked = pieces.next().unwrap_or_default();
+            let Message::Located(found) = self.receive()?.0 else { return Err(unexpected()) };
+            let is_sound = |(found, id): (&Found, &ChunkId)| {
+                found.id == *id && (1..=CHUNK_BLOCKS_MAX).contains(&found.raw_blocks)
+            };
+            if found.len() != asked.len() || !found.iter().zip(asked).all(is_sound) {
+                return Err(LinkError::protocol("places of other chunks than were asked for").into());
+            }
+            Ok(found)
+        };
+        let count = ids.len().div_ceil(LOCATE_MAX);
+        Ok(self.ask_all(requests, take, count)?.concat())
+    }
+
+    /// [`Peer::locate`] told it.
+    fn bases_in(&self, _: PackName) -> Result<HashMap<ChunkId, u64>, OpsError> {
+        Ok(HashMap::new())
+    }
+
+    fn fetch<'s>(
+        &'s self,
+        asked: &[Asked],
+        context: &Context<'_>,
+        deliver: Deliver<'_, 's>,
+    ) -> Result<(), OpsError> {
+        let (mut rest, mut ahead) = (asked, VecDeque::new());
+        loop {
+            while ahead.len() < FETCHES_AHEAD && !rest.is_empty() {
+                let (piece, behind) = rest.split_at(piece_len(rest));
+                rest = behind;
+                let wanted: Vec<(ChunkId, bool)> = piece.iter().map(|a| (a.id, a.plain)).collect();
+                self.link.send(&Message::Fetch(wanted.clone()))?;
+                ahead.push_back(wanted);
+            }
+            let Some(wanted) = ahead.pop_front() else { return Ok(()) };
+            context.check_cancelled()?;
+            let mut open: HashMap<ChunkId, bool> = wanted.into_iter().collect();
+            let count = open.len();
+            let frames =
+                (0..count).map(|_| self.receive_frame(&mut open)).collect::<Result<Vec<_>, OpsError>>()?;
+            if !deliver(Box::new(PeerFrames { codecs: &self.codecs, frames }))? {
+                return Ok(());
+            }
+        }
+    }
+}
+
+fn piece_len(asked: &[Asked]) -> usize {
+    let mut bytes = 0;
+    let fits = |asked: &&Asked| {
+        bytes += asked.stored_bytes;
+        bytes <= FETCH_BYTES
+    };
+    asked.iter().take(FETCH_MAX).take_while(fits).count().max(1)
+}
+
+/// Frames that came over a connection. The bases of its deltas did not: they are where the frames go.
+struct PeerFrames<'a> {
+    codecs: &'a CodecPool,
+    frames: Vec<(ChunkId, Frame)>,
+}
+
+impl PeerFrames<'_> {
+    fn content(&self, at: usize, bases: &Contents) -> Result<Vec<u8>, OpsError> {
+        let (id, frame) = &self.frames[at];
+        let base = match frame.base() {
+            Some(base) => Some(bases.get(&base).ok_or(OpsError::BaseMissing)?.as_slice()),
+            None => None,
+        };
+        let (found, raw) = self.codecs.identify(frame, base).map_err(OpsError::SourceFrame)?;
+        if found != *id {
+            return Err(OpsError::SourceFrame(FrameError::Content { expected: *id, found }));
+        }
+        Ok(raw)
+    }
+}
+
+impl Frames for PeerFrames<'_> {
+    fn ids(&self) -> Vec<ChunkId> {
+        self.frames.iter().map(|(id, _)| *id).collect()
+    }
+
+    fn bases(&self) -> Vec<ChunkId> {
+        self.frames.iter().filter_map(|(_, frame)| frame.base()).collect()
+    }
+
+    fn stored(&self, at: usize) -> Result<Frame, OpsError> {
+        Ok(self.frames[at].1.clone())
+    }
+
+    fn prove(&self, at: usize, bases: &Contents) -> Result<Frame, OpsError> {
+        self.content(at, bases)?;
+        self.stored(at)
+    }
+
+    fn plain(&self, at: usize, bases: &Contents) -> Result<Frame, OpsError> {
+        let raw = self.content(at, bases)?;
+        self.codecs.encode(&raw, self.frames[at].0, ZSTD_LEVEL).map_err(OpsError::SourceFrame)
+    }
+}
