@@ -173,8 +173,9 @@ pub fn plan(
     if let Some(image) = &plan.offer.image {
         check_name_free(&there, context.account, &copy_name(image, options))?;
     }
-    let lacking =
-        plan.offer.manifests().filter(|manifest| target.known_manifest(&there, &manifest.hash).is_none());
+    // A guest does not hear what others have.
+    let is_lacking = |hash: &ObjectHash| options.is_guest || target.known_manifest(&there, hash).is_none();
+    let lacking = plan.offer.manifests().filter(|manifest| is_lacking(&manifest.hash));
     let lacking: BTreeMap<ObjectHash, u64> = lacking.map(|manifest| (manifest.hash, manifest.len)).collect();
     plan.manifest_bytes = lacking.values().sum();
     Ok(plan)
@@ -235,7 +236,7 @@ fn carry_out(
     let used = reserve_all(&mut session, plan)?;
     let manifests: Vec<ManifestRecord> =
         plan.maps.iter().map(|map| session.place_manifest(map)).collect::<Result<_, _>>()?;
-    transferred_bytes += session.manifest_bytes();
+    transferred_bytes += if options.is_guest { plan.manifest_bytes } else { session.manifest_bytes() };
     let copier = Copier { source, target, plan, options, context };
     let copy = copier.copy(&manifests)?;
     let made = target.commit::<_, OpsError>(context.account, |catalog| {

@@ -66,7 +66,9 @@ impl<'a> Peer<'a> {
             context.check_cancelled()?;
             let (Message::MapPiece { is_last }, piece) = self.receive()? else { return Err(unexpected()) };
             bytes.extend_from_slice(&piece);
-            if bytes.len() as u64 > expected.len.min(manifest::BYTES_MAX) || (piece.is_empty() && !is_last) {
+            let is_too_long = bytes.len() as u64 > expected.len.min(manifest::BYTES_MAX);
+            // One that has no end would be waited for.
+            if is_too_long || is_last != (bytes.len() as u64 == expected.len) || piece.is_empty() {
                 return Err(lie("a block map of another length than it said".into()));
             }
             if is_last {

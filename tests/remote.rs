@@ -1,0 +1,701 @@
+//! Regions on another host: what goes over the line, how often, and what becomes of it when the line breaks, the other
+//! side lies, or is somebody who is only let in.
+
+mod common;
+
+use common::{Caller, Draw, MemoryDisk, memory_region, small_packs, volume};
+use imgstore::chunk::frame::{Codec, CodecPool, chunk_id};
+use imgstore::io::memory::Memory;
+use imgstore::model::account::{AccountId, Tag};
+use imgstore::model::ids::{ChunkId, ObjectHash, SnapshotId};
+use imgstore::model::region::ChunkerParams;
+use imgstore::ops::context::Context;
+use imgstore::ops::copy::{CopyOptions, CopyWhat, apply, plan};
+use imgstore::ops::error::{Class, Code, OpsError};
+use imgstore::ops::snapshot::{SnapshotOptions, snapshot};
+use imgstore::ops::verify::{VerifyOptions, verify};
+use imgstore::region::{Region, RegionOptions};
+use imgstore::serve::error::LinkError;
+use imgstore::serve::giver::Giver;
+use imgstore::serve::host::{Doors, serve};
+use imgstore::serve::link::Link;
+use imgstore::serve::message::{Message, NewRegion, VERSION, Welcome};
+use imgstore::serve::peer::Peer;
+use imgstore::serve::push::{Pushed, push};
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::thread;
+
+/// A region that callers are let in to.
+struct Door(Region);
+
+impl Doors for Door {
+    fn open(&self, _: Option<&NewRegion>) -> Result<Region, OpsError> {
+        Ok(self.0.clone())
+    }
+
+    fn run(&self, arguments: &[String], link: &Link) -> Result<u8, OpsError> {
+        link.send_with(&Message::Output { is_error: false }, arguments.join(" ").as_bytes())?;
+        Ok(3)
+    }
+}
+
+/// A line that breaks after so many more bytes have come over it.
+struct Breaking {
+    stream: UnixStream,
+    left: Arc<AtomicI64>,
+}
+
+impl Read for Breaking {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let read = self.stream.read(buffer)?;
+        let left = self.left.fetch_sub(read as i64, Ordering::SeqCst) - read as i64;
+        if left < 0 {
+            let _ = self.stream.shutdown(std::net::Shutdown::Both);
+            return Err(std::io::Error::other("the line broke"));
+        }
+        Ok(read)
+    }
+}
+
+const NEVER: i64 = i64::MAX / 2;
+
+fn link(stream: UnixStream, left: Arc<AtomicI64>) -> Link {
+    let reader = Breaking { stream: stream.try_clone().unwrap(), left };
+    Link::new(Box::new(reader), Box::new(Ending(stream)), None).unwrap()
+}
+
+/// The way out of a line, which ends when nobody holds it any more.
+struct Ending(UnixStream);
+
+impl Write for Ending {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.0.flush()
+    }
+}
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        let _ = self.0.shutdown(std::net::Shutdown::Both);
+    }
+}
+
+fn plain_link(stream: UnixStream) -> Link {
+    link(stream, Arc::new(AtomicI64::new(NEVER)))
+}
+
+/// A line to somebody who has a region. What breaks is the way from there to here, or from here to there.
+struct Line {
+    link: Link,
+    welcome: Welcome,
+}
+
+fn call(region: &Region, account: AccountId, is_guest: bool, to_here: i64, to_there: i64) -> Line {
+    let (here, there) = UnixStream::pair().unwrap();
+    host(there, region.clone(), account, is_guest, to_there);
+    let link = link(here, Arc::new(AtomicI64::new(to_here)));
+    let welcome = hello(&link);
+    Line { link, welcome }
+}
+
+fn host(stream: UnixStream, region: Region, account: AccountId, is_guest: bool, left: i64) {
+    thread::spawn(move || {
+        let link = link(stream, Arc::new(AtomicI64::new(left)));
+        let caller = Caller { account, ..Caller::new(1) };
+        let _ = serve(&link, &Door(region), is_guest, &caller.context());
+    });
+}
+
+fn hello(link: &Link) -> Welcome {
+    link.send(&Message::Hello { version: VERSION, create: None }).unwrap();
+    match link.receive().unwrap().0 {
+        Message::Welcome(welcome) => welcome,
+        other => panic!("{other:?}"),
+    }
+}
+
+impl Line {
+    fn to(region: &Region, caller: &Caller) -> Self {
+        call(region, caller.account, false, NEVER, NEVER)
+    }
+
+    fn peer(&self) -> Peer<'_> {
+        Peer::new(&self.link, self.welcome.region, &self.welcome.name)
+    }
+}
+
+/// Takes a snapshot from there; gives its id here, and the bytes moved.
+fn pull(
+    source: &Peer<'_>,
+    target: &Region,
+    id: SnapshotId,
+    context: &Context<'_>,
+) -> Result<(SnapshotId, u64), OpsError> {
+    let (what, options) = (CopyWhat::Snapshot(id), CopyOptions::default());
+    let plan = plan(source, target, what, &options, context)?;
+    let copied = apply(source, target, &plan, &options, context)?;
+    Ok((copied.snapshots[0].id, copied.transferred_bytes))
+}
+
+fn region() -> Region {
+    memory_region(&Memory::new(), &small_packs())
+}
+
+/// Like `bytes`, with some of each of its pieces other.
+fn edited(bytes: &[u8], seed: u64) -> Vec<u8> {
+    let (mut edited, mut draw) = (bytes.to_vec(), Draw::new(seed));
+    for piece in edited.chunks_mut(50_000) {
+        let at = draw.below(piece.len());
+        piece[at] ^= 1;
+    }
+    edited
+}
+
+fn assert_clean(region: &Region, caller: &Caller) {
+    let report = verify(region, &VerifyOptions::default(), &caller.context()).unwrap();
+    assert!(report.findings.is_empty(), "{:?}", report.findings);
+}
+
+/// Two volumes that resemble each other, and with them deltas.
+struct Pair {
+    region: Region,
+    caller: Caller,
+    first: (SnapshotId, Vec<u8>),
+    second: (SnapshotId, Vec<u8>),
+}
+
+impl Pair {
+    fn new() -> Self {
+        let (region, caller) = (region(), Caller::new(2));
+        let first = volume(3 << 20, 5);
+        let second = edited(&first, 6);
+        let take = |bytes: &[u8]| {
+            let disk = MemoryDisk::new(bytes.to_vec());
+            let options = SnapshotOptions::default();
+            snapshot(&region, &disk, &options, &caller.context()).unwrap().snapshot.id
+        };
+        let (one, two) = (take(&first), take(&second));
+        Self { first: (one, first), second: (two, second), region, caller }
+    }
+
+    fn deltas(&self, region: &Region) -> usize {
+        let packs: Vec<_> = region.catalog().unwrap().packs.keys().copied().collect();
+        packs.iter().map(|pack| region.bases_in(pack).unwrap().len()).sum()
+    }
+}
+
+#[test]
+fn copies_from_there_are_what_is_there_and_deltas_travel() {
+    let pair = Pair::new();
+    assert!(pair.deltas(&pair.region) > 5, "nothing to see");
+    let target = region();
+    let line = Line::to(&pair.region, &pair.caller);
+    for (id, bytes) in [&pair.first, &pair.second] {
+        let (copy, _) = pull(&line.peer(), &target, *id, &pair.caller.context()).unwrap();
+        assert!(pair.caller.read_back(&target, copy).unwrap() == *bytes);
+    }
+    assert!(pair.deltas(&target) > 5, "deltas were unpacked on the way");
+    assert_clean(&target, &pair.caller);
+}
+
+/// The second volume alone: what its deltas need stays behind, and comes as whole chunks, once.
+#[test]
+fn a_delta_whose_base_stays_behind_comes_whole() {
+    let pair = Pair::new();
+    let target = region();
+    let line = Line::to(&pair.region, &pair.caller);
+    let (copy, moved) = pull(&line.peer(), &target, pair.second.0, &pair.caller.context()).unwrap();
+    assert!(pair.caller.read_back(&target, copy).unwrap() == pair.second.1);
+    let received = line.link.received_bytes();
+    assert!(received < moved + moved / 8, "{received} came for {moved}");
+    assert_clean(&target, &pair.caller);
+}
+
+#[test]
+fn copies_to_there_belong_to_whom_the_other_side_takes_for_the_caller() {
+    let pair = Pair::new();
+    let target = region();
+    let far = AccountId::from_random(77);
+    let line = call(&target, far, false, NEVER, NEVER);
+    let (options, context) = (CopyOptions::default(), pair.caller.context());
+    for (id, bytes) in [&pair.first, &pair.second] {
+        let what = CopyWhat::Snapshot(*id);
+        let pushed = push(&line.link, &pair.region, what, &options, &context).unwrap();
+        let copy = pushed.pulled.unwrap().snapshots.remove(0);
+        assert_eq!((copy.owner, copy.source.unwrap().snapshot_id), (far, *id));
+        assert!(pair.caller.read_back(&target, copy.id).unwrap_err().class() == Class::NotFound);
+        let owner = Caller { account: far, ..Caller::new(1) };
+        assert!(owner.read_back(&target, copy.id).unwrap() == *bytes);
+    }
+    // Again: nothing is missing.
+    let what = CopyWhat::Snapshot(pair.first.0);
+    let before = line.link.sent_bytes();
+    let Pushed { planned, pulled } = push(&line.link, &pair.region, what, &options, &context).unwrap();
+    assert_eq!((planned.new_chunks, pulled.unwrap().transferred_bytes), (0, 0));
+    let map_bytes = line.link.sent_bytes() - before;
+    assert!(map_bytes < 60 * planned.chunks + 5000, "{map_bytes}");
+}
+
+#[test]
+fn a_dry_run_says_what_would_move_and_moves_nothing() {
+    let pair = Pair::new();
+    let target = region();
+    let line = Line::to(&target, &pair.caller);
+    let context = Context { dry_run: true, ..pair.caller.context() };
+    let what = CopyWhat::Snapshot(pair.first.0);
+    let pushed = push(&line.link, &pair.region, what, &CopyOptions::default(), &context).unwrap();
+    assert!(pushed.pulled.is_none() && pushed.planned.transfer_bytes > 100_000);
+    assert!(target.catalog().unwrap().snapshots.is_empty());
+}
+
+#[test]
+fn the_same_token_makes_one_copy() {
+    let pair = Pair::new();
+    let target = region();
+    let line = Line::to(&target, &pair.caller);
+    let options = CopyOptions { client_token: Some("once".into()), ..CopyOptions::default() };
+    let what = CopyWhat::Snapshot(pair.first.0);
+    let copy =
+        || push(&line.link, &pair.region, what, &options, &pair.caller.context()).unwrap().pulled.unwrap();
+    let (one, two) = (copy(), copy());
+    assert!(!one.was_made_before && two.was_made_before);
+    assert_eq!(one.snapshots[0].id, two.snapshots[0].id);
+}
+
+/// Ways there and back do not grow with the image.
+#[test]
+fn planning_takes_as_many_round_trips_for_a_small_image_as_for_a_large_one() {
+    let chunker = ChunkerParams { min_blocks: 1, avg_blocks: 1, max_blocks: 1, ..ChunkerParams::DEFAULT };
+    let region = memory_region(&Memory::new(), &RegionOptions { chunker, ..small_packs() });
+    let caller = Caller::new(2);
+    let plan_of = |blocks: usize, seed: u64| {
+        let mut draw = Draw::new(seed);
+        let bytes: Vec<u8> = (0..blocks * 512).flat_map(|_| draw.next().to_le_bytes()).collect();
+        let id = caller.snapshot(&region, &MemoryDisk::new(bytes)).unwrap().snapshot.id;
+        let line = Line::to(&region, &caller);
+        let (peer, target) = (line.peer(), self::region());
+        let what = CopyWhat::Snapshot(id);
+        let plan = plan(&peer, &target, what, &CopyOptions::default(), &caller.context()).unwrap();
+        assert_eq!(plan.new_chunks(), blocks as u64);
+        peer.round_trips()
+    };
+    let (small, large) = (plan_of(3, 1), plan_of(20_000, 2));
+    assert_eq!(small, large);
+    assert!(large <= 3, "{large}");
+}
+
+/// A line that breaks again and again: each try begins where the last one ended.
+#[test]
+fn what_came_before_the_line_broke_does_not_come_again() {
+    let (source, target, caller) = (region(), region(), Caller::new(2));
+    let mut draw = Draw::new(8);
+    let bytes: Vec<u8> = (0..1 << 20).flat_map(|_| draw.next().to_le_bytes()).collect();
+    let id = caller.snapshot(&source, &MemoryDisk::new(bytes.clone())).unwrap().snapshot.id;
+    for is_push in [false, true] {
+        let target = if is_push { region() } else { target.clone() };
+        let (mut tries, mut over_the_line) = (0, 0);
+        let copy = loop {
+            tries += 1;
+            assert!(tries < 20, "it never ends");
+            let (to_here, to_there) = if is_push { (NEVER, 3 << 20) } else { (3 << 20, NEVER) };
+            let result = if is_push {
+                let line = call(&target, caller.account, false, to_here, to_there);
+                let what = CopyWhat::Snapshot(id);
+                let pushed = push(&line.link, &source, what, &CopyOptions::default(), &caller.context());
+                over_the_line += line.link.sent_bytes();
+                pushed.map(|pushed| pushed.pulled.unwrap().snapshots[0].id)
+            } else {
+                let line = call(&source, caller.account, false, to_here, to_there);
+                let pulled = pull(&line.peer(), &target, id, &caller.context()).map(|(id, _)| id);
+                over_the_line += line.link.received_bytes();
+                pulled
+            };
+            match result {
+                Ok(id) => break id,
+                Err(error) => assert!(matches!(error, OpsError::ConnectionLost { .. }), "{error}"),
+            }
+            if is_push {
+                // What came last is being put away there.
+                thread::sleep(std::time::Duration::from_millis(300));
+            }
+        };
+        assert!(tries > 2, "the line did not break");
+        assert!(caller.read_back(&target, copy).unwrap() == bytes);
+        assert_clean(&target, &caller);
+        // Of each try what was on its way when it broke is lost: a batch that was not whole, and what was read ahead.
+        let most = bytes.len() as u64 + tries * (1 << 20) + if is_push { tries * (1 << 20) } else { 0 };
+        assert!(over_the_line < most, "push {is_push}: {over_the_line} of {} in {tries}", bytes.len());
+    }
+}
+
+/// Somebody between here and an honest region, who changes what it says.
+fn liar(region: &Region, lie: impl Fn(&mut Message, &mut Vec<u8>) + Send + 'static) -> Line {
+    let (here, middle_here) = UnixStream::pair().unwrap();
+    let (middle_there, there) = UnixStream::pair().unwrap();
+    host(there, region.clone(), AccountId::from_random(1), false, NEVER);
+    let (to_here, to_there) = (Arc::new(plain_link(middle_here)), Arc::new(plain_link(middle_there)));
+    let (from_here, there) = (to_here.clone(), to_there.clone());
+    thread::spawn(move || {
+        while let Ok((message, body)) = from_here.receive() {
+            if there.send_with(&message, &body).is_err() {
+                return;
+            }
+        }
+    });
+    thread::spawn(move || {
+        while let Ok((mut message, mut body)) = to_there.receive() {
+            lie(&mut message, &mut body);
+            if to_here.send_with(&message, &body).is_err() {
+                return;
+            }
+        }
+    });
+    let link = plain_link(here);
+    let welcome = hello(&link);
+    Line { link, welcome }
+}
+
+type Lie = Box<dyn Fn(&mut Message, &mut Vec<u8>) + Send>;
+
+fn lie_in_offers(change: impl Fn(&mut imgstore::ops::offer::Offer) + Send + 'static) -> Lie {
+    Box::new(move |message, _| {
+        if let Message::Offered(offer) = message {
+            change(offer);
+        }
+    })
+}
+
+fn lies() -> Vec<(&'static str, Lie)> {
+    let frames = |change: fn(&mut ChunkId, &mut u8, &mut u16, &mut Vec<u8>)| -> Lie {
+        Box::new(move |message, body| {
+            if let Message::Frame { id, codec, raw_blocks } = message {
+                change(id, codec, raw_blocks, body);
+            }
+        })
+    };
+    let places = |change: fn(&mut Vec<imgstore::ops::source::Found>)| -> Lie {
+        Box::new(move |message, _| {
+            if let Message::Located(found) = message {
+                change(found);
+            }
+        })
+    };
+    vec![
+        ("another snapshot", lie_in_offers(|offer| offer.snapshots[0].id = SnapshotId::from_random(9))),
+        ("no snapshot", lie_in_offers(|offer| offer.snapshots.clear())),
+        ("a snapshot twice", lie_in_offers(|offer| offer.snapshots.push(offer.snapshots[0].clone()))),
+        ("another length", lie_in_offers(|offer| offer.snapshots[0].volume_bytes += 4096)),
+        ("an impossible length", lie_in_offers(|offer| offer.snapshots[0].volume_bytes = u64::MAX)),
+        ("control characters", lie_in_offers(|offer| offer.snapshots[0].description = "\u{1b}[2J".into())),
+        (
+            "a thousand tags",
+            lie_in_offers(|offer| {
+                let tag = |n: u32| Tag { key: n.to_string(), value: String::new() };
+                offer.snapshots[0].tags = (0..1000).map(tag).collect();
+            }),
+        ),
+        ("another map's hash", lie_in_offers(|offer| offer.snapshots[0].manifest.hash = ObjectHash([3; 32]))),
+        ("a shorter map", lie_in_offers(|offer| offer.snapshots[0].manifest.len = 10)),
+        (
+            "another map",
+            Box::new(|message, body| {
+                if matches!(message, Message::MapPiece { .. }) {
+                    let middle = body.len() / 2;
+                    body[middle] ^= 1;
+                }
+            }),
+        ),
+        (
+            "a map without an end",
+            Box::new(|message, _| {
+                if let Message::MapPiece { is_last } = message {
+                    *is_last = false;
+                }
+            }),
+        ),
+        ("no places", places(Vec::clear)),
+        ("places of others", places(|found| found[0].id = ChunkId([7; 32]))),
+        ("a chunk of no length", places(|found| found[0].raw_blocks = 0)),
+        ("a frame with a flipped bit", frames(|_, _, _, body| body[20] ^= 1)),
+        ("an empty frame", frames(|_, _, _, body| body.clear())),
+        ("a frame of another chunk", frames(|id, _, _, _| id.0[0] ^= 1)),
+        ("a codec that none is", frames(|_, codec, _, _| *codec = 9)),
+        ("a delta that none is", frames(|_, codec, _, _| *codec = Codec::Delta.number())),
+        ("a longer chunk", frames(|_, _, blocks, _| *blocks += 1)),
+        ("a chunk that is too long", frames(|_, _, blocks, _| *blocks = u16::MAX)),
+        ("an answer to nothing", Box::new(|message, _| *message = Message::Exit(0))),
+        ("a question", Box::new(|message, _| *message = Message::Maps)),
+    ]
+}
+
+#[test]
+fn whatever_the_other_side_says_nothing_false_is_taken_over() {
+    let pair = Pair::new();
+    for (name, lie) in lies() {
+        let target = region();
+        let line = match name {
+            // After the greeting, which has to be an honest one.
+            "an answer to nothing" | "a question" => {
+                let is_greeted = std::sync::atomic::AtomicBool::new(false);
+                liar(&pair.region, move |message, body| {
+                    if is_greeted.swap(true, Ordering::SeqCst) {
+                        lie(message, body);
+                    }
+                })
+            }
+            _ => liar(&pair.region, lie),
+        };
+        let error = match pull(&line.peer(), &target, pair.first.0, &pair.caller.context()) {
+            Err(error) => error,
+            Ok(_) => panic!("{name} was believed"),
+        };
+        assert!(matches!(error.class(), Class::Damage | Class::Failed), "{name}: {error}");
+        let catalog = target.catalog().unwrap();
+        assert!(catalog.snapshots.is_empty() && catalog.images.is_empty(), "{name}");
+        assert_clean(&target, &pair.caller);
+        // And it can still be had from somebody honest.
+        let line = Line::to(&pair.region, &pair.caller);
+        let (copy, _) = pull(&line.peer(), &target, pair.first.0, &pair.caller.context()).unwrap();
+        assert!(pair.caller.read_back(&target, copy).unwrap() == pair.first.1, "{name}");
+    }
+}
+
+/// That a delta's base is elsewhere is the one thing that can be said wrongly without harm.
+#[test]
+fn bases_that_are_named_wrongly_cost_a_second_try_only() {
+    let pair = Pair::new();
+    let wrong: [fn(&mut Option<u64>); 2] = [|base| *base = None, |base| *base = base.map(|b| b ^ 1)];
+    for wrong in wrong {
+        let line = liar(&pair.region, move |message, _| {
+            if let Message::Located(found) = message {
+                found.iter_mut().for_each(|found| wrong(&mut found.base));
+            }
+        });
+        let target = region();
+        let (copy, _) = pull(&line.peer(), &target, pair.second.0, &pair.caller.context()).unwrap();
+        assert!(pair.caller.read_back(&target, copy).unwrap() == pair.second.1);
+        assert_clean(&target, &pair.caller);
+    }
+}
+
+#[test]
+fn what_is_no_protocol_ends_with_an_error_and_takes_no_memory() {
+    let mut draw = Draw::new(3);
+    for round in 0..200 {
+        let (here, mut there) = UnixStream::pair().unwrap();
+        let mut bytes: Vec<u8> = (0..draw.below(400)).map(|_| draw.next() as u8).collect();
+        if round % 4 == 0 {
+            // A message of 4 GiB that never comes.
+            bytes.splice(..0, [255; 8]);
+        }
+        there.write_all(&bytes).unwrap();
+        drop(there);
+        let link = plain_link(here);
+        let error = loop {
+            if let Err(error) = link.receive() {
+                break error;
+            }
+        };
+        assert!(matches!(error, LinkError::Lost { .. } | LinkError::Protocol { .. }));
+    }
+}
+
+/// A host answers what is asked of it and dies of nothing.
+#[test]
+fn a_host_refuses_what_is_out_of_place() {
+    let pair = Pair::new();
+    let id = chunk_id(&[1; 4096]);
+    let (first, what) = (pair.first.0, CopyWhat::Snapshot(pair.first.0));
+    let out_of_place = [
+        vec![Message::Maps],
+        vec![Message::Locate(vec![id])],
+        vec![Message::Offer(what), Message::Maps, Message::Fetch(vec![(id, false)])],
+        vec![Message::Offer(what), Message::Maps, Message::Locate(vec![id; 10_000])],
+        vec![Message::Welcome(Welcome::nobody())],
+        vec![Message::Hello { version: 99, create: None }],
+        vec![Message::Offer(CopyWhat::Snapshot(SnapshotId::from_random(5)))],
+    ];
+    for messages in out_of_place {
+        let line = Line::to(&pair.region, &pair.caller);
+        for message in &messages {
+            line.link.send(message).unwrap();
+        }
+        let refused = (0..1000).find_map(|_| match line.link.receive() {
+            Ok((Message::Refused(refusal), _)) => Some(refusal.into_error()),
+            Ok(_) => None,
+            Err(error) => panic!("{messages:?}: {error}"),
+        });
+        assert!(refused.is_some(), "{messages:?}");
+    }
+    let line = Line::to(&pair.region, &pair.caller);
+    line.link.send(&Message::Run(vec!["images".into()])).unwrap();
+    assert!(matches!(line.link.receive().unwrap().0, Message::Output { is_error: false }));
+    assert_eq!(line.link.receive().unwrap().0, Message::Exit(3));
+    let answer = pull(&line.peer(), &region(), first, &pair.caller.context());
+    answer.unwrap();
+}
+
+#[test]
+fn an_older_or_newer_imgstore_is_told_from_this_one() {
+    let (here, there) = UnixStream::pair().unwrap();
+    host(there, region(), AccountId::from_random(1), false, NEVER);
+    let link = plain_link(here);
+    link.send(&Message::Hello { version: VERSION + 1, create: None }).unwrap();
+    let Message::Refused(refusal) = link.receive().unwrap().0 else { panic!("it was greeted") };
+    assert!(refusal.into_error().to_string().contains("version"));
+}
+
+#[test]
+fn what_the_caller_has_pushed_is_all_that_the_other_side_can_ask_for() {
+    let pair = Pair::new();
+    let (here, there) = UnixStream::pair().unwrap();
+    let (first, second) = (pair.first.0, pair.second.0);
+    let thief = thread::spawn(move || {
+        let link = plain_link(there);
+        assert!(matches!(link.receive().unwrap().0, Message::Pull { .. }));
+        link.send(&Message::Offer(CopyWhat::Snapshot(second))).unwrap();
+        link.receive().map(|(message, _)| message)
+    });
+    let link = plain_link(here);
+    let what = CopyWhat::Snapshot(first);
+    let error = push(&link, &pair.region, what, &CopyOptions::default(), &pair.caller.context());
+    assert!(matches!(error.unwrap_err(), OpsError::Protocol { .. }));
+    drop(link);
+    assert!(thief.join().unwrap().is_err(), "it got an answer");
+}
+
+/// Somebody who is let in as an account, and that account's means.
+fn guest() -> Caller {
+    Caller { account: AccountId::from_random(2), ..Caller::new(1) }
+}
+
+#[test]
+fn a_guest_gets_what_its_account_may_have() {
+    let pair = Pair::new();
+    let guest = guest();
+    let line = call(&pair.region, guest.account, true, NEVER, NEVER);
+    let error = pull(&line.peer(), &region(), pair.first.0, &guest.context()).unwrap_err();
+    assert_eq!(error.code(), Code::SnapshotNotFound.as_str());
+    let own = guest.snapshot(&pair.region, &MemoryDisk::new(volume(100_000, 3))).unwrap().snapshot.id;
+    pull(&line.peer(), &region(), own, &guest.context()).unwrap();
+}
+
+/// A guest that knows the hashes of somebody's chunks, and not their content.
+#[test]
+fn a_guest_gets_no_content_by_knowing_its_hash() {
+    let pair = Pair::new();
+    let guest = guest();
+    // Its region names the chunks, and has other content for them.
+    let forged = region();
+    let like = guest.snapshot(&forged, &MemoryDisk::new(pair.first.1.clone())).unwrap().snapshot;
+    for (is_guest, is_taken) in [(true, false), (false, true)] {
+        let (here, there) = UnixStream::pair().unwrap();
+        host(there, pair.region.clone(), guest.account, is_guest, NEVER);
+        let link = plain_link(here);
+        hello(&link);
+        let options = CopyOptions::default();
+        let what = CopyWhat::Snapshot(like.id);
+        link.send(&Message::Pull {
+            region: forged.header().id,
+            name: "forged".into(),
+            what,
+            options,
+            dry_run: false,
+        })
+        .unwrap();
+        let mut giver = Giver::new(&forged, Some(what));
+        let taken = loop {
+            match link.receive().unwrap().0 {
+                Message::Pulled(_) => break true,
+                Message::Refused(_) => break false,
+                Message::Fetch(wanted) => {
+                    // It has to bring them, and cannot.
+                    for (id, _) in wanted {
+                        let other = vec![9; 4096];
+                        let frame = CodecPool::new().encode(&other, chunk_id(&other), 3).unwrap();
+                        let head = Message::Frame { id, codec: frame.codec.number(), raw_blocks: 1 };
+                        if link.send_with(&head, &frame.body).is_err() {
+                            break;
+                        }
+                    }
+                }
+                Message::Planned(_) | Message::Progress(_) | Message::Note(_) => {}
+                request => giver.answer(&link, &request, &guest.context()).unwrap(),
+            }
+        };
+        assert_eq!(taken, is_taken, "guest: {is_guest}");
+    }
+}
+
+/// What others have is as missing for a guest as what nobody has.
+#[test]
+fn a_guest_cannot_tell_what_others_have() {
+    let pair = Pair::new();
+    let guest = guest();
+    let own = region();
+    let id = guest.snapshot(&own, &MemoryDisk::new(pair.first.1.clone())).unwrap().snapshot.id;
+    let context = Context { dry_run: true, ..guest.context() };
+    let planned = |target: &Region| {
+        let line = call(target, guest.account, true, NEVER, NEVER);
+        let what = CopyWhat::Snapshot(id);
+        push(&line.link, &own, what, &CopyOptions::default(), &context).unwrap().planned
+    };
+    assert_eq!(planned(&pair.region), planned(&region()));
+    // Once it has brought it, it need not bring it again.
+    let line = call(&pair.region, guest.account, true, NEVER, NEVER);
+    let push = |context: &Context<'_>| {
+        push(&line.link, &own, CopyWhat::Snapshot(id), &CopyOptions::default(), context).unwrap()
+    };
+    let pulled = push(&guest.context()).pulled.unwrap();
+    assert_eq!(pulled.stored_bytes, pulled.transferred_bytes, "it learns how much was there");
+    assert_eq!(push(&context).planned.new_chunks, 0);
+    assert!(guest.read_back(&pair.region, pulled.snapshots[0].id).unwrap() == pair.first.1);
+    assert_clean(&pair.region, &pair.caller);
+}
+
+/// A guest's copy that broke off goes on where it was, too.
+#[test]
+fn what_a_guest_brought_before_the_line_broke_counts() {
+    let (own, target, guest) = (region(), region(), guest());
+    let mut draw = Draw::new(8);
+    let bytes: Vec<u8> = (0..1 << 19).flat_map(|_| draw.next().to_le_bytes()).collect();
+    let id = guest.snapshot(&own, &MemoryDisk::new(bytes.clone())).unwrap().snapshot.id;
+    let what = CopyWhat::Snapshot(id);
+    let line = call(&target, guest.account, true, NEVER, 2 << 20);
+    push(&line.link, &own, what, &CopyOptions::default(), &guest.context()).unwrap_err();
+    thread::sleep(std::time::Duration::from_millis(300));
+    let line = call(&target, guest.account, true, NEVER, NEVER);
+    let pushed = push(&line.link, &own, what, &CopyOptions::default(), &guest.context()).unwrap();
+    let moved = pushed.pulled.unwrap().transferred_bytes;
+    assert!(moved < 3_700_000, "{moved} of {} came again", bytes.len());
+    // And not for another guest.
+    let other = Caller { account: AccountId::from_random(3), ..Caller::new(1) };
+    let theirs = region();
+    let same = other.snapshot(&theirs, &MemoryDisk::new(bytes)).unwrap().snapshot.id;
+    let context = Context { dry_run: true, ..other.context() };
+    let line = call(&target, other.account, true, NEVER, NEVER);
+    let what = CopyWhat::Snapshot(same);
+    let planned = push(&line.link, &theirs, what, &CopyOptions::default(), &context).unwrap().planned;
+    assert_eq!(planned.new_chunks, planned.chunks);
+}
+
+#[test]
+fn a_slow_line_is_kept_as_slow_as_asked_for() {
+    let (here, there) = UnixStream::pair().unwrap();
+    let slow = Link::new(Box::new(here.try_clone().unwrap()), Box::new(here), Some(1 << 20)).unwrap();
+    let other = plain_link(there);
+    let body = vec![1; 256 << 10];
+    let started = std::time::Instant::now();
+    for _ in 0..4 {
+        slow.send_with(&Message::Output { is_error: false }, &body).unwrap();
+        other.receive().unwrap();
+    }
+    let seconds = started.elapsed().as_secs_f64();
+    assert!((0.6..3.0).contains(&seconds), "1 MiB at 1 MiB/s took {seconds} s");
+}
