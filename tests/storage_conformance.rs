@@ -43,6 +43,26 @@ fn an_object_is_created_once_and_whole() {
 }
 
 #[test]
+fn an_object_is_made_piece_by_piece_or_given_up() {
+    on_each(|one, two| {
+        let pieces = |write: &mut dyn FnMut(&[u8]) -> std::io::Result<()>| {
+            [&b"he"[..], b"", b"llo"].into_iter().try_for_each(write)
+        };
+        assert_eq!(one.create_from("index/aa/000001", &mut |write| pieces(write)).unwrap(), Created::New);
+        assert_eq!(two.create_from("index/aa/000001", &mut |write| write(b"x")).unwrap(), Created::Existed);
+        assert_eq!(read_whole(&*two, "index/aa/000001", 100).unwrap(), b"hello");
+        let error = one.create_from("index/aa/000002", &mut |write| {
+            write(b"half of it")?;
+            Err(std::io::Error::other("no more"))
+        });
+        assert!(error.unwrap_err().to_string().contains("no more"));
+        assert!(two.open("index/aa/000002").err().unwrap().is_not_found());
+        assert!(one.list("staging").unwrap().iter().all(|left| left.len != 10), "nothing is left of it");
+        assert_eq!(one.create("index/aa/000002", &[b"whole"]).unwrap(), Created::New, "and no write failed");
+    });
+}
+
+#[test]
 fn of_many_racing_creates_exactly_one_wins() {
     on_each(|one, two| {
         for number in 0..50 {

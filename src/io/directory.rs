@@ -6,7 +6,7 @@
 
 use super::files::{DirEntry, Files, ReadFile, Space};
 use super::map::Bytes;
-use super::storage::{Created, Listed, Object, Storage, StorageError, check_name, twin_of};
+use super::storage::{Created, Fill, Listed, Object, Storage, StorageError, check_name, twin_of};
 use std::collections::HashSet;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -91,7 +91,8 @@ impl<F: Files> Directory<F> {
             })?;
         }
         self.ensure_dir(&self.root.join(STAGING))?;
-        let probes = [self.stage(PROBE, &[b"1"])?, self.stage(PROBE, &[b"2"])?];
+        let probes =
+            [self.stage(PROBE, &mut |write| write(b"1"))?, self.stage(PROBE, &mut |write| write(b"2"))?];
         let target = self.root.join(STAGING).join(format!("{}-{PROBE}", self.writer));
         let first = self.files.rename_new(&probes[0], &target);
         let second = self.files.rename_new(&probes[1], &target);
@@ -239,31 +240,47 @@ impl<F: Files> Directory<F> {
     }
 
     /// A sealed file in staging.
-    fn stage(&self, name: &str, parts: &[&[u8]]) -> Result<PathBuf, StorageError> {
+    fn stage(&self, name: &str, fill: &mut Fill<'_>) -> Result<PathBuf, StorageError> {
         self.show_life()?;
         let number = self.staged.fetch_add(1, Ordering::Relaxed);
         let path = self.root.join(STAGING).join(format!("{}-{number}", self.writer));
-        let written = self.writing("write", name, || {
-            let mut file = self.files.create(&path)?;
-            parts.iter().try_for_each(|part| file.write_all(part))?;
-            file.seal()
+        let mut is_refused = false;
+        let written = self.files.create(&path).and_then(|mut file| {
+            let mut failed = false;
+            let filled = fill(&mut |piece| {
+                let written = file.write_all(piece);
+                failed |= written.is_err();
+                written
+            });
+            is_refused = filled.is_err() && !failed;
+            filled.and_then(|()| file.seal())
         });
         if written.is_err() {
             // Best effort: a leftover is removed by the next writer.
             let _ = self.files.remove(&path);
         }
-        written.map(|()| path)
+        match written {
+            // Nothing was lost that anybody counts on.
+            Err(source) if is_refused => {
+                Err(StorageError::Io { action: "make", name: name.to_owned(), source })
+            }
+            written => self.writing("write", name, || written).map(|()| path),
+        }
     }
 
     /// A sealed file in staging, the place that it is for, and that place's folder, which is durable.
-    fn stage_for(&self, name: &str, parts: &[&[u8]]) -> Result<(PathBuf, PathBuf, PathBuf), StorageError> {
+    fn stage_for(
+        &self,
+        name: &str,
+        fill: &mut Fill<'_>,
+    ) -> Result<(PathBuf, PathBuf, PathBuf), StorageError> {
         check_name(name)?;
         self.check_latch(name)?;
         let target = self.root.join(name);
         let parent = target.parent().unwrap_or(&self.root).to_owned();
         self.ensure_dir(&self.root.join(STAGING))?;
         self.ensure_dir(&parent)?;
-        Ok((self.stage(name, parts)?, target, parent))
+        Ok((self.stage(name, fill)?, target, parent))
     }
 
     /// Bytes that writers leave free.
@@ -289,7 +306,11 @@ impl<F: Files> Directory<F> {
 
 impl<F: Files> Storage for Directory<F> {
     fn create(&self, name: &str, parts: &[&[u8]]) -> Result<Created, StorageError> {
-        let (staged, target, parent) = self.stage_for(name, parts)?;
+        self.create_from(name, &mut |write| parts.iter().try_for_each(|part| write(part)))
+    }
+
+    fn create_from(&self, name: &str, fill: &mut Fill<'_>) -> Result<Created, StorageError> {
+        let (staged, target, parent) = self.stage_for(name, fill)?;
         match self.files.rename_new(&staged, &target) {
             Ok(()) => {}
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
@@ -340,7 +361,7 @@ impl<F: Files> Storage for Directory<F> {
     }
 
     fn restore(&self, name: &str, bytes: &[u8]) -> Result<(), StorageError> {
-        let (staged, target, parent) = self.stage_for(name, &[bytes])?;
+        let (staged, target, parent) = self.stage_for(name, &mut |write| write(bytes))?;
         self.writing("put back", name, || {
             self.files.rename_over(&staged, &target)?;
             self.files.sync_dir(&parent)

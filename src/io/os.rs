@@ -39,7 +39,7 @@ impl Files for OsFiles {
             .mode(0o600)
             .custom_flags(no_follow())
             .open(path)?;
-        Ok(Box::new(OsWriteFile(file)))
+        Ok(Box::new(OsWriteFile { file, unsynced: 0 }))
     }
 
     fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -139,20 +139,32 @@ impl Drop for Lock {
     }
 }
 
-struct OsWriteFile(File);
+/// Bytes of one file that wait to reach the disk: whoever makes something else durable may have to wait for them.
+const UNSYNCED_BYTES_MAX: u64 = 64 << 20;
+
+struct OsWriteFile {
+    file: File,
+    unsynced: u64,
+}
 
 impl WriteFile for OsWriteFile {
     fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.0.write_all(bytes)
+        self.file.write_all(bytes)?;
+        self.unsynced += bytes.len() as u64;
+        if self.unsynced > UNSYNCED_BYTES_MAX {
+            self.unsynced = 0;
+            self.file.sync_data()?;
+        }
+        Ok(())
     }
 
     fn close_up(&mut self) -> io::Result<()> {
-        self.0.set_permissions(fs::Permissions::from_mode(0o400))
+        self.file.set_permissions(fs::Permissions::from_mode(0o400))
     }
 
     fn seal(&mut self) -> io::Result<()> {
         self.close_up()?;
-        self.0.sync_all()
+        self.file.sync_all()
     }
 }
 

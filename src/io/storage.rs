@@ -24,12 +24,27 @@ pub struct Listed {
     pub len: u64,
 }
 
+/// Hands an object's bytes piece by piece to what it is given.
+pub type Fill<'a> = dyn FnMut(&mut dyn FnMut(&[u8]) -> std::io::Result<()>) -> std::io::Result<()> + 'a;
+
 /// Whole immutable objects by name. Names are parts of lower-case letters, digits, dots and dashes joined by
 /// `/`; no part starts with a dot.
 pub trait Storage: Send + Sync {
     /// Makes an object of the concatenated parts, if none has that name. On `New` it is durable, under its
     /// name, whole. On an error it may or may not appear: see [`StorageError::is_unknown_outcome`].
     fn create(&self, name: &str, parts: &[&[u8]]) -> Result<Created, StorageError>;
+
+    /// As [`Storage::create`], of bytes that are made piece by piece, where a storage can take them so: for objects
+    /// that are too large for memory. If `fill` gives up by itself there is no object, and that is no failed write.
+    fn create_from(&self, name: &str, fill: &mut Fill<'_>) -> Result<Created, StorageError> {
+        let mut bytes = Vec::new();
+        fill(&mut |piece| {
+            bytes.extend(piece);
+            Ok(())
+        })
+        .map_err(|source| StorageError::Io { action: "make", name: name.to_owned(), source })?;
+        self.create(name, &[&bytes])
+    }
 
     /// An object for reading; [`StorageError::NotFound`] only if there is none of that name.
     fn open(&self, name: &str) -> Result<Arc<dyn Object>, StorageError>;
