@@ -15,7 +15,7 @@ use imgstore::disk::bundle::{BundleOptions, create_bundle, open_bundle};
 use imgstore::format::checkpoint::{self, Checkpoint};
 use imgstore::format::entry::Entry;
 use imgstore::format::error::FormatError;
-use imgstore::format::{codec, manifest, pack, record, region, segment};
+use imgstore::format::{codec, filter, manifest, pack, record, region, segment};
 use imgstore::io::directory::DirectoryOptions;
 use imgstore::io::memory::Memory;
 use imgstore::io::storage::Storage;
@@ -77,14 +77,15 @@ fn encode_bundle() -> Vec<u8> {
 }
 
 /// What the library's encoders make of the fixed values, except the pack.
-fn encoded() -> [(&'static str, Vec<u8>); 7] {
+fn encoded() -> [(&'static str, Vec<u8>); 8] {
     [
         ("region", region::encode(&region_header().0).expect("a region file").0),
         ("record", record::encode(&inline_record().0).expect("a record").0),
         ("record-spilled", record::encode(&spilled_record().0).expect("a record").0),
         ("list", record::encode_list(&operations().0).expect("a list").0),
         ("checkpoint", checkpoint::encode(&catalogue().0).expect("a checkpoint")),
-        ("segment", encode_segment()),
+        ("segment", encode_segment(0)),
+        ("segment-filter", encode_segment(2)),
         ("manifest", manifest::encode(&block_map().0).0),
     ]
 }
@@ -143,7 +144,9 @@ fn the_library_reads_the_golden_files() {
     assert_eq!(record::decode_list(&golden("list")).unwrap().0, operations().0);
     assert_eq!(checkpoint::decode(&golden("checkpoint")).unwrap(), catalogue().0);
     assert_eq!(manifest::decode(&golden("manifest")).unwrap().0, block_map().0);
-    assert_eq!(library_segment(&golden("segment")).unwrap(), segment_parts().0);
+    for name in ["segment", "segment-filter"] {
+        assert_eq!(library_segment(&golden(name)).unwrap(), segment_parts().0);
+    }
     let mut found = library_pack(&golden("pack")).unwrap();
     let mut expected = chunks().to_vec();
     found.sort();
@@ -239,11 +242,14 @@ fn the_second_decoder_reads_the_same_from_them() {
     assert_eq!((pack.footer.frames, pack.footer.raw_bytes), (3, 5 * 4096));
     assert_eq!(pack.footer.hash.to_vec(), hash_of("pack"));
 
-    let segment = second::segment(&golden("segment")).unwrap();
-    let (_, entries, packs) = segment_parts();
-    assert_eq!((segment.header.region, segment.header.pages, segment.entries), (REGION, 3, entries));
-    let found: Vec<_> = segment.packs.iter().map(|pack| (pack.session, pack.number)).collect();
-    assert_eq!(found, packs.iter().map(|pack| (pack.session.0, pack.number)).collect::<Vec<_>>());
+    for (name, filter_pages) in [("segment", 0), ("segment-filter", 2)] {
+        let segment = second::segment(&golden(name)).unwrap();
+        let (_, entries, packs) = segment_parts();
+        assert_eq!((segment.header.region, segment.header.pages, segment.entries), (REGION, 3, entries));
+        assert_eq!(segment.header.filter_pages, filter_pages);
+        let found: Vec<_> = segment.packs.iter().map(|pack| (pack.session, pack.number)).collect();
+        assert_eq!(found, packs.iter().map(|pack| (pack.session.0, pack.number)).collect::<Vec<_>>());
+    }
 
     let manifest = second::manifest(&golden("manifest")).unwrap();
     let (map, references) = block_map();
@@ -273,8 +279,17 @@ fn the_second_decoder_survives_every_flipped_bit_and_every_cut() {
 
 // ---- Reserved fields
 
-const FILES: [&str; 8] =
-    ["region", "record", "record-spilled", "list", "checkpoint", "pack", "segment", "manifest"];
+const FILES: [&str; 9] = [
+    "region",
+    "record",
+    "record-spilled",
+    "list",
+    "checkpoint",
+    "pack",
+    "segment",
+    "segment-filter",
+    "manifest",
+];
 
 /// All chunks of a pack, decoded by the library.
 fn library_pack(bytes: &[u8]) -> Result<Vec<Vec<u8>>, FormatError> {
@@ -308,6 +323,10 @@ fn library_segment(bytes: &[u8]) -> Result<Vec<Entry>, FormatError> {
             entries.push(Entry::decode(entry)?);
         }
     }
+    for number in 0..header.filter_pages {
+        let (page, number) = segment::filter_page(bytes, &header, number).expect("its length was checked");
+        filter::check_page(page, number)?;
+    }
     Ok(entries)
 }
 
@@ -318,7 +337,7 @@ fn library_reads(name: &str, bytes: &[u8]) -> Result<(), FormatError> {
         "list" => record::decode_list(bytes).map(drop),
         "checkpoint" => checkpoint::decode(bytes).map(drop),
         "pack" => library_pack(bytes).map(drop),
-        "segment" => library_segment(bytes).map(drop),
+        "segment" | "segment-filter" => library_segment(bytes).map(drop),
         _ => manifest::decode(bytes).map(drop),
     }
 }
@@ -332,7 +351,7 @@ fn second_reads(name: &str, bytes: &[u8]) -> second::Result<()> {
         "list" => second::envelope::<Vec<second::Op>>(bytes, second::LIST).map(drop),
         "checkpoint" => second::envelope::<second::Checkpoint>(bytes, second::CHECKPOINT).map(drop),
         "pack" => second::pack(bytes).map(drop),
-        "segment" => second::segment(bytes).map(drop),
+        "segment" | "segment-filter" => second::segment(bytes).map(drop),
         _ => second::manifest(bytes).map(drop),
     }
 }
@@ -340,8 +359,9 @@ fn second_reads(name: &str, bytes: &[u8]) -> second::Result<()> {
 /// Makes checksums and hashes fit again, so that nothing is wrong with an object but what was changed in it.
 fn reseal(name: &str, bytes: &mut [u8]) {
     let end = bytes.len() - 32;
-    if name == "segment" {
-        for page in bytes[..4 * 4096].chunks_mut(4096) {
+    if name.starts_with("segment") {
+        let pages = if name == "segment" { 4 } else { 6 };
+        for page in bytes[..pages * 4096].chunks_mut(4096) {
             let crc = crc32c::crc32c(&page[..4092]);
             page[4092..].copy_from_slice(&crc.to_le_bytes());
         }
@@ -352,7 +372,7 @@ fn reseal(name: &str, bytes: &mut [u8]) {
         "list" => second::LIST.1,
         "checkpoint" => second::CHECKPOINT.1,
         "pack" => "imgstore 2026-11 pack trailer v1",
-        "segment" => "imgstore 2026-11 index segment v1",
+        "segment" | "segment-filter" => "imgstore 2026-11 index segment v1",
         _ => "imgstore 2026-11 manifest v1",
     };
     let covered = if name == "pack" {
@@ -407,7 +427,7 @@ fn what_is_reserved_is_refused_and_not_guessed() {
     ]);
     let last_page = 3 * 4096;
     table.extend([
-        ("segment", "header page's begin", 48..56),
+        ("segment", "header page's begin", 52..60),
         ("segment", "header page's end", 4084..4092),
         ("segment", "entry's codec", 4096 + 46..4096 + 47),
         ("segment", "entry's flags", 4096 + 47..4096 + 48),
@@ -415,6 +435,8 @@ fn what_is_reserved_is_refused_and_not_guessed() {
         ("segment", "last page's end", last_page + 4088..last_page + 4092),
         ("segment", "unused entry", last_page + 30 * 48..last_page + 31 * 48),
         ("segment", "last unused entry", last_page + 84 * 48..last_page + 85 * 48),
+        ("segment-filter", "filter page's end", 4 * 4096 + 4032..4 * 4096 + 4084),
+        ("segment-filter", "filter page's last field", 5 * 4096 + 4088..5 * 4096 + 4092),
         ("manifest", "header", 12..16),
         ("manifest", "key id", 32..40),
     ]);

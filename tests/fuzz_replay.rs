@@ -297,8 +297,10 @@ fn seeds() -> Vec<(&'static str, &'static str, Vec<u8>)> {
         seeds.push(("pack", name, bytes));
     }
 
-    for (name, entries) in [("empty", 0), ("one-page", 3), ("three-pages", 180)] {
-        let mut writer = SegmentWriter::new(entries);
+    for (name, entries, filter_pages) in
+        [("empty", 0, 0), ("one-page", 3, 0), ("three-pages", 180, 0), ("filter", 180, 2)]
+    {
+        let mut writer = SegmentWriter::new(entries).with_filter_pages(filter_pages);
         let mut ids: Vec<_> = (0..entries as u64).map(id).collect();
         ids.sort_unstable();
         for id in ids {

@@ -24,7 +24,9 @@ use imgstore::format::entry::{ENTRY_BYTES, Entry, entry_id};
 use imgstore::format::envelope::{self, HASH_BYTES, Kind, VERSION};
 use imgstore::format::segment::{PAGE_BYTES, PAGE_ENTRIES, SEGMENT, SegmentHeader, SegmentWriter};
 use imgstore::format::{checkpoint as checkpoint_format, manifest as manifest_format, pack as pack_format};
-use imgstore::format::{record as record_format, region as region_format, segment as segment_format};
+use imgstore::format::{
+    filter as filter_format, record as record_format, region as region_format, segment as segment_format,
+};
 use imgstore::io::map::Bytes;
 use imgstore::model::account::AccountId;
 use imgstore::model::blockmap::Run;
@@ -706,27 +708,55 @@ fn segment_of(bytes: &[u8]) {
         stored.extend(unchecked);
     }
     assert_eq!(stored.len() as u64, header.entries);
+    assert!(segment_format::filter_page(bytes, &header, header.filter_pages).is_none());
+    let filter = (0..header.filter_pages).map(|page| segment_format::filter_page(bytes, &header, page));
+    let filter: Vec<_> = filter.map(|page| page.expect("its length was checked")).collect();
+    let is_filter_sound =
+        filter.iter().all(|(page, number)| filter_format::check_page(page, *number).is_ok());
     sound &= stored.is_sorted_by(|a, b| entry_id(a) < entry_id(b));
     read(bytes, &header, hash.clone().unwrap_or(ObjectHash([0; 32])), &stored, sound);
 
     let decoded: Result<Vec<Entry>, _> = stored.iter().map(|bytes| Entry::decode(bytes)).collect();
     let (Ok(hash), Ok(entries), true) = (hash, decoded, sound) else { return };
-    let mut writer = SegmentWriter::new(entries.len());
-    for entry in entries {
-        writer.push(entry).expect("ids ascend");
+    let mut writer = SegmentWriter::new(entries.len()).with_filter_pages(header.filter_pages);
+    for entry in &entries {
+        writer.push(*entry).expect("ids ascend");
     }
-    let again = writer.finish(header.region, &header.packs);
-    assert_eq!(again, Ok((bytes.to_vec(), hash, header.entries)));
+    let again = writer.finish(header.region, &header.packs).expect("it is as many as it was");
+    if header.filter_pages == 0 {
+        assert_eq!(again, (bytes.to_vec(), hash, header.entries));
+        return;
+    }
+    if entries.iter().any(|entry| entry.pack as usize >= header.packs.len()) {
+        return;
+    }
+    // The filter may say what it will; one that was made for these entries denies none of them.
+    let filter_at = (header.pages as usize + 1) * PAGE_BYTES;
+    assert_eq!(
+        (again.0.len(), &again.0[PAGE_BYTES..filter_at]),
+        (bytes.len(), &bytes[PAGE_BYTES..filter_at])
+    );
+    let opened = |bytes: &[u8], hash| segment_reader(bytes, &header, hash);
+    let (made, as_it_is) = (opened(&again.0, again.1), opened(bytes, hash));
+    made.check_filter().expect("it was made for them");
+    let denies = entries.iter().any(|entry| !as_it_is.may_hold(entry.id.leading()));
+    assert!(
+        as_it_is.check_filter().is_err() == denies && (is_filter_sound || header.filter_pages > 1 || !denies)
+    );
 }
 
-/// Reads as `Segment`; if every page is sound, all answers must be right as well.
-fn read(bytes: &[u8], header: &SegmentHeader, hash: ObjectHash, stored: &[&[u8; ENTRY_BYTES]], sound: bool) {
+fn segment_reader(bytes: &[u8], header: &SegmentHeader, hash: ObjectHash) -> Segment {
     let name = SegmentName { session: SessionId([1; 16]), number: 0 };
     let (len, entries) = (bytes.len() as u64, header.entries);
     let record = SegmentRecord { name, len, entries, hash, replaces: Vec::new(), partial: Vec::new() };
     let owned = Bytes::Owned(Arc::new(bytes.to_vec()));
-    let segment = Segment::from_bytes(owned, header.region, &record).expect("the record is made from it");
-    assert_eq!((segment.entries(), segment.packs()), (entries, header.packs.as_slice()));
+    Segment::from_bytes(owned, header.region, &record).expect("the record is made from it")
+}
+
+/// Reads as `Segment`; if every page is sound, all answers must be right as well.
+fn read(bytes: &[u8], header: &SegmentHeader, hash: ObjectHash, stored: &[&[u8; ENTRY_BYTES]], sound: bool) {
+    let segment = segment_reader(bytes, header, hash);
+    assert_eq!((segment.entries(), segment.packs()), (header.entries, header.packs.as_slice()));
     let _ = segment.check_hash();
 
     let expected = |bytes: &[u8; ENTRY_BYTES]| {
@@ -796,9 +826,16 @@ fn refit(bytes: &mut Vec<u8>) {
         key
     });
     let mut entries = 0u64;
+    // The last ones are the filter's.
+    let filter_pages = usize::from(bytes[48]) % (pages + 1);
     for number in 0..pages {
         let page = &mut bytes[(number + 1) * PAGE_BYTES..][..PAGE_BYTES];
-        let last = number + 1 == pages;
+        if number >= pages - filter_pages {
+            page[4032..].fill(0);
+            page[4084..4088].copy_from_slice(&u32::try_from(number).unwrap_or(0).to_le_bytes());
+            continue;
+        }
+        let last = number + 1 == pages - filter_pages;
         let count = if last { 1 + u32::from(page[4080]) % 85 } else { 85 };
         page[count as usize * ENTRY_BYTES..4080].fill(0);
         page[4080..4084].copy_from_slice(&count.to_le_bytes());
@@ -806,7 +843,7 @@ fn refit(bytes: &mut Vec<u8>) {
         page[4088..4092].fill(0);
         entries += u64::from(count);
     }
-    fill_header(bytes, packs, entries, pages);
+    fill_header(bytes, packs, entries, pages - filter_pages, filter_pages);
     bytes.extend([0; HASH_BYTES]);
     seal_segment(bytes);
 }
@@ -826,18 +863,19 @@ fn lay_out(table: &[[u8; ENTRY_BYTES]], packs: u8) -> Vec<u8> {
         bytes.extend([7; 16]);
         bytes.extend(u64::from(number).to_le_bytes());
     }
-    fill_header(&mut bytes, usize::from(packs), table.len() as u64, table.len().div_ceil(PAGE_ENTRIES));
+    fill_header(&mut bytes, usize::from(packs), table.len() as u64, table.len().div_ceil(PAGE_ENTRIES), 0);
     bytes.extend([0; HASH_BYTES]);
     seal_segment(&mut bytes);
     bytes
 }
 
-fn fill_header(bytes: &mut [u8], packs: usize, entries: u64, pages: usize) {
+fn fill_header(bytes: &mut [u8], packs: usize, entries: u64, pages: usize, filter_pages: usize) {
     preamble(&SEGMENT, bytes);
     bytes[12..16].copy_from_slice(&u32::try_from(packs).unwrap_or(0).to_le_bytes());
     bytes[16..24].copy_from_slice(&entries.to_le_bytes());
     bytes[24..28].copy_from_slice(&u32::try_from(pages).unwrap_or(0).to_le_bytes());
     bytes[48..PAGE_BYTES].fill(0);
+    bytes[48..52].copy_from_slice(&u32::try_from(filter_pages).unwrap_or(0).to_le_bytes());
 }
 
 /// OVA: the input as the archive, as it is and with headers whose checksums fit; as the description in one; and as

@@ -56,7 +56,7 @@ fn fingerprint(block: &[u8]) -> u64 {
 }
 
 /// A bijection after which every output bit depends on every input bit (the finaliser of MurmurHash3).
-pub(super) fn mix(mut value: u64) -> u64 {
+pub(crate) fn mix(mut value: u64) -> u64 {
     value ^= value >> 33;
     value = value.wrapping_mul(0xff51_afd7_ed55_8ccd);
     value ^= value >> 33;

@@ -35,11 +35,16 @@ pub struct Kind {
 impl Kind {
     /// The hash of bytes as an object of this kind.
     pub fn hash(&self, parts: &[&[u8]]) -> ObjectHash {
-        let mut hasher = blake3::Hasher::new_derive_key(self.context);
+        let mut hasher = self.hasher();
         for part in parts {
             hasher.update(part);
         }
         ObjectHash(*hasher.finalize().as_bytes())
+    }
+
+    /// For an object's hash bit by bit.
+    pub(super) fn hasher(&self) -> blake3::Hasher {
+        blake3::Hasher::new_derive_key(self.context)
     }
 
     /// The bytes of an object of this kind, and its hash.

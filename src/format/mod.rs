@@ -8,6 +8,7 @@ pub mod entry;
 pub mod envelope;
 pub mod error;
 pub mod features;
+pub mod filter;
 pub mod manifest;
 pub mod pack;
 pub mod record;

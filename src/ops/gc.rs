@@ -161,6 +161,7 @@ pub fn collect(region: &Region, options: &GcOptions, context: &Context<'_>) -> R
     failure = failure.or(removed.failure);
     if !is_full {
         region.compact_index(account)?;
+        region.merge_large_segments(account, || context.check_cancelled())?;
         if collected.freed.count > 0 {
             region.prune_features()?;
         }

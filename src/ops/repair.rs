@@ -228,8 +228,8 @@ fn lost(region: &Region, catalog: &Catalog) -> Result<Vec<Lost>, OpsError> {
         match region.load_map(root.manifest) {
             Ok(map) => {
                 let ids: Vec<ChunkId> = map.chunks().iter().map(|chunk| chunk.id).collect();
-                for (chunk, has) in map.chunks().iter().zip(region.has_chunks(&ids)?) {
-                    if has {
+                for (chunk, place) in map.chunks().iter().zip(region.try_locate_usable(&ids)?) {
+                    if place.is_some() {
                         continue;
                     }
                     let start = block_offset(chunk.start_block);

@@ -4,7 +4,8 @@
 //! not listed, so their trailers are read instead.
 
 use super::error::PackError;
-use super::segment::{Segment, ids_with_leading};
+use super::quick::{QuickMap, QuickSet};
+use super::segment::{READ_AHEAD, Segment, ids_with_leading};
 use super::trailer::read_trailer;
 use crate::chunk::frame::Codec;
 use crate::format::entry::Entry;
@@ -14,6 +15,7 @@ use crate::model::catalog::Catalog;
 use crate::model::ids::{ChunkId, RegionId};
 use crate::model::objects::{PackName, PackState, SegmentName};
 use crate::model::units::BLOCK_BYTES;
+use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
@@ -65,25 +67,49 @@ pub struct Unreadable {
     pub error: Arc<PackError>,
 }
 
+/// What the word of a segment's filter counts that a chunk is not there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Filters {
+    /// It is taken for granted. If one is wrong, a chunk is stored a second time.
+    Trusted,
+    /// What filters deny is looked for last, and then all the same: nothing may be called lost by their word.
+    Doubted,
+}
+
+/// What a pack is good for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    /// Something new may refer to it.
+    Live,
+    /// A use would rescue it.
+    Condemned,
+    /// It can be read.
+    Closed,
+    /// It is not there.
+    Gone,
+}
+
 /// An immutable view of where chunks are, for one state of the catalogue.
 #[derive(Debug, Default)]
 pub struct Index {
     segments: Vec<Arc<Segment>>,
+    /// For each of them, what the packs of its table are good for.
+    standings: Vec<Vec<Standing>>,
     /// Packs that no segment lists, with their trailers.
     loose: HashMap<PackName, Arc<Vec<Entry>>>,
     /// Of those the ones that a segment lists a part of: a new segment would list no more of them.
     partial: HashSet<PackName>,
     /// The entries of all loose packs.
-    loose_table: HashMap<ChunkId, Location>,
+    loose_table: QuickMap<ChunkId, Location>,
     /// Further places of chunks that several loose packs hold.
     loose_more: HashMap<ChunkId, Vec<Location>>,
     unreadable: Vec<Unreadable>,
     /// Packs that something new may refer to without having to rescue them.
-    live: HashSet<PackName>,
+    live: QuickSet<PackName>,
     /// Packs that a use would rescue.
-    condemned: HashSet<PackName>,
+    condemned: QuickSet<PackName>,
     /// Packs that hold damage: what is intact is read if it is nowhere else, but nothing new may refer to them.
-    closed: HashSet<PackName>,
+    closed: QuickSet<PackName>,
 }
 
 impl Index {
@@ -103,12 +129,13 @@ impl Index {
             // What cannot be opened is left out: its packs' trailers say the same.
             index.segments.extend(open.or_else(|| Segment::open(storage, region, record).ok().map(Arc::new)));
         }
-        let mut listed: HashSet<PackName> = index.segments.iter().flat_map(|s| s.packs()).copied().collect();
-        for name in index.segments.iter().flat_map(|s| &s.record().partial) {
-            if listed.remove(name) && catalog.packs.contains_key(name) {
-                index.partial.insert(*name);
-            }
-        }
+        // A chunk that is there is most likely in the largest.
+        index.segments.sort_by_key(|segment| Reverse(segment.entries()));
+        let partial: QuickSet<PackName> =
+            index.segments.iter().flat_map(|s| &s.record().partial).copied().collect();
+        let segments = index.segments.clone();
+        let mut tables: Vec<&[PackName]> = segments.iter().map(|segment| segment.packs()).collect();
+        index.standings = tables.iter().map(|table| vec![Standing::Gone; table.len()]).collect();
         for (&name, pack) in catalog.packs.iter() {
             // Its bytes may be gone, and nothing needs it.
             if pack.state == PackState::Sweeping {
@@ -116,8 +143,20 @@ impl Index {
             }
             // A use of a condemned pack fails if it cannot rescue those of its bases, too: that one only gives what it has.
             let is_usable = pack.state == PackState::Live || catalog.can_be_used(name);
-            index.set_of(if is_usable { pack.state } else { PackState::Sweeping }).insert(name);
-            if listed.contains(&name) {
+            let standing = index.add_pack(name, if is_usable { pack.state } else { PackState::Sweeping });
+            // Tables ascend, as the catalogue does.
+            let mut is_listed = false;
+            for (table, standings) in tables.iter_mut().zip(&mut index.standings) {
+                *table = &table[table.iter().take_while(|listed| **listed < name).count()..];
+                if table.first() == Some(&name) {
+                    let at = standings.len() - table.len();
+                    standings[at] = standing;
+                    is_listed = true;
+                }
+            }
+            if is_listed && partial.contains(&name) {
+                index.partial.insert(name);
+            } else if is_listed {
                 continue;
             }
             let known = previous.loose.get(&name).or_else(|| written.get(&name)).cloned().map_or_else(
@@ -134,11 +173,22 @@ impl Index {
         index
     }
 
-    fn set_of(&mut self, state: PackState) -> &mut HashSet<PackName> {
-        match state {
-            PackState::Live => &mut self.live,
-            PackState::Condemned { .. } => &mut self.condemned,
-            PackState::Sweeping | PackState::Quarantined { .. } => &mut self.closed,
+    fn add_pack(&mut self, name: PackName, state: PackState) -> Standing {
+        let (set, standing) = match state {
+            PackState::Live => (&mut self.live, Standing::Live),
+            PackState::Condemned { .. } => (&mut self.condemned, Standing::Condemned),
+            PackState::Sweeping | PackState::Quarantined { .. } => (&mut self.closed, Standing::Closed),
+        };
+        set.insert(name);
+        standing
+    }
+
+    fn standing(&self, name: &PackName) -> Standing {
+        match self.rank(name) {
+            0 => Standing::Live,
+            1 => Standing::Condemned,
+            _ if self.closed.contains(name) => Standing::Closed,
+            _ => Standing::Gone,
         }
     }
 
@@ -159,15 +209,13 @@ impl Index {
         id: ChunkId,
         is_lost: impl Fn(&PackName) -> bool,
     ) -> Result<Option<Location>, PackError> {
-        if let Some(location) = self.locate_for_use(id, &is_lost)? {
+        if let Some(location) = self.locate_for_use(id, &is_lost, Filters::Doubted)? {
             return Ok(Some(location));
         }
-        let readable = |pack: &PackName| {
-            self.live.contains(pack) || self.condemned.contains(pack) || self.closed.contains(pack)
-        };
-        match self.find(id, |pack| readable(pack) && !is_lost(pack))? {
+        let is_there = |standing| standing != Standing::Gone;
+        match self.find(id, |standing, pack| is_there(standing) && !is_lost(pack), Filters::Doubted)? {
             Some(location) => Ok(Some(location)),
-            None => self.find(id, readable),
+            None => self.find(id, |standing, _| is_there(standing), Filters::Doubted),
         }
     }
 
@@ -177,11 +225,11 @@ impl Index {
         &self,
         id: ChunkId,
         is_lost: impl Fn(&PackName) -> bool,
+        filters: Filters,
     ) -> Result<Option<Location>, PackError> {
-        match self.find(id, |pack| self.live.contains(pack) && !is_lost(pack))? {
-            None if !self.condemned.is_empty() => {
-                self.find(id, |pack| self.condemned.contains(pack) && !is_lost(pack))
-            }
+        let find = |wanted| self.find(id, |standing, pack| standing == wanted && !is_lost(pack), filters);
+        match find(Standing::Live)? {
+            None if !self.condemned.is_empty() => find(Standing::Condemned),
             found => Ok(found),
         }
     }
@@ -197,7 +245,11 @@ impl Index {
     }
 
     /// A chunk whose id begins with these bytes and that is in a live pack as a plain frame.
-    pub fn find_leading(&self, leading: u64) -> Result<Option<(ChunkId, Location)>, PackError> {
+    pub fn find_leading(
+        &self,
+        leading: u64,
+        filters: Filters,
+    ) -> Result<Option<(ChunkId, Location)>, PackError> {
         let (first, last) = ids_with_leading(leading);
         let is_good = |entry: &Entry, pack: &PackName| entry.codec.is_plain() && self.live.contains(pack);
         for (pack, entries) in &self.loose {
@@ -209,7 +261,8 @@ impl Index {
                 return Ok(Some((entry.id, Location::new(entry, *pack))));
             }
         }
-        for segment in &self.segments {
+        let admits = |segment: &&Arc<Segment>| filters == Filters::Doubted || segment.may_hold(leading);
+        for segment in self.segments.iter().filter(admits) {
             if let Some((entry, pack)) = segment.lookup_leading(leading)?
                 && is_good(&entry, &pack)
             {
@@ -219,24 +272,56 @@ impl Index {
         Ok(None)
     }
 
-    fn find(&self, id: ChunkId, admits: impl Fn(&PackName) -> bool) -> Result<Option<Location>, PackError> {
+    /// What `look_up` gives for each id. What it reads of segments is read before, of some ids at once: memory is waited
+    /// for once for all of them.
+    pub fn for_each<T, E>(
+        &self,
+        ids: &[ChunkId],
+        mut look_up: impl FnMut(ChunkId) -> Result<T, E>,
+    ) -> Result<Vec<T>, E> {
+        let mut found = Vec::with_capacity(ids.len());
+        for some in ids.chunks(READ_AHEAD) {
+            self.segments.iter().for_each(|segment| segment.read_ahead(some));
+            for id in some {
+                found.push(look_up(*id)?);
+            }
+        }
+        Ok(found)
+    }
+
+    fn find(
+        &self,
+        id: ChunkId,
+        admits: impl Fn(Standing, &PackName) -> bool,
+        filters: Filters,
+    ) -> Result<Option<Location>, PackError> {
         if let Some(location) = self.loose_table.get(&id) {
             let more = self.loose_more.get(&id).into_iter().flatten();
-            if let Some(location) = [location].into_iter().chain(more).find(|place| admits(&place.pack)) {
+            let mut places = [location].into_iter().chain(more);
+            if let Some(location) = places.find(|place| admits(self.standing(&place.pack), &place.pack)) {
                 return Ok(Some(*location));
             }
         }
-        for segment in &self.segments {
-            if let Some((entry, pack)) = segment.lookup(id)?
-                && admits(&pack)
-            {
-                return Ok(Some(Location::new(&entry, pack)));
+        let leading = id.leading();
+        let mut are_denied = false;
+        loop {
+            for (segment, standings) in self.segments.iter().zip(&self.standings) {
+                if segment.may_hold(leading) != are_denied
+                    && let Some((entry, pack)) = segment.lookup(id)?
+                    && standings.get(entry.pack as usize).is_some_and(|standing| admits(*standing, &pack))
+                {
+                    return Ok(Some(Location::new(&entry, pack)));
+                }
             }
+            if are_denied || filters == Filters::Trusted {
+                return Ok(None);
+            }
+            are_denied = true;
         }
-        Ok(None)
     }
 
-    /// Every place of a chunk in packs that are there, best first.
+    /// Every place of a chunk in packs that are there, best first. Filters are not asked: places are looked for where
+    /// one is damaged, or a delta needs its base.
     pub fn places_of(&self, id: ChunkId) -> Result<Vec<Location>, PackError> {
         let loose =
             self.loose_table.get(&id).into_iter().chain(self.loose_more.get(&id).into_iter().flatten());

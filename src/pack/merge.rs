@@ -1,90 +1,257 @@
-//! New segments from trailers and old segments.
+//! New segments from trailers and old segments, made front to back: no segment is in memory as a whole.
 
 use super::error::PackError;
 use super::index::Index;
 use super::places::{Group, Places};
+use super::quick::QuickMap;
 use super::segment::Segment;
 use crate::format::entry::Entry;
-use crate::format::segment::SegmentWriter;
-use crate::model::ids::RegionId;
+use crate::format::filter;
+use crate::format::segment::{SegmentEncoder, SegmentPlan};
+use crate::model::ids::{ObjectHash, RegionId};
 use crate::model::objects::{PackName, SegmentName, SegmentRecord};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-/// Segments larger than this are not merged again: a merge builds the new segment in memory.
-const MERGED_ENTRIES_MAX: u64 = 4 << 20;
+/// Segments of so many entries are left to collections: what a writer merges beside its work stays quick, and the two
+/// never take in the same segment.
+const LARGE_ENTRIES: u64 = 2 << 20;
+/// The most entries that a writer merges.
+const WRITER_ENTRIES_MAX: u64 = 4 << 20;
+/// Bytes that are written at once.
+const PIECE_BYTES: usize = 1 << 20;
+/// Chunks that are gone through between two looks at whether to go on.
+const WATCH_CHUNKS: u64 = 1 << 16;
 
-/// A segment that is complete, and not yet stored.
-pub struct MergedSegment {
-    /// All of its bytes.
-    pub bytes: Vec<u8>,
-    /// What the log will say of it.
-    pub record: SegmentRecord,
+/// What a new segment takes in.
+#[derive(Debug, Clone, Default)]
+pub struct Choice {
+    /// Segments, which it replaces.
+    pub segments: Vec<Arc<Segment>>,
+    /// Whether the loose packs, too.
+    pub with_loose: bool,
 }
 
 /// Which segments a new one over the loose packs takes in: from the smallest up, as long as each is at most
 /// twice what is already in, so that each entry is rewritten a logarithmic number of times; and those of which half
-/// of the packs are gone.
-pub fn choose(index: &Index) -> Vec<Arc<Segment>> {
-    let mut by_size: Vec<_> = index.segments().to_vec();
-    by_size.sort_by_key(|segment| segment.entries());
+/// of the packs are gone. No large ones.
+pub fn choose(index: &Index) -> Choice {
     let mut total = index.unlisted().1 as u64;
-    let mut chosen = Vec::new();
+    let mut segments = Vec::new();
     let mut is_growing = true;
-    for segment in by_size {
+    for segment in by_size(index, false) {
         is_growing &= segment.entries() <= 2 * total;
-        if (is_growing || is_worn(index, &segment)) && segment.entries() + total <= MERGED_ENTRIES_MAX {
+        if (is_growing || is_worn(index, &segment)) && segment.entries() + total <= WRITER_ENTRIES_MAX {
             total += segment.entries();
-            chosen.push(segment);
+            segments.push(segment);
         } else {
             is_growing = false;
         }
     }
-    chosen
+    Choice { segments, with_loose: true }
 }
 
-/// Whether half of the packs that a segment lists are gone, and it can be merged again.
-pub fn is_worn(index: &Index, segment: &Segment) -> bool {
-    if segment.entries() > MERGED_ENTRIES_MAX {
-        return false;
-    }
+/// Which large segments become one, so that each is more than twice as large as all smaller ones together. If they are,
+/// one of which half of the packs are gone. None if all is well.
+pub fn choose_large(index: &Index) -> Option<Choice> {
+    let large = by_size(index, true);
+    let sizes: Vec<u64> = large.iter().map(|segment| segment.entries()).collect();
+    let count = growing(&sizes);
+    let segments = if count > 0 {
+        large[..count].to_vec()
+    } else {
+        vec![large.into_iter().find(|segment| is_worn(index, segment))?]
+    };
+    Some(Choice { segments, with_loose: false })
+}
+
+/// How many of some sizes, which ascend, must become one so that each of what is left is more than twice as large as all
+/// smaller ones together. What that makes is half as large again as the largest that goes into it.
+fn growing(sizes: &[u64]) -> usize {
+    let is_too_near = |&at: &usize| sizes[at] <= 2 * sizes[..at].iter().sum::<u64>();
+    (1..sizes.len()).rev().find(is_too_near).map_or(0, |at| at + 1)
+}
+
+/// The segments that are large, or those that are not, the smallest first.
+fn by_size(index: &Index, are_large: bool) -> Vec<Arc<Segment>> {
+    let wanted = |segment: &&Arc<Segment>| is_large(segment) == are_large;
+    let mut by_size: Vec<_> = index.segments().iter().filter(wanted).cloned().collect();
+    by_size.sort_by_key(|segment| (segment.entries(), segment.record().name));
+    by_size
+}
+
+fn is_large(segment: &Segment) -> bool {
+    segment.entries() >= LARGE_ENTRIES
+}
+
+/// Whether half of the packs that a segment lists are gone.
+fn is_worn(index: &Index, segment: &Segment) -> bool {
     let gone = segment.packs().iter().filter(|pack| !index.is_known(pack)).count();
     gone > 0 && 2 * gone >= segment.packs().len()
 }
 
-/// A segment `name` over the loose packs of an index and the given segments. Of a chunk's places it lists the best;
-/// packs of which it leaves something out stand in its record as partial, and packs that are gone not at all.
-pub fn merge(
-    index: &Index,
-    segments: &[Arc<Segment>],
-    region: RegionId,
-    name: SegmentName,
-) -> Result<MergedSegment, PackError> {
-    let damaged = |source| PackError::damaged(name, source);
-    let listed = segments.iter().flat_map(|s| s.packs()).filter(|pack| index.is_known(pack));
-    let packs: BTreeSet<PackName> = index.loose().keys().chain(listed).copied().collect();
-    let packs: Vec<PackName> = packs.into_iter().collect();
-    let place = |pack: PackName| u32::try_from(packs.partition_point(|&p| p < pack)).unwrap_or(u32::MAX);
+/// Whether a segment that a writer merges is worn.
+pub fn has_worn(index: &Index) -> bool {
+    index.segments().iter().any(|segment| !is_large(segment) && is_worn(index, segment))
+}
 
-    let entries = index.unlisted().1
-        + segments.iter().map(|s| usize::try_from(s.entries()).unwrap_or(0)).sum::<usize>();
-    let mut writer = SegmentWriter::new(entries);
-    // What is listed in part, and cannot be read now to list the rest, stays listed in part.
-    let mut partial: BTreeSet<PackName> = segments
-        .iter()
-        .flat_map(|segment| &segment.record().partial)
-        .filter(|pack| index.is_known(pack) && !index.loose().contains_key(pack))
-        .copied()
-        .collect();
-    let (mut places, mut group) = (Places::new(index, segments)?, Group::default());
-    while places.next_into(&mut group)? {
-        let Some((entry, pack)) = group.best(index) else { continue };
-        partial.extend(group.places.iter().map(|(_, other)| *other).filter(|other| *other != pack));
-        writer.push(Entry { pack: place(pack), ..entry }).map_err(damaged)?;
+/// A segment that is known as to what will be in it, and not yet made. Of a chunk's places it lists the best;
+/// packs of which it leaves something out stand in its record as partial, and packs that are gone not at all.
+pub struct Merge<'a> {
+    index: &'a Index,
+    choice: &'a Choice,
+    region: RegionId,
+    packs: Vec<PackName>,
+    /// Where each stands in the table.
+    places: QuickMap<PackName, u32>,
+    partial: BTreeSet<PackName>,
+    entries: u64,
+}
+
+impl<'a> Merge<'a> {
+    /// Goes through all that it takes in once, to know how much it is. `watch` is asked now and then whether to go on.
+    pub fn plan<E: From<PackError>>(
+        index: &'a Index,
+        choice: &'a Choice,
+        region: RegionId,
+        mut watch: impl FnMut() -> Result<(), E>,
+    ) -> Result<Self, E> {
+        let segments = &choice.segments;
+        let listed = segments.iter().flat_map(|s| s.packs()).filter(|pack| index.is_known(pack));
+        let loose = index.loose().keys().filter(|_| choice.with_loose);
+        let packs: BTreeSet<PackName> = loose.chain(listed).copied().collect();
+        let packs: Vec<PackName> = packs.into_iter().collect();
+        let places = packs.iter().copied().zip(0..).collect();
+        // What is listed in part, and is not taken in as a whole now, stays listed in part.
+        let is_whole = |pack: &PackName| choice.with_loose && index.loose().contains_key(pack);
+        let mut partial: BTreeSet<PackName> = segments
+            .iter()
+            .flat_map(|segment| &segment.record().partial)
+            .filter(|pack| index.is_known(pack) && !is_whole(pack))
+            .copied()
+            .collect();
+        let (mut all, mut group) = (Places::new(index, segments, choice.with_loose)?, Group::default());
+        let mut entries = 0_u64;
+        while all.next_into(&mut group)? {
+            let Some((_, pack)) = group.best(index) else { continue };
+            partial.extend(group.places.iter().map(|(_, other)| *other).filter(|other| *other != pack));
+            entries += 1;
+            if entries.is_multiple_of(WATCH_CHUNKS) {
+                watch()?;
+            }
+        }
+        Ok(Self { index, choice, region, packs, places, partial, entries })
     }
-    let (bytes, hash, entries) = writer.finish(region, &packs).map_err(damaged)?;
-    let replaces = segments.iter().map(|segment| segment.record().name).collect();
-    let partial = partial.into_iter().collect();
-    let record = SegmentRecord { name, len: bytes.len() as u64, entries, hash, replaces, partial };
-    Ok(MergedSegment { bytes, record })
+
+    /// Begins to make it.
+    pub fn pieces(&self) -> Result<Pieces<'_>, PackError> {
+        let filter_pages = u32::try_from(filter::pages_for(self.entries)).unwrap_or(0);
+        let (region, packs, entries) = (self.region, &self.packs[..], self.entries);
+        let encoder = SegmentEncoder::begin(SegmentPlan { region, packs, entries, filter_pages });
+        let encoder = encoder.map_err(|source| PackError::damaged("a new index segment", source))?;
+        let (all, group) = (self.all()?, Group::default());
+        Ok(Pieces {
+            merge: self,
+            encoder,
+            all,
+            group,
+            phase: Phase::Entries,
+            len: 0,
+            hash: ObjectHash([0; 32]),
+        })
+    }
+
+    /// What the log says of it under a name, once all pieces were taken.
+    pub fn record(&self, name: SegmentName, made: &Pieces<'_>) -> SegmentRecord {
+        let replaces = self.choice.segments.iter().map(|segment| segment.record().name).collect();
+        let partial = self.partial.iter().copied().collect();
+        SegmentRecord { name, len: made.len, entries: self.entries, hash: made.hash, replaces, partial }
+    }
+
+    fn all(&self) -> Result<Places<'_>, PackError> {
+        Places::new(self.index, &self.choice.segments, self.choice.with_loose)
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Entries,
+    Filter,
+    Done,
+}
+
+/// The bytes of a segment, piece by piece. Memory: a piece, and a page of each segment that is taken in.
+pub struct Pieces<'a> {
+    merge: &'a Merge<'a>,
+    encoder: SegmentEncoder<'a>,
+    all: Places<'a>,
+    group: Group,
+    phase: Phase,
+    len: u64,
+    hash: ObjectHash,
+}
+
+impl Pieces<'_> {
+    /// The next piece; none at the end.
+    pub fn next_piece(&mut self) -> Result<Option<Vec<u8>>, PackError> {
+        let broken = |source| PackError::damaged("a new index segment", source);
+        while self.phase != Phase::Done && self.encoder.ready() < PIECE_BYTES {
+            let best =
+                if self.all.next_into(&mut self.group)? { self.group.best(self.merge.index) } else { None };
+            match (best, self.phase) {
+                (Some((entry, pack)), Phase::Entries) => {
+                    let pack = self.merge.places.get(&pack).copied().unwrap_or(u32::MAX);
+                    self.encoder.push(&Entry { pack, ..entry }).map_err(broken)?;
+                }
+                (Some((entry, _)), _) => self.encoder.push_filter(entry.id).map_err(broken)?,
+                // Once more, for the filter.
+                (None, Phase::Entries) if self.encoder.has_filter() => {
+                    self.phase = Phase::Filter;
+                    self.all = self.merge.all()?;
+                }
+                (None, _) => {
+                    let (bytes, hash) = self.encoder.finish().map_err(broken)?;
+                    (self.phase, self.hash) = (Phase::Done, hash);
+                    self.len += bytes.len() as u64;
+                    return Ok(Some(bytes));
+                }
+            }
+        }
+        if self.phase == Phase::Done {
+            return Ok(None);
+        }
+        let bytes = self.encoder.take();
+        self.len += bytes.len() as u64;
+        Ok(Some(bytes))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn merging_leaves_few_and_rewrites_an_entry_a_few_times() {
+        let (mut sizes, mut rewritten, mut most) = (Vec::<u64>::new(), 0, 0);
+        for number in 0..5000_u64 {
+            sizes.push(2 + number % 3);
+            sizes.sort_unstable();
+            // As often as a collection comes, and not after each.
+            while number % 3 == 0 && growing(&sizes) > 1 {
+                let merged = sizes.drain(..growing(&sizes)).sum();
+                rewritten += merged;
+                sizes.push(merged);
+                sizes.sort_unstable();
+            }
+            if number % 3 == 0 {
+                let larger = |at: usize| sizes[at] > 2 * sizes[..at].iter().sum::<u64>();
+                assert!((1..sizes.len()).all(larger), "{sizes:?}");
+                most = most.max(sizes.len());
+            }
+        }
+        let total: u64 = sizes.iter().sum();
+        assert!(most <= 8 && rewritten < 10 * total, "{most} segments, {rewritten} of {total} rewritten");
+        assert_eq!((growing(&[]), growing(&[5]), growing(&[5, 11]), growing(&[5, 10, 31])), (0, 0, 0, 2));
+        assert_eq!((growing(&[5, 11, 12]), growing(&[5, 11, 33])), (3, 0));
+    }
 }

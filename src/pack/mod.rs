@@ -14,6 +14,7 @@ pub mod error;
 pub mod index;
 pub mod merge;
 pub mod places;
+pub mod quick;
 pub mod read;
 pub mod segment;
 pub mod similar;

@@ -8,9 +8,19 @@ use crate::model::ids::ChunkId;
 use crate::model::objects::PackName;
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
+use std::collections::binary_heap::PeekMut;
 use std::sync::Arc;
 
-type Source<'a> = Box<dyn Iterator<Item = Result<(Entry, PackName), PackError>> + 'a>;
+type Item = (Entry, PackName);
+
+/// Entries in the order of chunks.
+struct Source<'a> {
+    items: Box<dyn Iterator<Item = Result<Item, PackError>> + 'a>,
+    /// Of the packs that a segment's entries point to, which are there; a loose pack is.
+    known: Option<Vec<bool>>,
+    /// The next one.
+    head: Option<Item>,
+}
 
 /// The places of one chunk, each pack once.
 #[derive(Debug, Default)]
@@ -23,59 +33,76 @@ impl Group {
     /// The place to keep: in a live pack if there is one, then as a plain frame, and then in the pack that comes first
     /// by name, so that everybody who asks keeps the same.
     pub fn best(&self, index: &Index) -> Option<(Entry, PackName)> {
+        if let [only] = self.places[..] {
+            return Some(only);
+        }
         let rank = |(entry, pack): &(Entry, PackName)| (index.rank(pack), !entry.codec.is_plain(), *pack);
         self.places.iter().copied().min_by_key(rank)
     }
 }
 
-/// Goes through the places of chunks, ascending by chunk. Memory: a page of each segment.
+/// Goes through the places of chunks, ascending by chunk. Memory: a page of each segment, and a byte for each pack.
 pub struct Places<'a> {
-    index: &'a Index,
     sources: Vec<Source<'a>>,
-    heap: BinaryHeap<Reverse<(ChunkId, usize, Entry, PackName)>>,
+    /// The next chunk of each source that has one, its leading bytes before it: these are quickly compared.
+    heap: BinaryHeap<Reverse<(u64, ChunkId, usize)>>,
 }
 
 impl<'a> Places<'a> {
-    /// Those in some segments and in all loose packs of an index. What is in packs that are gone is left out.
-    pub fn new(index: &'a Index, segments: &'a [Arc<Segment>]) -> Result<Self, PackError> {
+    /// Those in some segments and, `with_loose`, in all loose packs of an index. What is in packs that are gone is left
+    /// out.
+    pub fn new(index: &'a Index, segments: &'a [Arc<Segment>], with_loose: bool) -> Result<Self, PackError> {
         let mut sources: Vec<Source<'a>> = Vec::new();
-        for (&pack, trailer) in index.loose() {
-            sources.push(Box::new(trailer.iter().map(move |entry| Ok((*entry, pack)))));
+        for (&pack, trailer) in index.loose().iter().filter(|_| with_loose) {
+            let items = Box::new(trailer.iter().map(move |entry| Ok((*entry, pack))));
+            sources.push(Source { items, known: None, head: None });
         }
         for segment in segments {
-            sources.push(Box::new(segment.iter()));
+            let known = segment.packs().iter().map(|pack| index.is_known(pack)).collect();
+            sources.push(Source { items: Box::new(segment.iter()), known: Some(known), head: None });
         }
-        let mut places = Self { index, sources, heap: BinaryHeap::new() };
-        for number in 0..places.sources.len() {
-            places.refill(number)?;
+        let mut heap = BinaryHeap::with_capacity(sources.len());
+        for (number, source) in sources.iter_mut().enumerate() {
+            heap.extend(source.advance()?.map(|id| Reverse((id.leading(), id, number))));
         }
-        Ok(places)
-    }
-
-    fn refill(&mut self, number: usize) -> Result<(), PackError> {
-        for next in self.sources[number].by_ref() {
-            let (entry, pack) = next?;
-            if self.index.is_known(&pack) {
-                self.heap.push(Reverse((entry.id, number, entry, pack)));
-                break;
-            }
-        }
-        Ok(())
+        Ok(Self { sources, heap })
     }
 
     /// The next chunk's places; whether there was one.
     pub fn next_into(&mut self, group: &mut Group) -> Result<bool, PackError> {
         group.places.clear();
-        while let Some(Reverse((id, ..))) = self.heap.peek()
-            && group.places.first().is_none_or(|(first, _)| first.id == *id)
-        {
-            let Some(Reverse((_, number, entry, pack))) = self.heap.pop() else { break };
-            // A pack that a segment lists in part comes from its trailer, too.
-            if !group.places.iter().any(|(_, known)| *known == pack) {
+        while let Some(mut first) = self.heap.peek_mut() {
+            let Reverse((_, id, number)) = *first;
+            if group.places.first().is_some_and(|(first, _)| first.id != id) {
+                break;
+            }
+            let source = &mut self.sources[number];
+            if let Some((entry, pack)) = source.head
+                // A pack that a segment lists in part comes from its trailer, too.
+                && !group.places.iter().any(|(_, known)| *known == pack)
+            {
                 group.places.push((entry, pack));
             }
-            self.refill(number)?;
+            match source.advance()? {
+                Some(next) => *first = Reverse((next.leading(), next, number)),
+                None => drop(PeekMut::pop(first)),
+            }
         }
         Ok(!group.places.is_empty())
+    }
+}
+
+impl Source<'_> {
+    /// Goes on to the next entry in a pack that is there; its chunk.
+    fn advance(&mut self) -> Result<Option<ChunkId>, PackError> {
+        self.head = None;
+        for next in self.items.by_ref() {
+            let (entry, pack) = next?;
+            if self.known.as_ref().is_none_or(|known| known.get(entry.pack as usize) == Some(&true)) {
+                self.head = Some((entry, pack));
+                return Ok(Some(entry.id));
+            }
+        }
+        Ok(None)
     }
 }

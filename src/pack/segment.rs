@@ -2,9 +2,10 @@
 
 use super::checked::Checked;
 use super::error::PackError;
-use crate::format::entry::{Entry, entry_id};
+use crate::format::entry::{ENTRY_BYTES, Entry, entry_id};
 use crate::format::error::FormatError;
-use crate::format::segment::{self, PAGE_ENTRIES, SegmentHeader};
+use crate::format::filter;
+use crate::format::segment::{self, PAGE_BYTES, PAGE_ENTRIES, SegmentHeader};
 use crate::io::map::Bytes;
 use crate::io::storage::Storage;
 use crate::model::ids::{ChunkId, RegionId};
@@ -12,6 +13,11 @@ use crate::model::objects::{PackName, SegmentRecord};
 
 /// Guesses by interpolation before bisection.
 const INTERPOLATIONS_MAX: u32 = 6;
+
+/// Look-ups whose memory is read at once.
+pub(super) const READ_AHEAD: usize = 32;
+/// Entries on both sides of where one should be that are read with it.
+const NEAR_ENTRIES: usize = 4;
 
 /// An open segment. Pages are checked when they are first touched.
 #[derive(Debug)]
@@ -21,6 +27,8 @@ pub struct Segment {
     bytes: Bytes,
     /// Pages whose checksum was found good.
     checked: Checked,
+    /// And those of the filter.
+    filter_checked: Checked,
 }
 
 impl Segment {
@@ -42,7 +50,8 @@ impl Segment {
             return Err(damaged(FormatError::invalid("index segment", why)));
         }
         let checked = Checked::none_of(header.pages);
-        Ok(Self { record: record.clone(), header, bytes, checked })
+        let filter_checked = Checked::none_of(header.filter_pages);
+        Ok(Self { record: record.clone(), header, bytes, checked, filter_checked })
     }
 
     /// What the log says of it.
@@ -60,6 +69,36 @@ impl Segment {
         self.header.entries
     }
 
+    /// Whether a chunk whose id begins with these bytes may be here, as the filter says; always true if there is none,
+    /// or if what it says is damaged. That it is not is worth a checksum and no more: who would call a chunk lost for
+    /// it looks it up as well.
+    pub fn may_hold(&self, leading: u64) -> bool {
+        self.filter_page(leading).is_none_or(|(page, place)| filter::may_hold(page, place, leading))
+    }
+
+    /// The page of the filter that an id's block is on, if it is sound, and the block's place there.
+    fn filter_page(&self, leading: u64) -> Option<(&[u8; PAGE_BYTES], usize)> {
+        let (number, place) = filter::place(leading, self.header.filter_pages);
+        let (page, as_page) = segment::filter_page(self.bytes.as_ref(), &self.header, number)?;
+        if !self.filter_checked.has(number) {
+            filter::check_page(page, as_page).ok()?;
+            self.filter_checked.set(number);
+        }
+        Some((page, place))
+    }
+
+    /// Whether the filter denies none of the chunks that are here.
+    pub fn check_filter(&self) -> Result<(), PackError> {
+        for entry in self.iter() {
+            let (entry, _) = entry?;
+            if !self.may_hold(entry.id.leading()) {
+                let why = format!("it denies chunk {}, which is there", entry.id);
+                return Err(PackError::damaged(self.record.name, FormatError::invalid("index filter", why)));
+            }
+        }
+        Ok(())
+    }
+
     /// A chunk's entry and its pack.
     pub fn lookup(&self, id: ChunkId) -> Result<Option<(Entry, PackName)>, PackError> {
         self.search(id, id).map_err(|source| PackError::damaged(self.record.name, source))
@@ -71,10 +110,22 @@ impl Segment {
         self.search(first, last).map_err(|source| PackError::damaged(self.record.name, source))
     }
 
-    /// An entry between two ids, which are equal or next to each other. Ids are uniform, so the page is guessed by
-    /// interpolation between what is known of the bracket's ends: two or three pages are touched as a rule. Ids that are
-    /// not uniform end in bisection.
+    /// An entry between two ids, which are equal or next to each other. The filter says about where it is. Without one,
+    /// and where that was wrong, the page is guessed by interpolation between what is known of the bracket's ends, since
+    /// ids are uniform: two or three pages are touched as a rule. Ids that are not uniform end in bisection.
     fn search(&self, from: ChunkId, to: ChunkId) -> Result<Option<(Entry, PackName)>, FormatError> {
+        let answer = |entry: Option<&[u8; ENTRY_BYTES]>| {
+            let found = entry.filter(|entry| (from..=to).contains(&entry_id(entry)));
+            found.map(|entry| self.resolve(Entry::decode(entry)?)).transpose()
+        };
+        if let Some((page, near)) = self.hint(from.leading()) {
+            let page = self.page(page)?;
+            let at = partition_near(page, near, from);
+            // Between two entries of the page, or its first one: there is no other place for it.
+            if page.get(at).is_some_and(|entry| at > 0 || entry_id(entry) <= to) {
+                return answer(page.get(at));
+            }
+        }
         let (mut low, mut high) = (0, self.header.pages);
         let (mut low_key, mut high_key) = (0, u64::MAX);
         let mut interpolations = 0..INTERPOLATIONS_MAX;
@@ -90,12 +141,41 @@ impl Segment {
             } else if from > last {
                 (low, low_key) = (guess + 1, last.leading());
             } else {
-                let at = page.partition_point(|entry| entry_id(entry) < from);
-                let found = page.get(at).filter(|entry| entry_id(entry) <= to);
-                return found.map(|entry| self.resolve(Entry::decode(entry)?)).transpose();
+                return answer(page.get(page.partition_point(|entry| entry_id(entry) < from)));
             }
         }
         Ok(None)
+    }
+
+    /// Reads what look-ups of at most [`READ_AHEAD`] ids are going to read, and gives nothing. The reads do not wait for
+    /// each other, as those of one look-up after the other do.
+    pub(super) fn read_ahead(&self, ids: &[ChunkId]) {
+        let mut read = 0;
+        for id in ids {
+            read ^= self.filter_page(id.leading()).map_or(0, |(page, place)| page[64 * place]);
+        }
+        let mut hints = [None; READ_AHEAD];
+        for (hint, id) in hints.iter_mut().zip(ids) {
+            *hint = self.may_hold(id.leading()).then(|| self.hint(id.leading())).flatten();
+        }
+        let bytes = self.bytes.as_ref();
+        for (page, at) in hints.into_iter().flatten() {
+            let page = (page as usize + 1) * PAGE_BYTES;
+            let (start, end) = (at.saturating_sub(NEAR_ENTRIES), at + NEAR_ENTRIES);
+            for line in (page + start * ENTRY_BYTES..page + end * ENTRY_BYTES).step_by(64) {
+                read ^= bytes.get(line).copied().unwrap_or(0);
+            }
+        }
+        std::hint::black_box(read);
+    }
+
+    /// The page, and the place there, at which the filter says that an id should be.
+    fn hint(&self, leading: u64) -> Option<(u32, usize)> {
+        let (page, place) = self.filter_page(leading)?;
+        let position = filter::position(page, place, leading, self.header.filter_pages, self.header.entries);
+        let page =
+            u32::try_from(position / PAGE_ENTRIES as u64).ok().filter(|page| *page < self.header.pages)?;
+        Some((page, usize::try_from(position % PAGE_ENTRIES as u64).ok()?))
     }
 
     fn resolve(&self, entry: Entry) -> Result<(Entry, PackName), FormatError> {
@@ -146,6 +226,22 @@ impl Segment {
     }
 }
 
+/// How many entries of a page are below an id, looked for from a place on in steps that grow.
+fn partition_near(page: &[[u8; ENTRY_BYTES]], near: usize, id: ChunkId) -> usize {
+    let is_below = |entry: &[u8; ENTRY_BYTES]| entry_id(entry) < id;
+    let near = near.min(page.len());
+    let (mut low, mut high, mut step) = (near, near, 1);
+    while low > 0 && !is_below(&page[low - 1]) {
+        (low, high) = (low.saturating_sub(step), low);
+        step *= 2;
+    }
+    while high < page.len() && low == near && is_below(&page[high]) {
+        high = (high + step).min(page.len());
+        step *= 2;
+    }
+    low + page[low..high].partition_point(is_below)
+}
+
 /// The first and the last id that begin with these bytes.
 pub(super) fn ids_with_leading(leading: u64) -> (ChunkId, ChunkId) {
     let (mut first, mut last) = ([0; 32], [0xff; 32]);
@@ -160,4 +256,22 @@ fn interpolate(key: u64, low_key: u64, high_key: u64, pages: u32) -> u32 {
     let span = u128::from(high_key.saturating_sub(low_key)) + 1;
     let page = above * u128::from(pages) / span;
     u32::try_from(page).unwrap_or(u32::MAX).min(pages.saturating_sub(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_place_of_an_id_is_found_from_wherever_one_begins() {
+        for count in 0..40_u8 {
+            let page: Vec<[u8; ENTRY_BYTES]> = (0..count).map(|n| [2 * n + 1; ENTRY_BYTES]).collect();
+            for id in 0..=2 * count {
+                let expected = page.partition_point(|entry| entry[0] < id);
+                for near in 0..=page.len() + 2 {
+                    assert_eq!(partition_near(&page, near, ChunkId([id; 32])), expected, "{id} of {count}");
+                }
+            }
+        }
+    }
 }

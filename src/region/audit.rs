@@ -119,37 +119,47 @@ impl Region {
         Ok(listed.iter().filter_map(|listed| sequence_in(&listed.name)).max().unwrap_or(0))
     }
 
-    /// Checks a segment's hash and that each of its entries is what the pack's trailer says.
+    /// Checks a segment's hash, that each of its entries is what the pack's trailer says, and that its filter denies
+    /// none of them. Memory: a trailer, and a number for each pack.
     pub fn audit_segment(&self, catalog: &Catalog, name: SegmentName) -> Result<(), RegionError> {
         let Some(record) = catalog.segments.get(&name) else { return Ok(()) };
         let segment = Segment::open(&*self.0.storage, self.0.header.id, record)?;
         segment.check_hash()?;
-        let mut trailers: HashMap<PackName, Arc<Vec<Entry>>> = HashMap::new();
-        for pack in segment.packs().iter().filter_map(|name| catalog.packs.get(name)) {
-            // A trailer that cannot be read is the pack's finding, not the segment's.
-            if let Ok(trailer) = read_trailer(&*self.0.storage, self.0.header.id, &pack.record) {
-                trailers.insert(pack.record.name, Arc::new(trailer.entries));
-            }
-        }
+        segment.check_filter()?;
+        let damaged = |why| {
+            let source = FormatError::Invalid { what: "index segment", why };
+            Err(RegionError::damaged(&name.to_string(), source))
+        };
         let mut listed: HashMap<PackName, usize> = HashMap::new();
         for item in segment.iter() {
-            let (entry, pack) = item?;
-            *listed.entry(pack).or_default() += 1;
-            let Some(trailer) = trailers.get(&pack) else { continue };
-            let same = trailer.binary_search_by(|e| e.id.cmp(&entry.id)).map(|at| trailer[at]);
-            if same != Ok(Entry { pack: 0, ..entry }) {
-                let why = format!("chunk {} is not where it says in {pack}", entry.id);
-                let source = FormatError::Invalid { what: "index segment", why };
-                return Err(RegionError::damaged(&name.to_string(), source));
-            }
+            *listed.entry(item?.1).or_default() += 1;
         }
-        // Who lists a pack, and does not say that it lists it in part, lists all of it: nobody looks any further.
-        for (pack, trailer) in &trailers {
-            let found = listed.get(pack).copied().unwrap_or(0);
-            if found != trailer.len() && !record.partial.contains(pack) {
-                let why = format!("it lists {found} of the {} chunks in {pack}", trailer.len());
-                let source = FormatError::Invalid { what: "index segment", why };
-                return Err(RegionError::damaged(&name.to_string(), source));
+        for pack in segment.packs().iter().filter_map(|name| catalog.packs.get(name)) {
+            let name = pack.record.name;
+            // A trailer that cannot be read is the pack's finding, not the segment's.
+            let Ok(trailer) = read_trailer(&*self.0.storage, self.0.header.id, &pack.record) else {
+                continue;
+            };
+            let mut found = 0;
+            for entry in &trailer.entries {
+                let Some((same, _)) = segment.lookup(entry.id)?.filter(|(_, place)| *place == name) else {
+                    continue;
+                };
+                if (Entry { pack: 0, ..same }) != *entry {
+                    return damaged(format!("chunk {} is not where it says in {name}", entry.id));
+                }
+                found += 1;
+            }
+            let listed = listed.get(&name).copied().unwrap_or(0);
+            if listed != found {
+                return damaged(format!("{} chunks are not where it says in {name}", listed - found));
+            }
+            // Who lists a pack, and does not say that it lists it in part, lists all of it: nobody looks any further.
+            if found != trailer.entries.len() && !record.partial.contains(&name) {
+                return damaged(format!(
+                    "it lists {found} of the {} chunks in {name}",
+                    trailer.entries.len()
+                ));
             }
         }
         Ok(())

@@ -8,7 +8,7 @@ use crate::model::ids::ChunkId;
 use crate::model::objects::{PackName, PackState};
 use crate::model::units::BLOCK_BYTES;
 use crate::pack::error::PackError;
-use crate::pack::index::Location;
+use crate::pack::index::{Filters, Location};
 use crate::pack::read::{ReadRun, base_in, decode_frame};
 use crate::pack::trailer::read_trailer;
 use std::collections::{BTreeSet, HashMap};
@@ -106,7 +106,7 @@ impl Region {
 
     /// The chunk whose id begins with these bytes and where it is as a plain frame.
     pub fn find_base(&self, leading: u64) -> Result<Option<Located>, RegionError> {
-        self.with_index(|index| index.find_leading(leading))
+        self.with_index(|index| index.find_leading(leading, Filters::Doubted))
     }
 }
 

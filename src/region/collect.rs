@@ -468,7 +468,7 @@ impl Mark {
         mut take: impl FnMut(Option<(Entry, PackName)>, &Group),
     ) -> Result<usize, E> {
         let failed = |error| E::from(RegionError::from(error));
-        let mut places = Places::new(&self.index, self.index.segments()).map_err(failed)?;
+        let mut places = Places::new(&self.index, self.index.segments(), true).map_err(failed)?;
         let (mut group, mut live, mut bases) = (Group::default(), &self.live[..], &self.bases[..]);
         let (mut found, mut seen, mut last) = (0, 0_u64, None);
         while places.next_into(&mut group).map_err(failed)? {

@@ -9,7 +9,7 @@ use crate::model::ids::ChunkId;
 use crate::model::objects::PackName;
 use crate::model::units::BLOCK_BYTES;
 use crate::pack::error::PackError;
-use crate::pack::index::{Index, Location};
+use crate::pack::index::{Filters, Index, Location};
 use crate::pack::read::{ReadRun, base_in, decode_frame, plan_reads, stored_frame};
 use std::collections::HashSet;
 use std::sync::PoisonError;
@@ -124,26 +124,27 @@ impl Region {
     /// Where chunks are, those that are anywhere.
     pub fn try_locate(&self, ids: &[ChunkId]) -> Result<Vec<Option<Location>>, RegionError> {
         let lost = self.lost_packs();
-        self.with_index(|index| ids.iter().map(|&id| index.locate(id, |pack| lost.contains(pack))).collect())
+        self.with_index(|index| index.for_each(ids, |id| index.locate(id, |pack| lost.contains(pack))))
     }
 
-    /// Whether chunks are stored, such that something new may refer to them.
+    /// Whether chunks are stored, such that something new may refer to them. Quick where they are not; a chunk that a
+    /// damaged filter denies counts as not stored, so what is lost is for [`Region::try_locate_usable`] to say.
     pub fn has_chunks(&self, ids: &[ChunkId]) -> Result<Vec<bool>, RegionError> {
         self.with_index(|index| {
-            ids.iter().map(|&id| self.locate_usable(index, id).map(|place| place.is_some())).collect()
+            index.for_each(ids, |id| Ok(self.locate_usable(index, id, Filters::Trusted)?.is_some()))
         })
     }
 
     /// Where chunks are that can be counted on: in a live or condemned pack that is there.
     pub fn try_locate_usable(&self, ids: &[ChunkId]) -> Result<Vec<Option<Location>>, RegionError> {
-        self.with_index(|index| ids.iter().map(|&id| self.locate_usable(index, id)).collect())
+        self.with_index(|index| index.for_each(ids, |id| self.locate_usable(index, id, Filters::Doubted)))
     }
 
     /// Whether chunks are in a live pack that is there: one that no collection takes without looking again.
     pub fn has_live_chunks(&self, ids: &[ChunkId]) -> Result<Vec<bool>, RegionError> {
         self.with_index(|index| {
             let is_live = |place: Option<Location>| place.is_some_and(|place| index.rank(&place.pack) == 0);
-            ids.iter().map(|&id| self.locate_usable(index, id).map(is_live)).collect()
+            index.for_each(ids, |id| self.locate_usable(index, id, Filters::Doubted).map(is_live))
         })
     }
 
@@ -192,12 +193,17 @@ impl Region {
     }
 
     /// Where a chunk is, in a pack that something new may refer to and that is there.
-    pub(super) fn locate_usable(&self, index: &Index, id: ChunkId) -> Result<Option<Location>, PackError> {
+    pub(super) fn locate_usable(
+        &self,
+        index: &Index,
+        id: ChunkId,
+        filters: Filters,
+    ) -> Result<Option<Location>, PackError> {
         // Asked for every chunk: what was lost is gathered only where something was.
         let mut lost: Option<HashSet<PackName>> = None;
         loop {
             let is_lost = |pack: &PackName| lost.as_ref().is_some_and(|lost| lost.contains(pack));
-            match index.locate_for_use(id, is_lost)? {
+            match index.locate_for_use(id, is_lost, filters)? {
                 Some(location) if !self.is_there(location.pack)? => {
                     lost.get_or_insert_with(|| self.lost_packs()).insert(location.pack);
                 }

@@ -5,6 +5,7 @@
 //! pack is durable and registered: [`Session::flush`] waits for that.
 
 use super::Region;
+use super::compact::Compaction;
 use super::error::RegionError;
 use crate::chunk::frame::Frame;
 use crate::format::manifest;
@@ -17,7 +18,7 @@ use crate::model::objects::{ManifestName, ManifestRecord, PackName};
 use crate::model::op::Op;
 use crate::pack::build::{PackBuilder, SealedPack};
 use crate::pack::error::PackError;
-use crate::pack::index::{Index, Location};
+use crate::pack::index::{Filters, Index, Location};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -40,6 +41,8 @@ pub struct Session {
     effort: u8,
     open: Option<PackBuilder>,
     writer: Option<PackWriter>,
+    /// Packs that are written get a segment meanwhile.
+    compaction: Option<Compaction>,
     /// Packs that the chunks asked about are in.
     used: BTreeSet<PackName>,
     stored_bytes: u64,
@@ -84,6 +87,7 @@ impl Region {
             effort: 0,
             open: None,
             writer: None,
+            compaction: None,
             used: BTreeSet::new(),
             stored_bytes: 0,
             written: Vec::new(),
@@ -135,34 +139,33 @@ impl Session {
     pub fn reserve(&mut self, ids: &[ChunkId]) -> Result<Vec<bool>, RegionError> {
         self.check_failed()?;
         self.forget_fresh()?;
-        let mut is_new = Vec::with_capacity(ids.len());
-        for &id in ids {
-            is_new.push(match self.find_usable(id)? {
-                Some(location) if !self.fresh.contains_key(&id) => {
+        let index = self.index.clone();
+        index.for_each(ids, |id| {
+            let located = self.find_usable(id)?;
+            let is_fresh = self.fresh.contains_key(&id);
+            match located {
+                Some(location) if !is_fresh => {
                     self.used.insert(location.pack);
-                    false
+                    Ok(false)
                 }
+                _ if is_fresh => Ok(false),
                 _ => {
-                    let is_new = !self.fresh.contains_key(&id);
-                    if is_new {
-                        self.fresh.insert(id, Placed::Awaited);
-                        self.awaited.insert(id);
-                    }
-                    is_new
+                    self.fresh.insert(id, Placed::Awaited);
+                    self.awaited.insert(id);
+                    Ok(true)
                 }
-            });
-        }
-        Ok(is_new)
+            }
+        })
     }
 
     /// Where a chunk is that can be counted on.
     fn find_usable(&mut self, id: ChunkId) -> Result<Option<Location>, RegionError> {
-        match self.region.locate_usable(&self.index, id) {
+        match self.region.locate_usable(&self.index, id, Filters::Trusted) {
             Ok(located) => Ok(located),
             // A damaged segment: the region leaves it out.
             Err(PackError::Damaged { .. }) => {
                 let region = self.region.clone();
-                let located = region.with_index(|index| region.locate_usable(index, id))?;
+                let located = region.with_index(|index| region.locate_usable(index, id, Filters::Trusted))?;
                 self.index = region.index()?;
                 Ok(located)
             }
@@ -245,7 +248,7 @@ impl Session {
             self.seal()?;
         }
         self.join_writer()?;
-        self.region.compact_index(self.account)?;
+        self.compact_beside()?;
         self.index = self.region.index()?;
         // What is still being encoded is in no pack yet.
         self.fresh = self.awaited.iter().map(|id| (*id, Placed::Awaited)).collect();
@@ -330,6 +333,21 @@ impl Session {
         result
     }
 
+    /// Has a segment written if there is reason to. Nobody waits for it: the packs are found without.
+    fn compact_beside(&mut self) -> Result<(), RegionError> {
+        if self.compaction.as_ref().is_some_and(|under_way| !under_way.is_finished()) {
+            return Ok(());
+        }
+        self.join_compaction()?;
+        self.compaction = self.region.compact_beside(self.account)?;
+        Ok(())
+    }
+
+    fn join_compaction(&mut self) -> Result<(), RegionError> {
+        let Some(compaction) = self.compaction.take() else { return Ok(()) };
+        compaction.join().unwrap_or(Err(RegionError::WriterGone))
+    }
+
     fn check_failed(&self) -> Result<(), RegionError> {
         if self.has_failed { Err(RegionError::WriterGone) } else { Ok(()) }
     }
@@ -353,7 +371,8 @@ fn start_writer(
 impl Drop for Session {
     fn drop(&mut self) {
         // An abandoned session: what is queued is still registered, so that the next try finds it. Its
-        // outcome interests nobody any more.
+        // outcome interests nobody any more. A segment is a cache.
         let _ = self.join_writer();
+        let _ = self.join_compaction();
     }
 }

@@ -8,7 +8,7 @@ use crate::chunk::features::Features;
 use crate::chunk::frame::Frame;
 use crate::model::ids::ChunkId;
 use crate::model::objects::FeatureTableName;
-use crate::pack::index::{Index, Location};
+use crate::pack::index::{Filters, Index, Location};
 use crate::pack::similar::{Fresh, Table, candidates, choose, merge, open_tables, store};
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -94,7 +94,7 @@ impl Region {
     pub fn prune_features(&self) -> Result<(), RegionError> {
         let index = self.index()?;
         // What cannot be told stays.
-        let is_there = |leading| !matches!(index.find_leading(leading), Ok(None));
+        let is_there = |leading| !matches!(index.find_leading(leading, Filters::Trusted), Ok(None));
         let mut tables = open_tables(&*self.0.storage, self.0.header.id);
         let mut left = 0;
         tables.retain(|table| {
@@ -149,7 +149,7 @@ impl Similar {
             return (blocks <= usize::from(blocks_max)).then_some(base);
         }
         // A damaged segment, and what was collected, lead nowhere.
-        let (id, location) = self.index.find_leading(leading).ok()??;
+        let (id, location) = self.index.find_leading(leading, Filters::Trusted).ok()??;
         if location.raw_blocks > blocks_max {
             return None;
         }
@@ -199,7 +199,7 @@ impl Similar {
         }
         let (storage, header) = (&*self.region.0.storage, &self.region.0.header);
         let index = self.region.index()?;
-        let is_there = |leading| !matches!(index.find_leading(leading), Ok(None));
+        let is_there = |leading| !matches!(index.find_leading(leading, Filters::Trusted), Ok(None));
         let name = FeatureTableName { session: self.region.0.session, number: self.region.next_number() };
         let chosen = choose(&self.tables, self.fresh.len());
         let bytes = merge(header.id, chosen, &self.fresh, is_there)

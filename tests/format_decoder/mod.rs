@@ -182,7 +182,8 @@ structs! {
     FrameHeader { stored u32, blocks u16, codec u8, flags u8, crc u32, }
     Entry { id Hash, pack u32, offset u32, stored u32, blocks u16, codec u8, flags u8, }
     Footer { magic [u8; 8], frames u32, trailer_at u32, raw_bytes u64, deltas u32, effort u8, zero [u8; 3], hash Hash, }
-    SegmentHeader { preamble Preamble, packs u32, entries u64, pages u32, table_crc u32, region Id16, }
+    SegmentHeader { preamble Preamble, packs u32, entries u64, pages u32, table_crc u32, region Id16,
+        filter_pages u32, }
     PageEnd { entries u32, number u32, zero u32, crc u32, }
     ManifestHeader { preamble Preamble, zero u32, volume_bytes u64, chunks u64, key u64, }
     RegionHeader { id Id16, name String, provider AccountId, created u64, chunker Chunker, zstd_level u8,
@@ -496,11 +497,13 @@ pub fn segment(bytes: &[u8]) -> Result<Segment> {
     let header: SegmentHeader = at(bytes, 0)?;
     let (content, hash) = sealed(bytes, "imgstore 2026-11 index segment v1")?;
     let pages_end = (header.pages as usize).saturating_add(1).saturating_mul(BLOCK);
-    let (pages, table) = content.split_at_checked(pages_end).ok_or("damaged: pages are missing")?;
+    let (pages, rest) = content.split_at_checked(pages_end).ok_or("damaged: pages are missing")?;
+    let filter_bytes = (header.filter_pages as usize).saturating_mul(BLOCK);
+    let (filter, table) = rest.split_at_checked(filter_bytes).ok_or("damaged: filter pages are missing")?;
     ensure(u64::from(header.pages) == header.entries.div_ceil(85), "the number of pages")?;
     let mut found = Vec::new();
     ensure(at::<PageEnd>(pages, 4080)?.crc == crc32c::crc32c(&pages[..4092]), "the header page's crc32c")?;
-    reserved(all_zero(&pages[48..4092]), "the segment's header page")?;
+    reserved(all_zero(&pages[52..4092]), "the segment's header page")?;
     for (place, page) in pages.as_chunks::<BLOCK>().0.iter().enumerate().skip(1) {
         let PageEnd { entries: used, number, zero, crc } = at(page, 4080)?;
         ensure(crc == crc32c::crc32c(&page[..4092]), "a page's crc32c")?;
@@ -513,12 +516,37 @@ pub fn segment(bytes: &[u8]) -> Result<Segment> {
         found.extend(used);
     }
     let entries = entries(&found)?;
+    check_filter(filter, header.pages, &entries)?;
     ensure(table.len() as u64 == u64::from(header.packs) * 24, "the pack table's length")?;
     ensure(header.table_crc == crc32c::crc32c(table), "the pack table's crc32c")?;
     let packs = table.chunks(24).map(value).collect::<Result<Vec<Name>>>()?;
     ensure(packs.is_sorted_by(|one, next| one < next), "the pack table does not ascend")?;
     ensure(entries.iter().all(|entry| entry.pack < header.packs), "an entry of no pack of the table")?;
     Ok(Segment { header, entries, packs, hash })
+}
+
+/// That a filter is well made: no entry is denied, and the numbers in the blocks are those of the entries before.
+fn check_filter(filter: &[u8], first: u32, entries: &[Entry]) -> Result<()> {
+    let pages = filter.as_chunks::<BLOCK>().0;
+    for (number, page) in (u64::from(first)..).zip(pages) {
+        let PageEnd { entries, number: found, zero, crc } = at(page, 4080)?;
+        ensure(crc == crc32c::crc32c(&page[..4092]), "a filter page's crc32c")?;
+        ensure(u64::from(found) == number, "a filter page's number")?;
+        ensure(entries == 0 && zero == 0 && all_zero(&page[4032..4080]), "a filter page's end")?;
+    }
+    let leading = |entry: &Entry| u64::from_be_bytes(entry.id[..8].try_into().expect("8 bytes"));
+    let block_of = |entry: &Entry| (u128::from(leading(entry)) * (pages.len() as u128 * 63)) >> 64;
+    for (number, block) in pages.iter().flat_map(|page| page[..4032].as_chunks::<64>().0).enumerate() {
+        let start = entries.partition_point(|entry| block_of(entry) < number as u128);
+        let end = entries.partition_point(|entry| block_of(entry) <= number as u128);
+        ensure(block[..4] == u32::try_from(start).expect("it is small").to_le_bytes(), "a block's number")?;
+        for entry in &entries[start..end] {
+            let mixed = mix(leading(entry));
+            let mut bits = (0..6).map(|i| (((mixed >> (10 * i)) & 1023) * 480 / 1024) as usize);
+            ensure(bits.all(|bit| block[4 + bit / 8] >> (bit % 8) & 1 == 1), "the filter denies an entry")?;
+        }
+    }
+    Ok(())
 }
 
 // ---- Manifests

@@ -929,9 +929,9 @@ pub fn segment_parts() -> (Vec<Entry>, Vec<second::Entry>, Vec<PackName>) {
     (entries, entries2, packs)
 }
 
-pub fn encode_segment() -> Vec<u8> {
+pub fn encode_segment(filter_pages: u32) -> Vec<u8> {
     let (entries, _, packs) = segment_parts();
-    let mut writer = SegmentWriter::new(entries.len());
+    let mut writer = SegmentWriter::new(entries.len()).with_filter_pages(filter_pages);
     entries.into_iter().for_each(|entry| writer.push(entry).expect("ids ascend"));
     writer.finish(RegionId(REGION), &packs).expect("a segment").0
 }
