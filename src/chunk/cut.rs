@@ -54,6 +54,24 @@ impl Cutter {
         }
     }
 
+    /// A cutter that goes on behind a chunk that ends at `position` and is followed by no zero run, or behind which
+    /// the caller pushes one. `previous` is the fingerprint of the last block before. It cuts as one that began at
+    /// block 0 and came here.
+    pub fn resume(params: ChunkerParams, position: u64, previous: u64) -> Self {
+        Self { position, previous, ..Self::new(params) }
+    }
+
+    /// Whether it stands right behind a chunk: what comes next depends on nothing before but the last block's
+    /// fingerprint.
+    pub fn is_behind_chunk(&self) -> bool {
+        self.open_blocks == 0 && self.zeros == 0
+    }
+
+    /// Whether it stands in a zero run: what comes next depends on nothing before.
+    pub fn is_in_zero_run(&self) -> bool {
+        self.open_blocks == 0 && self.zeros >= ZERO_RUN_BLOCKS_MIN
+    }
+
     /// Position of the block that comes next.
     pub fn position(&self) -> u64 {
         self.position

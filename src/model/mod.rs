@@ -3,6 +3,7 @@
 pub mod account;
 pub mod blockmap;
 pub mod catalog;
+pub mod changes;
 pub mod ids;
 pub mod image;
 pub mod instance;

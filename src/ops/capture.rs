@@ -295,7 +295,7 @@ fn read_all(
             description: described(volume),
             tags: tags.to_vec(),
             parent: volume.snapshot_id,
-            compression: Compression::default(),
+            ..SnapshotOptions::default()
         };
         let snapshot = describe(&region, &content, &said, context)?;
         snapshots.push(Snapshot { volume: Some(volume.id), ..snapshot });

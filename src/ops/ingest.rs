@@ -8,8 +8,10 @@
 //! (write)   the session's own thread writes full packs
 //! ```
 //!
-//! A fixed number of buffers goes round from the last stage back to the first: that bounds the memory.
+//! A fixed number of buffers goes round from the last stage back to the first: that bounds the memory. Where a hint says
+//! what may have changed, one stage (`ops/changed.rs`) takes the place of the first two.
 
+use super::changed::{Changed, cut_changed};
 use super::context::Context;
 use super::encode::{Compression, Encoder, NewChunk};
 use super::error::OpsError;
@@ -26,8 +28,9 @@ use crate::model::units::{BLOCK_BYTES, ZERO_RUN_BLOCKS_MIN, block_offset, blocks
 use crate::region::session::Session;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use rayon::prelude::*;
+use std::ops::Range;
 use std::sync::Arc;
-use std::thread;
+use std::thread::{self, ScopedJoinHandle};
 
 /// Buffers that go round.
 const BUFFERS: usize = 6;
@@ -54,6 +57,8 @@ pub struct Ingested {
     pub volume_bytes: u64,
     /// Bytes of it outside zero runs.
     pub data_bytes: u64,
+    /// Bytes of the disk that were read.
+    pub read_bytes: u64,
     /// Chunk references.
     pub chunks: u64,
     /// Chunks that were not stored before.
@@ -73,17 +78,32 @@ enum Part {
 }
 
 /// A buffer as the reader fills it: headroom, then the bytes of all data parts.
-struct Piece {
+pub(super) struct Piece {
     buffer: Vec<u8>,
+    headroom: usize,
     parts: Vec<Part>,
 }
 
 /// A buffer with the chunks that were cut in it.
-struct Batch {
-    buffer: Vec<u8>,
+#[derive(Default)]
+pub(super) struct Batch {
+    pub(super) buffer: Vec<u8>,
+    /// Chunks before those that were cut, which are stored: their bytes were not read.
+    pub(super) kept: Vec<ChunkRef>,
     chunks: Vec<Cut>,
+    /// Bytes of the disk that were read for this.
+    pub(super) read_bytes: u64,
     /// Bytes of the disk that this finished, for progress.
-    passed_bytes: u64,
+    pub(super) passed_bytes: u64,
+}
+
+impl Batch {
+    /// All of its chunks, by position.
+    pub(super) fn refs(&self) -> impl Iterator<Item = ChunkRef> + '_ {
+        let cut =
+            |cut: &Cut| ChunkRef { start_block: cut.span.start_block, blocks: cut.span.blocks, id: cut.id };
+        self.kept.iter().copied().chain(self.chunks.iter().map(cut))
+    }
 }
 
 struct Cut {
@@ -106,6 +126,28 @@ pub fn ingest(
     how: &Compression,
     context: &Context<'_>,
 ) -> Result<Ingested, OpsError> {
+    ingest_what(session, disk, None, how, context)
+}
+
+/// As [`ingest`], and with the same result, of a disk that is known to be as an earlier one but for some ranges: what
+/// is far from those is not read.
+pub(super) fn ingest_changed(
+    session: &mut Session,
+    disk: &dyn DiskRead,
+    changed: Changed<'_>,
+    how: &Compression,
+    context: &Context<'_>,
+) -> Result<Ingested, OpsError> {
+    ingest_what(session, disk, Some(changed), how, context)
+}
+
+fn ingest_what(
+    session: &mut Session,
+    disk: &dyn DiskRead,
+    changed: Option<Changed<'_>>,
+    how: &Compression,
+    context: &Context<'_>,
+) -> Result<Ingested, OpsError> {
     let params = session.region().header().chunker;
     let before = session.stored_bytes();
     let mut store = Store::new(disk.len_bytes())?;
@@ -116,16 +158,24 @@ pub fn ingest(
         for _ in 0..BUFFERS {
             let _ = free_in.send(Vec::new());
         }
-        let (pieces_in, pieces_out) = bounded(BUFFERS);
         let (batches_in, batches_out) = bounded(BUFFERS);
-        let reader = scope.spawn(move || read(disk, headroom(params), context, &free_out, &pieces_in));
-        let cutter = scope.spawn(move || cut(params, context, &pieces_out, &batches_in));
+        let stages = if let Some(changed) = changed {
+            let mut take = move || free_out.recv().ok();
+            let mut send = move |batch| batches_in.send(batch).is_ok();
+            vec![scope.spawn(move || cut_changed(disk, params, changed, context, &mut take, &mut send))]
+        } else {
+            let (pieces_in, pieces_out) = bounded(BUFFERS);
+            let reader = scope.spawn(move || read(disk, headroom(params), context, &free_out, &pieces_in));
+            vec![reader, scope.spawn(move || cut(params, context, &pieces_out, &batches_in))]
+        };
         let stored = store.run(session, &mut encoder, context, &batches_out, &free_in);
         // The first stage that ended badly has the reason; the others only saw their neighbour go.
         drop((batches_out, free_in));
-        let cut = cutter.join().unwrap_or(Err(OpsError::WorkerGone));
-        let read = reader.join().unwrap_or(Err(OpsError::WorkerGone));
-        read.and(cut).and(stored)
+        let join = |stage: ScopedJoinHandle<'_, Result<(), OpsError>>| {
+            stage.join().unwrap_or(Err(OpsError::WorkerGone))
+        };
+        let ended: Vec<_> = stages.into_iter().map(join).collect();
+        ended.into_iter().chain([stored]).collect::<Result<(), OpsError>>()
     })?;
     let map = store.map.finish();
     let manifest = session.place_manifest(&map)?;
@@ -135,6 +185,7 @@ pub fn ingest(
         packs: session.used_packs(),
         volume_bytes: map.volume_bytes(),
         data_bytes: map.data_bytes(),
+        read_bytes: store.read_bytes,
         chunks: map.chunks().len() as u64,
         new_chunks: store.new_chunks,
         new_bytes: store.new_bytes,
@@ -155,42 +206,58 @@ fn read(
     free: &Receiver<Vec<u8>>,
     pieces: &Sender<Piece>,
 ) -> Result<(), OpsError> {
-    let (len, total_blocks) = (disk.len_bytes(), blocks_for_bytes(disk.len_bytes()));
-    let capacity = headroom + context.buffer_bytes();
+    let total_blocks = blocks_for_bytes(disk.len_bytes());
     let mut position = 0;
     while position < total_blocks {
         context.check_cancelled()?;
-        let Ok(mut buffer) = free.recv() else { return Ok(()) };
-        buffer.resize(capacity, 0);
-        let (mut filled, mut parts) = (headroom, Vec::new());
-        while position < total_blocks && filled < capacity {
-            let extent = disk.extent_at(block_offset(position))?;
-            let end = if extent.end >= len { total_blocks } else { extent.end / BLOCK_BYTES as u64 };
-            if extent.is_zero && end.saturating_sub(position) >= HOLE_BLOCKS_MIN {
-                parts.push(Part::Zeros(end - position));
-                position = end;
-                continue;
-            }
-            let data_end = blocks_for_bytes(extent.end).min(total_blocks).max(position + 1);
-            let room = ((capacity - filled) / BLOCK_BYTES) as u64;
-            let blocks = (data_end - position).min(room);
-            let bytes = usize::try_from(block_offset(blocks)).unwrap_or(usize::MAX);
-            read_blocks(disk, position, &mut buffer[filled..filled + bytes], context)?;
-            parts.push(Part::Data(blocks));
-            filled += bytes;
-            position += blocks;
-        }
-        buffer.truncate(filled);
-        if pieces.send(Piece { buffer, parts }).is_err() {
+        let Ok(buffer) = free.recv() else { return Ok(()) };
+        let (piece, reached) = fill(disk, position..total_blocks, buffer, headroom, context)?;
+        position = reached;
+        if pieces.send(piece).is_err() {
             return Ok(());
         }
     }
     Ok(())
 }
 
+/// Fills a buffer with what lies in a range of blocks, behind some headroom, as far as there is room. Gives the block
+/// that it came to.
+pub(super) fn fill(
+    disk: &dyn DiskRead,
+    range: Range<u64>,
+    mut buffer: Vec<u8>,
+    headroom: usize,
+    context: &Context<'_>,
+) -> Result<(Piece, u64), OpsError> {
+    let len = disk.len_bytes();
+    let wanted = usize::try_from(block_offset(range.end - range.start)).unwrap_or(usize::MAX);
+    let capacity = headroom + context.buffer_bytes().min(wanted);
+    buffer.resize(capacity, 0);
+    let (mut position, mut filled, mut parts) = (range.start, headroom, Vec::new());
+    while position < range.end && filled < capacity {
+        let extent = disk.extent_at(block_offset(position))?;
+        let end = if extent.end >= len { range.end } else { range.end.min(extent.end / BLOCK_BYTES as u64) };
+        if extent.is_zero && end.saturating_sub(position) >= HOLE_BLOCKS_MIN {
+            parts.push(Part::Zeros(end - position));
+            position = end;
+            continue;
+        }
+        let data_end = blocks_for_bytes(extent.end).min(range.end).max(position + 1);
+        let room = ((capacity - filled) / BLOCK_BYTES) as u64;
+        let blocks = (data_end - position).min(room);
+        let bytes = usize::try_from(block_offset(blocks)).unwrap_or(usize::MAX);
+        read_blocks(disk, position, &mut buffer[filled..filled + bytes], context)?;
+        parts.push(Part::Data(blocks));
+        filled += bytes;
+        position += blocks;
+    }
+    buffer.truncate(filled);
+    Ok((Piece { buffer, headroom, parts }, position))
+}
+
 /// Reads whole blocks; what is behind the disk's last byte is zero. Several threads read what is computed, each
 /// pieces that no other needs a part of.
-fn read_blocks(
+pub(super) fn read_blocks(
     disk: &dyn DiskRead,
     block: u64,
     buffer: &mut [u8],
@@ -222,31 +289,62 @@ fn cut(
     pieces: &Receiver<Piece>,
     batches: &Sender<Batch>,
 ) -> Result<(), OpsError> {
-    let headroom = headroom(params);
-    let mut cutter = Cutter::new(params);
-    let mut tail = Vec::new();
-    for Piece { mut buffer, parts } in pieces {
-        let facts = facts_of(&buffer[headroom..], params, context);
-        let start = headroom - tail.len();
-        buffer[start..headroom].copy_from_slice(&tail);
-        let before = cutter.position();
-        let chunks = cut_piece(&mut cutter, &parts, &facts, headroom);
-        let pending = usize::try_from(block_offset(cutter.position() - cutter.pending_from())).unwrap_or(0);
-        tail.clear();
-        tail.extend_from_slice(&buffer[buffer.len() - pending..]);
-        let passed_bytes = block_offset(cutter.position() - before);
-        if !send_hashed(buffer, chunks, passed_bytes, context, batches) {
+    let mut cutting = Cutting::new(Cutter::new(params), params);
+    for piece in pieces {
+        if batches.send(cutting.take(piece, context)).is_err() {
             return Ok(());
         }
     }
-    let mut last = Vec::new();
-    let first = cutter.pending_from();
-    cutter.finish(&mut |span| {
-        let offset = usize::try_from(block_offset(span.start_block - first)).unwrap_or(0);
-        last.push((span, offset));
-    });
-    send_hashed(tail, last, 0, context, batches);
+    // Nobody may want it any more; who went has the reason.
+    let _ = batches.send(cutting.finish(context));
     Ok(())
+}
+
+/// A cutter, and the bytes of the chunk that is open in it.
+pub(super) struct Cutting {
+    pub(super) cutter: Cutter,
+    params: ChunkerParams,
+    tail: Vec<u8>,
+}
+
+impl Cutting {
+    /// Goes on where a cutter stands; nothing is open in it.
+    pub(super) fn new(cutter: Cutter, params: ChunkerParams) -> Self {
+        Self { cutter, params, tail: Vec::new() }
+    }
+
+    /// The headroom that the next piece needs at least.
+    pub(super) fn tail_bytes(&self) -> usize {
+        self.tail.len()
+    }
+
+    /// The chunks that end in a piece.
+    pub(super) fn take(&mut self, piece: Piece, context: &Context<'_>) -> Batch {
+        let Piece { mut buffer, headroom, parts } = piece;
+        let facts = facts_of(&buffer[headroom..], self.params, context);
+        let start = headroom - self.tail.len();
+        buffer[start..headroom].copy_from_slice(&self.tail);
+        let before = self.cutter.position();
+        let read_bytes = (buffer.len() - headroom) as u64;
+        let chunks = cut_piece(&mut self.cutter, &parts, &facts, headroom);
+        let pending = self.cutter.position() - self.cutter.pending_from();
+        let pending = usize::try_from(block_offset(pending)).unwrap_or(0);
+        self.tail.clear();
+        self.tail.extend_from_slice(&buffer[buffer.len() - pending..]);
+        let passed_bytes = block_offset(self.cutter.position() - before);
+        Batch { read_bytes, passed_bytes, ..hashed(buffer, chunks, context) }
+    }
+
+    /// The chunk that the end of the volume ends.
+    pub(super) fn finish(mut self, context: &Context<'_>) -> Batch {
+        let mut last = Vec::new();
+        let first = self.cutter.pending_from();
+        self.cutter.finish(&mut |span| {
+            let offset = usize::try_from(block_offset(span.start_block - first)).unwrap_or(0);
+            last.push((span, offset));
+        });
+        hashed(self.tail, last, context)
+    }
 }
 
 fn facts_of(data: &[u8], params: ChunkerParams, context: &Context<'_>) -> Vec<BlockFacts> {
@@ -290,26 +388,21 @@ fn cut_piece(
     chunks
 }
 
-/// Hashes the chunks and hands the batch on; false if nobody takes it.
-fn send_hashed(
-    buffer: Vec<u8>,
-    chunks: Vec<(Span, usize)>,
-    passed_bytes: u64,
-    context: &Context<'_>,
-    batches: &Sender<Batch>,
-) -> bool {
+/// A batch of chunks at offsets in a buffer, hashed.
+fn hashed(buffer: Vec<u8>, chunks: Vec<(Span, usize)>, context: &Context<'_>) -> Batch {
     let hashed = |(span, offset): (Span, usize)| {
         let mut cut = Cut { span, offset, id: ChunkId([0; 32]) };
         cut.id = chunk_id(cut.bytes(&buffer));
         cut
     };
     let chunks = context.pool.install(|| chunks.into_par_iter().map(hashed).collect());
-    batches.send(Batch { buffer, chunks, passed_bytes }).is_ok()
+    Batch { buffer, chunks, ..Batch::default() }
 }
 
 /// Last stage: what is new goes into the session, everything into the block map.
 struct Store {
     map: BlockMapBuilder,
+    read_bytes: u64,
     new_chunks: u64,
     new_bytes: u64,
 }
@@ -317,7 +410,7 @@ struct Store {
 impl Store {
     fn new(volume_bytes: u64) -> Result<Self, OpsError> {
         let map = BlockMapBuilder::new(volume_bytes).map_err(OpsError::Volume)?;
-        Ok(Self { map, new_chunks: 0, new_bytes: 0 })
+        Ok(Self { map, read_bytes: 0, new_chunks: 0, new_bytes: 0 })
     }
 
     /// Asks the session, lets the encoder work on up to [`ENCODED_AHEAD`] batches, and puts what comes back.
@@ -337,6 +430,7 @@ impl Store {
                 let mut under_way = 0;
                 for batch in batches {
                     context.check_cancelled()?;
+                    check_kept(session, &batch.kept)?;
                     let ids: Vec<ChunkId> = batch.chunks.iter().map(|cut| cut.id).collect();
                     let is_new = session.reserve(&ids)?;
                     if work_in.send(Work { batch, is_new }).is_err() {
@@ -373,14 +467,23 @@ impl Store {
             self.new_chunks += 1;
             self.new_bytes += block_offset(u64::from(cut.span.blocks));
         }
-        for Cut { span, id, .. } in &batch.chunks {
-            let chunk = ChunkRef { start_block: span.start_block, blocks: span.blocks, id: *id };
+        for chunk in batch.refs() {
             self.map.push(chunk).map_err(OpsError::Volume)?;
         }
+        self.read_bytes += batch.read_bytes;
         context.progress.advance(batch.passed_bytes);
         // Nobody waits for buffers any more when the reader has reached the end.
         let _ = free.send(batch.buffer);
         Ok(())
+    }
+}
+
+/// Makes the session count on chunks whose bytes were not read. They were there when it was decided not to read them.
+fn check_kept(session: &mut Session, kept: &[ChunkRef]) -> Result<(), OpsError> {
+    let ids: Vec<ChunkId> = kept.iter().map(|chunk| chunk.id).collect();
+    match session.reserve(&ids)?.iter().position(|is_new| *is_new) {
+        Some(gone) => Err(OpsError::ContentGone { what: format!("the pack of chunk {}", ids[gone]) }),
+        None => Ok(()),
     }
 }
 

@@ -9,6 +9,7 @@ pub mod assess;
 pub mod bin;
 pub mod bundle;
 pub mod capture;
+mod changed;
 pub mod context;
 pub mod copy;
 pub mod delete;

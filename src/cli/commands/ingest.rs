@@ -124,6 +124,7 @@ pub(super) fn add_cost(document: &mut Value, volumes: &[&Ingested], started: Ins
     let sum = |of: fn(&Ingested) -> u64| volumes.iter().map(|volume| of(volume)).sum::<u64>();
     document["volume_bytes"] = sum(|v| v.volume_bytes).into();
     document["data_bytes"] = sum(|v| v.data_bytes).into();
+    document["read_bytes"] = sum(|v| v.read_bytes).into();
     document["new_bytes"] = sum(|v| v.new_bytes).into();
     document["stored_bytes"] = sum(|v| v.stored_bytes).into();
     document["chunks"] = sum(|v| v.chunks).into();
@@ -144,6 +145,7 @@ pub fn snapshot(session: &Session<'_>, args: &SnapshotArgs) -> Result<(), CliErr
         description: args.description.clone(),
         tags: args.tags.clone(),
         parent: args.parent,
+        hint: None,
         compression: compression(args.storing),
     };
     let taken = run_snapshot(&region, &*disk, &options, &session.context)?;
