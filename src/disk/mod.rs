@@ -1,9 +1,11 @@
 //! Layer 3: foreign disks behind [`DiskRead`] and [`DiskWrite`].
 //!
 //! A disk is raw, or in one of the [`formats`] that its bytes say. [`ova`] is a whole machine in one file.
-//! [`bundle`] is a format of our own: a disk as a manifest and numbered parts.
+//! [`changes`] and [`clone`] tell what changed on one. [`bundle`] is a format of our own: a disk as a manifest and numbered parts.
 
 pub mod bundle;
+pub mod changes;
+pub mod clone;
 pub mod create;
 pub mod detect;
 pub mod formats;

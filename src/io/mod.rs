@@ -6,6 +6,7 @@
 //!   them, [`sim`] simulates them with everything that a crash can do to them.
 //! - [`disk`]: what a disk is to the pipelines; [`rawdisk`] reads one, [`outfile`] writes one; [`parts`] reads and writes the
 //!   files of a bundle.
+//! - [`reflink`]: clones of disk files, and where two differ.
 //! - [`config`]: small files of the user's own.
 //! - [`map`]: the read-only map of sealed files, the only `unsafe` of the project.
 
@@ -20,5 +21,6 @@ pub mod os;
 pub mod outfile;
 pub mod parts;
 pub mod rawdisk;
+pub mod reflink;
 pub mod sim;
 pub mod storage;

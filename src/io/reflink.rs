@@ -1,0 +1,358 @@
+//! Clones: files that share their blocks with another until one of them is written to (FICLONE); and what differs
+//! between two of them, by where their blocks lie (FIEMAP).
+
+use super::clock::random_u64;
+use super::disk::DiskError;
+use super::os::{no_follow, no_waiting};
+use super::rawdisk::RawDisk;
+use crate::model::changes::Changes;
+use fiemap::{Fiemap, FiemapExtent, FiemapExtentFlags, FiemapFlags};
+use rustix::fs::{XattrFlags, fgetxattr, fsetxattr, fstatfs, ioctl_ficlone};
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+use std::fs::{self, File, Metadata, OpenOptions};
+use std::io;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+/// The attribute in which a kept clone says what it is of.
+const ATTRIBUTE: &str = "user.imgstore.clone";
+/// Longest text of it.
+const NOTE_BYTES_MAX: usize = 4096;
+/// XFS and btrfs, as `statfs` calls them: of these it is known that two files whose blocks lie at one place have the
+/// same content there. Others tell places on several devices alike.
+const KNOWN_FILE_SYSTEMS: [u64; 2] = [0x5846_5342, 0x9123_683e];
+
+/// What a file is told again by, and told from itself after a change. Not the device: its number is another one after
+/// the file system was mounted again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stamp {
+    inode: u64,
+    bytes: u64,
+    modified_s: i64,
+    modified_ns: i64,
+}
+
+impl Stamp {
+    fn of(metadata: &Metadata) -> Self {
+        Self {
+            inode: metadata.ino(),
+            bytes: metadata.len(),
+            modified_s: metadata.mtime(),
+            modified_ns: metadata.mtime_nsec(),
+        }
+    }
+}
+
+/// A clone that was kept.
+#[derive(Debug)]
+pub struct KeptClone {
+    file: File,
+    path: PathBuf,
+    metadata: Metadata,
+    note: String,
+}
+
+impl KeptClone {
+    /// Opens a clone that [`NewClone::keep`] has made; none if there is no file. Any other file is refused.
+    pub fn open(path: &Path) -> Result<Option<Self>, DiskError> {
+        let flags = no_follow() | no_waiting();
+        let file = match OpenOptions::new().read(true).custom_flags(flags).open(path) {
+            Ok(file) => file,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(e) if e.raw_os_error() == Some(Errno::LOOP.raw_os_error()) => {
+                return Err(bad(path, "is a link, which is not followed; name what it leads to"));
+            }
+            Err(e) => return Err(DiskError::io("open", path, 0, e)),
+        };
+        let metadata = file.metadata().map_err(|e| DiskError::io("look at", path, 0, e))?;
+        let mut text = vec![0; NOTE_BYTES_MAX];
+        match fgetxattr(&file, ATTRIBUTE, &mut text[..]) {
+            Ok(len) => text.truncate(len),
+            Err(_) => {
+                return Err(bad(path, "is there, and no clone that a snapshot has kept; name another file"));
+            }
+        }
+        let note = String::from_utf8_lossy(&text).into_owned();
+        Ok(Some(Self { file, path: path.to_owned(), metadata, note }))
+    }
+
+    /// What was said of it when it was kept.
+    pub fn note(&self) -> &str {
+        &self.note
+    }
+
+    /// What it is like now.
+    pub fn stamp(&self) -> Stamp {
+        Stamp::of(&self.metadata)
+    }
+}
+
+/// A clone in the making. Without [`NewClone::keep`] nothing is left behind.
+#[derive(Debug)]
+pub struct NewClone {
+    file: File,
+    path: PathBuf,
+    temporary: Option<PathBuf>,
+}
+
+impl NewClone {
+    /// Clones a disk file as it is at this moment, beside where the clone may be kept later.
+    pub fn create(disk: &Path, path: &Path, base: Option<&KeptClone>) -> Result<Self, DiskError> {
+        let open = OpenOptions::new().read(true).custom_flags(no_waiting()).open(disk);
+        let source = open.map_err(|e| DiskError::io("open", disk, 0, e))?;
+        let metadata = source.metadata().map_err(|e| DiskError::io("look at", disk, 0, e))?;
+        if !metadata.is_file() {
+            return Err(bad(disk, "is no regular file: only those can be cloned"));
+        }
+        let is_disk = |found: &Metadata| (found.dev(), found.ino()) == (metadata.dev(), metadata.ino());
+        if base.is_some_and(|base| is_disk(&base.metadata)) {
+            return Err(bad(path, "is the disk itself; name another file"));
+        }
+        let failed = |e| DiskError::io("create", path, 0, e);
+        let name = path.file_name().ok_or_else(|| failed(io::ErrorKind::InvalidInput.into()))?;
+        let mut temporary = std::ffi::OsString::from(".");
+        temporary.push(name);
+        temporary.push(format!(".imgstore-{:016x}", random_u64().map_err(failed)?));
+        let temporary = path.with_file_name(temporary);
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .custom_flags(no_follow())
+            .open(&temporary)
+            .map_err(failed)?;
+        let clone = Self { file, path: path.to_owned(), temporary: Some(temporary) };
+        clone.share(&source)?;
+        Ok(clone)
+    }
+
+    fn share(&self, with: &File) -> Result<(), DiskError> {
+        ioctl_ficlone(&self.file, with).map_err(|e| match e {
+            Errno::OPNOTSUPP | Errno::NOTTY | Errno::INVAL | Errno::XDEV => bad(
+                &self.path,
+                "cannot share blocks with the disk: both must lie on one file system that can, such as XFS or btrfs",
+            ),
+            e => DiskError::io("clone", &self.path, 0, e.into()),
+        })
+    }
+
+    /// The clone as a disk.
+    pub fn open(&self) -> Result<RawDisk, DiskError> {
+        RawDisk::open(self.temporary.as_ref().unwrap_or(&self.path))
+    }
+
+    /// Puts it in its place, read-only and durably, with what is said of it. A clone that stands there is replaced.
+    pub fn keep(mut self, note: impl FnOnce(Stamp) -> String) -> Result<(), DiskError> {
+        let failed = |e| DiskError::io("keep", self.path.clone(), 0, e);
+        self.file.set_permissions(fs::Permissions::from_mode(0o400)).map_err(failed)?;
+        let note = note(Stamp::of(&self.file.metadata().map_err(failed)?));
+        fsetxattr(&self.file, ATTRIBUTE, note.as_bytes(), XattrFlags::empty())
+            .map_err(|e| failed(e.into()))?;
+        self.file.sync_all().map_err(failed)?;
+        if let Some(temporary) = &self.temporary {
+            fs::rename(temporary, &self.path).map_err(failed)?;
+        }
+        let parent = self.path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        File::open(parent).and_then(|parent| parent.sync_all()).map_err(failed)?;
+        self.temporary = None;
+        Ok(())
+    }
+}
+
+impl Drop for NewClone {
+    fn drop(&mut self) {
+        if let Some(temporary) = &self.temporary {
+            // If it was renamed already, there is nothing to remove.
+            let _ = fs::remove_file(temporary);
+        }
+    }
+}
+
+/// Where a new clone differs from one that was kept; or why that cannot be told. Both are files that nobody writes to.
+/// What lies at one place on the disk is the same; what lies elsewhere, or nowhere that is told, may differ.
+pub fn changes_between(base: &KeptClone, new: &NewClone) -> Result<Result<Changes, &'static str>, DiskError> {
+    let failed = |e| DiskError::io("look for the extents of", base.path.clone(), 0, e);
+    let (before, now) = (fstatfs(&base.file), fstatfs(&new.file));
+    let (before, now) = (before.map_err(|e| failed(e.into()))?, now.map_err(|e| failed(e.into()))?);
+    if !KNOWN_FILE_SYSTEMS.iter().any(|known| u64::try_from(now.f_type).is_ok_and(|kind| kind == *known)) {
+        return Ok(Err("its file system is neither XFS nor btrfs"));
+    }
+    // XFS may have a second device, with places of its own; a file there has that device's size for its file system's.
+    let is_one_device = (before.f_type, before.f_blocks) == (now.f_type, now.f_blocks);
+    if !is_one_device || base.metadata.dev() != new.file.metadata().map_err(failed)?.dev() {
+        return Ok(Err("it lies on another device than the clone"));
+    }
+    let len = base.metadata.len();
+    if new.file.metadata().map_err(failed)?.len() != len {
+        return Ok(Err("the disk has another length than it had"));
+    }
+    let look = || compare(pieces(&base.file, len), pieces(&new.file, len), len).map_err(failed);
+    let changes = look()?;
+    // The file system may move files (defragmentation, balancing) between the two answers.
+    Ok(if look()? == changes { Ok(changes) } else { Err("the file system moves its extents") })
+}
+
+/// Where a piece of a file lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// Nowhere: it reads as zeros.
+    Hole,
+    /// At a place on the disk, together with another file.
+    At(u64),
+    /// Not told, or not as plain blocks.
+    Unknown,
+}
+
+/// A piece of a file, by bytes.
+#[derive(Debug, Clone, Copy)]
+struct Piece {
+    start: u64,
+    end: u64,
+    place: Place,
+}
+
+/// The pieces of a file, from its first byte to its last without a gap.
+fn pieces(file: &File, len: u64) -> impl Iterator<Item = io::Result<Piece>> {
+    // SYNC: what was written and has no place yet gets one.
+    cover(Fiemap::with_flags(file, FiemapFlags::SYNC), len)
+}
+
+fn cover(
+    extents: impl Iterator<Item = io::Result<FiemapExtent>>,
+    len: u64,
+) -> impl Iterator<Item = io::Result<Piece>> {
+    let mut extents = extents.map(|extent| extent.map(|extent| piece(&extent))).peekable();
+    let mut position = 0;
+    std::iter::from_fn(move || {
+        if position >= len {
+            return None;
+        }
+        let piece = match extents.peek() {
+            Some(Ok(next)) if next.start > position => {
+                Ok(Piece { start: position, end: next.start.min(len), place: Place::Hole })
+            }
+            Some(Ok(next)) if next.start < position || next.end <= position => {
+                Err(io::Error::other("the file system's list of extents is out of order"))
+            }
+            Some(_) => extents.next()?.map(|next| Piece { end: next.end.min(len), ..next }),
+            None => Ok(Piece { start: position, end: len, place: Place::Hole }),
+        };
+        // An error is the last that comes.
+        position = piece.as_ref().map_or(len, |piece| piece.end);
+        Some(piece)
+    })
+}
+
+fn piece(extent: &FiemapExtent) -> Piece {
+    // Not compressed, encrypted, inline, unwritten, delayed, or anything that is not known yet.
+    let is_plain =
+        extent.fe_flags.bits() & !FiemapExtentFlags::LAST.bits() == FiemapExtentFlags::SHARED.bits();
+    let place =
+        if is_plain && extent.fe_physical > 0 { Place::At(extent.fe_physical) } else { Place::Unknown };
+    Piece { start: extent.fe_logical, end: extent.fe_logical.saturating_add(extent.fe_length), place }
+}
+
+/// The ranges in which two files of one length are not known to be the same.
+fn compare(
+    mut base: impl Iterator<Item = io::Result<Piece>>,
+    mut new: impl Iterator<Item = io::Result<Piece>>,
+    len: u64,
+) -> io::Result<Changes> {
+    let ended = || io::Error::other("the file system's list of extents ends early");
+    let mut changes = Changes::default();
+    let (mut one, mut other) = (
+        Piece { start: 0, end: 0, place: Place::Unknown },
+        Piece { start: 0, end: 0, place: Place::Unknown },
+    );
+    let mut position = 0;
+    while position < len {
+        if one.end <= position {
+            one = base.next().ok_or_else(ended)??;
+        }
+        if other.end <= position {
+            other = new.next().ok_or_else(ended)??;
+        }
+        let end = one.end.min(other.end);
+        let is_same = match (one.place, other.place) {
+            (Place::Hole, Place::Hole) => true,
+            (Place::At(a), Place::At(b)) => {
+                a.checked_add(position - one.start) == b.checked_add(position - other.start)
+            }
+            _ => false,
+        };
+        if !is_same {
+            changes.add_bytes(position..end);
+        }
+        position = end;
+    }
+    Ok(changes)
+}
+
+fn bad(path: &Path, why: &'static str) -> DiskError {
+    DiskError::BadTarget { path: path.to_owned(), why }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::single_range_in_vec_init, reason = "lists of ranges, not numbers")]
+    use super::*;
+
+    const K: u64 = 4096;
+
+    fn of(pieces: &[(u64, u64, Place)]) -> impl Iterator<Item = io::Result<Piece>> {
+        pieces.iter().map(|&(start, end, place)| Ok(Piece { start: start * K, end: end * K, place }))
+    }
+
+    #[test]
+    fn the_same_place_is_the_same_content_and_nothing_else_is() {
+        use Place::{At, Hole, Unknown};
+        let base =
+            [(0, 4, At(K)), (4, 8, Hole), (8, 16, At(100 * K)), (16, 18, Unknown), (18, 20, At(7 * K))];
+        let of_itself = compare(of(&base), of(&base), 20 * K).unwrap();
+        assert_eq!(of_itself.ranges(), [16..18]);
+        // Extents split otherwise, one block elsewhere, a hole filled, an extent that moved by a block.
+        let new = [
+            (0, 1, At(K)),
+            (1, 2, At(50 * K)),
+            (2, 4, At(3 * K)),
+            (4, 5, Hole),
+            (5, 6, At(60 * K)),
+            (6, 8, Hole),
+            (8, 16, At(101 * K)),
+            (16, 18, At(5 * K)),
+            (18, 20, Hole),
+        ];
+        assert_eq!(compare(of(&base), of(&new), 20 * K).unwrap().ranges(), [1..2, 5..6, 8..20]);
+        assert!(compare(of(&base[..2]), of(&new), 20 * K).is_err(), "a list that ends early");
+    }
+
+    #[test]
+    fn the_last_block_may_be_part_of_one() {
+        let base = [(0, 2, Place::At(K))];
+        let new = [(0, 1, Place::At(K)), (1, 2, Place::At(9 * K))];
+        let cut = |pieces: &[(u64, u64, Place)]| {
+            let of: Vec<_> =
+                of(pieces).map(|piece| piece.map(|p| Piece { end: p.end.min(K + 5), ..p })).collect();
+            of.into_iter()
+        };
+        assert_eq!(compare(cut(&base), cut(&new), K + 5).unwrap().ranges(), [1..2]);
+    }
+
+    #[test]
+    fn a_real_file_is_covered_or_its_file_system_cannot_tell() {
+        use std::os::unix::fs::FileExt;
+        let folder = std::env::temp_dir().join(format!("imgstore-reflink-{:016x}", random_u64().unwrap()));
+        let file = OpenOptions::new().read(true).write(true).create_new(true).open(&folder).unwrap();
+        file.set_len(1 << 20).unwrap();
+        file.write_all_at(&[1; 8192], 65_536).unwrap();
+        let found: io::Result<Vec<Piece>> = pieces(&file, 1 << 20).collect();
+        fs::remove_file(&folder).unwrap();
+        let Ok(found) = found else { return };
+        assert_eq!(found.first().map(|piece| piece.start), Some(0));
+        assert_eq!(found.last().map(|piece| piece.end), Some(1 << 20));
+        assert!(found.windows(2).all(|pair| pair[0].end == pair[1].start));
+        assert!(found.iter().all(|piece| !matches!(piece.place, Place::At(_))), "it shares nothing");
+    }
+}
