@@ -46,17 +46,28 @@ pub struct DedupArgs {
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  imgstore snapshot disk.raw\n  imgstore snapshot /dev/vg0/web --description 'before the upgrade' --tag env=prod"
+    after_help = "A hint says what changed since the parent snapshot; only that is read. It comes from a dirty bitmap (--changed), or\nfrom a clone of the disk file that is kept from one snapshot to the next (--clone), on XFS and btrfs.\n\nExamples:\n  imgstore snapshot disk.raw\n  imgstore snapshot /dev/vg0/web --description 'before the upgrade' --tag env=prod\n  imgstore snapshot web.raw --clone web.clone\n  nbdinfo --map=qemu:dirty-bitmap:b0 --json nbd://localhost/web > web.json\n  imgstore snapshot web.raw --parent snap-0123… --changed web.json --verify-hints"
 )]
+#[command(group = ArgGroup::new("hint").args(["changed", "clone"]))]
 pub struct SnapshotArgs {
     /// A disk file (raw, qcow2, VMDK, VHD, VHDX, VDI) or a block device
     #[arg(value_name = "DISK")]
     pub disk: PathBuf,
     #[command(flatten)]
     pub reading: DiskArgs,
-    /// The snapshot that this one follows
+    /// The snapshot that this one follows [default: with --clone, the one that the clone is of]
     #[arg(long, value_name = "SNAP")]
     pub parent: Option<SnapshotId>,
+    /// What changed on the disk since its parent was taken, as nbdinfo tells a dirty bitmap: the rest is not read
+    #[arg(long, value_name = "FILE", requires = "parent", conflicts_with = "skip_free")]
+    pub changed: Option<PathBuf>,
+    /// Read a clone of the disk file that shares its blocks, and keep it here; with one from the snapshot before, only what
+    /// does not lie where it lay is read
+    #[arg(long, value_name = "FILE", conflicts_with = "skip_free")]
+    pub clone: Option<PathBuf>,
+    /// Read everything, and compare with what the hint gives; exit code 5 if it is wrong
+    #[arg(long, requires = "hint")]
+    pub verify_hints: bool,
     /// What to say of it
     #[arg(long, value_name = "TEXT", default_value = "")]
     pub description: String,

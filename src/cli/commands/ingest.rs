@@ -1,8 +1,8 @@
-//! snapshot, import, register.
+//! import, register; and what they share with snapshot.
 
 use super::Session;
 use super::devices::parse_device;
-use crate::cli::args::{DiskArgs, Format, ImageArgs, ImportArgs, RegisterArgs, SnapshotArgs, StoringArgs};
+use crate::cli::args::{DiskArgs, Format, ImageArgs, ImportArgs, RegisterArgs, StoringArgs};
 use crate::cli::error::CliError;
 use crate::cli::json;
 use crate::cli::text::bytes;
@@ -10,7 +10,7 @@ use imgstore::disk::DiskRead;
 use imgstore::disk::detect::Foreign;
 use imgstore::disk::formats::Limits;
 use imgstore::disk::free::{self, Outcome, Part, skip_free};
-use imgstore::disk::open::{Declared, is_ova, open_disk, open_unused_disk};
+use imgstore::disk::open::{Declared, Opened, is_ova, open_disk, open_unused_disk};
 use imgstore::disk::ova::open_ova;
 use imgstore::model::catalog::Catalog;
 use imgstore::model::image::Machine;
@@ -21,14 +21,13 @@ use imgstore::ops::encode::Compression;
 use imgstore::ops::import::{ImportDisk, Imported, import as run_import, import_ova, import_template};
 use imgstore::ops::ingest::Ingested;
 use imgstore::ops::register::{ImageOptions, register as run_register};
-use imgstore::ops::snapshot::{SnapshotOptions, snapshot as run_snapshot};
 use imgstore::region::Region;
 use serde_json::{Value, json};
 use std::path::Path;
 use std::sync::PoisonError;
 use std::time::Instant;
 
-fn declared(format: Option<Format>) -> Declared {
+pub(super) fn declared(format: Option<Format>) -> Declared {
     match format {
         Some(Format::Raw) => Declared::Raw,
         Some(Format::Qcow2) => Declared::As(Foreign::Qcow2),
@@ -41,7 +40,7 @@ fn declared(format: Option<Format>) -> Declared {
     }
 }
 
-fn limits(args: &DiskArgs) -> Limits {
+pub(super) fn limits(args: &DiskArgs) -> Limits {
     Limits { virtual_bytes: args.max_size, ..Limits::default() }
 }
 
@@ -53,13 +52,18 @@ pub(super) fn open(
 ) -> Result<Box<dyn DiskRead>, CliError> {
     let open = if args.skip_free { open_unused_disk } else { open_disk };
     let opened = open(path, declared(args.format), &limits(args))?;
+    tell(session, path, &opened);
+    if args.skip_free { skip(session, path, opened.disk) } else { Ok(opened.disk) }
+}
+
+/// Tells what format a disk has, and what of its file is not on it.
+pub(super) fn tell(session: &Session<'_>, path: &Path, opened: &Opened) {
     if opened.format != "raw" {
         session.watcher.note(&format!("{}: {}", path.display(), opened.format));
     }
     for note in &opened.notes {
         session.watcher.note(&format!("{}: {note}", path.display()));
     }
-    if args.skip_free { skip(session, path, opened.disk) } else { Ok(opened.disk) }
 }
 
 /// Takes what file systems on a disk mark as free as zero, and tells of each.
@@ -99,7 +103,7 @@ fn free_space(path: &Path, part: &Part) -> Value {
     })
 }
 
-fn add_free_space(session: &Session<'_>, document: &mut Value) {
+pub(super) fn add_free_space(session: &Session<'_>, document: &mut Value) {
     let parts = session.free_space.lock().unwrap_or_else(PoisonError::into_inner);
     if !parts.is_empty() {
         document["free_space"] = parts.iter().cloned().collect();
@@ -133,35 +137,8 @@ pub(super) fn add_cost(document: &mut Value, volumes: &[&Ingested], started: Ins
 }
 
 /// How new chunks are stored, as the options say.
-fn compression(args: StoringArgs) -> Compression {
+pub(super) fn compression(args: StoringArgs) -> Compression {
     Compression { level: args.level, delta: !args.no_delta }
-}
-
-pub fn snapshot(session: &Session<'_>, args: &SnapshotArgs) -> Result<(), CliError> {
-    let started = Instant::now();
-    let disk = open(session, &args.disk, &args.reading)?;
-    let region = session.home.open_region()?;
-    let options = SnapshotOptions {
-        description: args.description.clone(),
-        tags: args.tags.clone(),
-        parent: args.parent,
-        hint: None,
-        compression: compression(args.storing),
-    };
-    let taken = run_snapshot(&region, &*disk, &options, &session.context)?;
-    session.watcher.note(&cost(&[&taken.ingested], started));
-    let catalog = region.catalog()?;
-    session.output.answer(
-        || {
-            let mut document = json::snapshot(&catalog, session.context.account, &taken.snapshot);
-            document["region"] = session.home.region_name().into();
-            add_cost(&mut document, &[&taken.ingested], started);
-            add_free_space(session, &mut document);
-            document
-        },
-        || format!("{}\n", taken.snapshot.id),
-    );
-    Ok(())
 }
 
 pub fn import(session: &Session<'_>, args: &ImportArgs) -> Result<(), CliError> {

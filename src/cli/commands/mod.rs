@@ -17,6 +17,7 @@ mod remote;
 mod remove;
 mod repack;
 mod repair;
+mod snapshot;
 mod upkeep;
 mod volumes;
 
@@ -108,7 +109,7 @@ fn end_dry_run(session: &Session<'_>, result: Result<u8, CliError>) -> Result<u8
 
 fn dispatch(session: &mut Session<'_>, command: &Command) -> Result<u8, CliError> {
     match command {
-        Command::Snapshot(args) => ingest::snapshot(session, args),
+        Command::Snapshot(args) => return snapshot::snapshot(session, args),
         Command::Import(args) => ingest::import(session, args),
         Command::Register(args) => ingest::register(session, args),
         Command::Images(args) => describe::images(session, args),

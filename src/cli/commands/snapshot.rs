@@ -1,0 +1,195 @@
+//! snapshot, with hints of what changed.
+
+use super::Session;
+use super::ingest::{add_cost, add_free_space, compression, cost, declared, limits, open, tell};
+use crate::cli::args::SnapshotArgs;
+use crate::cli::error::{self, CliError};
+use crate::cli::json;
+use crate::cli::text::bytes;
+use imgstore::disk::changes::read_changes;
+use imgstore::disk::clone::{CloneOf, ClonedDisk};
+use imgstore::disk::open::open_file;
+use imgstore::disk::{DiskError, DiskRead};
+use imgstore::model::changes::Changes;
+use imgstore::model::ids::SnapshotId;
+use imgstore::model::units::block_offset;
+use imgstore::ops::context::Progress;
+use imgstore::ops::snapshot::{Hint, HintUse, SnapshotOptions, snapshot as run_snapshot};
+use imgstore::region::Region;
+use serde_json::{Value, json};
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// Wrong ranges that people are told of.
+const RANGES_TOLD: usize = 10;
+
+/// A disk, and what is known of it before it is read.
+struct Source {
+    disk: Box<dyn DiskRead>,
+    /// The clone that is read, to be kept.
+    clone: Option<ClonedDisk>,
+    parent: Option<SnapshotId>,
+    /// What may have changed since the parent; or why that cannot be told.
+    changes: Option<Result<Changes, String>>,
+}
+
+pub fn snapshot(session: &Session<'_>, args: &SnapshotArgs) -> Result<u8, CliError> {
+    let started = Instant::now();
+    let (region, source) = match &args.clone {
+        // A dry run makes no clone, and needs none.
+        Some(path) if !session.context.dry_run => {
+            let region = session.home.open_region()?;
+            let source = cloned(session, &region, path, args)?;
+            (region, source)
+        }
+        _ => {
+            let disk = open(session, &args.disk, &args.reading)?;
+            let list = args.changed.as_ref();
+            let changes = list.map(|list| read_changes(list, disk.len_bytes())).transpose()?.map(Ok);
+            let source = Source { disk, clone: None, parent: args.parent, changes };
+            (session.home.open_region()?, source)
+        }
+    };
+    let hint = |changes: &Changes| Hint { changes: changes.clone(), verify: args.verify_hints };
+    let options = SnapshotOptions {
+        description: args.description.clone(),
+        tags: args.tags.clone(),
+        parent: source.parent,
+        hint: source.changes.as_ref().and_then(|changes| changes.as_ref().ok()).map(hint),
+        compression: compression(args.storing),
+    };
+    let taken = run_snapshot(&region, &*source.disk, &options, &session.context)?;
+    session.watcher.note(&cost(&[&taken.ingested], started));
+    let told = told(&source, taken.hint);
+    if let Some(hint) = &told {
+        tell_of_hint(session, hint, taken.ingested.read_bytes);
+    }
+    if let Some(clone) = source.clone {
+        let (region, manifest) = (region.header().id, taken.snapshot.manifest.hash);
+        let kept = clone.keep(CloneOf { region, snapshot: taken.snapshot.id, manifest });
+        if let Err(error) = kept {
+            session.watcher.note(&format!("the clone was not kept, the next snapshot reads more: {error}"));
+        }
+    }
+    let catalog = region.catalog()?;
+    session.output.answer(
+        || {
+            let mut document = json::snapshot(&catalog, session.context.account, &taken.snapshot);
+            document["region"] = session.home.region_name().into();
+            add_cost(&mut document, &[&taken.ingested], started);
+            add_free_space(session, &mut document);
+            document["hint"] = told.as_ref().map_or(Value::Null, |hint| hint_document(args, hint));
+            document
+        },
+        || format!("{}\n", taken.snapshot.id),
+    );
+    let is_wrong = told.is_some_and(|hint| hint.wrong.is_some_and(|wrong| !wrong.is_empty()));
+    Ok(if is_wrong { error::DAMAGE } else { 0 })
+}
+
+/// Clones a disk file, and looks what changed since the clone from before.
+fn cloned(
+    session: &Session<'_>,
+    region: &Region,
+    path: &Path,
+    args: &SnapshotArgs,
+) -> Result<Source, CliError> {
+    let clone = ClonedDisk::begin(&args.disk, path)?;
+    let file: Arc<dyn DiskRead> = Arc::new(clone.open()?);
+    let opened = open_file(file, &args.disk, declared(args.reading.format), &limits(&args.reading))?;
+    tell(session, &args.disk, &opened);
+    if opened.format != "raw" {
+        let why = "holds another disk than its own bytes; --clone takes raw disk files, or say --format raw";
+        return Err(DiskError::BadTarget { path: args.disk.clone(), why }.into());
+    }
+    let disk = opened.disk;
+    let Some(base) = clone.base() else {
+        return Ok(Source { disk, clone: Some(clone), parent: args.parent, changes: None });
+    };
+    let of = base.snapshot;
+    let is_here = base.region == region.header().id;
+    if let Some(parent) = args.parent.filter(|parent| is_here && *parent != of) {
+        let why = format!("{} is the clone of {of}, not of {parent}; leave --parent out", path.display());
+        return Err(CliError::Usage(why));
+    }
+    let catalog = region.catalog()?;
+    let known = catalog.snapshots.get(&of).filter(|snapshot| snapshot.readable_by(session.context.account));
+    let changes = match known {
+        _ if !is_here => Err("the clone is of a snapshot in another region".to_owned()),
+        None => Err(format!("{of}, which the clone is of, is gone")),
+        Some(snapshot) if snapshot.manifest.hash != base.manifest => {
+            Err(format!("{of} is not what the clone is of"))
+        }
+        Some(_) => clone.changes()?.map_err(ToOwned::to_owned),
+    };
+    let parent = args.parent.or(known.filter(|_| is_here).map(|snapshot| snapshot.id));
+    Ok(Source { disk, clone: Some(clone), parent, changes: Some(changes) })
+}
+
+/// What became of a hint.
+struct Told {
+    parent: Option<SnapshotId>,
+    /// Why it was of no use.
+    why_not: Option<String>,
+    ranges: usize,
+    changed_bytes: u64,
+    /// Where it is wrong, if that was looked for.
+    wrong: Option<Vec<Range<u64>>>,
+}
+
+fn told(source: &Source, used: Option<HintUse>) -> Option<Told> {
+    let changes = source.changes.as_ref()?;
+    let known = changes.as_ref().ok();
+    let (why_not, wrong) = match used {
+        Some(HintUse::Unusable { why }) => (Some(why), None),
+        Some(HintUse::Verified { wrong }) => (None, Some(wrong)),
+        Some(HintUse::Believed) => (None, None),
+        None => (changes.as_ref().err().cloned(), None),
+    };
+    Some(Told {
+        parent: source.parent,
+        why_not,
+        ranges: known.map_or(0, |changes| changes.ranges().len()),
+        changed_bytes: known.map_or(0, |changes| block_offset(changes.blocks())),
+        wrong,
+    })
+}
+
+fn tell_of_hint(session: &Session<'_>, hint: &Told, read_bytes: u64) {
+    let Told { ranges, changed_bytes, .. } = hint;
+    let changed = format!("{} in {ranges} ranges may have changed", bytes(*changed_bytes));
+    let text = match (&hint.why_not, &hint.wrong) {
+        (Some(why), _) => format!("no hint: {why}; everything was read"),
+        (None, None) => format!("{changed}, {} were read", bytes(read_bytes)),
+        (None, Some(wrong)) if wrong.is_empty() => {
+            format!("{changed}; everything was read, the hint is right")
+        }
+        (None, Some(wrong)) => {
+            let range = |range: &Range<u64>| format!("bytes {} to {}", range.start, range.end);
+            let first: Vec<String> = wrong.iter().take(RANGES_TOLD).map(range).collect();
+            format!(
+                "the hint is wrong: what it leaves out changed, too, in {} ranges: {}{}; everything was read, so the snapshot is right",
+                wrong.len(),
+                first.join(", "),
+                if wrong.len() > RANGES_TOLD { ", …" } else { "" }
+            )
+        }
+    };
+    session.watcher.note(&text);
+}
+
+/// What became of a hint, for machines.
+fn hint_document(args: &SnapshotArgs, hint: &Told) -> Value {
+    let range = |range: &Range<u64>| json!({ "start_byte": range.start, "end_byte": range.end });
+    json!({
+        "source": if args.clone.is_some() { "clone" } else { "changed" },
+        "parent_snapshot_id": hint.parent,
+        "used": hint.why_not.is_none() && hint.wrong.is_none(),
+        "why_not": hint.why_not,
+        "ranges": hint.ranges,
+        "changed_bytes": hint.changed_bytes,
+        "wrong": hint.wrong.as_ref().map(|wrong| wrong.iter().map(range).collect::<Value>()),
+    })
+}
