@@ -33,7 +33,11 @@ use imgstore::model::region::{ChunkerParams, RegionHeader};
 use imgstore::model::snapshot::{Snapshot, SnapshotSource, Template};
 use imgstore::model::units::BLOCK_BYTES;
 use imgstore::model::words::*;
+use imgstore::ops::copy::{CopyOptions, CopyWhat};
+use imgstore::ops::offer::Offer;
+use imgstore::ops::source::Found;
 use imgstore::pack::build::{PackBuilder, SealedPack};
+use imgstore::serve::message::{Message, NewRegion, Welcome};
 use std::fs;
 use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
@@ -140,7 +144,7 @@ macro_rules! replays {
     };
 }
 
-replays!(bundle checkpoint detect features frame free manifest model ova pack qcow2 record region segment vdi vhd vhdx vmdk);
+replays!(bundle checkpoint detect features frame free manifest message model ova pack qcow2 record region segment vdi vhd vhdx vmdk);
 
 #[test]
 fn seeds_and_regressions_are_small_and_each_belongs_to_a_target() {
@@ -361,7 +365,52 @@ fn seeds() -> Vec<(&'static str, &'static str, Vec<u8>)> {
         ("vdi", "dynamic", vdi()),
     ];
     seeds.extend(files.map(|(target, name, file)| (target, name, file.encode())));
+    seeds.extend(
+        messages()
+            .into_iter()
+            .map(|(name, message)| ("message", name, message.encode().expect("it encodes"))),
+    );
     seeds
+}
+
+/// One of each kind of message that has something in it.
+fn messages() -> [(&'static str, Message); 8] {
+    let what = CopyWhat::Image(ImageId::from_random(1));
+    let found = Found {
+        id: id(1),
+        pack: PACK,
+        offset: 64,
+        stored_bytes: 900,
+        raw_blocks: 3,
+        is_delta: true,
+        base: Some(7),
+    };
+    let offer = Offer {
+        sequence: 9,
+        image: Some(image(1, 1, None)),
+        snapshots: vec![snapshot(1, true), snapshot(2, false)],
+        template: None,
+    };
+    let create = Some(NewRegion { name: "far".into(), chunker: ChunkerParams::DEFAULT, zstd_level: 3 });
+    [
+        ("hello", Message::Hello { version: 1, create }),
+        ("welcome", Message::Welcome(Welcome::nobody())),
+        ("offered", Message::Offered(Box::new(offer))),
+        ("locate", Message::Locate(vec![id(1), id(2)])),
+        ("located", Message::Located(vec![found])),
+        ("fetch", Message::Fetch(vec![(id(1), true), (id(2), false)])),
+        (
+            "pull",
+            Message::Pull {
+                region: REGION,
+                name: "near".into(),
+                what,
+                options: CopyOptions { client_token: Some("once".into()), ..CopyOptions::default() },
+                dry_run: true,
+            },
+        ),
+        ("run", Message::Run(vec!["images".into(), "--json".into()])),
+    ]
 }
 
 /// A file of version 3, without its refcounts: `cluster_bits`, the disk's bytes, the cluster of the L1 table,

@@ -36,6 +36,7 @@ use imgstore::model::objects::{ManifestName, ManifestRecord, SegmentName, Segmen
 use imgstore::model::op::{AccountChange, Author, BinStay, InstanceChange, LogRecord, Op, VolumeChange};
 use imgstore::model::units::{BLOCK_BYTES, CHUNK_BLOCKS_MAX};
 use imgstore::pack::segment::Segment;
+use imgstore::serve::message::Message;
 use sparse::Sparse;
 use std::path::Path;
 use std::sync::Arc;
@@ -50,7 +51,7 @@ pub mod sparse;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target by its name: the name of its binary, of its seeds' folder and of its finds' folder.
-pub const TARGETS: [Target; 18] = [
+pub const TARGETS: [Target; 19] = [
     ("bundle", bundle),
     ("checkpoint", checkpoint),
     ("detect", detect),
@@ -58,6 +59,7 @@ pub const TARGETS: [Target; 18] = [
     ("frame", frame),
     ("free", free::free),
     ("manifest", manifest),
+    ("message", message),
     ("model", model::model),
     ("ova", ova),
     ("pack", pack),
@@ -658,6 +660,15 @@ pub fn region(data: &[u8]) {
             assert!(header.chunker.is_valid() && region_format::is_region_name(&header.name));
         }
     });
+}
+
+/// What two hosts say to each other: the heads of messages.
+pub fn message(data: &[u8]) {
+    for body_len in [0, 1] {
+        if let Ok(message) = Message::decode(data, body_len) {
+            assert_eq!(message.encode().expect("what came can be sent"), data);
+        }
+    }
 }
 
 /// Index segments: header, every page, whole hash, and looking up and listing as a reader does.

@@ -18,6 +18,8 @@ use error::CliError;
 use imgstore::model::ids::MalformedId;
 use output::Output;
 use progress::Watcher;
+use std::ffi::OsString;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -43,6 +45,16 @@ fn wrong_call(error: &clap::Error) -> ExitCode {
 fn sentence(rendered: &str) -> String {
     let paragraph = rendered.trim_start_matches("error: ").split("\n\n").next().unwrap_or_default();
     paragraph.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// The arguments that this program was called with.
+fn given_arguments() -> impl Iterator<Item = OsString> {
+    std::env::args_os().skip(1)
+}
+
+/// Where this program is.
+fn this_program() -> std::io::Result<PathBuf> {
+    std::env::current_exe()
 }
 
 /// The program.

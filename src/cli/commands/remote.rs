@@ -5,6 +5,7 @@ use crate::cli::args::{Cli, Command};
 use crate::cli::error::CliError;
 use crate::cli::far::Far;
 use crate::cli::home::NewRegions;
+use crate::cli::{given_arguments, this_program};
 use clap::Parser;
 use imgstore::ops::context::Progress;
 use imgstore::ops::error::{Code, OpsError};
@@ -59,7 +60,7 @@ impl Doors for Program<'_> {
 
     fn run(&self, arguments: &[String], link: &Link) -> Result<u8, OpsError> {
         check_arguments(arguments, self.is_guest).map_err(told)?;
-        let program = std::env::current_exe().map_err(|e| failed(&e))?;
+        let program = this_program().map_err(|e| failed(&e))?;
         let home = &self.session.home;
         let mut command = std::process::Command::new(program);
         command.arg("--home").arg(home.path()).arg("--region").arg(home.region_name());
@@ -199,7 +200,7 @@ pub fn run_there(session: &Session<'_>, command: &Command, far: &Far) -> Result<
         let why = "over ssh the account is the one that the other side lets you in with; leave out --account";
         return Err(CliError::Usage(why.into()));
     }
-    let arguments = arguments_for_there(std::env::args_os().skip(1))?;
+    let arguments = arguments_for_there(given_arguments())?;
     run_arguments_there(session, far, arguments)
 }
 
