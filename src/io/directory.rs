@@ -44,6 +44,15 @@ impl Default for DirectoryOptions {
     }
 }
 
+/// What an object is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Need {
+    /// Something is built on it: if it cannot be written, nothing more is.
+    Content,
+    /// It can be made anew any time: that there is no space for it is no reason to write nothing more.
+    Cache,
+}
+
 /// Objects in a directory.
 pub struct Directory<F> {
     files: F,
@@ -91,8 +100,10 @@ impl<F: Files> Directory<F> {
             })?;
         }
         self.ensure_dir(&self.root.join(STAGING))?;
-        let probes =
-            [self.stage(PROBE, &mut |write| write(b"1"))?, self.stage(PROBE, &mut |write| write(b"2"))?];
+        let probes = [
+            self.stage(PROBE, &mut |write| write(b"1"), Need::Content)?,
+            self.stage(PROBE, &mut |write| write(b"2"), Need::Content)?,
+        ];
         let target = self.root.join(STAGING).join(format!("{}-{PROBE}", self.writer));
         let first = self.files.rename_new(&probes[0], &target);
         let second = self.files.rename_new(&probes[1], &target);
@@ -240,7 +251,7 @@ impl<F: Files> Directory<F> {
     }
 
     /// A sealed file in staging.
-    fn stage(&self, name: &str, fill: &mut Fill<'_>) -> Result<PathBuf, StorageError> {
+    fn stage(&self, name: &str, fill: &mut Fill<'_>, need: Need) -> Result<PathBuf, StorageError> {
         self.show_life()?;
         let number = self.staged.fetch_add(1, Ordering::Relaxed);
         let path = self.root.join(STAGING).join(format!("{}-{number}", self.writer));
@@ -253,6 +264,9 @@ impl<F: Files> Directory<F> {
                 written
             });
             is_refused = filled.is_err() && !failed;
+            if filled.is_ok() && failed {
+                return Err(io::Error::other("a piece of it could not be written"));
+            }
             filled.and_then(|()| file.seal())
         });
         if written.is_err() {
@@ -264,6 +278,9 @@ impl<F: Files> Directory<F> {
             Err(source) if is_refused => {
                 Err(StorageError::Io { action: "make", name: name.to_owned(), source })
             }
+            Err(source) if need == Need::Cache && source.kind() == io::ErrorKind::StorageFull => {
+                Err(StorageError::io("write", name, source))
+            }
             written => self.writing("write", name, || written).map(|()| path),
         }
     }
@@ -273,6 +290,7 @@ impl<F: Files> Directory<F> {
         &self,
         name: &str,
         fill: &mut Fill<'_>,
+        need: Need,
     ) -> Result<(PathBuf, PathBuf, PathBuf), StorageError> {
         check_name(name)?;
         self.check_latch(name)?;
@@ -280,7 +298,32 @@ impl<F: Files> Directory<F> {
         let parent = target.parent().unwrap_or(&self.root).to_owned();
         self.ensure_dir(&self.root.join(STAGING))?;
         self.ensure_dir(&parent)?;
-        Ok((self.stage(name, fill)?, target, parent))
+        Ok((self.stage(name, fill, need)?, target, parent))
+    }
+
+    /// An object under a name that is free, durable.
+    fn make(&self, name: &str, fill: &mut Fill<'_>, need: Need) -> Result<Created, StorageError> {
+        let (staged, target, parent) = self.stage_for(name, fill, need)?;
+        match self.files.rename_new(&staged, &target) {
+            Ok(()) => {}
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+                self.writing("remove staged", name, || self.files.remove(&staged))?;
+                return Ok(Created::Existed);
+            }
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                let why = "what was staged for it is gone: this command was taken for dead; run it again";
+                return self.writing("name", name, || Err(io::Error::other(why)));
+            }
+            Err(e) => {
+                let _ = self.files.remove(&staged);
+                return self.writing("rename", name, || Err(e));
+            }
+        }
+        self.files.sync_dir(&parent).map_err(|source| {
+            self.latched.store(true, Ordering::SeqCst);
+            StorageError::UnknownOutcome { action: "sync directory of", name: name.to_owned(), source }
+        })?;
+        Ok(Created::New)
     }
 
     /// Bytes that writers leave free.
@@ -306,31 +349,11 @@ impl<F: Files> Directory<F> {
 
 impl<F: Files> Storage for Directory<F> {
     fn create(&self, name: &str, parts: &[&[u8]]) -> Result<Created, StorageError> {
-        self.create_from(name, &mut |write| parts.iter().try_for_each(|part| write(part)))
+        self.make(name, &mut |write| parts.iter().try_for_each(|part| write(part)), Need::Content)
     }
 
     fn create_from(&self, name: &str, fill: &mut Fill<'_>) -> Result<Created, StorageError> {
-        let (staged, target, parent) = self.stage_for(name, fill)?;
-        match self.files.rename_new(&staged, &target) {
-            Ok(()) => {}
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
-                self.writing("remove staged", name, || self.files.remove(&staged))?;
-                return Ok(Created::Existed);
-            }
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                let why = "what was staged for it is gone: this command was taken for dead; run it again";
-                return self.writing("name", name, || Err(io::Error::other(why)));
-            }
-            Err(e) => {
-                let _ = self.files.remove(&staged);
-                return self.writing("rename", name, || Err(e));
-            }
-        }
-        self.files.sync_dir(&parent).map_err(|source| {
-            self.latched.store(true, Ordering::SeqCst);
-            StorageError::UnknownOutcome { action: "sync directory of", name: name.to_owned(), source }
-        })?;
-        Ok(Created::New)
+        self.make(name, fill, Need::Cache)
     }
 
     fn has_twins(&self) -> bool {
@@ -361,7 +384,7 @@ impl<F: Files> Storage for Directory<F> {
     }
 
     fn restore(&self, name: &str, bytes: &[u8]) -> Result<(), StorageError> {
-        let (staged, target, parent) = self.stage_for(name, &mut |write| write(bytes))?;
+        let (staged, target, parent) = self.stage_for(name, &mut |write| write(bytes), Need::Content)?;
         self.writing("put back", name, || {
             self.files.rename_over(&staged, &target)?;
             self.files.sync_dir(&parent)

@@ -216,33 +216,45 @@ struct Piece {
 /// The pieces of a file, from its first byte to its last without a gap.
 fn pieces(file: &File, len: u64) -> impl Iterator<Item = io::Result<Piece>> {
     // SYNC: what was written and has no place yet gets one.
-    cover(Fiemap::with_flags(file, FiemapFlags::SYNC), len)
+    let extents = Fiemap::with_flags(file, FiemapFlags::SYNC);
+    cover(extents.map(|extent| extent.map(|extent| (piece(&extent), is_last(&extent)))), len)
 }
 
+/// Fills the gaps between pieces, each with whether it is said to be the file's last.
 fn cover(
-    extents: impl Iterator<Item = io::Result<FiemapExtent>>,
+    extents: impl Iterator<Item = io::Result<(Piece, bool)>>,
     len: u64,
 ) -> impl Iterator<Item = io::Result<Piece>> {
-    let mut extents = extents.map(|extent| extent.map(|extent| piece(&extent))).peekable();
+    let mut extents = extents.peekable();
+    let mut is_whole = false;
     let mut position = 0;
     std::iter::from_fn(move || {
         if position >= len {
             return None;
         }
         let piece = match extents.peek() {
-            Some(Ok(next)) if next.start > position => {
+            Some(Ok((next, _))) if next.start > position => {
                 Ok(Piece { start: position, end: next.start.min(len), place: Place::Hole })
             }
-            Some(Ok(next)) if next.start < position || next.end <= position => {
+            Some(Ok((next, _))) if next.start < position || next.end <= position => {
                 Err(io::Error::other("the file system's list of extents is out of order"))
             }
-            Some(_) => extents.next()?.map(|next| Piece { end: next.end.min(len), ..next }),
-            None => Ok(Piece { start: position, end: len, place: Place::Hole }),
+            Some(_) => extents.next()?.map(|(next, is_last)| {
+                is_whole = is_last;
+                Piece { end: next.end.min(len), ..next }
+            }),
+            // Only behind what is marked as the last one is it known that nothing is there.
+            None if is_whole => Ok(Piece { start: position, end: len, place: Place::Hole }),
+            None => Ok(Piece { start: position, end: len, place: Place::Unknown }),
         };
         // An error is the last that comes.
         position = piece.as_ref().map_or(len, |piece| piece.end);
         Some(piece)
     })
+}
+
+fn is_last(extent: &FiemapExtent) -> bool {
+    extent.fe_flags.contains(FiemapExtentFlags::LAST)
 }
 
 fn piece(extent: &FiemapExtent) -> Piece {
@@ -326,6 +338,19 @@ mod tests {
         ];
         assert_eq!(compare(of(&base), of(&new), 20 * K).unwrap().ranges(), [1..2, 5..6, 8..20]);
         assert!(compare(of(&base[..2]), of(&new), 20 * K).is_err(), "a list that ends early");
+    }
+
+    #[test]
+    fn a_list_that_does_not_say_that_it_ends_tells_nothing_of_the_rest() {
+        let list = |is_last: bool| {
+            let piece = Piece { start: K, end: 2 * K, place: Place::At(K) };
+            let covered: Vec<Piece> =
+                cover([Ok((piece, is_last))].into_iter(), 9 * K).collect::<io::Result<_>>().unwrap();
+            covered.into_iter().map(Ok)
+        };
+        let changes = |is_last| compare(list(is_last), list(is_last), 9 * K).unwrap();
+        assert!(changes(true).ranges().is_empty());
+        assert_eq!(changes(false).ranges(), [2..9]);
     }
 
     #[test]

@@ -35,7 +35,8 @@ pub trait Storage: Send + Sync {
     fn create(&self, name: &str, parts: &[&[u8]]) -> Result<Created, StorageError>;
 
     /// As [`Storage::create`], of bytes that are made piece by piece, where a storage can take them so: for objects
-    /// that are too large for memory. If `fill` gives up by itself there is no object, and that is no failed write.
+    /// that are too large for memory and can be made anew any time. If `fill` gives up by itself, or there is no space,
+    /// there is no object, and that is no failed write.
     fn create_from(&self, name: &str, fill: &mut Fill<'_>) -> Result<Created, StorageError> {
         let mut bytes = Vec::new();
         fill(&mut |piece| {

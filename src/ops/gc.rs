@@ -6,7 +6,7 @@
 
 use super::bin::expire_all;
 use super::context::Context;
-use super::error::OpsError;
+use super::error::{Class, OpsError};
 use super::rewrite::{Rewritten, despite_others, rewrite};
 use crate::model::catalog::Pack;
 use crate::model::objects::{PackName, PackState};
@@ -160,8 +160,17 @@ pub fn collect(region: &Region, options: &GcOptions, context: &Context<'_>) -> R
     collected.orphans = Amount { count: removed.count, bytes: removed.bytes };
     failure = failure.or(removed.failure);
     if !is_full {
-        region.compact_index(account)?;
-        region.merge_large_segments(account, || context.check_cancelled())?;
+        let merged = region.compact_index(account).map_err(OpsError::from);
+        let merged = merged.and_then(|()| region.merge_large_segments(account, || context.check_cancelled()));
+        match merged {
+            // What was collected is collected.
+            Err(error) if error.class() == Class::NoSpace => {
+                context.progress.note(&format!(
+                    "index segments were not merged, which only makes look-ups slower: {error}"
+                ));
+            }
+            merged => merged?,
+        }
         if collected.freed.count > 0 {
             region.prune_features()?;
         }

@@ -144,7 +144,11 @@ fn usable_parent(
 ) -> Result<Result<BlockMap, String>, OpsError> {
     let catalog = region.catalog()?;
     let parent = match options.parent {
-        Some(id) => find_snapshot(&catalog, context.account, id)?,
+        // It was there when the command began.
+        Some(id) => match find_snapshot(&catalog, context.account, id) {
+            Ok(parent) => parent,
+            Err(error) => return Ok(Err(error.to_string())),
+        },
         None => return Ok(Err("there is no parent".into())),
     };
     let id = parent.id;

@@ -10,7 +10,7 @@ use super::trailer::read_trailer;
 use crate::chunk::frame::Codec;
 use crate::format::entry::Entry;
 use crate::format::pack::FRAME_HEADER_BYTES;
-use crate::io::storage::Storage;
+use crate::io::storage::{Storage, StorageError};
 use crate::model::catalog::Catalog;
 use crate::model::ids::{ChunkId, RegionId};
 use crate::model::objects::{PackName, PackState, SegmentName};
@@ -89,10 +89,20 @@ enum Standing {
     Gone,
 }
 
+/// Whether an error says that a segment is damaged or gone, and not that it is out of reach.
+fn is_lost(error: &PackError) -> bool {
+    match error {
+        PackError::Storage(error) => error.is_not_found() || matches!(error, StorageError::Short { .. }),
+        _ => true,
+    }
+}
+
 /// An immutable view of where chunks are, for one state of the catalogue.
 #[derive(Debug, Default)]
 pub struct Index {
     segments: Vec<Arc<Segment>>,
+    /// Registered segments that are damaged or gone: the packs that they list count as loose.
+    unusable: Vec<SegmentName>,
     /// For each of them, what the packs of its table are good for.
     standings: Vec<Vec<Standing>>,
     /// Packs that no segment lists, with their trailers.
@@ -124,10 +134,18 @@ impl Index {
         bad_segments: &HashSet<SegmentName>,
     ) -> Self {
         let mut index = Self::default();
-        for record in catalog.segments.values().filter(|record| !bad_segments.contains(&record.name)) {
+        for record in catalog.segments.values() {
             let open = previous.segments.iter().find(|segment| segment.record() == record).cloned();
-            // What cannot be opened is left out: its packs' trailers say the same.
-            index.segments.extend(open.or_else(|| Segment::open(storage, region, record).ok().map(Arc::new)));
+            let opened = match open {
+                _ if bad_segments.contains(&record.name) => Err(true),
+                Some(segment) => Ok(segment),
+                None => Segment::open(storage, region, record).map(Arc::new).map_err(|error| is_lost(&error)),
+            };
+            match opened {
+                Ok(segment) => index.segments.push(segment),
+                // What cannot be opened is left out: its packs' trailers say the same.
+                Err(is_lost) => index.unusable.extend(is_lost.then_some(record.name)),
+            }
         }
         // A chunk that is there is most likely in the largest.
         index.segments.sort_by_key(|segment| Reverse(segment.entries()));
@@ -171,6 +189,11 @@ impl Index {
             }
         }
         index
+    }
+
+    /// Registered segments that are damaged or gone. One that only cannot be read now is not among them.
+    pub fn unusable(&self) -> &[SegmentName] {
+        &self.unusable
     }
 
     fn add_pack(&mut self, name: PackName, state: PackState) -> Standing {

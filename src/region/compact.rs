@@ -4,13 +4,11 @@ use super::Region;
 use super::error::RegionError;
 use crate::io::storage::Created;
 use crate::model::account::AccountId;
-use crate::model::catalog::Catalog;
 use crate::model::objects::{SegmentName, SegmentRecord};
 use crate::model::op::Op;
 use crate::pack::error::PackError;
 use crate::pack::index::Index;
 use crate::pack::merge::{self, Choice, Merge};
-use std::collections::HashSet;
 use std::io;
 use std::thread::JoinHandle;
 
@@ -22,20 +20,14 @@ const LOOSE_PACKS_MAX: usize = 64;
 /// A merge under way beside a writer.
 pub(super) type Compaction = JoinHandle<Result<(), RegionError>>;
 
-/// Registered segments that could not be opened: the packs that they list count as loose.
-fn unusable(index: &Index, catalog: &Catalog) -> Vec<SegmentName> {
-    let open: HashSet<_> = index.segments().iter().map(|segment| segment.record().name).collect();
-    catalog.segments.keys().filter(|name| !open.contains(name)).copied().collect()
-}
-
 impl Region {
     /// Whether there is reason to write a segment.
     fn is_compaction_due(&self) -> Result<bool, RegionError> {
-        let (index, catalog) = (self.index()?, self.catalog()?);
+        let index = self.index()?;
         let (packs, entries) = index.unlisted();
         Ok(entries > LOOSE_ENTRIES_MAX
             || packs > LOOSE_PACKS_MAX
-            || (packs > 0 && !unusable(&index, &catalog).is_empty())
+            || (packs > 0 && !index.unusable().is_empty())
             || merge::has_worn(&index))
     }
 
@@ -87,10 +79,10 @@ impl Region {
     ) -> Result<bool, E> {
         let name = SegmentName { session: self.0.session, number: self.next_number() };
         let (record, damaged) = loop {
-            let (index, catalog) = (self.index()?, self.catalog()?);
+            let index = self.index()?;
             let Some(choice) = choose(&index) else { return Ok(false) };
             match self.make_segment(&index, &choice, name, &mut watch) {
-                Ok(record) if choice.with_loose => break (record, unusable(&index, &catalog)),
+                Ok(record) if choice.with_loose => break (record, index.unusable().to_vec()),
                 Ok(record) => break (record, vec![]),
                 Err(Failed::Pack(PackError::Damaged { name, .. })) if self.leave_out_segment(&name) => {}
                 Err(Failed::Pack(error)) => return Err(RegionError::from(error).into()),

@@ -241,7 +241,13 @@ impl Region {
 
     /// Where chunks are, for the state at the log's tail.
     pub(crate) fn index(&self) -> Result<Arc<Index>, RegionError> {
-        Ok(self.index_of(&self.catalog()?))
+        let catalog = self.catalog()?;
+        let mut cached = self.cached_index();
+        // Another thread may have seen more meanwhile: what was replaced since is not there to go back to.
+        if cached.sequence.is_none_or(|sequence| sequence < catalog.sequence) {
+            self.rebuild_index(&mut cached, &catalog);
+        }
+        Ok(cached.index.clone())
     }
 
     /// Where chunks are, for a state of the log.

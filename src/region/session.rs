@@ -338,14 +338,16 @@ impl Session {
         if self.compaction.as_ref().is_some_and(|under_way| !under_way.is_finished()) {
             return Ok(());
         }
-        self.join_compaction()?;
+        self.join_compaction();
         self.compaction = self.region.compact_beside(self.account)?;
         Ok(())
     }
 
-    fn join_compaction(&mut self) -> Result<(), RegionError> {
-        let Some(compaction) = self.compaction.take() else { return Ok(()) };
-        compaction.join().unwrap_or(Err(RegionError::WriterGone))
+    /// Whatever became of it: a segment is a cache, and whoever comes next makes one.
+    fn join_compaction(&mut self) {
+        if let Some(compaction) = self.compaction.take() {
+            let _ = compaction.join();
+        }
     }
 
     fn check_failed(&self) -> Result<(), RegionError> {
@@ -371,8 +373,8 @@ fn start_writer(
 impl Drop for Session {
     fn drop(&mut self) {
         // An abandoned session: what is queued is still registered, so that the next try finds it. Its
-        // outcome interests nobody any more. A segment is a cache.
+        // outcome interests nobody any more.
         let _ = self.join_writer();
-        let _ = self.join_compaction();
+        self.join_compaction();
     }
 }

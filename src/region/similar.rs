@@ -94,7 +94,7 @@ impl Region {
     pub fn prune_features(&self) -> Result<(), RegionError> {
         let index = self.index()?;
         // What cannot be told stays.
-        let is_there = |leading| !matches!(index.find_leading(leading, Filters::Trusted), Ok(None));
+        let is_there = |leading| !matches!(index.find_leading(leading, Filters::Doubted), Ok(None));
         let mut tables = open_tables(&*self.0.storage, self.0.header.id);
         let mut left = 0;
         tables.retain(|table| {
@@ -199,7 +199,7 @@ impl Similar {
         }
         let (storage, header) = (&*self.region.0.storage, &self.region.0.header);
         let index = self.region.index()?;
-        let is_there = |leading| !matches!(index.find_leading(leading, Filters::Trusted), Ok(None));
+        let is_there = |leading| !matches!(index.find_leading(leading, Filters::Doubted), Ok(None));
         let name = FeatureTableName { session: self.region.0.session, number: self.region.next_number() };
         let chosen = choose(&self.tables, self.fresh.len());
         let bytes = merge(header.id, chosen, &self.fresh, is_there)
