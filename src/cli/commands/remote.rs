@@ -156,6 +156,8 @@ enum ForOthers {
 /// Who may run a command in a region on another host.
 fn is_for_others(command: &Command) -> ForOthers {
     match command {
+        // A bundle is files.
+        Command::Register(args) if args.bundle.is_some() => ForOthers::Nobody,
         Command::Register(_)
         | Command::Images(_)
         | Command::Snapshots(_)
@@ -286,6 +288,7 @@ mod tests {
         }
         for bad in [
             "snapshot /etc/passwd",
+            "register --name web --bundle /etc/passwd",
             "export ami-0123456789abcdef0 /root/.ssh/authorized_keys",
             "launch ami-0123456789abcdef0",
             "images --account 000000000001",
