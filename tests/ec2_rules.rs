@@ -311,11 +311,16 @@ fn a_copy_belongs_to_the_caller_and_has_neither_permissions_nor_tags() {
     assert_ne!(copy.id, image.id);
     assert!(copy.launch_permissions.is_empty() && copy.tags.is_empty());
     let tagged = CopyOptions { name: Some("tagged".into()), copy_tags: true, ..CopyOptions::default() };
-    let context = rules.friend.context();
-    let what = CopyWhat::Image(image.id);
-    let planned = plan(&rules.region, &rules.region, what, &tagged, &context).unwrap();
-    let copy = apply(&rules.region, &rules.region, &planned, &tagged, &context).unwrap().image.unwrap();
-    assert_eq!(copy.tags.len(), 1, "unless that is asked for");
+    // CopyImageTags: "user-defined tags that are attached by other accounts" are not copied.
+    for (caller, tags, why) in
+        [(&rules.owner, 1, "unless that is asked for"), (&rules.friend, 0, "nobody else's tags")]
+    {
+        let context = caller.context();
+        let what = CopyWhat::Image(image.id);
+        let planned = plan(&rules.region, &rules.region, what, &tagged, &context).unwrap();
+        let copy = apply(&rules.region, &rules.region, &planned, &tagged, &context).unwrap().image.unwrap();
+        assert_eq!(copy.tags.len(), tags, "{why}");
+    }
 }
 
 #[test]

@@ -13,9 +13,10 @@ use imgstore::ops::context::Context;
 use imgstore::ops::copy::{CopyOptions, CopyWhat, apply, plan};
 use imgstore::ops::error::{Class, Code, OpsError};
 use imgstore::ops::snapshot::{SnapshotOptions, snapshot};
+use imgstore::ops::source::Source;
 use imgstore::ops::verify::{VerifyOptions, verify};
 use imgstore::region::{Region, RegionOptions};
-use imgstore::serve::error::LinkError;
+use imgstore::serve::error::{LinkError, Refusal};
 use imgstore::serve::giver::Giver;
 use imgstore::serve::host::{Doors, serve};
 use imgstore::serve::link::Link;
@@ -609,7 +610,7 @@ fn a_guest_gets_no_content_by_knowing_its_hash() {
             dry_run: false,
         })
         .unwrap();
-        let mut giver = Giver::new(&forged, Some(what));
+        let mut giver = Giver::new(&forged, Some(what), false);
         let taken = loop {
             match link.receive().unwrap().0 {
                 Message::Pulled(_) => break true,
@@ -657,6 +658,85 @@ fn a_guest_cannot_tell_what_others_have() {
     assert_eq!(push(&context).planned.new_chunks, 0);
     assert!(guest.read_back(&pair.region, pulled.snapshots[0].id).unwrap() == pair.first.1);
     assert_clean(&pair.region, &pair.caller);
+}
+
+/// Neither by where its chunks are, nor by what they were stored against.
+#[test]
+fn a_guest_does_not_hear_where_content_is() {
+    let pair = Pair::new();
+    let guest = guest();
+    // Its own volume is stored against the chunks of somebody else's.
+    let own = edited(&pair.first.1, 9);
+    let taken = guest.snapshot(&pair.region, &MemoryDisk::new(own.clone())).unwrap();
+    let id = taken.snapshot.id;
+    assert!(taken.ingested.stored_bytes < own.len() as u64 / 8, "there are no deltas");
+    let line = call(&pair.region, guest.account, true, NEVER, NEVER);
+    let (peer, context) = (line.peer(), guest.context());
+    let offer = peer.offer(CopyWhat::Snapshot(id), &context).unwrap();
+    let map = peer.maps(&offer, &context).unwrap().remove(0);
+    let ids: Vec<ChunkId> = map.chunks().iter().map(|chunk| chunk.id).collect();
+    let found = peer.locate(&ids, &context).unwrap();
+    assert!(found.iter().all(|one| (one.pack, one.offset) == (found[0].pack, 0)));
+    pull(&peer, &region(), id, &context).unwrap();
+    let offered: std::collections::HashSet<ChunkId> = ids.iter().copied().collect();
+    for piece in ids.chunks(100) {
+        line.link.send(&Message::Fetch(piece.iter().map(|id| (*id, false)).collect())).unwrap();
+        let distinct: std::collections::HashSet<&ChunkId> = piece.iter().collect();
+        for _ in 0..distinct.len() {
+            let (Message::Frame { codec, .. }, body) = line.link.receive().unwrap() else {
+                panic!("no frame")
+            };
+            if codec == Codec::Delta.number() {
+                let base = ChunkId(*body.first_chunk().unwrap());
+                assert!(offered.contains(&base), "a guest sees that {base} is there");
+            }
+        }
+    }
+}
+
+/// A line on which a million questions are asked at once, and one is refused.
+#[test]
+fn a_refusal_among_many_questions_ends_the_copy_and_not_the_line() {
+    let pair = Pair::new();
+    let answered = Arc::new(AtomicI64::new(0));
+    let counter = answered.clone();
+    let line = liar(&pair.region, move |message, _| {
+        if matches!(message, Message::Located(_)) && counter.fetch_add(1, Ordering::SeqCst) == 3 {
+            *message = Message::Refused(Refusal::of(&OpsError::WorkerGone));
+        }
+    });
+    let (peer, context) = (line.peer(), pair.caller.context());
+    let offer = peer.offer(CopyWhat::Snapshot(pair.first.0), &context).unwrap();
+    let map = peer.maps(&offer, &context).unwrap().remove(0);
+    let good = map.chunks()[0].id;
+    let error = peer.locate(&vec![good; 2_000_000], &context).unwrap_err();
+    assert!(matches!(error, OpsError::Peer { .. }), "{error}");
+    assert!(answered.load(Ordering::SeqCst) < 200, "it went on asking");
+    assert_eq!(peer.locate(&[good], &context).unwrap()[0].id, good, "the line is out of step");
+    pull(&peer, &region(), pair.first.0, &context).unwrap();
+}
+
+/// Somebody with whom an image is shared.
+#[test]
+fn tags_and_whom_else_it_is_shared_with_stay_with_the_owner() {
+    let pair = Pair::new();
+    let guest = guest();
+    let change = imgstore::ops::modify::PermissionChange {
+        add: vec![imgstore::model::account::Permission::Account(guest.account)],
+        ..Default::default()
+    };
+    let owner = pair.caller.context();
+    imgstore::ops::modify::share_snapshot(&pair.region, pair.first.0, &change, &owner).unwrap();
+    let tags = [Tag { key: "cost".into(), value: "9".into() }];
+    let id = imgstore::ops::modify::Target::Snapshot(pair.first.0);
+    imgstore::ops::modify::tag(&pair.region, id, &tags, &[], &owner).unwrap();
+    let offered = |account| {
+        let line = call(&pair.region, account, account != pair.caller.account, NEVER, NEVER);
+        let offer = line.peer().offer(CopyWhat::Snapshot(pair.first.0), &owner).unwrap();
+        (offer.snapshots[0].tags.len(), offer.snapshots[0].create_volume_permissions.len())
+    };
+    assert_eq!(offered(guest.account), (0, 0));
+    assert_eq!(offered(pair.caller.account), (1, 1));
 }
 
 /// A guest's copy that broke off goes on where it was, too.

@@ -2,10 +2,12 @@
 
 use super::error::CliError;
 use super::progress::Watcher;
+use super::text::printable;
 use imgstore::ops::context::Progress;
 use imgstore::ops::error::OpsError;
 use imgstore::serve::link::Link;
 use imgstore::serve::message::{Message, NewRegion, VERSION, Welcome};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,6 +18,9 @@ use std::time::{Duration, Instant};
 const WATCH: Duration = Duration::from_millis(100);
 /// How long ssh may take to end by itself.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// Longest line of what ssh says that is shown as one, and most of it that is shown.
+const LINE_BYTES_MAX: u64 = 4 << 10;
+const STDERR_BYTES_MAX: u64 = 1 << 20;
 /// What ssh answers if the other host's shell does not find the command.
 const COMMAND_NOT_FOUND: i32 = 127;
 
@@ -93,6 +98,11 @@ fn quoted(word: &str) -> String {
     format!("'{}'", word.replace('\'', r"'\''"))
 }
 
+/// A path for the other host's shell, which knows what `~/` is.
+fn quoted_path(path: &str) -> String {
+    path.strip_prefix("~/").map_or_else(|| quoted(path), |rest| format!("~/{}", quoted(rest)))
+}
+
 /// A connection to a region on another host. Dropping it ends it.
 pub struct Connection {
     /// What goes over it.
@@ -117,6 +127,10 @@ impl Far {
             .command(ssh)?
             .spawn()
             .map_err(|source| CliError::Ssh { command: ssh.to_owned(), why: source.to_string() })?;
+        if let Some(said) = child.stderr.take() {
+            // It ends when ssh does. ssh asks for passwords at the terminal itself.
+            thread::spawn(move || tell(said));
+        }
         let streams = child.stdout.take().zip(child.stdin.take());
         let Some((reader, writer)) = streams else {
             return Err(CliError::Ssh { command: ssh.to_owned(), why: "it has no streams".into() });
@@ -145,7 +159,8 @@ impl Far {
         let mut command = Command::new(program);
         command.args(words);
         // Frames are compressed already; a line that is dead is noticed after a minute.
-        let options = ["Compression=no", "ServerAliveInterval=15", "ServerAliveCountMax=4"];
+        let options =
+            ["Compression=no", "ConnectTimeout=30", "ServerAliveInterval=15", "ServerAliveCountMax=4"];
         for option in options {
             command.args(["-o", option]);
         }
@@ -154,12 +169,12 @@ impl Far {
             command.args(["-p", &port.to_string()]);
         }
         let program = self.remote_path.as_deref().unwrap_or("imgstore");
-        let mut remote = format!("{} remote", quoted(program));
+        let mut remote = format!("{} remote", quoted_path(program));
         if let Some(path) = &self.address.path {
             remote.push_str(&format!(" --region {}", quoted(path)));
         }
         command.args(["--", &self.address.destination, &remote]);
-        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         Ok(command)
     }
 
@@ -180,6 +195,18 @@ impl Far {
             None => "ssh was ended".to_owned(),
         };
         CliError::NoConnection { name: self.name.clone(), destination: self.address.destination.clone(), why }
+    }
+}
+
+/// Shows what ssh and the other side say, line by line, without what a terminal would obey.
+fn tell(said: impl Read) {
+    let mut lines = BufReader::new(said.take(STDERR_BYTES_MAX));
+    let mut line = Vec::new();
+    while matches!(lines.by_ref().take(LINE_BYTES_MAX).read_until(b'\n', &mut line), Ok(1..)) {
+        let text = String::from_utf8_lossy(&line);
+        // Nothing more can be done if the terminal is gone.
+        let _ = writeln!(std::io::stderr(), "{}", printable(text.trim_end()));
+        line.clear();
     }
 }
 
@@ -279,6 +306,7 @@ mod tests {
     #[test]
     fn words_for_a_shell_stay_words() {
         assert_eq!(quoted("/srv/a b"), "'/srv/a b'");
+        assert_eq!(quoted_path("~/bin/img store"), "~/'bin/img store'");
         assert_eq!(quoted("a'; rm -rf /; '"), r"'a'\''; rm -rf /; '\'''");
     }
 }

@@ -239,6 +239,14 @@ impl Home {
         })
     }
 
+    /// Refuses what cannot name a region, and what names one already.
+    pub fn check_new_region(&self, name: &str) -> Result<(), CliError> {
+        check_region_name(name)?;
+        let Some(known) = self.config.regions.get(name) else { return Ok(()) };
+        let why = format!("a region called {name} is known already: {}", known.url);
+        Err(CliError::Usage(why))
+    }
+
     /// Makes a region known under a name, once `open` has found it or made it.
     pub fn add_known<T>(
         &mut self,
@@ -246,15 +254,11 @@ impl Home {
         known: KnownRegion,
         open: impl FnOnce(&Self) -> Result<T, CliError>,
     ) -> Result<T, CliError> {
-        check_region_name(name)?;
         let _lock = lock(&self.path)?;
         if let Some(config) = read_config(&self.path)? {
             self.config = config;
         }
-        if let Some(known) = self.config.regions.get(name) {
-            let why = format!("a region called {name} is known already: {}", known.url);
-            return Err(CliError::Usage(why));
-        }
+        self.check_new_region(name)?;
         let opened = open(self)?;
         self.config.regions.insert(name.to_owned(), known);
         write_config(&self.path, &self.config)?;

@@ -58,6 +58,11 @@ impl Watcher {
         }
     }
 
+    /// Bytes that are done in the phase under way.
+    pub fn done_bytes(&self) -> u64 {
+        self.phase().as_ref().map_or(0, |phase| phase.done)
+    }
+
     fn phase(&self) -> MutexGuard<'_, Option<Phase>> {
         self.phase.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -184,7 +184,9 @@ pub fn plan(
 /// Tells that the source's history is shorter than a copy before saw it: it was put back to an older state, or what
 /// stands there is another region.
 fn note_older_source(source: &dyn Source, offer: &Offer, there: &Catalog, context: &Context<'_>) {
-    let of_source = there.snapshots.values().filter_map(|snapshot| snapshot.source.as_ref());
+    // By what others copied nobody is told anything.
+    let own = there.snapshots.values().filter(|snapshot| snapshot.owner == context.account);
+    let of_source = own.filter_map(|snapshot| snapshot.source.as_ref());
     let seen = of_source.filter(|from| from.region_id == source.id()).map(|from| from.sequence).max();
     if let Some(seen) = seen.filter(|seen| *seen > offer.sequence) {
         context.progress.note(&format!(
@@ -211,6 +213,10 @@ pub fn apply(
         return Ok(made);
     }
     context.end_dry_run()?;
+    if plan.offer == Offer::default() {
+        // It was there when the plan was made.
+        return Err(OpsError::ContentGone { what: "the copy that this token had made".into() });
+    }
     match carry_out(source, target, plan, &plan.missing, options, context) {
         // Collected at the target since the plan was made: what is missing is more than it says.
         Err(OpsError::ContentGone { .. }) => despite_collection(|| {

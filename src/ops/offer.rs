@@ -10,6 +10,7 @@ use super::find::{
 };
 use super::modify::check_product_codes;
 use super::register::{check_image_name, check_machine};
+use crate::model::account::AccountId;
 use crate::model::catalog::Catalog;
 use crate::model::ids::SnapshotId;
 use crate::model::image::{BlockDeviceMapping, DeviceTarget, Image, is_device_name, is_same_device};
@@ -47,7 +48,8 @@ pub(super) fn select(catalog: &Catalog, what: CopyWhat, context: &Context<'_>) -
         CopyWhat::Snapshot(id) => {
             let snapshot = find_snapshot(catalog, context.account, id)?;
             check_completed(snapshot)?;
-            return Ok(Offer { sequence, snapshots: vec![snapshot.clone()], ..Offer::default() });
+            let snapshots = vec![seen_by(snapshot, context.account)];
+            return Ok(Offer { sequence, snapshots, ..Offer::default() });
         }
         CopyWhat::Image(id) => id,
     };
@@ -64,14 +66,33 @@ pub(super) fn select(catalog: &Catalog, what: CopyWhat, context: &Context<'_>) -
     }
     let mut distinct = BTreeSet::new();
     let snapshots = image.snapshot_ids().filter(|id| distinct.insert(*id));
-    let snapshots = snapshots.map(|id| find_snapshot(catalog, context.account, id).cloned().map_err(denied));
+    let seen = |id| find_snapshot(catalog, context.account, id).map(|s| seen_by(s, context.account));
+    let snapshots = snapshots.map(|id| seen(id).map_err(denied));
     let snapshots = snapshots.collect::<Result<_, _>>()?;
     let template = template(catalog, image).cloned();
     // A template has no permissions of its own: its storage is its owner's.
     if template.is_some() && !is_own {
         return Err(denied(OpsError::image_not_found(id)));
     }
-    Ok(Offer { sequence, image: Some(image.clone()), snapshots, template })
+    let mut image = image.clone();
+    if !is_own {
+        // Whom else it is shared with, and its owner's notes.
+        image.tags.clear();
+        image.launch_permissions.clear();
+        (image.client_token, image.source_instance) = (None, None);
+    }
+    Ok(Offer { sequence, image: Some(image), snapshots, template })
+}
+
+/// A snapshot as an account sees it: tags and permissions are its owner's. EC2 copies no tags of other accounts.
+fn seen_by(snapshot: &Snapshot, account: AccountId) -> Snapshot {
+    let mut seen = snapshot.clone();
+    if seen.owner != account {
+        seen.tags.clear();
+        seen.create_volume_permissions.clear();
+        (seen.client_token, seen.volume) = (None, None);
+    }
+    seen
 }
 
 /// Refuses an offer that is not of what was asked for, or that holds what no region makes. Who has a region's files, or

@@ -8,13 +8,13 @@ use super::context::Context;
 use super::error::OpsError;
 use crate::model::blockmap::BlockMap;
 use crate::model::ids::ChunkId;
-use crate::model::objects::{ManifestName, PackName};
+use crate::model::objects::ManifestName;
 use crate::model::op::Op;
 use crate::region::Region;
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 /// How many records back packs of the caller's own, unfinished copies are looked for.
-const RECORDS_BACK: u64 = 100_000;
+const RECORDS_BACK: u64 = 10_000;
 
 /// Chunks that a caller may count on, of those that it wants to.
 #[derive(Debug, Clone, Default)]
@@ -56,23 +56,29 @@ impl Trusted {
     ) -> Result<(), OpsError> {
         let open: Vec<ChunkId> = wanted.iter().filter(|id| !self.0.contains(id)).copied().collect();
         let places = target.try_locate_usable(&open)?;
-        let mut sought: HashSet<PackName> = places.iter().flatten().map(|place| place.pack).collect();
-        let mut brought = HashSet::new();
+        if places.iter().all(Option::is_none) {
+            return Ok(());
+        }
+        let (mut brought, mut upkeep) = (HashMap::new(), HashSet::new());
         for sequence in (sequence.saturating_sub(RECORDS_BACK) + 1..=sequence).rev() {
-            if sought.is_empty() {
-                break;
-            }
             context.check_cancelled()?;
             let Some(record) = target.record(sequence)? else { continue };
             for op in &record.ops {
-                let Op::RegisterPack(pack) = op else { continue };
-                if sought.remove(&pack.name) && record.author.account == context.account {
-                    brought.insert(pack.name);
+                match op {
+                    Op::RegisterPack(pack) if record.author.account == context.account => {
+                        brought.insert(pack.name, record.author.session);
+                    }
+                    Op::CondemnPacks { .. } | Op::QuarantinePacks { .. } | Op::RebasePack { .. } => {
+                        upkeep.insert(record.author.session);
+                    }
+                    _ => {}
                 }
             }
         }
+        // What collecting, repacking and repairing move is everybody's.
+        brought.retain(|_, session| !upkeep.contains(session));
         let in_brought = open.iter().zip(&places);
-        let in_brought = in_brought.filter(|(_, place)| place.is_some_and(|p| brought.contains(&p.pack)));
+        let in_brought = in_brought.filter(|(_, place)| place.is_some_and(|p| brought.contains_key(&p.pack)));
         self.0.extend(in_brought.map(|(id, _)| *id));
         Ok(())
     }

@@ -43,10 +43,19 @@ pub struct Asked {
     pub id: ChunkId,
     /// Bytes of its frame, as the source said.
     pub stored_bytes: u64,
-    /// Bytes of memory that it takes until it is put.
-    pub held_bytes: u64,
+    /// Bytes of the chunk.
+    pub raw_bytes: u64,
+    /// Whether it comes as a delta.
+    pub is_delta: bool,
     /// Whether a delta is of no use.
     pub plain: bool,
+}
+
+impl Asked {
+    /// Bytes of memory that it takes until it is put: with a delta comes its base.
+    pub const fn held_bytes(&self) -> u64 {
+        if self.is_delta { self.stored_bytes + self.raw_bytes } else { self.stored_bytes }
+    }
 }
 
 /// Some frames that a source gave.
@@ -162,7 +171,7 @@ impl Source for Region {
 pub fn batch_len(asked: &[Asked], limit: u64) -> usize {
     let mut bytes = 0;
     let fits = |asked: &&Asked| {
-        bytes += asked.held_bytes;
+        bytes += asked.held_bytes();
         bytes <= limit
     };
     asked.iter().take_while(fits).count().max(1)

@@ -14,7 +14,7 @@ use super::source::{Asked, Contents, Found, Frames, Source};
 use crate::chunk::frame::Frame;
 use crate::model::blockmap::BlockMap;
 use crate::model::ids::ChunkId;
-use crate::model::units::block_offset;
+use crate::model::units::{CHUNK_BLOCKS_MAX, block_offset};
 use crate::region::Region;
 use crate::region::session::Session;
 use crossbeam_channel::{Sender, bounded};
@@ -94,9 +94,8 @@ fn arrange(target: &Region, found: &[Found], trusted: Option<&Trusted>) -> Resul
             },
             None => false,
         };
-        // With a delta comes its base.
-        let held_bytes = if found.is_delta { stored_bytes + raw_bytes } else { stored_bytes };
-        missing.asked.push(Asked { id: found.id, stored_bytes, held_bytes, plain });
+        let is_delta = found.is_delta;
+        missing.asked.push(Asked { id: found.id, stored_bytes, raw_bytes, is_delta, plain });
     }
     Ok(missing)
 }
@@ -199,7 +198,9 @@ impl Putter<'_> {
             .install(|| (0..ids.len()).into_par_iter().map(prove).collect::<Result<_, OpsError>>())?;
         let at: Vec<usize> = (0..ids.len()).filter(|&at| proved[at].is_some()).collect();
         for at in (0..ids.len()).filter(|&at| proved[at].is_none()) {
-            let asked = Asked { id: ids[at], stored_bytes: 0, held_bytes: 0, plain: true };
+            let bytes = block_offset(u64::from(CHUNK_BLOCKS_MAX));
+            let asked =
+                Asked { id: ids[at], stored_bytes: bytes, raw_bytes: bytes, is_delta: false, plain: true };
             self.baseless.push(asked);
         }
         self.store(frames, &bases, &ids, &at, &proved)
@@ -259,13 +260,14 @@ impl Putter<'_> {
         let has = region.has_chunks(&named)?;
         let here: Vec<ChunkId> =
             named.into_iter().zip(has).filter_map(|(id, has)| has.then_some(id)).collect();
-        let fetched = region.fetch(&here)?;
+        // What cannot be read or is damaged is no base: the chunk is asked for as a whole then.
+        let Ok(fetched) = region.fetch(&here) else { return Ok(Contents::new()) };
         let decode = |frame| {
             let mut raw = vec![0; fetched.raw_bytes(frame)];
-            fetched.decode(&region, frame, &mut raw)?;
-            Ok((fetched.id(frame), raw))
+            fetched.decode_here(&region, frame, &mut raw).ok()?;
+            Some((fetched.id(frame), raw))
         };
         let frames = fetched.frames();
-        self.context.pool.install(|| frames.into_par_iter().map(decode).collect::<Result<_, OpsError>>())
+        Ok(self.context.pool.install(|| frames.into_par_iter().filter_map(decode).collect()))
     }
 }

@@ -5,13 +5,14 @@ use super::link::Link;
 use super::message::{FETCH_MAX, LOCATE_MAX, Message, PIECE_BYTES};
 use crate::chunk::frame::Frame;
 use crate::format::manifest;
-use crate::model::ids::ChunkId;
+use crate::model::ids::{ChunkId, SessionId};
 use crate::model::objects::PackName;
+use crate::model::units::{BLOCK_BYTES, CHUNK_BLOCKS_MAX};
 use crate::ops::context::Context;
 use crate::ops::copy::CopyWhat;
 use crate::ops::error::OpsError;
 use crate::ops::offer::Offer;
-use crate::ops::source::{Asked, Contents, Frames, Source};
+use crate::ops::source::{Asked, Contents, Found, Frames, Source};
 use rayon::prelude::*;
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
@@ -19,11 +20,16 @@ use std::collections::{HashMap, HashSet};
 /// What a frame is taken for before it is read, for a batch's memory.
 const FRAME_BYTES_GUESS: u64 = 64 << 10;
 
+/// Most that a chunk has.
+const CHUNK_BYTES_MAX: u64 = CHUNK_BLOCKS_MAX as u64 * BLOCK_BYTES as u64;
+
 /// Answers for one source. Whoever asks gets what it was offered, and learns of no other chunk.
 pub struct Giver<'a> {
     source: &'a dyn Source,
     /// All that may be asked for; none for whatever the caller may have.
     only: Option<CopyWhat>,
+    /// Whether whoever asks is a guest: it does not hear where content is, nor of content that it was not offered.
+    to_guest: bool,
     offer: Option<Offer>,
     /// The chunks of its maps, ascending.
     offered: Vec<ChunkId>,
@@ -33,8 +39,8 @@ pub struct Giver<'a> {
 
 impl<'a> Giver<'a> {
     /// Gives what the caller may have, or just what is named.
-    pub fn new(source: &'a dyn Source, only: Option<CopyWhat>) -> Self {
-        Self { source, only, offer: None, offered: Vec::new(), bases: HashMap::new() }
+    pub fn new(source: &'a dyn Source, only: Option<CopyWhat>, to_guest: bool) -> Self {
+        Self { source, only, to_guest, offer: None, offered: Vec::new(), bases: HashMap::new() }
     }
 
     /// Answers one request. What cannot be given is refused; only what ends the connection is an error.
@@ -59,6 +65,7 @@ impl<'a> Giver<'a> {
         }
         let offer = self.source.offer(what, context)?;
         self.offered.clear();
+        self.bases.clear();
         link.send(&Message::Offered(Box::new(offer.clone())))?;
         self.offer = Some(offer);
         Ok(())
@@ -107,6 +114,9 @@ impl<'a> Giver<'a> {
             };
             delta.base = bases.get(&delta.id).copied();
         }
+        if self.to_guest {
+            found.iter_mut().for_each(|found| self.hide(found));
+        }
         Ok(link.send(&Message::Located(found))?)
     }
 
@@ -121,14 +131,17 @@ impl<'a> Giver<'a> {
         }
         self.check_offered(wanted.iter().map(|(id, _)| id))?;
         let plain: HashSet<ChunkId> = wanted.iter().filter(|(_, plain)| *plain).map(|(id, _)| *id).collect();
-        let ask = |&(id, plain): &(ChunkId, bool)| {
-            let (stored_bytes, held_bytes) = (FRAME_BYTES_GUESS, FRAME_BYTES_GUESS);
-            Asked { id, stored_bytes, held_bytes, plain }
+        let ask = |&(id, plain): &(ChunkId, bool)| Asked {
+            id,
+            stored_bytes: FRAME_BYTES_GUESS,
+            raw_bytes: CHUNK_BYTES_MAX,
+            is_delta: false,
+            plain,
         };
         let asked: Vec<Asked> = wanted.iter().map(ask).collect();
         self.source.fetch(&asked, context, &mut |frames| {
             let ids = frames.ids();
-            let give = |at: usize| as_asked(&*frames, at, plain.contains(&ids[at]));
+            let give = |at: usize| self.as_asked(&*frames, at, plain.contains(&ids[at]));
             let given: Vec<Frame> = context
                 .pool
                 .install(|| (0..ids.len()).into_par_iter().map(give).collect::<Result<_, OpsError>>())?;
@@ -140,9 +153,25 @@ impl<'a> Giver<'a> {
         })?;
         Ok(link.flush()?)
     }
-}
 
-fn as_asked(frames: &dyn Frames, at: usize, plain: bool) -> Result<Frame, OpsError> {
-    let frame = frames.stored(at)?;
-    if plain && frame.base().is_some() { frames.plain(at, &Contents::new()) } else { Ok(frame) }
+    fn as_asked(&self, frames: &dyn Frames, at: usize, plain: bool) -> Result<Frame, OpsError> {
+        let frame = frames.stored(at)?;
+        let is_secret = |base: &ChunkId| self.to_guest && self.offered.binary_search(base).is_err();
+        match frame.base() {
+            Some(base) if plain || is_secret(&base) => frames.plain(at, &Contents::new()),
+            _ => Ok(frame),
+        }
+    }
+
+    /// Where a chunk is says whether it came from somebody else, and its base what others have.
+    fn hide(&self, found: &mut Found) {
+        (found.pack, found.offset) = (PackName { session: SessionId([0; 16]), number: 0 }, 0);
+        let is_offered = |leading: u64| {
+            let at = self.offered.partition_point(|id| id.leading() < leading);
+            self.offered.get(at).is_some_and(|id| id.leading() == leading)
+        };
+        if !found.base.is_some_and(is_offered) {
+            (found.is_delta, found.base) = (false, None);
+        }
+    }
 }

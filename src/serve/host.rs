@@ -66,7 +66,7 @@ fn answer_all(
     is_guest: bool,
     context: &Context<'_>,
 ) -> Result<(), OpsError> {
-    let mut giver = Giver::new(region, None);
+    let mut giver = Giver::new(region, None, is_guest);
     loop {
         let request = match link.receive() {
             Ok((request, _)) => request,

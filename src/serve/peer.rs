@@ -17,12 +17,17 @@ use crate::ops::copy::CopyWhat;
 use crate::ops::error::OpsError;
 use crate::ops::offer::Offer;
 use crate::ops::source::{Asked, Contents, Deliver, Found, Frames, Source};
+use crossbeam_channel::unbounded;
 use std::collections::{HashMap, VecDeque};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
 /// Stored bytes that are asked for in one message.
 const FETCH_BYTES: u64 = 1 << 20;
+/// Raw bytes of them.
+const FETCH_RAW_BYTES: u64 = 8 << 20;
+/// By how much a frame may be longer than its chunk.
+const FRAME_SLACK: u64 = 1 << 10;
 /// Messages that ask for frames and are not answered yet: 8 MiB on their way keep 1 Gbit/s busy over 60 ms.
 const FETCHES_AHEAD: usize = 8;
 /// zstd level of what is encoded anew.
@@ -83,37 +88,75 @@ impl<'a> Peer<'a> {
         Ok(map)
     }
 
-    /// Sends requests from another thread, while this one takes the answers.
+    /// Sends requests from another thread, while this one takes the answers. Every request that was sent is answered
+    /// before it returns, so that the next answer is to the next request.
     fn ask_all<T>(
         &self,
         requests: impl Iterator<Item = Message> + Send,
         mut take: impl FnMut() -> Result<T, OpsError>,
-        count: usize,
     ) -> Result<Vec<T>, OpsError> {
         self.waits();
         let link = self.link;
+        let (asked_in, asked) = unbounded::<()>();
+        let is_stopped = AtomicBool::new(false);
         thread::scope(|scope| {
+            let is_stopped = &is_stopped;
             let asking = scope.spawn(move || {
                 for request in requests {
+                    if is_stopped.load(Ordering::Relaxed) {
+                        break;
+                    }
                     link.send(&request)?;
+                    // Somebody listens until this ends.
+                    let _ = asked_in.send(());
                 }
                 Ok::<_, LinkError>(())
             });
-            let taken: Result<Vec<T>, OpsError> = (0..count).map(|_| take()).collect();
+            let (mut taken, mut failure) = (Vec::new(), None);
+            for () in &asked {
+                match failure {
+                    None => match take() {
+                        Ok(answer) => taken.push(answer),
+                        Err(error) => {
+                            is_stopped.store(true, Ordering::Relaxed);
+                            failure = Some(error);
+                        }
+                    },
+                    // Nobody wants it any more.
+                    Some(_) => drop(link.receive()),
+                }
+            }
             let asked = asking.join().unwrap_or_else(|_| Err(LinkError::protocol("a thread is gone")));
-            let taken = taken?;
-            asked?;
-            Ok(taken)
+            match failure {
+                Some(error) => Err(error),
+                None => asked.map(|()| taken).map_err(OpsError::from),
+            }
         })
     }
 
-    fn receive_frame(&self, open: &mut HashMap<ChunkId, bool>) -> Result<(ChunkId, Frame), OpsError> {
+    /// Takes the answers to requests for so many frames each that nobody wants any more.
+    fn forget_frames(&self, counts: impl Iterator<Item = usize>) {
+        for count in counts {
+            for _ in 0..count {
+                match self.link.receive() {
+                    Ok((Message::Refused(_), _)) => break,
+                    Ok(_) => {}
+                    Err(_) => return,
+                }
+            }
+        }
+    }
+
+    fn receive_frame(&self, open: &mut HashMap<ChunkId, Asked>) -> Result<(ChunkId, Frame), OpsError> {
         let (Message::Frame { id, codec, raw_blocks }, body) = self.receive()? else {
             return Err(unexpected());
         };
-        let Some(plain) = open.remove(&id) else {
+        let Some(Asked { plain, raw_bytes, .. }) = open.remove(&id) else {
             return Err(LinkError::protocol("it sends a frame that it was not asked for").into());
         };
+        if body.len() as u64 > raw_bytes + FRAME_SLACK {
+            return Err(LinkError::protocol("it sends a longer frame than it said").into());
+        }
         let codec = Codec::from_number(codec).filter(|_| (1..=CHUNK_BLOCKS_MAX).contains(&raw_blocks));
         let frame = codec.map(|codec| Frame { codec, raw_blocks, body });
         match frame {
@@ -169,8 +212,7 @@ impl Source for Peer<'_> {
             }
             Ok(found)
         };
-        let count = ids.len().div_ceil(LOCATE_MAX);
-        Ok(self.ask_all(requests, take, count)?.concat())
+        Ok(self.ask_all(requests, take)?.concat())
     }
 
     /// [`Peer::locate`] told it.
@@ -189,28 +231,42 @@ impl Source for Peer<'_> {
             while ahead.len() < FETCHES_AHEAD && !rest.is_empty() {
                 let (piece, behind) = rest.split_at(piece_len(rest));
                 rest = behind;
-                let wanted: Vec<(ChunkId, bool)> = piece.iter().map(|a| (a.id, a.plain)).collect();
-                self.link.send(&Message::Fetch(wanted.clone()))?;
-                ahead.push_back(wanted);
+                let wanted = piece.iter().map(|a| (a.id, a.plain)).collect();
+                self.link.send(&Message::Fetch(wanted))?;
+                ahead.push_back(piece);
             }
-            let Some(wanted) = ahead.pop_front() else { return Ok(()) };
-            context.check_cancelled()?;
-            let mut open: HashMap<ChunkId, bool> = wanted.into_iter().collect();
-            let count = open.len();
-            let frames =
-                (0..count).map(|_| self.receive_frame(&mut open)).collect::<Result<Vec<_>, OpsError>>()?;
-            if !deliver(Box::new(PeerFrames { codecs: &self.codecs, frames }))? {
-                return Ok(());
+            let Some(piece) = ahead.pop_front() else { return Ok(()) };
+            let (mut open, mut frames) = (piece.iter().map(|a| (a.id, *a)).collect(), Vec::new());
+            let received = (0..piece.len()).try_for_each(|_| {
+                frames.push(self.receive_frame(&mut open)?);
+                Ok(())
+            });
+            let is_wanted = received.and_then(|()| {
+                context.check_cancelled()?;
+                deliver(Box::new(PeerFrames { codecs: &self.codecs, frames: std::mem::take(&mut frames) }))
+            });
+            match is_wanted {
+                Ok(true) => {}
+                // Nothing that comes from there can be counted on any more.
+                Err(error @ (OpsError::Protocol { .. } | OpsError::ConnectionLost { .. })) => {
+                    return Err(error);
+                }
+                is_wanted => {
+                    self.forget_frames(ahead.iter().map(|piece| piece.len()));
+                    return is_wanted.map(|_| ());
+                }
             }
         }
     }
 }
 
+/// How many of the frames are asked for in one message. How much the other side says that they take is not believed.
 fn piece_len(asked: &[Asked]) -> usize {
-    let mut bytes = 0;
+    let (mut stored, mut raw) = (0, 0);
     let fits = |asked: &&Asked| {
-        bytes += asked.stored_bytes;
-        bytes <= FETCH_BYTES
+        stored += asked.stored_bytes;
+        raw += asked.raw_bytes;
+        stored <= FETCH_BYTES && raw <= FETCH_RAW_BYTES
     };
     asked.iter().take(FETCH_MAX).take_while(fits).count().max(1)
 }

@@ -17,6 +17,16 @@ pub struct Pushed {
     pub pulled: Option<Pulled>,
 }
 
+/// What the other side said before it went, if that tells why.
+fn last_word(link: &Link, why: String) -> OpsError {
+    while let Ok((message, _)) = link.receive() {
+        if let Message::Refused(refusal) = message {
+            return refusal.into_error();
+        }
+    }
+    OpsError::ConnectionLost { why }
+}
+
 /// Has the other side copy something of this source, and nothing else of it.
 pub fn push(
     link: &Link,
@@ -34,7 +44,7 @@ pub fn push(
         options: options.clone(),
         dry_run: context.dry_run,
     })?;
-    let (mut giver, mut planned) = (Giver::new(source, Some(what)), Planned::default());
+    let (mut giver, mut planned) = (Giver::new(source, Some(what), false), Planned::default());
     loop {
         context.check_cancelled()?;
         match link.receive()?.0 {
@@ -48,7 +58,10 @@ pub fn push(
             Message::Pulled(pulled) => {
                 return Ok(Pushed { planned, pulled: pulled.map(|pulled| *pulled) });
             }
-            request => giver.answer(link, &request, context)?,
+            request => match giver.answer(link, &request, context) {
+                Err(OpsError::ConnectionLost { why }) => return Err(last_word(link, why)),
+                answered => answered?,
+            },
         }
     }
 }

@@ -29,7 +29,7 @@ pub struct CopyArgs {
     /// The copy's description [default: the original's]
     #[arg(long, value_name = "TEXT")]
     pub description: Option<String>,
-    /// Copy the tags, too
+    /// Copy the tags, too, unless they are somebody else's
     #[arg(long)]
     pub copy_tags: bool,
     /// The same command with the same token makes no second copy

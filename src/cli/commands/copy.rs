@@ -26,6 +26,9 @@ use std::time::{Duration, Instant};
 /// How often a connection that was lost is made anew, as long as nothing comes of it.
 const TRIES: u32 = 5;
 
+/// Bytes that have to come for the count to begin anew.
+const MOVED_ENOUGH: u64 = 1 << 20;
+
 /// One side of a copy.
 enum Place {
     Here(Region),
@@ -68,10 +71,17 @@ pub fn copy(session: &Session<'_>, args: &CopyArgs) -> Result<u8, CliError> {
         let random = random_u64().map_err(|e| CliError::Usage(format!("no random bytes: {e}")))?;
         options.client_token = Some(format!("imgstore-{random:016x}"));
     }
-    let made = again_if_lost(session, || {
+    let made = again_if_lost(session, &options, || {
         let way = Way { session, source: &source, target: &target, limit: args.limit_rate };
         way.copy(what, &options)
     })?;
+    if made.pulled.as_ref().is_some_and(|pulled| pulled.was_made_before) {
+        let why = match args.client_token {
+            Some(_) => "this token was used before: nothing was copied again",
+            None => "the copy had been made: only its answer was lost with the connection",
+        };
+        session.watcher.note(why);
+    }
     show(session, target_name, &made, started);
     Ok(0)
 }
@@ -103,11 +113,12 @@ fn within_arguments(session: &Session<'_>, args: &CopyArgs) -> Vec<String> {
 /// Tries anew what ended because a connection did: what came before stays, and is not sent again.
 fn again_if_lost(
     session: &Session<'_>,
+    options: &CopyOptions,
     mut attempt: impl FnMut() -> Result<Made, CliError>,
 ) -> Result<Made, CliError> {
     let (mut failed, mut is_known) = (0, false);
     loop {
-        let began = Instant::now();
+        session.watcher.finish();
         let error = match attempt() {
             Err(error @ CliError::Ops(OpsError::ConnectionLost { .. })) => error,
             // That it cannot be made at all is an answer at the first try only.
@@ -118,8 +129,12 @@ fn again_if_lost(
             return Err(OpsError::Interrupted.into());
         }
         is_known = true;
-        failed = if began.elapsed() > Duration::from_secs(60) { 1 } else { failed + 1 };
+        failed = if session.watcher.done_bytes() >= MOVED_ENOUGH { 1 } else { failed + 1 };
         if failed >= TRIES {
+            session.watcher.note(&format!(
+                "the next try makes no second copy with --client-token {}",
+                options.client_token.as_deref().unwrap_or_default()
+            ));
             return Err(error);
         }
         let pause = 1 << (failed - 1);
@@ -127,6 +142,9 @@ fn again_if_lost(
         let until = Instant::now() + Duration::from_secs(pause);
         while Instant::now() < until && !session.watcher.is_cancelled() {
             thread::sleep(Duration::from_millis(50));
+        }
+        if session.watcher.is_cancelled() {
+            return Err(OpsError::Interrupted.into());
         }
     }
 }
@@ -225,9 +243,7 @@ fn show(session: &Session<'_>, target: &str, made: &Made, started: Instant) {
         };
         return session.output.answer(document, || summary);
     };
-    if pulled.was_made_before {
-        session.watcher.note("this token was used before: nothing was copied again");
-    } else {
+    if !pulled.was_made_before {
         session.watcher.note(&format!(
             "{} moved, {} of {} chunks were missing, {:.1} s",
             bytes(pulled.transferred_bytes),

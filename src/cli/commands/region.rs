@@ -53,21 +53,19 @@ fn add(session: &mut Session<'_>, name: &str, url: &str, remote_path: Option<&st
 
 /// A region on another host becomes known once somebody has answered there.
 fn add_far(session: &mut Session<'_>, url: &str, far: &Far) -> Result<(), CliError> {
-    let (ssh, watcher) = (session.ssh, session.watcher);
+    session.home.check_new_region(&far.name)?;
+    let new = session.home.new_regions();
+    let (chunker, zstd_level) = (new.chunker, new.zstd_level);
+    let create = NewRegion { name: far.name.clone(), chunker, zstd_level };
+    let welcome = session.connect(far, Some(create), None)?.welcome.clone();
+    if welcome.chunker != chunker {
+        session.watcher.note(&format!(
+            "region {} cuts its chunks otherwise than this home's regions: little will be found to be there already",
+            far.name
+        ));
+    }
     let known = KnownRegion { url: url.to_owned(), remote_path: far.remote_path.clone() };
-    let welcome = session.home.add_known(&far.name, known, |home| {
-        let new = home.new_regions();
-        let (chunker, zstd_level) = (new.chunker, new.zstd_level);
-        let create = NewRegion { name: far.name.clone(), chunker, zstd_level };
-        let welcome = far.connect(ssh, Some(create), None, watcher)?.welcome.clone();
-        if welcome.chunker != chunker {
-            watcher.note(&format!(
-                "region {} cuts its chunks otherwise than this home's regions: little will be found to be there already",
-                far.name
-            ));
-        }
-        Ok(welcome)
-    })?;
+    session.home.add_known(&far.name, known, |_| Ok(()))?;
     session.output.answer(
         || {
             json!({

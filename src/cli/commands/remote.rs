@@ -10,6 +10,7 @@ use clap::Parser;
 use imgstore::ops::context::Progress;
 use imgstore::ops::error::{Code, OpsError};
 use imgstore::region::Region;
+use imgstore::serve::error::LinkError;
 use imgstore::serve::host::{Doors, serve};
 use imgstore::serve::link::Link;
 use imgstore::serve::message::{Message, NewRegion, PIECE_BYTES};
@@ -21,8 +22,8 @@ use std::time::Duration;
 
 /// How often a command that runs for a caller is looked at.
 const WATCH: Duration = Duration::from_millis(20);
-/// Options that are the other side's own, with a value each.
-const OWN_OPTIONS: [&str; 4] = ["--home", "--region", "--account", "--ssh"];
+/// Options that are the other side's own, with a value each: where, as whom, and how much of that host.
+const OWN_OPTIONS: [&str; 6] = ["--home", "--region", "--account", "--ssh", "--threads", "--memory"];
 
 /// Serves the caller at the other end of standard input and output.
 pub fn remote(session: &Session<'_>) -> Result<(), CliError> {
@@ -134,7 +135,12 @@ fn check_arguments(arguments: &[String], is_guest: bool) -> Result<(), CliError>
     }
     let words = std::iter::once("imgstore").chain(arguments.iter().map(String::as_str));
     let cli = Cli::try_parse_from(words).map_err(|e| CliError::Usage(e.render().to_string()))?;
+    let previews = matches!(cli.command, Command::Deregister(_) | Command::DeleteSnapshot { .. });
     match is_for_others(&cli.command) {
+        ForOthers::Everybody if is_guest && cli.global.dry_run && previews => {
+            let message = "a preview says what others have: guests delete without one".into();
+            Err(OpsError::Rule { code: Code::OperationNotPermitted, message }.into())
+        }
         ForOthers::Everybody => Ok(()),
         ForOthers::Operators if !is_guest => Ok(()),
         ForOthers::Operators => {
@@ -175,14 +181,15 @@ fn is_for_others(command: &Command) -> ForOthers {
         | Command::Protect(_)
         | Command::Modify(_)
         | Command::Bin(_)
-        | Command::Account(_)
-        | Command::Log { follow: false } => ForOthers::Everybody,
+        | Command::Account(_) => ForOthers::Everybody,
         // Within the region. The names of others are the other side's.
         Command::Copy(args) if args.from.is_none() && args.to == "." => ForOthers::Everybody,
-        // What deleting gives back says what others have.
-        Command::Stats { .. } | Command::Gc(_) | Command::Repack(_) | Command::Verify(_) => {
-            ForOthers::Operators
-        }
+        // What deleting gives back, and what a copy had to store, says what others have.
+        Command::Stats { .. }
+        | Command::Log { follow: false }
+        | Command::Gc(_)
+        | Command::Repack(_)
+        | Command::Verify(_) => ForOthers::Operators,
         Command::Repair(args) if args.from.is_empty() && args.disks.is_empty() => ForOthers::Operators,
         _ => ForOthers::Nobody,
     }
@@ -218,6 +225,11 @@ pub fn run_arguments_there(session: &Session<'_>, far: &Far, arguments: Vec<Stri
             Ok((Message::Refused(refusal), _)) => return Err(refusal.into_error().into()),
             Ok(_) => return Err(OpsError::Protocol { why: "another answer than a command's".into() }.into()),
             Err(_) if session.watcher.is_cancelled() => return Err(OpsError::Interrupted.into()),
+            Err(LinkError::Lost { .. }) => {
+                let why = "the connection was lost before the end of the command was heard of: look whether it was done \
+                           before you run it again";
+                return Err(OpsError::Protocol { why: why.into() }.into());
+            }
             Err(error) => return Err(OpsError::from(error).into()),
         }
     }
@@ -227,10 +239,7 @@ pub fn run_arguments_there(session: &Session<'_>, far: &Far, arguments: Vec<Stri
 fn show(is_error: bool, bytes: &[u8]) -> Result<(), CliError> {
     let is_terminal =
         if is_error { std::io::stderr().is_terminal() } else { std::io::stdout().is_terminal() };
-    let harmless: Vec<u8> = match is_terminal {
-        true => bytes.iter().map(|&b| if b.is_ascii_control() && b != b'\n' { b'?' } else { b }).collect(),
-        false => bytes.to_vec(),
-    };
+    let harmless = if is_terminal { without_controls(bytes) } else { bytes.to_vec() };
     if is_error {
         // Nothing more can be done if the terminal is gone.
         let _ = std::io::stderr().write_all(&harmless);
@@ -241,6 +250,13 @@ fn show(is_error: bool, bytes: &[u8]) -> Result<(), CliError> {
         std::io::ErrorKind::BrokenPipe => CliError::ReaderGone,
         _ => CliError::Output(e),
     })
+}
+
+/// Text without what a terminal would obey.
+fn without_controls(bytes: &[u8]) -> Vec<u8> {
+    let text = String::from_utf8_lossy(bytes);
+    let harmless = |c: char| if c.is_control() && !matches!(c, '\n' | '\t') { '?' } else { c };
+    text.chars().map(harmless).collect::<String>().into_bytes()
 }
 
 /// This call's arguments without those that are about this side.
@@ -278,11 +294,20 @@ mod tests {
     }
 
     #[test]
+    fn what_is_printed_there_does_not_control_a_terminal_here() {
+        let hostile = "a\u{1b}[2J\u{9b}1mb\r\tü\n".as_bytes();
+        assert_eq!(String::from_utf8(without_controls(hostile)).unwrap(), "a?[2J?1mb?\tü\n");
+        assert!(!without_controls(&[0x9b, b'm']).contains(&0x9b));
+    }
+
+    #[test]
     fn guests_and_callers_run_what_they_may() {
-        for good in ["images", "show ami-0123456789abcdef0", "log", "bin list"] {
+        for good in ["images", "show ami-0123456789abcdef0", "bin list"] {
             assert!(check_arguments(&words(good), true).is_ok(), "{good}");
         }
-        for operators in ["gc", "gc --dry-run", "verify", "stats ami-0123456789abcdef0", "repack", "repair"] {
+        for operators in
+            ["gc", "gc --dry-run", "verify", "log", "stats ami-0123456789abcdef0", "repack", "repair"]
+        {
             assert!(check_arguments(&words(operators), false).is_ok(), "{operators}");
             assert!(check_arguments(&words(operators), true).is_err(), "{operators}");
         }
