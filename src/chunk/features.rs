@@ -55,18 +55,18 @@ pub fn features(raw: &[u8]) -> Option<Features> {
     }
     let slices: [&[u8]; LANES] = std::array::from_fn(|n| &raw[n * lane..(n + 1) * lane]);
     // A lane goes on where the one before ends, so it begins with the hash that that ends with.
-    let mut hashes: [u64; LANES] = std::array::from_fn(|n| {
+    let [mut p, mut q, mut r, mut s]: [u64; LANES] = std::array::from_fn(|n| {
         let before = &raw[(n * lane).saturating_sub(WINDOW)..n * lane];
         before.iter().fold(0, |hash, &byte| roll(hash, byte))
     });
     let [first, second, third, fourth] = slices;
     for (((&a, &b), &c), &d) in first.iter().zip(second).zip(third).zip(fourth) {
-        hashes = [roll(hashes[0], a), roll(hashes[1], b), roll(hashes[2], c), roll(hashes[3], d)];
-        for hash in hashes {
-            if hash & SAMPLE_MASK == 0 {
-                sampled.take(hash);
-            }
-        }
+        (p, q, r, s) = (roll(p, a), roll(q, b), roll(r, c), roll(s, d));
+        // One by one: a loop over them keeps them in memory, which takes twice as long.
+        sampled.look_at(p);
+        sampled.look_at(q);
+        sampled.look_at(r);
+        sampled.look_at(s);
     }
     sampled.finish()
 }
@@ -81,6 +81,13 @@ struct Sampled {
 }
 
 impl Sampled {
+    #[inline]
+    fn look_at(&mut self, hash: u64) {
+        if hash & SAMPLE_MASK == 0 {
+            self.take(hash);
+        }
+    }
+
     #[cold]
     fn take(&mut self, hash: u64) {
         self.is_any = true;
@@ -158,9 +165,7 @@ mod tests {
         let mut hash = 0;
         for &byte in &raw {
             hash = roll(hash, byte);
-            if hash & SAMPLE_MASK == 0 {
-                sampled.take(hash);
-            }
+            sampled.look_at(hash);
         }
         assert_eq!(features(&raw), sampled.finish());
         assert!(features(&raw).unwrap().iter().all(|feature| *feature < 1 << FEATURE_BITS));

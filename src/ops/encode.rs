@@ -32,6 +32,10 @@ impl Default for Compression {
 pub(super) const KEPT_TENTHS: usize = 8;
 /// A delta under 6/10 of what the plain frame probably has is kept without compressing that.
 const SURE_TENTHS: usize = 6;
+/// A delta under 5/10 of it is hardly made smaller by another base: half of the attempts for a tenth of what they save.
+const SMALL_TENTHS: usize = 5;
+/// How much smaller a plain frame is than a chunk, if nothing says more.
+const USUAL_RATIO: usize = 2;
 /// Bases that a chunk is tried against, the most alike first. The second saves 1 to 7 % for a tenth more time.
 const TRIED: usize = 2;
 /// As many where time hardly matters.
@@ -69,6 +73,8 @@ pub(super) struct Encoder {
     recent_bytes: usize,
     /// Bases that each chunk is tried against.
     tried: usize,
+    /// A delta so much smaller than the plain frame ends the search.
+    small_tenths: usize,
     /// Features that a chunk and its base have in common at least.
     common_min: u32,
 }
@@ -100,13 +106,14 @@ impl Encoder {
             similar: None,
             recent_bytes: usize::try_from(context.memory_bytes / RECENT_SHARE).unwrap_or(0),
             tried: TRIED,
+            small_tenths: SMALL_TENTHS,
             common_min: 1,
         }
     }
 
     /// With time to look longer for what a chunk resembles.
     pub(super) fn thorough(self) -> Self {
-        Self { tried: TRIED_LONG, ..self }
+        Self { tried: TRIED_LONG, small_tenths: 0, ..self }
     }
 
     /// How much is new says how much time there is for each chunk of it: where that is little, reading takes longer.
@@ -119,10 +126,17 @@ impl Encoder {
         if self.delta { self.level } else { 0 }
     }
 
+    /// Whether [`Encoder::encode`] wants features.
+    pub(super) const fn takes_features(&self) -> bool {
+        self.delta
+    }
+
     /// The frames of some chunks, each proved to give its chunk back. Chunks in packs serve as bases if they are usable.
+    /// `all` are their features, if there are to be deltas.
     pub(super) fn encode(
         &mut self,
         chunks: &[NewChunk<'_>],
+        all: &[Option<Features>],
         is_usable: &dyn Fn(ChunkId) -> bool,
         context: &Context<'_>,
     ) -> Result<Vec<Arc<Frame>>, OpsError> {
@@ -130,8 +144,6 @@ impl Encoder {
             let plain = |chunk: &NewChunk<'_>| self.plain(chunk).map(Arc::new);
             return context.pool.install(|| chunks.par_iter().map(plain).collect());
         }
-        let all: Vec<Option<Features>> =
-            context.pool.install(|| chunks.par_iter().map(|chunk| features(chunk.raw)).collect());
         let mut frames = Vec::with_capacity(chunks.len());
         while frames.len() < chunks.len() {
             let (chunks, all) = (&chunks[frames.len()..], &all[frames.len()..]);
@@ -252,7 +264,14 @@ impl Encoder {
         bases: &Bases<'_>,
     ) -> Result<Option<Delta>, OpsError> {
         let mut smallest: Option<Delta> = None;
+        let is_small = |delta: &Delta| {
+            let expected = delta.expected.unwrap_or(chunk.raw.len() / USUAL_RATIO);
+            delta.draft.body_bytes() * 10 < expected * self.small_tenths
+        };
         for base in found.iter().filter(|base| base.id() != chunk.id) {
+            if smallest.as_ref().is_some_and(is_small) {
+                break;
+            }
             let (content, base_stored) = self.content(base, bases);
             // One that cannot be read is no base.
             let Some(content) = content else { continue };
@@ -300,6 +319,11 @@ impl Encoder {
             }
         }
     }
+}
+
+/// What each of some chunks resembles.
+pub(super) fn features_of(chunks: &[NewChunk<'_>], context: &Context<'_>) -> Vec<Option<Features>> {
+    context.pool.install(|| chunks.par_iter().map(|chunk| features(chunk.raw)).collect())
 }
 
 /// What a chunk may be stored against; what it is stored against now comes first.

@@ -3,9 +3,10 @@
 //! ```text
 //! read      extents, large reads; holes are only counted
 //! cut       zero test, fingerprints, chunk ends, BLAKE3
+//! features  what new chunks resemble
 //! encode    compress what is new, and prove it
-//! store     which are new? put those into packs, all into the block map
-//! (write)   the session's own thread writes full packs
+//! put       which are new? put those into packs, all into the block map (`ops/put.rs`, as the two before)
+//! (packs)   the session's own thread writes full packs
 //! ```
 //!
 //! A fixed number of buffers goes round from the last stage back to the first: that bounds the memory. Where a hint says
@@ -13,13 +14,14 @@
 
 use super::changed::{Changed, cut_changed};
 use super::context::Context;
-use super::encode::{Compression, Encoder, NewChunk};
+use super::encode::{Compression, Encoder};
 use super::error::OpsError;
+use super::put::{ENCODED_AHEAD, Put};
 use crate::chunk::cut::{Cutter, Span};
 use crate::chunk::fingerprint::{BlockFacts, block_facts};
-use crate::chunk::frame::{Frame, chunk_id};
+use crate::chunk::frame::chunk_id;
 use crate::disk::DiskRead;
-use crate::model::blockmap::{BlockMapBuilder, ChunkRef};
+use crate::model::blockmap::ChunkRef;
 use crate::model::ids::ChunkId;
 use crate::model::objects::{ManifestRecord, PackName};
 use crate::model::region::ChunkerParams;
@@ -29,13 +31,12 @@ use crate::region::session::Session;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use rayon::prelude::*;
 use std::ops::Range;
-use std::sync::Arc;
-use std::thread::{self, ScopedJoinHandle};
+use std::thread::{self, Scope, ScopedJoinHandle};
 
-/// Buffers that go round.
-const BUFFERS: usize = 6;
-/// Batches that are encoded or wait for it while the next is looked up.
-const ENCODED_AHEAD: usize = 2;
+/// Buffers that go round: those that are encoded, and two for each stage before.
+const BUFFERS: usize = ENCODED_AHEAD + 6;
+/// Bytes of a buffer: all buffers together fit the processor's cache, or each stage waits for memory.
+const PIECE_BYTES_MAX: usize = 2 << 20;
 /// Holes shorter than this are read as data: a seek costs more.
 const HOLE_BLOCKS_MIN: u64 = 16;
 /// Zero blocks that may wait to be content or a zero run: one less than a run has.
@@ -104,6 +105,16 @@ impl Batch {
             |cut: &Cut| ChunkRef { start_block: cut.span.start_block, blocks: cut.span.blocks, id: cut.id };
         self.kept.iter().copied().chain(self.chunks.iter().map(cut))
     }
+
+    /// The chunks that were cut, with their bytes.
+    pub(super) fn chunks(&self) -> impl Iterator<Item = (ChunkId, &[u8])> {
+        self.chunks.iter().map(|cut| (cut.id, cut.bytes(&self.buffer)))
+    }
+
+    /// Their ids.
+    pub(super) fn ids(&self) -> Vec<ChunkId> {
+        self.chunks.iter().map(|cut| cut.id).collect()
+    }
 }
 
 struct Cut {
@@ -150,7 +161,7 @@ fn ingest_what(
 ) -> Result<Ingested, OpsError> {
     let params = session.region().header().chunker;
     let before = session.stored_bytes();
-    let mut store = Store::new(disk.len_bytes())?;
+    let mut put = Put::new(disk.len_bytes())?;
     let mut encoder = Encoder::new(session.region(), how, context);
     session.set_effort(encoder.effort());
     thread::scope(|scope| {
@@ -162,13 +173,16 @@ fn ingest_what(
         let stages = if let Some(changed) = changed {
             let mut take = move || free_out.recv().ok();
             let mut send = move |batch| batches_in.send(batch).is_ok();
-            vec![scope.spawn(move || cut_changed(disk, params, changed, context, &mut take, &mut send))]
+            vec![spawn(scope, "cut", move || {
+                cut_changed(disk, params, changed, context, &mut take, &mut send)
+            })?]
         } else {
             let (pieces_in, pieces_out) = bounded(BUFFERS);
-            let reader = scope.spawn(move || read(disk, headroom(params), context, &free_out, &pieces_in));
-            vec![reader, scope.spawn(move || cut(params, context, &pieces_out, &batches_in))]
+            let read = move || read(disk, headroom(params), context, &free_out, &pieces_in);
+            let cut = move || cut(params, context, &pieces_out, &batches_in);
+            vec![spawn(scope, "read", read)?, spawn(scope, "cut", cut)?]
         };
-        let stored = store.run(session, &mut encoder, context, &batches_out, &free_in);
+        let stored = put.run(session, &mut encoder, context, &batches_out, &free_in);
         // The first stage that ended badly has the reason; the others only saw their neighbour go.
         drop((batches_out, free_in));
         let join = |stage: ScopedJoinHandle<'_, Result<(), OpsError>>| {
@@ -177,7 +191,7 @@ fn ingest_what(
         let ended: Vec<_> = stages.into_iter().map(join).collect();
         ended.into_iter().chain([stored]).collect::<Result<(), OpsError>>()
     })?;
-    let map = store.map.finish();
+    let map = put.map.finish();
     let manifest = session.place_manifest(&map)?;
     encoder.finish()?;
     Ok(Ingested {
@@ -185,12 +199,21 @@ fn ingest_what(
         packs: session.used_packs(),
         volume_bytes: map.volume_bytes(),
         data_bytes: map.data_bytes(),
-        read_bytes: store.read_bytes,
+        read_bytes: put.read_bytes,
         chunks: map.chunks().len() as u64,
-        new_chunks: store.new_chunks,
-        new_bytes: store.new_bytes,
+        new_chunks: put.new_chunks,
+        new_bytes: put.new_bytes,
         stored_bytes: session.stored_bytes() - before,
     })
+}
+
+/// A thread for a stage of a pipeline.
+pub(super) fn spawn<'scope, T: Send + 'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    name: &str,
+    run: impl FnOnce() -> Result<T, OpsError> + Send + 'scope,
+) -> Result<ScopedJoinHandle<'scope, Result<T, OpsError>>, OpsError> {
+    thread::Builder::new().name(name.into()).spawn_scoped(scope, run).map_err(|_| OpsError::WorkerGone)
 }
 
 /// Room before a buffer's data for the bytes of a chunk that began in the buffer before.
@@ -231,7 +254,7 @@ pub(super) fn fill(
 ) -> Result<(Piece, u64), OpsError> {
     let len = disk.len_bytes();
     let wanted = usize::try_from(block_offset(range.end - range.start)).unwrap_or(usize::MAX);
-    let capacity = headroom + context.buffer_bytes().min(wanted);
+    let capacity = headroom + context.buffer_bytes().min(PIECE_BYTES_MAX).min(wanted);
     buffer.resize(capacity, 0);
     let (mut position, mut filled, mut parts) = (range.start, headroom, Vec::new());
     while position < range.end && filled < capacity {
@@ -397,131 +420,4 @@ fn hashed(buffer: Vec<u8>, chunks: Vec<(Span, usize)>, context: &Context<'_>) ->
     };
     let chunks = context.pool.install(|| chunks.into_par_iter().map(hashed).collect());
     Batch { buffer, chunks, ..Batch::default() }
-}
-
-/// Last stage: what is new goes into the session, everything into the block map.
-struct Store {
-    map: BlockMapBuilder,
-    read_bytes: u64,
-    new_chunks: u64,
-    new_bytes: u64,
-}
-
-impl Store {
-    fn new(volume_bytes: u64) -> Result<Self, OpsError> {
-        let map = BlockMapBuilder::new(volume_bytes).map_err(OpsError::Volume)?;
-        Ok(Self { map, read_bytes: 0, new_chunks: 0, new_bytes: 0 })
-    }
-
-    /// Asks the session, lets the encoder work on up to [`ENCODED_AHEAD`] batches, and puts what comes back.
-    fn run(
-        &mut self,
-        session: &mut Session,
-        encoder: &mut Encoder,
-        context: &Context<'_>,
-        batches: &Receiver<Batch>,
-        free: &Sender<Vec<u8>>,
-    ) -> Result<(), OpsError> {
-        thread::scope(|scope| {
-            let (work_in, work_out) = bounded::<Work>(ENCODED_AHEAD);
-            let (done_in, done_out) = bounded(ENCODED_AHEAD);
-            let encoder = scope.spawn(move || encode(encoder, context, &work_out, &done_in));
-            let result = (|| {
-                let mut under_way = 0;
-                for batch in batches {
-                    context.check_cancelled()?;
-                    check_kept(session, &batch.kept)?;
-                    let ids: Vec<ChunkId> = batch.chunks.iter().map(|cut| cut.id).collect();
-                    let is_new = session.reserve(&ids)?;
-                    if work_in.send(Work { batch, is_new }).is_err() {
-                        break;
-                    }
-                    under_way += 1;
-                    if under_way == ENCODED_AHEAD {
-                        let Ok(done) = done_out.recv() else { break };
-                        self.put(session, done, context, free)?;
-                        under_way -= 1;
-                    }
-                }
-                drop(work_in);
-                done_out.iter().try_for_each(|done| self.put(session, done, context, free))
-            })();
-            drop(done_out);
-            encoder.join().unwrap_or(Err(OpsError::WorkerGone)).and(result)
-        })
-    }
-
-    /// Puts the frames of a batch, and all of its chunks into the block map.
-    fn put(
-        &mut self,
-        session: &mut Session,
-        done: Encoded,
-        context: &Context<'_>,
-        free: &Sender<Vec<u8>>,
-    ) -> Result<(), OpsError> {
-        context.check_cancelled()?;
-        let Work { batch, is_new } = done.work;
-        let new = batch.chunks.iter().zip(is_new).filter_map(|(cut, new)| new.then_some(cut));
-        for (cut, frame) in new.zip(&done.frames) {
-            session.put(cut.id, frame)?;
-            self.new_chunks += 1;
-            self.new_bytes += block_offset(u64::from(cut.span.blocks));
-        }
-        for chunk in batch.refs() {
-            self.map.push(chunk).map_err(OpsError::Volume)?;
-        }
-        self.read_bytes += batch.read_bytes;
-        context.progress.advance(batch.passed_bytes);
-        // Nobody waits for buffers any more when the reader has reached the end.
-        let _ = free.send(batch.buffer);
-        Ok(())
-    }
-}
-
-/// Makes the session count on chunks whose bytes were not read. They were there when it was decided not to read them.
-fn check_kept(session: &mut Session, kept: &[ChunkRef]) -> Result<(), OpsError> {
-    let ids: Vec<ChunkId> = kept.iter().map(|chunk| chunk.id).collect();
-    match session.reserve(&ids)?.iter().position(|is_new| *is_new) {
-        Some(gone) => Err(OpsError::ContentGone { what: format!("the pack of chunk {}", ids[gone]) }),
-        None => Ok(()),
-    }
-}
-
-/// A batch of which the session has said what is new.
-struct Work {
-    batch: Batch,
-    is_new: Vec<bool>,
-}
-
-/// The frames of what is new in a batch, in its order.
-struct Encoded {
-    work: Work,
-    frames: Vec<Arc<Frame>>,
-}
-
-/// Third stage: compresses what is new, and proves it.
-fn encode(
-    encoder: &mut Encoder,
-    context: &Context<'_>,
-    work: &Receiver<Work>,
-    done: &Sender<Encoded>,
-) -> Result<(), OpsError> {
-    for work in work {
-        let new = work.batch.chunks.iter().zip(&work.is_new);
-        let new: Vec<NewChunk<'_>> = new
-            .filter(|(_, new)| **new)
-            .map(|(cut, _)| NewChunk {
-                id: cut.id,
-                raw: cut.bytes(&work.batch.buffer),
-                stored: None,
-                is_base: false,
-            })
-            .collect();
-        encoder.pace(new.len(), work.is_new.len());
-        let frames = encoder.encode(&new, &|_| true, context)?;
-        if done.send(Encoded { work, frames }).is_err() {
-            break;
-        }
-    }
-    Ok(())
 }

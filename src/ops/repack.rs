@@ -4,7 +4,7 @@
 //! for the round under way. The packs that it empties are condemned, and freed by a collection like any others.
 
 use super::context::Context;
-use super::encode::{Compression, Encoder, NewChunk};
+use super::encode::{Compression, Encoder, NewChunk, features_of};
 use super::error::OpsError;
 use super::gc::Amount;
 use super::rewrite::rewrite;
@@ -218,7 +218,8 @@ impl Mover<'_> {
         }
         let session = &self.session;
         let is_usable = |id| session.base_pack(id).is_ok_and(|pack| pack.is_some());
-        let frames = self.encoder.encode(&new, &is_usable, self.context)?;
+        let features = features_of(&new, self.context);
+        let frames = self.encoder.encode(&new, &features, &is_usable, self.context)?;
         for (chunk, frame) in chunks.iter().zip(frames) {
             self.session.put(chunk.id, &frame)?;
         }
