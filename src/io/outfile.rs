@@ -1,13 +1,14 @@
 //! Targets to write a volume to: a new file, a block device, a stream.
 
 use super::clock::random_u64;
+use super::direct::Direct;
 use super::disk::{DiskError, DiskWrite, FileWrite};
 use super::os::no_follow;
 use crate::model::ids::{InstanceId, VolumeId};
 use rustix::fs::{CWD, FallocateFlags, RenameFlags, renameat_with};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Seek, Write};
-use std::os::unix::fs::{DirBuilderExt, FileExt, FileTypeExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -19,7 +20,8 @@ pub struct NewFile {
     path: PathBuf,
     temporary: Option<PathBuf>,
     replace: bool,
-    /// Bytes written since the last write-back was begun.
+    direct: Direct,
+    /// Bytes written to the page cache since the last write-back was begun.
     unsynced_bytes: usize,
     write_back: Option<JoinHandle<io::Result<()>>>,
 }
@@ -63,6 +65,7 @@ impl NewFile {
             path: path.to_owned(),
             temporary: Some(temporary),
             replace,
+            direct: Direct::default(),
             unsynced_bytes: 0,
             write_back: None,
         };
@@ -124,8 +127,8 @@ impl Drop for NewFile {
 
 impl FileWrite for NewFile {
     fn put_at(&mut self, offset: u64, bytes: &[u8]) -> Result<(), DiskError> {
-        let written = self.file.write_all_at(bytes, offset).and_then(|()| {
-            self.unsynced_bytes += bytes.len();
+        let written = self.direct.write_all_at(&self.file, offset, bytes).and_then(|cached| {
+            self.unsynced_bytes += cached;
             if self.unsynced_bytes >= WRITE_BACK_BYTES { self.begin_write_back() } else { Ok(()) }
         });
         written.map_err(|e| DiskError::io("write", &self.path, offset, e))
@@ -159,6 +162,7 @@ impl DiskWrite for NewFile {
 pub struct BlockDevice {
     file: File,
     path: PathBuf,
+    direct: Direct,
 }
 
 impl BlockDevice {
@@ -174,13 +178,14 @@ impl BlockDevice {
         if found < len {
             return Err(DiskError::TooSmall { path: path.to_owned(), expected: len, found });
         }
-        Ok(Self { file, path: path.to_owned() })
+        Ok(Self { file, path: path.to_owned(), direct: Direct::default() })
     }
 }
 
 impl DiskWrite for BlockDevice {
     fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<(), DiskError> {
-        self.file.write_all_at(bytes, offset).map_err(|e| DiskError::io("write", &self.path, offset, e))
+        let written = self.direct.write_all_at(&self.file, offset, bytes);
+        written.map(|_| ()).map_err(|e| DiskError::io("write", &self.path, offset, e))
     }
 
     /// Old content stands on a device: zeros are made, by the device if it can, by writing them otherwise.

@@ -8,7 +8,8 @@
 
 use super::context::Context;
 use super::error::OpsError;
-use crate::disk::DiskWrite;
+use super::ingest::spawn;
+use crate::disk::{AlignedBuffer, DiskWrite};
 use crate::model::blockmap::{BlockMap, ChunkRef, Run};
 use crate::model::catalog::RootId;
 use crate::model::ids::ChunkId;
@@ -17,12 +18,17 @@ use crate::region::Region;
 use crate::region::fetch::{Fetched, FetchedFrame};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use rayon::prelude::*;
-use std::thread;
+use std::thread::{self, ScopedJoinHandle};
 
-/// Buffers of decoded bytes that go round.
-const BUFFERS: usize = 3;
+/// Batches that are decoded at a time: when one has only a few chunks left, the other has work for all threads.
+const DECODERS: usize = 2;
+/// Buffers of decoded bytes that go round: for them, for the one that is written, and as many that wait, since now the
+/// disk is slower and now the decoders.
+const BUFFERS: usize = 2 * (DECODERS + 1);
+/// Bytes of one: a piece that a disk writes at full speed, and that stays in the processor's cache until then.
+const BUFFER_BYTES_MAX: usize = 2 << 20;
 /// Batches that are fetched ahead of decoding.
-const FETCHED_AHEAD: usize = 2;
+const FETCHED_AHEAD: usize = 4;
 
 /// Most zeros that a target is asked for at once.
 const ZERO_BYTES_MAX: u64 = 256 << 20;
@@ -35,11 +41,13 @@ struct Plan {
 struct Loaded {
     plan: Plan,
     fetched: Fetched,
+    /// To whoever writes it. Given up, it says that nothing comes.
+    decoded: Sender<Decoded>,
 }
 
 struct Decoded {
     plan: Plan,
-    buffer: Vec<u8>,
+    buffer: AlignedBuffer,
 }
 
 /// Writes a volume to a target, which may be longer. The caller finishes the target.
@@ -53,27 +61,37 @@ pub fn restore(
     thread::scope(|scope| {
         let (free_in, free_out) = bounded(BUFFERS);
         for _ in 0..BUFFERS {
-            let _ = free_in.send(Vec::new());
+            let _ = free_in.send(AlignedBuffer::default());
         }
         let (loaded_in, loaded_out) = bounded(FETCHED_AHEAD);
-        let (decoded_in, decoded_out) = bounded(BUFFERS);
-        let fetcher = scope.spawn(move || fetch(region, map, context, &loaded_in));
-        let decoder = scope.spawn(move || decode(region, root, context, &loaded_out, &free_out, &decoded_in));
-        let written = write(map, target, context, &decoded_out, &free_in);
-        drop((decoded_out, free_in));
-        let decoded = decoder.join().unwrap_or(Err(OpsError::WorkerGone));
-        let fetched = fetcher.join().unwrap_or(Err(OpsError::WorkerGone));
-        fetched.and(decoded).and(written)
+        let (order_in, order_out) = bounded(FETCHED_AHEAD + BUFFERS);
+        let fetch = move || fetch(region, map, context, &loaded_in, &order_in);
+        let mut stages = vec![spawn(scope, "fetch", fetch)?];
+        for _ in 0..DECODERS {
+            let (loaded, free) = (loaded_out.clone(), free_out.clone());
+            stages.push(spawn(scope, "decode", move || decode(region, root, context, &loaded, &free))?);
+        }
+        drop((loaded_out, free_out));
+        let written = write(map, target, context, &order_out, &free_in);
+        // Who waits for a buffer, or to hand something on, sees that nobody is there any more.
+        drop((order_out, free_in));
+        let join = |stage: ScopedJoinHandle<'_, Result<(), OpsError>>| {
+            stage.join().unwrap_or(Err(OpsError::WorkerGone))
+        };
+        let ended: Vec<_> = stages.into_iter().map(join).collect();
+        ended.into_iter().chain([written]).collect()
     })
 }
 
+/// First stage: reads the stored frames of one batch after the other, and says in which order they are to be written.
 fn fetch(
     region: &Region,
     map: &BlockMap,
     context: &Context<'_>,
     loaded: &Sender<Loaded>,
+    order: &Sender<Receiver<Decoded>>,
 ) -> Result<(), OpsError> {
-    let limit = context.buffer_bytes() / BLOCK_BYTES;
+    let limit = context.buffer_bytes().min(BUFFER_BYTES_MAX) / BLOCK_BYTES;
     let mut runs = map.runs().peekable();
     while runs.peek().is_some() {
         context.check_cancelled()?;
@@ -84,7 +102,8 @@ fn fetch(
         }
         let ids: Vec<ChunkId> = plan.chunks().map(|chunk| chunk.id).collect();
         let fetched = region.fetch(&ids)?;
-        if loaded.send(Loaded { plan, fetched }).is_err() {
+        let (decoded, to_write) = bounded(1);
+        if order.send(to_write).is_err() || loaded.send(Loaded { plan, fetched, decoded }).is_err() {
             return Ok(());
         }
     }
@@ -107,20 +126,21 @@ impl Plan {
     }
 }
 
+/// Second stage, on several threads: decodes batches into buffers.
 fn decode(
     region: &Region,
     root: RootId,
     context: &Context<'_>,
     loaded: &Receiver<Loaded>,
-    free: &Receiver<Vec<u8>>,
-    decoded: &Sender<Decoded>,
+    free: &Receiver<AlignedBuffer>,
 ) -> Result<(), OpsError> {
-    for Loaded { plan, fetched } in loaded {
-        let Ok(mut buffer) = free.recv() else { return Ok(()) };
+    // First the buffer: the batch that is to be written next must not be what waits for one.
+    for mut buffer in free {
+        let Ok(Loaded { plan, fetched, decoded }) = loaded.recv() else { return Ok(()) };
         let chunks: Vec<ChunkRef> = plan.chunks().collect();
         let blocks: usize = chunks.iter().map(|chunk| usize::from(chunk.blocks)).sum();
-        buffer.resize(blocks * BLOCK_BYTES, 0);
-        let mut rest = buffer.as_mut_slice();
+        buffer.resize(blocks * BLOCK_BYTES);
+        let mut rest = buffer.bytes_mut();
         let mut places: Vec<Option<&mut [u8]>> = Vec::with_capacity(chunks.len());
         for chunk in &chunks {
             let (place, after) = rest.split_at_mut(usize::from(chunk.blocks) * BLOCK_BYTES);
@@ -149,31 +169,45 @@ fn decode(
     Ok(())
 }
 
+/// Last stage: writes the batches, front to back.
 fn write(
     map: &BlockMap,
     target: &mut dyn DiskWrite,
     context: &Context<'_>,
-    decoded: &Receiver<Decoded>,
-    free: &Sender<Vec<u8>>,
+    order: &Receiver<Receiver<Decoded>>,
+    free: &Sender<AlignedBuffer>,
 ) -> Result<(), OpsError> {
-    for Decoded { plan, buffer } in decoded {
+    for decoded in order {
+        // Whoever gave it up has the reason.
+        let Ok(Decoded { plan, buffer }) = decoded.recv() else { return Ok(()) };
         context.check_cancelled()?;
-        let mut offset = 0;
-        for group in plan.runs.chunk_by(|a, b| matches!((a, b), (Run::Chunk(_), Run::Chunk(_)))) {
-            let (start, blocks) = extent_of(group);
-            // The last block of the volume may be partly filled.
-            let end = block_offset(start + blocks).min(map.volume_bytes());
-            let len = end - block_offset(start);
-            if let Run::Chunk(_) = group[0] {
-                let len = usize::try_from(len).unwrap_or(usize::MAX);
-                target.write_at(block_offset(start), &buffer[offset..offset + len])?;
-                offset += usize::try_from(block_offset(blocks)).unwrap_or(usize::MAX);
-                context.progress.advance(len as u64);
-            } else {
-                zero(target, block_offset(start), len, context)?;
-            }
-        }
+        write_batch(map, &plan.runs, buffer.bytes(), target, context)?;
         let _ = free.send(buffer);
+    }
+    Ok(())
+}
+
+fn write_batch(
+    map: &BlockMap,
+    runs: &[Run],
+    bytes: &[u8],
+    target: &mut dyn DiskWrite,
+    context: &Context<'_>,
+) -> Result<(), OpsError> {
+    let mut offset = 0;
+    for group in runs.chunk_by(|a, b| matches!((a, b), (Run::Chunk(_), Run::Chunk(_)))) {
+        let (start, blocks) = extent_of(group);
+        // The last block of the volume may be partly filled.
+        let end = block_offset(start + blocks).min(map.volume_bytes());
+        let len = end - block_offset(start);
+        if let Run::Chunk(_) = group[0] {
+            let len = usize::try_from(len).unwrap_or(usize::MAX);
+            target.write_at(block_offset(start), &bytes[offset..offset + len])?;
+            offset += usize::try_from(block_offset(blocks)).unwrap_or(usize::MAX);
+            context.progress.advance(len as u64);
+        } else {
+            zero(target, block_offset(start), len, context)?;
+        }
     }
     Ok(())
 }

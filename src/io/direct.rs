@@ -1,0 +1,179 @@
+//! Writing large pieces past the page cache.
+//!
+//! Who writes a whole disk and waits until it is durable gains nothing from the cache: every byte is copied once more into
+//! pages that must be found first, and what others have in the cache is pushed out. Small pieces do go through it, which
+//! gathers them.
+
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
+/// What the address, the place and the length of a direct write are multiples of: enough for every usual device.
+const ALIGN: usize = 4096;
+/// Shorter pieces are gathered by the page cache: each direct one is a round trip to the device.
+const DIRECT_BYTES_MIN: usize = 64 << 10;
+
+/// How one file is written to.
+#[derive(Debug, Default)]
+pub struct Direct {
+    /// The file system refused.
+    is_refused: bool,
+    /// Whether the file is in that mode now.
+    is_on: bool,
+}
+
+impl Direct {
+    /// Writes all bytes, and says how many of them wait in the page cache.
+    pub fn write_all_at(&mut self, file: &File, offset: u64, bytes: &[u8]) -> io::Result<usize> {
+        let done = self.write_direct(file, offset, &bytes[..direct_len(offset, bytes)])?;
+        let rest = &bytes[done..];
+        if !rest.is_empty() {
+            self.switch(file, false)?;
+            file.write_all_at(rest, offset + done as u64)?;
+        }
+        Ok(rest.len())
+    }
+
+    /// Writes aligned bytes as far as that is possible, and says how many.
+    fn write_direct(&mut self, file: &File, offset: u64, bytes: &[u8]) -> io::Result<usize> {
+        let mut done = 0;
+        while !self.is_refused && done < bytes.len() {
+            let written =
+                self.switch(file, true).and_then(|()| file.write_at(&bytes[done..], offset + done as u64));
+            match written {
+                // The rest is no longer aligned.
+                Ok(count) if count == 0 || count % ALIGN != 0 => return Ok(done + count),
+                Ok(count) => done += count,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                // No such thing on this file system, or not with this alignment.
+                Err(e) if e.kind() == io::ErrorKind::InvalidInput => self.is_refused = true,
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(done)
+    }
+
+    fn switch(&mut self, file: &File, on: bool) -> io::Result<()> {
+        if self.is_on != on {
+            let mut flags = fcntl_getfl(file)?;
+            flags.set(OFlags::DIRECT, on);
+            fcntl_setfl(file, flags)?;
+            self.is_on = on;
+        }
+        Ok(())
+    }
+}
+
+/// How many bytes from the first on can be written directly.
+fn direct_len(offset: u64, bytes: &[u8]) -> usize {
+    let is_aligned = offset.is_multiple_of(ALIGN as u64) && bytes.as_ptr().align_offset(ALIGN) == 0;
+    let len = bytes.len() / ALIGN * ALIGN;
+    if is_aligned && len >= DIRECT_BYTES_MIN { len } else { 0 }
+}
+
+/// Bytes that begin where direct writes can.
+#[derive(Debug, Default)]
+pub struct AlignedBuffer {
+    bytes: Vec<u8>,
+    start: usize,
+    len: usize,
+}
+
+impl AlignedBuffer {
+    /// Makes it so long. What is in it afterwards is unspecified.
+    pub fn resize(&mut self, len: usize) {
+        if self.bytes.len() < len + ALIGN {
+            self.bytes = vec![0; (len + ALIGN).next_power_of_two()];
+            // Not to be had is allowed by its contract; then nothing is written directly.
+            self.start = Some(self.bytes.as_ptr().align_offset(ALIGN)).filter(|at| *at < ALIGN).unwrap_or(0);
+        }
+        self.len = len;
+    }
+
+    /// The bytes.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes[self.start..self.start + self.len]
+    }
+
+    /// The bytes, to be filled.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut self.bytes[self.start..self.start + self.len]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::clock::random_u64;
+    use std::fs;
+    use std::path::Path;
+
+    fn pattern(len: usize) -> AlignedBuffer {
+        let mut buffer = AlignedBuffer::default();
+        buffer.resize(len);
+        buffer
+            .bytes_mut()
+            .iter_mut()
+            .zip(0_u32..)
+            .for_each(|(byte, n)| *byte = (n.wrapping_mul(2_654_435_761) >> 24) as u8);
+        buffer
+    }
+
+    /// Whole and partial pieces, large and small, aligned and not, on whatever file system a folder is.
+    fn mixed_writes_read_back(folder: &Path) -> Option<usize> {
+        let path = folder.join(format!("imgstore-direct-{:016x}", random_u64().unwrap()));
+        let file = File::options().read(true).write(true).create_new(true).open(&path).ok()?;
+        fs::remove_file(&path).unwrap();
+        let (data, mut expected) = (pattern(3 << 20), vec![0; 3 << 20]);
+        let (mut direct, mut cached) = (Direct::default(), 0);
+        for (offset, len) in [
+            (0, 1 << 20),
+            (1 << 20, 4096),
+            (1_052_672, 70_000),
+            (1_200_000, 200_000),
+            (1_400_832, (1 << 20) + 17),
+            (4096, 128 << 10),
+            (2_600_960, 544_768),
+        ] {
+            let bytes = &data.bytes()[offset..offset + len];
+            cached += direct.write_all_at(&file, offset as u64, bytes).unwrap();
+            expected[offset..offset + len].copy_from_slice(bytes);
+        }
+        file.sync_all().unwrap();
+        direct.switch(&file, false).unwrap();
+        let mut found = vec![0; expected.len()];
+        file.read_exact_at(&mut found, 0).unwrap();
+        assert!(found == expected);
+        Some(cached)
+    }
+
+    #[test]
+    fn whatever_is_written_reads_back() {
+        let here = tempfile::tempdir().unwrap();
+        let cached = mixed_writes_read_back(here.path()).unwrap();
+        assert!(cached > 0, "small pieces are cached");
+        mixed_writes_read_back(Path::new("/dev/shm"));
+    }
+
+    #[test]
+    fn only_large_aligned_pieces_are_direct() {
+        let buffer = pattern(1 << 20);
+        let bytes = buffer.bytes();
+        assert_eq!(direct_len(0, bytes), 1 << 20);
+        assert_eq!(direct_len(8192, &bytes[..70_000]), 17 * 4096);
+        assert_eq!(direct_len(512, bytes), 0);
+        assert_eq!(direct_len(0, &bytes[512..]), 0);
+        assert_eq!(direct_len(0, &bytes[..DIRECT_BYTES_MIN - 1]), 0);
+    }
+
+    #[test]
+    fn a_buffer_stays_aligned_when_it_grows_and_shrinks() {
+        let mut buffer = AlignedBuffer::default();
+        for len in [0, 1, 5000, 1 << 20, 4096, 2 << 20] {
+            buffer.resize(len);
+            assert_eq!(buffer.bytes().len(), len);
+            assert_eq!(buffer.bytes_mut().as_ptr().align_offset(ALIGN), 0);
+        }
+    }
+}
