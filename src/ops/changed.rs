@@ -14,7 +14,8 @@
 
 use super::context::Context;
 use super::error::OpsError;
-use super::ingest::{Batch, Cutting, fill, read_blocks};
+use super::ingest::{Batch, Cutting};
+use super::pieces::{fill, read_blocks};
 use crate::chunk::cut::Cutter;
 use crate::chunk::fingerprint::block_facts;
 use crate::disk::DiskRead;
@@ -174,7 +175,7 @@ impl Recut<'_> {
         mut changed_end: u64,
         later: &mut Peekable<Iter<'_, Range<u64>>>,
     ) -> Result<Option<u64>, OpsError> {
-        let mut cutting = Cutting::new(cutter, self.params);
+        let mut cutting = Cutting::new(cutter);
         let mut step = 1;
         loop {
             let mut target = self.next_meeting(position.max(changed_end), step);
@@ -186,7 +187,8 @@ impl Recut<'_> {
                 self.context.check_cancelled()?;
                 let Some(buffer) = (self.take)() else { return Ok(None) };
                 let headroom = cutting.tail_bytes();
-                let (piece, reached) = fill(self.disk, position..target, buffer, headroom, self.context)?;
+                let (piece, reached) =
+                    fill(self.disk, position..target, buffer, headroom, self.params, self.context)?;
                 position = reached;
                 if !self.emit(cutting.take(piece, self.context)) {
                     return Ok(None);

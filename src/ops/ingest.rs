@@ -1,8 +1,9 @@
 //! The pipeline of a snapshot: a disk's bytes become chunks of a region.
 //!
 //! ```text
-//! read      extents, large reads; holes are only counted
-//! cut       zero test, fingerprints, chunk ends, BLAKE3
+//! plan      extents; holes are only counted
+//! read      the bytes, zero test, fingerprints: on several threads (`ops/pieces.rs`)
+//! cut       chunk ends, BLAKE3
 //! features  what new chunks resemble
 //! encode    compress what is new, and prove it
 //! put       which are new? put those into packs, all into the block map (`ops/put.rs`, as the two before)
@@ -16,36 +17,27 @@ use super::changed::{Changed, cut_changed};
 use super::context::Context;
 use super::encode::{Compression, Encoder};
 use super::error::OpsError;
+use super::pieces::{Part, Piece, plan, read};
 use super::put::{ENCODED_AHEAD, Put};
 use crate::chunk::cut::{Cutter, Span};
-use crate::chunk::fingerprint::{BlockFacts, block_facts};
+use crate::chunk::fingerprint::BlockFacts;
 use crate::chunk::frame::chunk_id;
 use crate::disk::DiskRead;
 use crate::model::blockmap::ChunkRef;
 use crate::model::ids::ChunkId;
 use crate::model::objects::{ManifestRecord, PackName};
 use crate::model::region::ChunkerParams;
-use crate::model::units::{BLOCK_BYTES, ZERO_RUN_BLOCKS_MIN, block_offset, blocks_for_bytes};
+use crate::model::units::{BLOCK_BYTES, block_offset};
 
 use crate::region::session::Session;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use rayon::prelude::*;
-use std::ops::Range;
 use std::thread::{self, Scope, ScopedJoinHandle};
 
-/// Buffers that go round: those that are encoded, and two for each stage before.
-const BUFFERS: usize = ENCODED_AHEAD + 6;
-/// Bytes of a buffer: all buffers together fit the processor's cache, or each stage waits for memory.
-const PIECE_BYTES_MAX: usize = 2 << 20;
-/// Holes shorter than this are read as data: a seek costs more.
-const HOLE_BLOCKS_MIN: u64 = 16;
-/// Zero blocks that may wait to be content or a zero run: one less than a run has.
-const ZERO_BLOCKS_PENDING_MAX: usize = 3;
-const _: () = assert!(ZERO_BLOCKS_PENDING_MAX as u64 + 1 == ZERO_RUN_BLOCKS_MIN);
-/// Bytes of a computed disk that a thread reads at once: whole clusters or grains of usual formats.
-const COMPUTED_BYTES: usize = 512 << 10;
-/// Blocks whose facts are computed by one task.
-const FACTS_BLOCKS: usize = 64;
+/// Buffers that go round: those that are encoded, those that are read, and some that wait.
+const BUFFERS: usize = ENCODED_AHEAD + READERS_MAX + 4;
+/// Threads that read: one copies from the page cache more slowly than two hash.
+const READERS_MAX: usize = 4;
 
 /// What bringing a volume in has given.
 #[derive(Debug, Clone)]
@@ -68,21 +60,6 @@ pub struct Ingested {
     pub new_bytes: u64,
     /// Bytes that this added to the store.
     pub stored_bytes: u64,
-}
-
-/// Part of a disk, front to back.
-enum Part {
-    /// Blocks whose bytes follow in the buffer.
-    Data(u64),
-    /// Blocks that are known to be zero; more than a zero run's least.
-    Zeros(u64),
-}
-
-/// A buffer as the reader fills it: headroom, then the bytes of all data parts.
-pub(super) struct Piece {
-    buffer: Vec<u8>,
-    headroom: usize,
-    parts: Vec<Part>,
 }
 
 /// A buffer with the chunks that were cut in it.
@@ -177,10 +154,15 @@ fn ingest_what(
                 cut_changed(disk, params, changed, context, &mut take, &mut send)
             })?]
         } else {
-            let (pieces_in, pieces_out) = bounded(BUFFERS);
-            let read = move || read(disk, headroom(params), context, &free_out, &pieces_in);
-            let cut = move || cut(params, context, &pieces_out, &batches_in);
-            vec![spawn(scope, "read", read)?, spawn(scope, "cut", cut)?]
+            let (plans_in, plans_out) = bounded(1);
+            let (order_in, order_out) = bounded(BUFFERS);
+            let mut stages = vec![spawn(scope, "plan", move || plan(disk, context, &plans_in, &order_in))?];
+            for _ in 0..context.pool.current_num_threads().clamp(1, READERS_MAX) {
+                let (plans, free) = (plans_out.clone(), free_out.clone());
+                stages.push(spawn(scope, "read", move || read(disk, params, context, &plans, &free))?);
+            }
+            stages.push(spawn(scope, "cut", move || cut(params, context, &order_out, &batches_in))?);
+            stages
         };
         let stored = put.run(session, &mut encoder, context, &batches_out, &free_in);
         // The first stage that ended badly has the reason; the others only saw their neighbour go.
@@ -216,104 +198,17 @@ pub(super) fn spawn<'scope, T: Send + 'scope>(
     thread::Builder::new().name(name.into()).spawn_scoped(scope, run).map_err(|_| OpsError::WorkerGone)
 }
 
-/// Room before a buffer's data for the bytes of a chunk that began in the buffer before.
-fn headroom(params: ChunkerParams) -> usize {
-    (usize::from(params.max_blocks) + ZERO_BLOCKS_PENDING_MAX) * BLOCK_BYTES
-}
-
-/// First stage: fills buffers. Ends when the disk does, or when nobody takes them.
-fn read(
-    disk: &dyn DiskRead,
-    headroom: usize,
-    context: &Context<'_>,
-    free: &Receiver<Vec<u8>>,
-    pieces: &Sender<Piece>,
-) -> Result<(), OpsError> {
-    let total_blocks = blocks_for_bytes(disk.len_bytes());
-    let mut position = 0;
-    while position < total_blocks {
-        context.check_cancelled()?;
-        let Ok(buffer) = free.recv() else { return Ok(()) };
-        let (piece, reached) = fill(disk, position..total_blocks, buffer, headroom, context)?;
-        position = reached;
-        if pieces.send(piece).is_err() {
-            return Ok(());
-        }
-    }
-    Ok(())
-}
-
-/// Fills a buffer with what lies in a range of blocks, behind some headroom, as far as there is room. Gives the block
-/// that it came to.
-pub(super) fn fill(
-    disk: &dyn DiskRead,
-    range: Range<u64>,
-    mut buffer: Vec<u8>,
-    headroom: usize,
-    context: &Context<'_>,
-) -> Result<(Piece, u64), OpsError> {
-    let len = disk.len_bytes();
-    let wanted = usize::try_from(block_offset(range.end - range.start)).unwrap_or(usize::MAX);
-    let capacity = headroom + context.buffer_bytes().min(PIECE_BYTES_MAX).min(wanted);
-    buffer.resize(capacity, 0);
-    let (mut position, mut filled, mut parts) = (range.start, headroom, Vec::new());
-    while position < range.end && filled < capacity {
-        let extent = disk.extent_at(block_offset(position))?;
-        let end = if extent.end >= len { range.end } else { range.end.min(extent.end / BLOCK_BYTES as u64) };
-        if extent.is_zero && end.saturating_sub(position) >= HOLE_BLOCKS_MIN {
-            parts.push(Part::Zeros(end - position));
-            position = end;
-            continue;
-        }
-        let data_end = blocks_for_bytes(extent.end).min(range.end).max(position + 1);
-        let room = ((capacity - filled) / BLOCK_BYTES) as u64;
-        let blocks = (data_end - position).min(room);
-        let bytes = usize::try_from(block_offset(blocks)).unwrap_or(usize::MAX);
-        read_blocks(disk, position, &mut buffer[filled..filled + bytes], context)?;
-        parts.push(Part::Data(blocks));
-        filled += bytes;
-        position += blocks;
-    }
-    buffer.truncate(filled);
-    Ok((Piece { buffer, headroom, parts }, position))
-}
-
-/// Reads whole blocks; what is behind the disk's last byte is zero. Several threads read what is computed, each
-/// pieces that no other needs a part of.
-pub(super) fn read_blocks(
-    disk: &dyn DiskRead,
-    block: u64,
-    buffer: &mut [u8],
-    context: &Context<'_>,
-) -> Result<(), OpsError> {
-    let offset = block_offset(block);
-    let there = usize::try_from(disk.len_bytes() - offset).unwrap_or(usize::MAX).min(buffer.len());
-    let (there, behind) = buffer.split_at_mut(there);
-    behind.fill(0);
-    if !disk.is_computed() {
-        return Ok(disk.read_at(offset, there)?);
-    }
-    let to_piece = COMPUTED_BYTES - usize::try_from(offset % COMPUTED_BYTES as u64).unwrap_or(0);
-    let (first, rest) = there.split_at_mut(to_piece.min(there.len()));
-    let rest_offset = offset + first.len() as u64;
-    let mut pieces = vec![(offset, first)];
-    pieces.extend(rest.chunks_mut(COMPUTED_BYTES).zip(0_u64..).map(|(piece, number)| {
-        let at = rest_offset + number * COMPUTED_BYTES as u64;
-        (at, piece)
-    }));
-    let read = |(at, piece): (u64, &mut [u8])| disk.read_at(at, piece);
-    Ok(context.pool.install(|| pieces.into_par_iter().try_for_each(read))?)
-}
-
-/// Second stage: finds where chunks end, and their ids.
+/// Third stage: finds where chunks end, and their ids.
 fn cut(
     params: ChunkerParams,
     context: &Context<'_>,
-    pieces: &Receiver<Piece>,
+    pieces: &Receiver<Receiver<Piece>>,
     batches: &Sender<Batch>,
 ) -> Result<(), OpsError> {
-    let mut cutting = Cutting::new(Cutter::new(params), params);
+    let mut cutting = Cutting::new(Cutter::new(params));
     for piece in pieces {
+        // Whoever gave it up has the reason.
+        let Ok(piece) = piece.recv() else { return Ok(()) };
         if batches.send(cutting.take(piece, context)).is_err() {
             return Ok(());
         }
@@ -326,14 +221,13 @@ fn cut(
 /// A cutter, and the bytes of the chunk that is open in it.
 pub(super) struct Cutting {
     pub(super) cutter: Cutter,
-    params: ChunkerParams,
     tail: Vec<u8>,
 }
 
 impl Cutting {
     /// Goes on where a cutter stands; nothing is open in it.
-    pub(super) fn new(cutter: Cutter, params: ChunkerParams) -> Self {
-        Self { cutter, params, tail: Vec::new() }
+    pub(super) fn new(cutter: Cutter) -> Self {
+        Self { cutter, tail: Vec::new() }
     }
 
     /// The headroom that the next piece needs at least.
@@ -343,8 +237,7 @@ impl Cutting {
 
     /// The chunks that end in a piece.
     pub(super) fn take(&mut self, piece: Piece, context: &Context<'_>) -> Batch {
-        let Piece { mut buffer, headroom, parts } = piece;
-        let facts = facts_of(&buffer[headroom..], self.params, context);
+        let Piece { mut buffer, headroom, parts, facts } = piece;
         let start = headroom - self.tail.len();
         buffer[start..headroom].copy_from_slice(&self.tail);
         let before = self.cutter.position();
@@ -368,13 +261,6 @@ impl Cutting {
         });
         hashed(self.tail, last, context)
     }
-}
-
-fn facts_of(data: &[u8], params: ChunkerParams, context: &Context<'_>) -> Vec<BlockFacts> {
-    let facts = |blocks: &[u8]| -> Vec<BlockFacts> {
-        blocks.chunks_exact(BLOCK_BYTES).map(|block| block_facts(block, params.zero_tail_bytes)).collect()
-    };
-    context.pool.install(|| data.par_chunks(FACTS_BLOCKS * BLOCK_BYTES).flat_map_iter(facts).collect())
 }
 
 /// The chunks that end in a piece, with the offsets of their bytes in its buffer.

@@ -32,6 +32,7 @@ pub mod lineage;
 pub mod modify;
 pub mod offer;
 pub mod owned;
+mod pieces;
 mod put;
 pub mod register;
 pub mod repack;

@@ -130,7 +130,7 @@ struct Encoded {
     frames: Vec<Arc<Frame>>,
 }
 
-/// Third stage: what the new chunks resemble. It has a thread of its own so that there is something to compute while the
+/// Fourth stage: what the new chunks resemble. It has a thread of its own so that there is something to compute while the
 /// next stage looks for bases.
 fn describe(
     delta: bool,
@@ -151,7 +151,7 @@ fn describe(
     Ok(())
 }
 
-/// Fourth stage: compresses what is new, and proves it.
+/// Fifth stage: compresses what is new, and proves it.
 fn encode(
     encoder: &mut Encoder,
     context: &Context<'_>,
