@@ -14,6 +14,9 @@ const ALIGN: usize = 4096;
 /// Shorter pieces are gathered by the page cache: each direct one is a round trip to the device.
 const DIRECT_BYTES_MIN: usize = 64 << 10;
 
+/// Bytes that are copied to where they can be written from at once: they are still in the processor's cache then.
+const MOVED_BYTES: usize = 1 << 20;
+
 /// How one file is written to.
 #[derive(Debug, Default)]
 pub struct Direct {
@@ -33,6 +36,22 @@ impl Direct {
             file.write_all_at(rest, offset + done as u64)?;
         }
         Ok(rest.len())
+    }
+
+    /// As [`Direct::write_all_at`], of bytes that may begin anywhere in memory: they are copied first.
+    pub fn move_all_at(&mut self, file: &File, offset: u64, bytes: &[u8]) -> io::Result<usize> {
+        let mut buffer = AlignedBuffer::default();
+        let mut cached = 0;
+        for (at, piece) in (offset..).step_by(MOVED_BYTES).zip(bytes.chunks(MOVED_BYTES)) {
+            if self.is_refused || piece.len() < DIRECT_BYTES_MIN {
+                cached += self.write_all_at(file, at, piece)?;
+            } else {
+                buffer.resize(piece.len());
+                buffer.bytes_mut().copy_from_slice(piece);
+                cached += self.write_all_at(file, at, buffer.bytes())?;
+            }
+        }
+        Ok(cached)
     }
 
     /// Writes aligned bytes as far as that is possible, and says how many.
@@ -154,6 +173,18 @@ mod tests {
         let cached = mixed_writes_read_back(here.path()).unwrap();
         assert!(cached > 0, "small pieces are cached");
         mixed_writes_read_back(Path::new("/dev/shm"));
+    }
+
+    #[test]
+    fn bytes_from_anywhere_are_written() {
+        let here = tempfile::tempdir().unwrap();
+        let data = pattern((3 << 20) + 5000);
+        let file = File::options().write(true).create_new(true).open(here.path().join("pack")).unwrap();
+        let mut direct = Direct::default();
+        let bytes = &data.bytes()[3..];
+        let cached = direct.move_all_at(&file, 0, bytes).unwrap();
+        assert!(direct.is_refused || cached < 8192, "{cached}");
+        assert!(fs::read(here.path().join("pack")).unwrap() == bytes);
     }
 
     #[test]

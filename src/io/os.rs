@@ -1,10 +1,11 @@
 //! [`Files`] on the real file system.
 
+use super::direct::Direct;
 use super::files::{DirEntry, Files, ReadFile, Space, WriteFile};
 use super::map::{Bytes, map_sealed};
 use rustix::fs::{CWD, OFlags, RenameFlags, renameat_with};
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
@@ -39,7 +40,7 @@ impl Files for OsFiles {
             .mode(0o600)
             .custom_flags(no_follow())
             .open(path)?;
-        Ok(Box::new(OsWriteFile { file, unsynced: 0 }))
+        Ok(Box::new(OsWriteFile { file, direct: Direct::default(), len: 0, unsynced: 0 }))
     }
 
     fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -144,13 +145,16 @@ const UNSYNCED_BYTES_MAX: u64 = 64 << 20;
 
 struct OsWriteFile {
     file: File,
+    direct: Direct,
+    len: u64,
     unsynced: u64,
 }
 
 impl WriteFile for OsWriteFile {
     fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.file.write_all(bytes)?;
-        self.unsynced += bytes.len() as u64;
+        // A pack: who put it there waits until it is durable, and it would push out what others have in the cache.
+        self.unsynced += self.direct.move_all_at(&self.file, self.len, bytes)? as u64;
+        self.len += bytes.len() as u64;
         if self.unsynced > UNSYNCED_BYTES_MAX {
             self.unsynced = 0;
             self.file.sync_data()?;
