@@ -6,19 +6,17 @@
 #![allow(clippy::print_stdout, clippy::cast_precision_loss, reason = "a program that reports")]
 
 mod common;
+#[path = "common/packs.rs"]
+mod packs;
 
-use imgstore::chunk::frame::Codec;
 use imgstore::disk::open::open_raw;
-use imgstore::format::entry::Entry;
-use imgstore::format::pack::FRAME_HEADER_BYTES;
 use imgstore::io::directory::DirectoryOptions;
 use imgstore::model::account::AccountId;
-use imgstore::model::units::BLOCK_BYTES;
 use imgstore::ops::context::{Context, MEMORY_BYTES_DEFAULT, Unwatched};
 use imgstore::ops::snapshot::{SnapshotOptions, snapshot};
 use imgstore::ops::verify::{VerifyOptions, verify};
-use imgstore::pack::trailer::read_trailer;
-use imgstore::region::{Region, RegionOptions, directory_storage};
+use imgstore::region::{Region, RegionOptions};
+use packs::{Pack, bases, decompress_all, packs, raw_bytes};
 use rayon::prelude::*;
 use std::fs::{self, File};
 use std::io::Read;
@@ -28,46 +26,12 @@ use std::time::Instant;
 const ROUNDS: usize = 5;
 const MIB: f64 = (1 << 20) as f64;
 
-/// A pack with its frames.
-struct Pack {
-    path: PathBuf,
-    entries: Vec<Entry>,
-}
-
-fn packs(root: &Path, region: &Region) -> Vec<Pack> {
-    let (storage, _) = directory_storage(root, DirectoryOptions::default()).expect("storage");
-    let catalog = region.catalog().expect("catalogue");
-    let pack = |record| {
-        let trailer = read_trailer(&storage, region.header().id, record).expect("a whole pack");
-        Pack { path: root.join(record.name.to_string()), entries: trailer.entries }
-    };
-    catalog.packs.values().map(|pack_of| pack(&pack_of.record)).collect()
-}
-
 /// Reads packs as `cat` does, on all threads.
 fn read_all(packs: &[Pack]) {
     packs.par_iter().for_each(|pack| {
         let mut file = File::open(&pack.path).expect("a pack");
         let mut buffer = vec![0; 1 << 20];
         while file.read(&mut buffer).expect("its bytes") > 0 {}
-    });
-}
-
-/// Decompresses every frame, and nothing else: no checksums, no hashes.
-fn decompress_all(packs: &[Pack]) {
-    packs.par_iter().for_each(|pack| {
-        let bytes = fs::read(&pack.path).expect("a pack");
-        let mut decompressor = zstd::bulk::Decompressor::new().expect("memory");
-        let mut raw = vec![0; 1 << 20];
-        for entry in &pack.entries {
-            let start = entry.offset as usize + FRAME_HEADER_BYTES;
-            let body = &bytes[start..start + entry.stored_len as usize];
-            let raw = &mut raw[..usize::from(entry.raw_blocks) * BLOCK_BYTES];
-            match entry.codec {
-                Codec::Raw => raw.copy_from_slice(body),
-                _ => drop(decompressor.decompress_to_buffer(body, raw).expect("a whole frame")),
-            }
-        }
     });
 }
 
@@ -87,18 +51,18 @@ fn main() {
     let region = Region::open_directory(&root, DirectoryOptions::default()).expect("a region");
     let packs = packs(&root, &region);
     let stored: u64 = packs.iter().map(|pack| fs::metadata(&pack.path).expect("a pack").len()).sum();
-    let raw: u64 = packs
-        .iter()
-        .flat_map(|pack| &pack.entries)
-        .map(|e| u64::from(e.raw_blocks) * BLOCK_BYTES as u64)
-        .sum();
+    let raw = raw_bytes(&packs);
+    // What a delta needs is decoded beforehand, so that only decompression is timed; `full` decodes it itself.
+    let read_pack = |pack: &Pack| fs::read(&pack.path).expect("a pack");
+    let contents = || packs.iter().map(read_pack).collect::<Vec<_>>();
+    let bases = bases(&packs, &contents());
     let check = |content| {
         let options = VerifyOptions { content, ..VerifyOptions::default() };
         let report = verify(&region, &options, &context).expect("a check");
         assert!(report.findings.is_empty(), "{:?}", report.findings);
     };
     let read = || read_all(&packs);
-    let decompress = || decompress_all(&packs);
+    let decompress = || decompress_all(&packs, &contents(), &bases);
     let (checksums, full) = (|| check(false), || check(true));
     let steps: [(&str, &(dyn Fn() + Sync)); 4] =
         [("read", &read), ("checksums", &checksums), ("decompress", &decompress), ("full", &full)];
