@@ -29,7 +29,7 @@ class Comparison:
     def __init__(self, args, work, peers, limits, results):
         self.args, self.work, self.peers, self.results = args, work, peers, results
         self.limits = limits
-        self.kept, self.stored = None, {}
+        self.kept, self.kept_ids = None, {}
 
     def disk(self, image):
         return self.args.corpus / f"{image}.raw"
@@ -70,6 +70,15 @@ class Comparison:
         """imgstore's contests, unless only its peers are asked for."""
         return [] if self.args.no_imgstore else list(contests)
 
+    def stored(self, measure, tools, disk):
+        """A store of each tool with a disk in it, made before any round; not of a slow one that has its time already."""
+        made = {}
+        for tool in tools:
+            if not (tool.is_slow and self.results.has(measure, tool.name)):
+                made[tool] = tool(self.work / f"{measure}-{tool.name}")
+                made[tool].store(disk)
+        return made
+
     # Times
 
     def a(self):
@@ -107,25 +116,22 @@ class Comparison:
             warm(disk)
             return {"read + BLAKE3": Run([self.limits, "read", disk])}
 
-        def again(peer, made):
+        def again(peer):
             def contest():
-                if peer not in made:
-                    made[peer] = peer(self.work / f"b-{peer.name}")
-                    made[peer].store(disk)
                 warm(disk)
                 return {peer.name: made[peer].again(disk)}
             return contest
 
-        made = {}
+        made = self.stored("b", self.deduplicating(), disk)
         contests = self.own(("imgstore", False, imgstore), ("read + BLAKE3", False, limit))
-        contests += [(peer.name, peer.is_slow, again(peer, made)) for peer in self.deduplicating()]
+        contests += [(peer.name, peer.is_slow, again(peer)) for peer in self.deduplicating()]
         self.rounds("b", contests)
         for repository in made.values():
             remove(repository.path)
 
     def c(self):
         disk, folder = self.disk("dev"), self.work / "c-output"
-        made = {}
+        made = self.stored("c", [*self.own(Imgstore), *self.peers], disk)
 
         def given_back(name, source, restore):
             """A timed restore into an empty folder, then how long it takes to make it durable, in no time of its own."""
@@ -139,15 +145,12 @@ class Comparison:
             return {name: (run, fsync_seconds)}
 
         def imgstore():
-            if "imgstore" not in made:
-                made["imgstore"] = Imgstore(self.work / "c-imgstore")
-                _, made["snapshot"] = made["imgstore"].snapshot(disk)
-            store, file = made["imgstore"], folder / disk.name
-            return given_back("imgstore", store.path, lambda: (store.export(made["snapshot"], file), file))
+            store = made[Imgstore]
+            return given_back("imgstore", store.path, lambda: store.restore(disk, folder))
 
         def limit():
             """The slower of decompressing what imgstore decompresses and of writing as much past the page cache."""
-            store = made["imgstore"]
+            store = made[Imgstore]
             warm(store.path)
             decompress = json.loads(Run([self.limits, "decompress", store.path / "regions/local"]).out)
             data = decompress["bytes"]
@@ -164,9 +167,6 @@ class Comparison:
 
         def peers(peer):
             def contest():
-                if peer not in made:
-                    made[peer] = peer(self.work / f"c-{peer.name}")
-                    made[peer].store(disk)
                 tool = made[peer]
                 return given_back(peer.name, tool.path, lambda: tool.restore(disk, folder))
             return contest
@@ -176,8 +176,7 @@ class Comparison:
         contests += [(peer.name, peer.is_slow, peers(peer)) for peer in self.peers]
         self.rounds("c", contests)
         for repository in made.values():
-            if not isinstance(repository, str):
-                remove(repository.path)
+            remove(repository.path)
 
     def whole(self, tool):
         """All images into a new store: a run for each. Notes what the store took in the end, and what web-v2 added."""
@@ -217,14 +216,14 @@ class Comparison:
         if self.kept is None:
             self.kept = Imgstore(self.work / "kept")
         for image in images:
-            if image not in self.stored:
-                _, self.stored[image] = self.kept.snapshot(self.disk(image))
+            if image not in self.kept_ids:
+                _, self.kept_ids[image] = self.kept.snapshot(self.disk(image))
         return self.kept
 
     def e(self):
         store, output = self.keep(IMAGES), self.work / "e.raw"
         for image in IMAGES:
-            store.export(self.stored[image], output)
+            store.export(self.kept_ids[image], output)
             same = is_same(self.disk(image), output)
             self.results.verify("imgstore", image, same)
             say(f"  {image:<16}{'same' if same else 'DIFFERENT'}")
@@ -293,8 +292,8 @@ class Comparison:
         store = self.keep(["base", "web"])
         target = self.work / "g-region"
         store.ask("region", "add", "peer", target)
-        store.ask("copy", self.stored["base"], "--to", "peer")
-        web = self.stored["web"]
+        store.ask("copy", self.kept_ids["base"], "--to", "peer")
+        web = self.kept_ids["web"]
         predicted = store.ask("copy", web, "--to", "peer", "--dry-run")["transferred_bytes"]
         before = store.ask("--region", "peer", "stats")["store_bytes"]
         moved = store.ask("copy", web, "--to", "peer")["transferred_bytes"]

@@ -15,6 +15,7 @@ class Imgstore:
     """imgstore under test, with a home of its own."""
 
     name = "imgstore"
+    is_slow = False
     program = None
 
     def __init__(self, home):
@@ -33,7 +34,12 @@ class Imgstore:
         return run, json.loads(run.out)["snapshot_id"]
 
     def store(self, disk):
-        return self.snapshot(disk)[0]
+        run, self.newest = self.snapshot(disk)
+        return run
+
+    def restore(self, disk, folder):
+        """The newest snapshot, in a new folder: the run, and the file."""
+        return self.export(self.newest, folder / disk.name), folder / disk.name
 
     def export(self, snapshot, path):
         return self.run("export", snapshot, path)
