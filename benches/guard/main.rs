@@ -16,8 +16,8 @@ mod valgrind;
 use counts::Counts;
 use std::process::ExitCode;
 
-/// By how much a part may take more than was committed, in per cent. Two runs differ by less than 0.1; what another
-/// change does to how the compiler lays out and inlines code was below 1 and can be 2.
+/// By how much a part may take more than was committed, in per cent. Two runs of one build give the same counts to the
+/// last digit; the room is for what a change elsewhere does to inlining. A loss of a tenth is far outside.
 const TOLERANCE_PERCENT: f64 = 3.0;
 
 fn main() -> ExitCode {
