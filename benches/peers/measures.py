@@ -1,6 +1,7 @@
 """The measures. Each leaves times, sizes and figures in the results, and judges nothing."""
 
 import json
+import random
 import statistics
 
 from bars import BUDGET_BYTES, SMALL_BUDGET_BYTES
@@ -40,10 +41,11 @@ class Comparison:
     # Measuring
 
     def rounds(self, measure, contests):
-        """Runs every contest once in each round, in turn. A contest gives its timed runs, by name; a slow one that has
-        a time already is left out."""
+        """Runs every contest once in each round, in another order each time, so that none always follows the same one. A
+        contest gives its timed runs, by name; a slow one that has a time already is left out."""
         count = self.args.rounds
         for number in range(count):
+            random.Random(number + 100 * len(self.results.runs)).shuffle(contests)
             for name, is_slow, contest in contests:
                 if is_slow and self.results.has(measure, name):
                     continue
