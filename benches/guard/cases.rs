@@ -97,8 +97,11 @@ fn chunker(case: Case<'_>) {
     });
 }
 
-/// Chunks with their ids.
-struct Chunks(Vec<(Vec<u8>, ChunkId)>);
+/// A chunk with its id.
+type Chunk = (Vec<u8>, ChunkId);
+
+/// Chunks of one kind.
+struct Chunks(Vec<Chunk>);
 
 impl Chunks {
     fn made(mut fill: impl FnMut(&mut [u8])) -> Self {
@@ -124,7 +127,7 @@ impl Chunks {
     /// Each with 30 short pieces of other text in it.
     fn edited(&self) -> Self {
         let (text, mut random) = (Text::new(), Random::new(8));
-        let edit = |(chunk, _): &(Vec<u8>, ChunkId)| {
+        let edit = |(chunk, _): &Chunk| {
             let mut chunk = chunk.clone();
             for _ in 0..30 {
                 let at = random.below(CHUNK_BYTES - 64);
@@ -141,7 +144,7 @@ fn codec(case: Case<'_>) {
     let pool = CodecPool::new();
     let (text, noise) = (Chunks::text(), Chunks::noise());
     case(&mut || text.0.iter().for_each(|(chunk, _)| _ = black_box(chunk_id(chunk))));
-    let encode = |(chunk, id): &(Vec<u8>, ChunkId)| pool.encode(chunk, *id, ZSTD_LEVEL).expect("encodes");
+    let encode = |(chunk, id): &Chunk| pool.encode(chunk, *id, ZSTD_LEVEL).expect("encodes");
     for chunks in [&text, &noise] {
         case(&mut || chunks.0.iter().for_each(|chunk| drop(black_box(encode(chunk)))));
     }
@@ -162,7 +165,7 @@ fn delta(case: Case<'_>) {
     let bases = Chunks::text();
     let edited = bases.edited();
     let pairs = || edited.0.iter().zip(&bases.0);
-    let encode = |((chunk, id), (base, base_id)): (&(Vec<u8>, ChunkId), &(Vec<u8>, ChunkId))| {
+    let encode = |((chunk, id), (base, base_id)): (&Chunk, &Chunk)| {
         let frame = pool.encode_delta(chunk, *id, (*base_id, base), ZSTD_LEVEL, CHUNK_BYTES);
         frame.expect("encodes").expect("is smaller")
     };
