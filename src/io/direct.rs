@@ -3,11 +3,14 @@
 //! Who writes a whole disk and waits until it is durable gains nothing from the cache: every byte is copied once more into
 //! pages that must be found first, and what others have in the cache is pushed out. Small pieces do go through it, which
 //! gathers them.
+//!
+//! Only on file systems where that is known to be so: on btrfs it goes around compression, or through the cache all the same
+//! for the sake of checksums; over a network each piece would be made durable by itself.
 
-use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl, fstatfs};
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, FileTypeExt};
 
 /// What the address, the place and the length of a direct write are multiples of: enough for every usual device.
 const ALIGN: usize = 4096;
@@ -17,9 +20,14 @@ const DIRECT_BYTES_MIN: usize = 64 << 10;
 /// Bytes that are copied to where they can be written from at once: they are still in the processor's cache then.
 const MOVED_BYTES: usize = 1 << 20;
 
+/// What statfs(2) calls ext2 to ext4, and XFS.
+const FILE_SYSTEMS: [u64; 2] = [0xef53, 0x5846_5342];
+
 /// How one file is written to.
 #[derive(Debug, Default)]
 pub struct Direct {
+    /// Whether the file is where that is good; none before the first try.
+    is_known_good: Option<bool>,
     /// The file system refused.
     is_refused: bool,
     /// Whether the file is in that mode now.
@@ -43,7 +51,7 @@ impl Direct {
         let mut buffer = AlignedBuffer::default();
         let mut cached = 0;
         for (at, piece) in (offset..).step_by(MOVED_BYTES).zip(bytes.chunks(MOVED_BYTES)) {
-            if self.is_refused || piece.len() < DIRECT_BYTES_MIN {
+            if piece.len() < DIRECT_BYTES_MIN || !self.is_good(file) {
                 cached += self.write_all_at(file, at, piece)?;
             } else {
                 buffer.resize(piece.len());
@@ -57,7 +65,7 @@ impl Direct {
     /// Writes aligned bytes as far as that is possible, and says how many.
     fn write_direct(&mut self, file: &File, offset: u64, bytes: &[u8]) -> io::Result<usize> {
         let mut done = 0;
-        while !self.is_refused && done < bytes.len() {
+        while done < bytes.len() && self.is_good(file) {
             let written =
                 self.switch(file, true).and_then(|()| file.write_at(&bytes[done..], offset + done as u64));
             match written {
@@ -66,11 +74,17 @@ impl Direct {
                 Ok(count) => done += count,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 // No such thing on this file system, or not with this alignment.
-                Err(e) if e.kind() == io::ErrorKind::InvalidInput => self.is_refused = true,
+                Err(e) if matches!(e.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) => {
+                    self.is_refused = true;
+                }
                 Err(e) => return Err(e),
             }
         }
         Ok(done)
+    }
+
+    fn is_good(&mut self, file: &File) -> bool {
+        !self.is_refused && *self.is_known_good.get_or_insert_with(|| is_good(file))
     }
 
     fn switch(&mut self, file: &File, on: bool) -> io::Result<()> {
@@ -82,6 +96,12 @@ impl Direct {
         }
         Ok(())
     }
+}
+
+fn is_good(file: &File) -> bool {
+    let is_device = file.metadata().is_ok_and(|metadata| metadata.file_type().is_block_device());
+    is_device
+        || fstatfs(file).is_ok_and(|found| FILE_SYSTEMS.contains(&u64::try_from(found.f_type).unwrap_or(0)))
 }
 
 /// How many bytes from the first on can be written directly.
@@ -103,7 +123,7 @@ impl AlignedBuffer {
     /// Makes it so long. What is in it afterwards is unspecified.
     pub fn resize(&mut self, len: usize) {
         if self.bytes.len() < len + ALIGN {
-            self.bytes = vec![0; (len + ALIGN).next_power_of_two()];
+            self.bytes = vec![0; len + ALIGN];
             // Not to be had is allowed by its contract; then nothing is written directly.
             self.start = Some(self.bytes.as_ptr().align_offset(ALIGN)).filter(|at| *at < ALIGN).unwrap_or(0);
         }
@@ -183,7 +203,7 @@ mod tests {
         let mut direct = Direct::default();
         let bytes = &data.bytes()[3..];
         let cached = direct.move_all_at(&file, 0, bytes).unwrap();
-        assert!(direct.is_refused || cached < 8192, "{cached}");
+        assert!(!direct.is_good(&file) || cached < 8192, "{cached}");
         assert!(fs::read(here.path().join("pack")).unwrap() == bytes);
     }
 

@@ -58,7 +58,7 @@ impl RawDisk {
         if len == 0 {
             return Err(DiskError::Empty { path: path.to_owned() });
         }
-        // A hint only: one reader, front to back.
+        // A hint only: readers beside each other go from front to back.
         let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::Sequential);
         Ok(Self { file, path: path.to_owned(), len, data: Mutex::new(0..0) })
     }

@@ -56,7 +56,7 @@ pub(super) fn was_cut_with(map: &BlockMap, params: ChunkerParams) -> bool {
     is_gap(map.volume_blocks() - end)
 }
 
-/// Reads and cuts what is near changes, in the place of the first two stages of [`ingest`](super::ingest::ingest).
+/// Reads and cuts what is near changes, in the place of the first three stages of [`ingest`](super::ingest::ingest).
 /// `take` gives buffers, `send` takes batches; it ends when either does not.
 pub(super) fn cut_changed(
     disk: &dyn DiskRead,

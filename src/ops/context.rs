@@ -31,10 +31,18 @@ pub struct Context<'a> {
 }
 
 impl Context<'_> {
-    /// Bytes of one buffer that goes through a pipeline: a whole number of blocks, 1 to 8 MiB.
+    /// Bytes that are fetched or looked for at a time: a whole number of blocks, 1 to 8 MiB.
     pub fn buffer_bytes(&self) -> usize {
         let bytes = (self.memory_bytes / 64).clamp(1 << 20, 8 << 20);
         usize::try_from(bytes).unwrap_or(1 << 20) / BLOCK_BYTES * BLOCK_BYTES
+    }
+
+    /// Bytes of one buffer that goes through a pipeline, at most [`Context::buffer_bytes`]: so few that all of them fit the
+    /// processor's cache, or each stage waits for memory; so many that each thread of the pool has some chunks in one.
+    pub fn piece_bytes(&self) -> usize {
+        const MIN: usize = 2 << 20;
+        const OF_THREAD: usize = 256 << 10;
+        self.buffer_bytes().min((OF_THREAD * self.pool.current_num_threads()).max(MIN))
     }
 
     /// Ends a dry run, once everything was checked that can be checked beforehand.

@@ -36,7 +36,7 @@ const SURE_TENTHS: usize = 6;
 const SMALL_TENTHS: usize = 5;
 /// How much smaller a plain frame is than a chunk, if nothing says more.
 const USUAL_RATIO: usize = 2;
-/// Bases that a chunk is tried against, the most alike first. The second saves 1 to 7 % for a tenth more time.
+/// Bases that a chunk is tried against, the most alike first. The second saves 1 to 7 %.
 const TRIED: usize = 2;
 /// As many where time hardly matters.
 const TRIED_LONG: usize = 4;
@@ -44,7 +44,7 @@ const TRIED_LONG: usize = 4;
 /// for a quarter of what is saved.
 const COMMON_MIN_QUICK: u32 = 2;
 /// The share of a pipeline's memory that new frames are kept in for others to be stored against.
-const RECENT_SHARE: u64 = 16;
+const RECENT_SHARE: u64 = 8;
 
 /// A chunk that is not stored yet, or that is to be stored anew.
 pub(super) struct NewChunk<'a> {

@@ -11,7 +11,7 @@
 //! ```
 //!
 //! A fixed number of buffers goes round from the last stage back to the first: that bounds the memory. Where a hint says
-//! what may have changed, one stage (`ops/changed.rs`) takes the place of the first two.
+//! what may have changed, one stage (`ops/changed.rs`) takes the place of the first three.
 
 use super::changed::{Changed, cut_changed};
 use super::context::Context;

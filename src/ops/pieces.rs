@@ -11,8 +11,6 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// Bytes of a buffer: all buffers together fit the processor's cache, or each stage waits for memory.
-const PIECE_BYTES_MAX: usize = 2 << 20;
 /// Bytes that are read at once and then looked at.
 const READ_BYTES: usize = 256 << 10;
 /// Bytes of a computed disk that a thread reads at once: whole clusters or grains of usual formats.
@@ -117,14 +115,18 @@ fn plan_piece(
     context: &Context<'_>,
 ) -> Result<(Plan, u64), OpsError> {
     let len = disk.len_bytes();
-    let room_blocks = (context.buffer_bytes().min(PIECE_BYTES_MAX) / BLOCK_BYTES) as u64;
+    let room_blocks = (context.piece_bytes() / BLOCK_BYTES) as u64;
     let mut plan = Plan { start_block: range.start, data_blocks: 0, parts: Vec::new() };
     let mut position = range.start;
     while position < range.end && plan.data_blocks < room_blocks {
+        context.check_cancelled()?;
         let extent = disk.extent_at(block_offset(position))?;
         let end = if extent.end >= len { range.end } else { range.end.min(extent.end / BLOCK_BYTES as u64) };
         if extent.is_zero && end.saturating_sub(position) >= HOLE_BLOCKS_MIN {
-            plan.parts.push(Part::Zeros(end - position));
+            match plan.parts.last_mut() {
+                Some(Part::Zeros(before)) => *before += end - position,
+                _ => plan.parts.push(Part::Zeros(end - position)),
+            }
             position = end;
             continue;
         }
@@ -149,7 +151,7 @@ fn read_piece(
     let data_bytes = usize::try_from(block_offset(plan.data_blocks)).unwrap_or(usize::MAX);
     buffer.resize(headroom + data_bytes, 0);
     let mut facts = Vec::with_capacity(data_bytes / BLOCK_BYTES);
-    let at_once = if disk.is_computed() { PIECE_BYTES_MAX } else { READ_BYTES };
+    let at_once = if disk.is_computed() { context.piece_bytes() } else { READ_BYTES };
     let (mut position, mut rest) = (plan.start_block, &mut buffer[headroom..]);
     for part in &plan.parts {
         let blocks = match *part {

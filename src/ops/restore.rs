@@ -25,8 +25,6 @@ const DECODERS: usize = 2;
 /// Buffers of decoded bytes that go round: for them, for the one that is written, and as many that wait, since now the
 /// disk is slower and now the decoders.
 const BUFFERS: usize = 2 * (DECODERS + 1);
-/// Bytes of one: a piece that a disk writes at full speed, and that stays in the processor's cache until then.
-const BUFFER_BYTES_MAX: usize = 2 << 20;
 /// Batches that are fetched ahead of decoding.
 const FETCHED_AHEAD: usize = 4;
 
@@ -91,7 +89,7 @@ fn fetch(
     loaded: &Sender<Loaded>,
     order: &Sender<Receiver<Decoded>>,
 ) -> Result<(), OpsError> {
-    let limit = context.buffer_bytes().min(BUFFER_BYTES_MAX) / BLOCK_BYTES;
+    let limit = context.piece_bytes() / BLOCK_BYTES;
     let mut runs = map.runs().peekable();
     while runs.peek().is_some() {
         context.check_cancelled()?;
