@@ -19,6 +19,7 @@ use super::encode::{Compression, Encoder};
 use super::error::OpsError;
 use super::pieces::{Part, Piece, plan, read};
 use super::put::{ENCODED_AHEAD, Put};
+use super::stage::{join_all, spawn};
 use crate::chunk::cut::{Cutter, Span};
 use crate::chunk::fingerprint::BlockFacts;
 use crate::chunk::frame::chunk_id;
@@ -32,7 +33,7 @@ use crate::model::units::{BLOCK_BYTES, block_offset};
 use crate::region::session::Session;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use rayon::prelude::*;
-use std::thread::{self, Scope, ScopedJoinHandle};
+use std::thread;
 
 /// Buffers that go round: those that are encoded, those that are read, and some that wait.
 const BUFFERS: usize = ENCODED_AHEAD + READERS_MAX + 4;
@@ -165,13 +166,8 @@ fn ingest_what(
             stages
         };
         let stored = put.run(session, &mut encoder, context, &batches_out, &free_in);
-        // The first stage that ended badly has the reason; the others only saw their neighbour go.
         drop((batches_out, free_in));
-        let join = |stage: ScopedJoinHandle<'_, Result<(), OpsError>>| {
-            stage.join().unwrap_or(Err(OpsError::WorkerGone))
-        };
-        let ended: Vec<_> = stages.into_iter().map(join).collect();
-        ended.into_iter().chain([stored]).collect::<Result<(), OpsError>>()
+        join_all(stages, stored)
     })?;
     let map = put.map.finish();
     let manifest = session.place_manifest(&map)?;
@@ -187,15 +183,6 @@ fn ingest_what(
         new_bytes: put.new_bytes,
         stored_bytes: session.stored_bytes() - before,
     })
-}
-
-/// A thread for a stage of a pipeline.
-pub(super) fn spawn<'scope, T: Send + 'scope>(
-    scope: &'scope Scope<'scope, '_>,
-    name: &str,
-    run: impl FnOnce() -> Result<T, OpsError> + Send + 'scope,
-) -> Result<ScopedJoinHandle<'scope, Result<T, OpsError>>, OpsError> {
-    thread::Builder::new().name(name.into()).spawn_scoped(scope, run).map_err(|_| OpsError::WorkerGone)
 }
 
 /// Third stage: finds where chunks end, and their ids.

@@ -41,6 +41,7 @@ pub mod restore;
 mod rewrite;
 pub mod snapshot;
 pub mod source;
+mod stage;
 pub mod stats;
 mod token;
 pub mod transfer;

@@ -4,7 +4,8 @@
 use super::context::Context;
 use super::encode::{Encoder, NewChunk, features_of};
 use super::error::OpsError;
-use super::ingest::{Batch, spawn};
+use super::ingest::Batch;
+use super::stage::{join_all, spawn};
 use crate::chunk::features::Features;
 use crate::chunk::frame::Frame;
 use crate::model::blockmap::{BlockMapBuilder, ChunkRef};
@@ -69,8 +70,7 @@ impl Put {
                 done_out.iter().try_for_each(|done| self.put(session, done, context, free))
             })();
             drop(done_out);
-            let encoded = encoder.join().unwrap_or(Err(OpsError::WorkerGone));
-            describer.join().unwrap_or(Err(OpsError::WorkerGone)).and(encoded).and(result)
+            join_all(vec![describer, encoder], result)
         })
     }
 

@@ -8,7 +8,7 @@
 
 use super::context::Context;
 use super::error::OpsError;
-use super::ingest::spawn;
+use super::stage::{join_all, spawn};
 use crate::disk::{AlignedBuffer, DiskWrite};
 use crate::model::blockmap::{BlockMap, ChunkRef, Run};
 use crate::model::catalog::RootId;
@@ -18,7 +18,7 @@ use crate::region::Region;
 use crate::region::fetch::{Fetched, FetchedFrame};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use rayon::prelude::*;
-use std::thread::{self, ScopedJoinHandle};
+use std::thread;
 
 /// Batches that are decoded at a time: when one has only a few chunks left, the other has work for all threads.
 const DECODERS: usize = 2;
@@ -73,11 +73,7 @@ pub fn restore(
         let written = write(map, target, context, &order_out, &free_in);
         // Who waits for a buffer, or to hand something on, sees that nobody is there any more.
         drop((order_out, free_in));
-        let join = |stage: ScopedJoinHandle<'_, Result<(), OpsError>>| {
-            stage.join().unwrap_or(Err(OpsError::WorkerGone))
-        };
-        let ended: Vec<_> = stages.into_iter().map(join).collect();
-        ended.into_iter().chain([written]).collect()
+        join_all(stages, written)
     })
 }
 
