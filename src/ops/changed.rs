@@ -13,8 +13,8 @@
 //!   on to the next change the chunks of the earlier map stand.
 
 use super::context::Context;
+use super::cutting::{Batch, Cutting};
 use super::error::OpsError;
-use super::ingest::{Batch, Cutting};
 use super::pieces::{fill, read_blocks};
 use crate::chunk::cut::Cutter;
 use crate::chunk::fingerprint::block_facts;
@@ -190,12 +190,12 @@ impl Recut<'_> {
                 let (piece, reached) =
                     fill(self.disk, position..target, buffer, headroom, self.params, self.context)?;
                 position = reached;
-                if !self.emit(cutting.take(piece, self.context)) {
+                if !self.emit(cutting.take(piece).hashed()) {
                     return Ok(None);
                 }
             }
             if position == self.total {
-                let last = cutting.finish(self.context);
+                let last = cutting.finish().hashed();
                 return Ok(self.emit(last).then_some(position));
             }
             if self.is_met(&cutting.cutter, changed_end) {

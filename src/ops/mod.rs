@@ -7,11 +7,13 @@
 pub mod account;
 pub mod assess;
 pub mod bin;
+mod buffers;
 pub mod bundle;
 pub mod capture;
 mod changed;
 pub mod context;
 pub mod copy;
+mod cutting;
 pub mod delete;
 pub mod describe;
 mod described;

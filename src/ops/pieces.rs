@@ -1,8 +1,11 @@
-//! The first stages of a snapshot's pipeline: a disk is read in pieces, and its blocks are looked at while they are in the
-//! processor's own cache.
+//! The first stages of a snapshot's pipeline: a disk is read in pieces, each of which is looked at, cut and hashed while it
+//! is in the processor's cache.
 
+use super::buffers::Take;
 use super::context::Context;
+use super::cutting::{Batch, Cutting};
 use super::error::OpsError;
+use crate::chunk::cut::Cutter;
 use crate::chunk::fingerprint::{BlockFacts, block_facts};
 use crate::disk::DiskRead;
 use crate::model::region::ChunkerParams;
@@ -10,9 +13,10 @@ use crate::model::units::{BLOCK_BYTES, ZERO_RUN_BLOCKS_MIN, block_offset, blocks
 use crossbeam_channel::{Receiver, Sender, bounded};
 use rayon::prelude::*;
 use std::ops::Range;
+use std::sync::Mutex;
 
-/// Bytes that are read at once and then looked at.
-const READ_BYTES: usize = 256 << 10;
+/// Bytes of a disk that are read at once and then looked at, cut and hashed: half of a usual processor's own cache.
+pub(super) const READ_BYTES: usize = 512 << 10;
 /// Bytes of a computed disk that a thread reads at once: whole clusters or grains of usual formats.
 const COMPUTED_BYTES: usize = 512 << 10;
 /// Holes shorter than this are read as data: a seek costs more.
@@ -31,7 +35,7 @@ pub(super) enum Part {
 }
 
 /// A part of a disk whose data fits one buffer.
-pub(super) struct Plan {
+struct Plan {
     start_block: u64,
     data_blocks: u64,
     parts: Vec<Part>,
@@ -46,52 +50,99 @@ pub(super) struct Piece {
     pub(super) facts: Vec<BlockFacts>,
 }
 
-/// A plan on its way to whoever carries it out, and on to whoever waits for the piece. Given up, it says that nothing comes.
-pub(super) type Planned = (Plan, Sender<Piece>);
+/// What one thread does with one piece.
+struct Task {
+    /// Empty in the last task, which only ends what is open.
+    plan: Plan,
+    /// Gives the cutter as the piece before leaves it. Given up, like the others, it says that nothing comes.
+    cutting: Receiver<Cutting>,
+    /// Takes it to the next piece; none in the last task.
+    next: Option<Sender<Cutting>>,
+    /// To whoever waits for it.
+    batch: Sender<Batch>,
+}
+
+/// Divides a disk among threads that ask for one piece after the other.
+pub(super) struct Planner<'a> {
+    disk: &'a dyn DiskRead,
+    params: ChunkerParams,
+    context: &'a Context<'a>,
+    /// Who waits for the batches, in the order of the disk. Never full if it has room for one of each buffer.
+    order: Sender<Receiver<Batch>>,
+    next: Mutex<Next>,
+}
+
+/// The piece that is asked for next.
+struct Next {
+    block: u64,
+    cutting: Receiver<Cutting>,
+    is_over: bool,
+}
 
 /// Room before a buffer's data for the bytes of a chunk that began in the buffer before.
-pub(super) fn headroom(params: ChunkerParams) -> usize {
+fn headroom(params: ChunkerParams) -> usize {
     (usize::from(params.max_blocks) + ZERO_BLOCKS_PENDING_MAX) * BLOCK_BYTES
 }
 
-/// First stage: divides the disk, and says in which order the pieces belong.
-pub(super) fn plan(
-    disk: &dyn DiskRead,
-    context: &Context<'_>,
-    plans: &Sender<Planned>,
-    order: &Sender<Receiver<Piece>>,
-) -> Result<(), OpsError> {
-    let total_blocks = blocks_for_bytes(disk.len_bytes());
-    let mut position = 0;
-    while position < total_blocks {
-        context.check_cancelled()?;
-        let (plan, reached) = plan_piece(disk, position..total_blocks, context)?;
-        position = reached;
-        let (piece_in, piece_out) = bounded(1);
-        if order.send(piece_out).is_err() || plans.send((plan, piece_in)).is_err() {
-            return Ok(());
-        }
+impl<'a> Planner<'a> {
+    pub(super) fn new(
+        disk: &'a dyn DiskRead,
+        params: ChunkerParams,
+        context: &'a Context<'a>,
+        order: Sender<Receiver<Batch>>,
+    ) -> Self {
+        let (first, cutting) = bounded(1);
+        let _ = first.send(Cutting::new(Cutter::new(params)));
+        Self { disk, params, context, order, next: Mutex::new(Next { block: 0, cutting, is_over: false }) }
     }
-    Ok(())
-}
 
-/// Second stage, on several threads: reads pieces. Ends when there are no more, or when nobody takes them.
-pub(super) fn read(
-    disk: &dyn DiskRead,
-    params: ChunkerParams,
-    context: &Context<'_>,
-    plans: &Receiver<Planned>,
-    free: &Receiver<Vec<u8>>,
-) -> Result<(), OpsError> {
-    // First the buffer: the piece that is wanted next must not be what waits for one.
-    for buffer in free {
-        let Ok((plan, piece)) = plans.recv() else { return Ok(()) };
-        context.check_cancelled()?;
-        if piece.send(read_piece(disk, plan, buffer, headroom(params), params, context)?).is_err() {
-            return Ok(());
+    /// First stage, on several threads, each with one piece from the disk to ids: what was read is still in the processor's
+    /// cache when it is hashed. Only cutting waits for the piece before, and takes no time. Ends when there are no more
+    /// pieces, or when nobody takes them.
+    pub(super) fn read(&self, buffers: &Take<Vec<u8>>) -> Result<(), OpsError> {
+        // First the buffer: the piece that is wanted next must not be what waits for one.
+        while let Some(buffer) = buffers.take() {
+            let Some(Task { plan, cutting, next, batch }) = self.next_task()? else { return Ok(()) };
+            let piece =
+                read_piece(self.disk, plan, buffer, headroom(self.params), self.params, self.context)?;
+            // Whoever gave it up has the reason.
+            let Ok(mut cutting) = cutting.recv() else { return Ok(()) };
+            let unhashed = match next {
+                Some(next) => {
+                    let unhashed = cutting.take(piece);
+                    // Nobody may want it any more; who went has the reason.
+                    let _ = next.send(cutting);
+                    unhashed
+                }
+                None => cutting.finish(),
+            };
+            if batch.send(unhashed.hashed()).is_err() {
+                return Ok(());
+            }
         }
+        Ok(())
     }
-    Ok(())
+
+    fn next_task(&self) -> Result<Option<Task>, OpsError> {
+        self.context.check_cancelled()?;
+        // Whoever panicked with it has the reason.
+        let Ok(mut next) = self.next.lock() else { return Ok(None) };
+        if std::mem::replace(&mut next.is_over, true) {
+            return Ok(None);
+        }
+        let total_blocks = blocks_for_bytes(self.disk.len_bytes());
+        let is_last = next.block == total_blocks;
+        let room = if self.disk.is_computed() { self.context.piece_bytes() } else { READ_BYTES };
+        let (plan, reached) = plan_piece(self.disk, next.block..total_blocks, room, self.context)?;
+        let (cutting_in, cutting_out) = bounded(1);
+        let (batch, batch_out) = bounded(1);
+        let cutting = std::mem::replace(&mut next.cutting, cutting_out);
+        if self.order.send(batch_out).is_err() {
+            return Ok(None);
+        }
+        (next.block, next.is_over) = (reached, is_last);
+        Ok(Some(Task { plan, cutting, next: (!is_last).then_some(cutting_in), batch }))
+    }
 }
 
 /// Fills a buffer with what lies in a range of blocks, behind some headroom, as far as there is room. Gives the block
@@ -104,7 +155,7 @@ pub(super) fn fill(
     params: ChunkerParams,
     context: &Context<'_>,
 ) -> Result<(Piece, u64), OpsError> {
-    let (plan, reached) = plan_piece(disk, range, context)?;
+    let (plan, reached) = plan_piece(disk, range, context.piece_bytes(), context)?;
     Ok((read_piece(disk, plan, buffer, headroom, params, context)?, reached))
 }
 
@@ -112,10 +163,11 @@ pub(super) fn fill(
 fn plan_piece(
     disk: &dyn DiskRead,
     range: Range<u64>,
+    room_bytes: usize,
     context: &Context<'_>,
 ) -> Result<(Plan, u64), OpsError> {
     let len = disk.len_bytes();
-    let room_blocks = (context.piece_bytes() / BLOCK_BYTES) as u64;
+    let room_blocks = (room_bytes / BLOCK_BYTES) as u64;
     let mut plan = Plan { start_block: range.start, data_blocks: 0, parts: Vec::new() };
     let mut position = range.start;
     while position < range.end && plan.data_blocks < room_blocks {

@@ -1,10 +1,12 @@
 //! The second half of a snapshot's pipeline: which chunks of a batch are new? Those are encoded and go into the session's
 //! packs, all of them into the block map.
 
+use super::buffers::GiveBack;
 use super::context::Context;
+use super::cutting::Batch;
 use super::encode::{Encoder, NewChunk, features_of};
 use super::error::OpsError;
-use super::ingest::Batch;
+use super::pieces::READ_BYTES;
 use super::stage::{join_all, spawn};
 use crate::chunk::features::Features;
 use crate::chunk::frame::Frame;
@@ -15,9 +17,9 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use std::sync::Arc;
 use std::thread;
 
-/// Batches that are encoded or wait for it while the next is looked up: one whose features are taken, one that is encoded,
+/// Pieces of work that are encoded or wait for it while the next is looked up: one whose features are taken, one that is encoded,
 /// and one between any two of the stages.
-pub(super) const ENCODED_AHEAD: usize = 4;
+const ENCODED_AHEAD: usize = 4;
 
 /// The last stage, and what it counted.
 pub(super) struct Put {
@@ -33,14 +35,19 @@ impl Put {
         Ok(Self { map, read_bytes: 0, new_chunks: 0, new_bytes: 0 })
     }
 
-    /// Asks the session, lets the encoder work on up to [`ENCODED_AHEAD`] batches, and puts what comes back.
+    /// How many batches it has at a time at most.
+    pub(super) fn batches_max(context: &Context<'_>) -> usize {
+        (ENCODED_AHEAD + 1) * batches_at_once(context)
+    }
+
+    /// Asks the session, lets the encoder work on up to [`ENCODED_AHEAD`] pieces of work, and puts what comes back.
     pub(super) fn run(
         &mut self,
         session: &mut Session,
         encoder: &mut Encoder,
         context: &Context<'_>,
-        batches: &Receiver<Batch>,
-        free: &Sender<Vec<u8>>,
+        mut batches: impl Iterator<Item = Batch>,
+        back: &GiveBack<Vec<u8>>,
     ) -> Result<(), OpsError> {
         thread::scope(|scope| {
             let (work_in, work_out) = bounded::<Work>(ENCODED_AHEAD);
@@ -52,35 +59,37 @@ impl Put {
             let encoder = spawn(scope, "encode", move || encode(encoder, context, &described_out, &done_in))?;
             let result = (|| {
                 let mut under_way = 0;
-                for batch in batches {
-                    context.check_cancelled()?;
-                    check_kept(session, &batch.kept)?;
-                    let is_new = session.reserve(&batch.ids())?;
-                    if work_in.send(Work { batch, is_new, features: Vec::new() }).is_err() {
+                while let Some(work) = next_work(session, &mut batches, context)? {
+                    if under_way == 0 && !work.is_new.contains(&true) {
+                        // The usual case of a disk that hardly changed: no thread need be woken.
+                        self.put(session, Encoded { work, frames: Vec::new() }, context, back)?;
+                        continue;
+                    }
+                    if work_in.send(work).is_err() {
                         break;
                     }
                     under_way += 1;
                     if under_way == ENCODED_AHEAD {
                         let Ok(done) = done_out.recv() else { break };
-                        self.put(session, done, context, free)?;
+                        self.put(session, done, context, back)?;
                         under_way -= 1;
                     }
                 }
                 drop(work_in);
-                done_out.iter().try_for_each(|done| self.put(session, done, context, free))
+                done_out.iter().try_for_each(|done| self.put(session, done, context, back))
             })();
             drop(done_out);
             join_all(vec![describer, encoder], result)
         })
     }
 
-    /// Puts the frames of a batch, and all of its chunks into the block map.
+    /// Puts the frames of what is new, and all chunks into the block map.
     fn put(
         &mut self,
         session: &mut Session,
         done: Encoded,
         context: &Context<'_>,
-        free: &Sender<Vec<u8>>,
+        back: &GiveBack<Vec<u8>>,
     ) -> Result<(), OpsError> {
         context.check_cancelled()?;
         for (chunk, frame) in done.work.new_chunks().zip(&done.frames) {
@@ -88,16 +97,42 @@ impl Put {
             self.new_chunks += 1;
             self.new_bytes += chunk.raw.len() as u64;
         }
-        let batch = done.work.batch;
-        for chunk in batch.refs() {
-            self.map.push(chunk).map_err(OpsError::Volume)?;
+        for batch in done.work.batches {
+            for chunk in batch.refs() {
+                self.map.push(chunk).map_err(OpsError::Volume)?;
+            }
+            self.read_bytes += batch.read_bytes;
+            context.progress.advance(batch.passed_bytes);
+            back.give_back(batch.buffer);
         }
-        self.read_bytes += batch.read_bytes;
-        context.progress.advance(batch.passed_bytes);
-        // Nobody waits for buffers any more when the reader has reached the end.
-        let _ = free.send(batch.buffer);
         Ok(())
     }
+}
+
+/// The next batches, and what is new in them; none after the last.
+fn next_work(
+    session: &mut Session,
+    batches: &mut impl Iterator<Item = Batch>,
+    context: &Context<'_>,
+) -> Result<Option<Work>, OpsError> {
+    context.check_cancelled()?;
+    let (mut work, mut bytes) = (Work::default(), 0);
+    while bytes < context.piece_bytes()
+        && work.batches.len() < batches_at_once(context)
+        && let Some(batch) = batches.next()
+    {
+        check_kept(session, &batch.kept)?;
+        bytes += usize::try_from(batch.read_bytes).unwrap_or(usize::MAX);
+        work.batches.push(batch);
+    }
+    let ids: Vec<ChunkId> = work.chunks().map(|(id, _)| id).collect();
+    work.is_new = session.reserve(&ids)?;
+    Ok((!work.batches.is_empty()).then_some(work))
+}
+
+/// How many batches are looked up and encoded together.
+fn batches_at_once(context: &Context<'_>) -> usize {
+    context.piece_bytes() / READ_BYTES
 }
 
 /// Makes the session count on chunks whose bytes were not read. They were there when it was decided not to read them.
@@ -109,22 +144,28 @@ fn check_kept(session: &mut Session, kept: &[ChunkRef]) -> Result<(), OpsError> 
     }
 }
 
-/// A batch of which the session has said what is new.
+/// Batches of which the session has said what is new.
+#[derive(Default)]
 struct Work {
-    batch: Batch,
+    batches: Vec<Batch>,
     is_new: Vec<bool>,
     /// Of what is new, where there are to be deltas.
     features: Vec<Option<Features>>,
 }
 
 impl Work {
+    /// The chunks that were cut, with their bytes.
+    fn chunks(&self) -> impl Iterator<Item = (ChunkId, &[u8])> {
+        self.batches.iter().flat_map(Batch::chunks)
+    }
+
     fn new_chunks(&self) -> impl Iterator<Item = NewChunk<'_>> {
-        let new = self.batch.chunks().zip(&self.is_new).filter(|(_, new)| **new);
+        let new = self.chunks().zip(&self.is_new).filter(|(_, new)| **new);
         new.map(|((id, raw), _)| NewChunk { id, raw, stored: None, is_base: false })
     }
 }
 
-/// The frames of what is new in a batch, in its order.
+/// The frames of what is new, in its order.
 struct Encoded {
     work: Work,
     frames: Vec<Arc<Frame>>,

@@ -6,6 +6,7 @@
 //! write     ascending positions; zero runs are left out or zeroed, as the target needs
 //! ```
 
+use super::buffers::{GiveBack, Take, buffers};
 use super::context::Context;
 use super::error::OpsError;
 use super::stage::{join_all, spawn};
@@ -57,22 +58,19 @@ pub fn restore(
     context: &Context<'_>,
 ) -> Result<(), OpsError> {
     thread::scope(|scope| {
-        let (free_in, free_out) = bounded(BUFFERS);
-        for _ in 0..BUFFERS {
-            let _ = free_in.send(AlignedBuffer::default());
-        }
+        let (back, buffers) = buffers(BUFFERS);
         let (loaded_in, loaded_out) = bounded(FETCHED_AHEAD);
         let (order_in, order_out) = bounded(FETCHED_AHEAD + BUFFERS);
         let fetch = move || fetch(region, map, context, &loaded_in, &order_in);
         let mut stages = vec![spawn(scope, "fetch", fetch)?];
         for _ in 0..DECODERS {
-            let (loaded, free) = (loaded_out.clone(), free_out.clone());
-            stages.push(spawn(scope, "decode", move || decode(region, root, context, &loaded, &free))?);
+            let (loaded, buffers) = (loaded_out.clone(), buffers.clone());
+            stages.push(spawn(scope, "decode", move || decode(region, root, context, &loaded, &buffers))?);
         }
-        drop((loaded_out, free_out));
-        let written = write(map, target, context, &order_out, &free_in);
+        drop((loaded_out, buffers));
+        let written = write(map, target, context, &order_out, &back);
         // Who waits for a buffer, or to hand something on, sees that nobody is there any more.
-        drop((order_out, free_in));
+        drop((order_out, back));
         join_all(stages, written)
     })
 }
@@ -126,10 +124,10 @@ fn decode(
     root: RootId,
     context: &Context<'_>,
     loaded: &Receiver<Loaded>,
-    free: &Receiver<AlignedBuffer>,
+    buffers: &Take<AlignedBuffer>,
 ) -> Result<(), OpsError> {
     // First the buffer: the batch that is to be written next must not be what waits for one.
-    for mut buffer in free {
+    while let Some(mut buffer) = buffers.take() {
         let Ok(Loaded { plan, fetched, decoded }) = loaded.recv() else { return Ok(()) };
         let chunks: Vec<ChunkRef> = plan.chunks().collect();
         let blocks: usize = chunks.iter().map(|chunk| usize::from(chunk.blocks)).sum();
@@ -169,14 +167,14 @@ fn write(
     target: &mut dyn DiskWrite,
     context: &Context<'_>,
     order: &Receiver<Receiver<Decoded>>,
-    free: &Sender<AlignedBuffer>,
+    back: &GiveBack<AlignedBuffer>,
 ) -> Result<(), OpsError> {
     for decoded in order {
         // Whoever gave it up has the reason.
         let Ok(Decoded { plan, buffer }) = decoded.recv() else { return Ok(()) };
         context.check_cancelled()?;
         write_batch(map, &plan.runs, buffer.bytes(), target, context)?;
-        let _ = free.send(buffer);
+        back.give_back(buffer);
     }
     Ok(())
 }
