@@ -5,3 +5,7 @@ pub mod delta;
 pub mod features;
 pub mod fingerprint;
 pub mod frame;
+
+/// Chunks that a thread takes at once from a batch: what is done with one takes long enough, and with more one thread
+/// has the last ones of the batch while the others wait.
+pub const CHUNKS_AT_ONCE: usize = 1;

@@ -2,6 +2,7 @@
 
 use super::context::Context;
 use super::error::OpsError;
+use crate::chunk::CHUNKS_AT_ONCE;
 use crate::chunk::features::{Features, features};
 use crate::chunk::frame::{Codec, Draft, Frame, FrameError, ZSTD_LEVELS};
 use crate::model::ids::ChunkId;
@@ -141,8 +142,7 @@ impl Encoder {
         context: &Context<'_>,
     ) -> Result<Vec<Arc<Frame>>, OpsError> {
         if !self.delta || chunks.is_empty() {
-            let plain = |chunk: &NewChunk<'_>| self.plain(chunk).map(Arc::new);
-            return context.pool.install(|| chunks.par_iter().map(plain).collect());
+            return self.encode_plain(chunks, context);
         }
         let mut frames = Vec::with_capacity(chunks.len());
         while frames.len() < chunks.len() {
@@ -151,6 +151,16 @@ impl Encoder {
         }
         self.similar.as_mut().map_or(Ok(()), Similar::save_some)?;
         Ok(frames)
+    }
+
+    /// The plain frames of some chunks, each proved to give its chunk back.
+    pub(super) fn encode_plain(
+        &self,
+        chunks: &[NewChunk<'_>],
+        context: &Context<'_>,
+    ) -> Result<Vec<Arc<Frame>>, OpsError> {
+        let plain = |chunk: &NewChunk<'_>| self.plain(chunk).map(Arc::new);
+        context.pool.install(|| chunks.par_iter().with_max_len(CHUNKS_AT_ONCE).map(plain).collect())
     }
 
     /// The frames of the first of some chunks: as many as there is memory for what they are stored against.
@@ -165,7 +175,7 @@ impl Encoder {
         let encode = |(chunk, found): (&NewChunk<'_>, &Found)| {
             self.smallest(chunk, &found.bases, &bases).map(Arc::new)
         };
-        let pairs = chunks.par_iter().zip(&bases.by_chunk);
+        let pairs = chunks.par_iter().zip(&bases.by_chunk).with_max_len(CHUNKS_AT_ONCE);
         let frames: Vec<Arc<Frame>> = context.pool.install(|| pairs.map(encode).collect::<Result<_, _>>())?;
         let Some(similar) = &mut self.similar else { return Ok(frames) };
         for (((chunk, features), found), frame) in chunks.iter().zip(all).zip(&bases.by_chunk).zip(&frames) {
@@ -323,7 +333,9 @@ impl Encoder {
 
 /// What each of some chunks resembles.
 pub(super) fn features_of(chunks: &[NewChunk<'_>], context: &Context<'_>) -> Vec<Option<Features>> {
-    context.pool.install(|| chunks.par_iter().map(|chunk| features(chunk.raw)).collect())
+    context
+        .pool
+        .install(|| chunks.par_iter().with_max_len(CHUNKS_AT_ONCE).map(|chunk| features(chunk.raw)).collect())
 }
 
 /// What a chunk may be stored against; what it is stored against now comes first.

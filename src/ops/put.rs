@@ -14,12 +14,16 @@ use crate::model::blockmap::{BlockMapBuilder, ChunkRef};
 use crate::model::ids::ChunkId;
 use crate::region::session::Session;
 use crossbeam_channel::{Receiver, Sender, bounded};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::thread;
 
 /// Pieces of work that are encoded or wait for it while the next is looked up: one whose features are taken, one that is encoded,
 /// and one between any two of the stages.
 const ENCODED_AHEAD: usize = 4;
+
+/// Threads that encode where no chunk depends on another: when one has only a few left, the other has work for all.
+const PLAIN_ENCODERS: usize = 2;
 
 /// The last stage, and what it counted.
 pub(super) struct Put {
@@ -50,37 +54,60 @@ impl Put {
         back: &GiveBack<Vec<u8>>,
     ) -> Result<(), OpsError> {
         thread::scope(|scope| {
-            let (work_in, work_out) = bounded::<Work>(ENCODED_AHEAD);
-            let (described_in, described_out) = bounded::<Work>(1);
-            let (done_in, done_out) = bounded(ENCODED_AHEAD);
-            let delta = encoder.takes_features();
-            let describer =
-                spawn(scope, "features", move || describe(delta, context, &work_out, &described_in))?;
-            let encoder = spawn(scope, "encode", move || encode(encoder, context, &described_out, &done_in))?;
-            let result = (|| {
-                let mut under_way = 0;
-                while let Some(work) = next_work(session, &mut batches, context)? {
-                    if under_way == 0 && !work.is_new.contains(&true) {
-                        // The usual case of a disk that hardly changed: no thread need be woken.
-                        self.put(session, Encoded { work, frames: Vec::new() }, context, back)?;
-                        continue;
-                    }
-                    if work_in.send(work).is_err() {
-                        break;
-                    }
-                    under_way += 1;
-                    if under_way == ENCODED_AHEAD {
-                        let Ok(done) = done_out.recv() else { break };
-                        self.put(session, done, context, back)?;
-                        under_way -= 1;
-                    }
+            let (work_in, work_out) = bounded(ENCODED_AHEAD);
+            let mut stages = Vec::new();
+            if encoder.takes_features() {
+                let (described_in, described_out) = bounded(1);
+                let describe = move || describe(context, &work_out, &described_in);
+                stages.push(spawn(scope, "features", describe)?);
+                stages.push(spawn(scope, "encode", move || encode(encoder, context, &described_out))?);
+            } else {
+                let encoder = &*encoder;
+                for _ in 0..PLAIN_ENCODERS {
+                    let work = work_out.clone();
+                    stages.push(spawn(scope, "encode", move || encode_plain(encoder, context, &work))?);
                 }
-                drop(work_in);
-                done_out.iter().try_for_each(|done| self.put(session, done, context, back))
-            })();
-            drop(done_out);
-            join_all(vec![describer, encoder], result)
+                drop(work_out);
+            }
+            let stored = self.put_all(session, context, &mut batches, &work_in, back);
+            drop(work_in);
+            join_all(stages, stored)
         })
+    }
+
+    /// Hands on what is new, and puts what comes back, in order.
+    fn put_all(
+        &mut self,
+        session: &mut Session,
+        context: &Context<'_>,
+        batches: &mut impl Iterator<Item = Batch>,
+        encoders: &Sender<Task>,
+        back: &GiveBack<Vec<u8>>,
+    ) -> Result<(), OpsError> {
+        let mut under_way: VecDeque<Receiver<Encoded>> = VecDeque::new();
+        while let Some(work) = next_work(session, batches, context)? {
+            while let Some(done) = under_way.front().and_then(|done| done.try_recv().ok()) {
+                under_way.pop_front();
+                self.put(session, done, context, back)?;
+            }
+            if under_way.is_empty() && !work.is_new.contains(&true) {
+                // The usual case of a disk that hardly changed: no thread need be woken.
+                self.put(session, Encoded { work, frames: Vec::new() }, context, back)?;
+                continue;
+            }
+            let (done, to_put) = bounded(1);
+            if encoders.send(Task { work, done }).is_err() {
+                break;
+            }
+            under_way.push_back(to_put);
+            if under_way.len() == ENCODED_AHEAD {
+                // Whoever gave it up has the reason.
+                let Some(Ok(done)) = under_way.pop_front().map(|done| done.recv()) else { return Ok(()) };
+                self.put(session, done, context, back)?;
+            }
+        }
+        let mut done = under_way.iter().map_while(|done| done.recv().ok());
+        done.try_for_each(|done| self.put(session, done, context, back))
     }
 
     /// Puts the frames of what is new, and all chunks into the block map.
@@ -171,38 +198,44 @@ struct Encoded {
     frames: Vec<Arc<Frame>>,
 }
 
-/// Fourth stage: what the new chunks resemble. It has a thread of its own so that there is something to compute while the
+/// Work on its way to whoever waits for it. Given up, it says that nothing comes.
+struct Task {
+    work: Work,
+    done: Sender<Encoded>,
+}
+
+/// Second stage: what the new chunks resemble. It has a thread of its own so that there is something to compute while the
 /// next stage looks for bases.
-fn describe(
-    delta: bool,
-    context: &Context<'_>,
-    work: &Receiver<Work>,
-    described: &Sender<Work>,
-) -> Result<(), OpsError> {
-    for mut work in work {
-        if delta {
-            let chunks: Vec<NewChunk<'_>> = work.new_chunks().collect();
-            let features = features_of(&chunks, context);
-            work.features = features;
-        }
-        if described.send(work).is_err() {
+fn describe(context: &Context<'_>, tasks: &Receiver<Task>, described: &Sender<Task>) -> Result<(), OpsError> {
+    for mut task in tasks {
+        let chunks: Vec<NewChunk<'_>> = task.work.new_chunks().collect();
+        let features = features_of(&chunks, context);
+        task.work.features = features;
+        if described.send(task).is_err() {
             break;
         }
     }
     Ok(())
 }
 
-/// Fifth stage: compresses what is new, and proves it.
-fn encode(
-    encoder: &mut Encoder,
-    context: &Context<'_>,
-    work: &Receiver<Work>,
-    done: &Sender<Encoded>,
-) -> Result<(), OpsError> {
-    for work in work {
+/// Third stage: compresses what is new, also against what it resembles, and proves it.
+fn encode(encoder: &mut Encoder, context: &Context<'_>, tasks: &Receiver<Task>) -> Result<(), OpsError> {
+    for Task { work, done } in tasks {
         let new: Vec<NewChunk<'_>> = work.new_chunks().collect();
         encoder.pace(new.len(), work.is_new.len());
         let frames = encoder.encode(&new, &work.features, &|_| true, context)?;
+        if done.send(Encoded { work, frames }).is_err() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// In the place of both where there are to be no deltas.
+fn encode_plain(encoder: &Encoder, context: &Context<'_>, tasks: &Receiver<Task>) -> Result<(), OpsError> {
+    for Task { work, done } in tasks {
+        let new: Vec<NewChunk<'_>> = work.new_chunks().collect();
+        let frames = encoder.encode_plain(&new, context)?;
         if done.send(Encoded { work, frames }).is_err() {
             break;
         }

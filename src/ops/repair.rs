@@ -9,6 +9,7 @@ use super::encode::Compression;
 use super::error::OpsError;
 use super::ingest::ingest;
 use super::verify::{Damage, Finding, VerifyOptions, survey};
+use crate::chunk::CHUNKS_AT_ONCE;
 use crate::chunk::frame::Frame;
 use crate::disk::DiskRead;
 use crate::model::catalog::{Catalog, RootId};
@@ -178,7 +179,7 @@ fn store(session: &mut Session, from: &Region, context: &Context<'_>) -> Result<
         context.check_cancelled()?;
         let intact = |id: &ChunkId| from.intact_frame(*id).map(|frame| (*id, frame));
         let frames: Vec<(ChunkId, Frame)> =
-            context.pool.install(|| ids.par_iter().filter_map(intact).collect());
+            context.pool.install(|| ids.par_iter().with_max_len(CHUNKS_AT_ONCE).filter_map(intact).collect());
         stored += frames.len() as u64;
         for (id, frame) in frames {
             session.put(id, &frame)?;

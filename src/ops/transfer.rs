@@ -11,6 +11,7 @@ use super::context::Context;
 use super::error::OpsError;
 use super::owned::Trusted;
 use super::source::{Asked, Contents, Found, Frames, Source};
+use crate::chunk::CHUNKS_AT_ONCE;
 use crate::chunk::frame::Frame;
 use crate::model::blockmap::BlockMap;
 use crate::model::ids::ChunkId;
@@ -192,10 +193,13 @@ impl Putter<'_> {
             Err(OpsError::BaseMissing) => Ok(None),
             Err(error) => Err(error),
         };
-        let proved: Vec<Option<Frame>> = self
-            .context
-            .pool
-            .install(|| (0..ids.len()).into_par_iter().map(prove).collect::<Result<_, OpsError>>())?;
+        let proved: Vec<Option<Frame>> = self.context.pool.install(|| {
+            (0..ids.len())
+                .into_par_iter()
+                .with_max_len(CHUNKS_AT_ONCE)
+                .map(prove)
+                .collect::<Result<_, OpsError>>()
+        })?;
         let at: Vec<usize> = (0..ids.len()).filter(|&at| proved[at].is_some()).collect();
         for at in (0..ids.len()).filter(|&at| proved[at].is_none()) {
             let bytes = block_offset(u64::from(CHUNK_BLOCKS_MAX));
@@ -233,10 +237,13 @@ impl Putter<'_> {
             }
         }
         let encode = |at: usize| Ok((ids[at], frames.plain(at, bases)?));
-        let encoded: Vec<(ChunkId, Frame)> = self
-            .context
-            .pool
-            .install(|| without_base.into_par_iter().map(encode).collect::<Result<_, OpsError>>())?;
+        let encoded: Vec<(ChunkId, Frame)> = self.context.pool.install(|| {
+            without_base
+                .into_par_iter()
+                .with_max_len(CHUNKS_AT_ONCE)
+                .map(encode)
+                .collect::<Result<_, OpsError>>()
+        })?;
         for (id, frame) in &encoded {
             self.session.put(*id, frame)?;
         }
@@ -268,6 +275,9 @@ impl Putter<'_> {
             Some((fetched.id(frame), raw))
         };
         let frames = fetched.frames();
-        Ok(self.context.pool.install(|| frames.into_par_iter().filter_map(decode).collect()))
+        Ok(self
+            .context
+            .pool
+            .install(|| frames.into_par_iter().with_max_len(CHUNKS_AT_ONCE).filter_map(decode).collect()))
     }
 }

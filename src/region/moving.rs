@@ -5,6 +5,7 @@ use super::collect::{Mark, Usage};
 use super::error::RegionError;
 use super::fetch::{FetchedFrame, Located};
 use super::session::Session;
+use crate::chunk::CHUNKS_AT_ONCE;
 use crate::chunk::frame::Frame;
 use crate::model::ids::ChunkId;
 use crate::model::objects::PackName;
@@ -93,6 +94,6 @@ impl Region {
             let (id, frame) = fetched.stored(frame)?;
             Ok(take(StoredChunk { id, frame, raw }))
         };
-        pool.install(|| fetched.frames().par_iter().map(proved).collect())
+        pool.install(|| fetched.frames().par_iter().with_max_len(CHUNKS_AT_ONCE).map(proved).collect())
     }
 }

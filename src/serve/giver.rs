@@ -3,6 +3,7 @@
 use super::error::{LinkError, Refusal};
 use super::link::Link;
 use super::message::{FETCH_MAX, LOCATE_MAX, Message, PIECE_BYTES};
+use crate::chunk::CHUNKS_AT_ONCE;
 use crate::chunk::frame::Frame;
 use crate::format::manifest;
 use crate::model::ids::{ChunkId, SessionId};
@@ -142,9 +143,13 @@ impl<'a> Giver<'a> {
         self.source.fetch(&asked, context, &mut |frames| {
             let ids = frames.ids();
             let give = |at: usize| self.as_asked(&*frames, at, plain.contains(&ids[at]));
-            let given: Vec<Frame> = context
-                .pool
-                .install(|| (0..ids.len()).into_par_iter().map(give).collect::<Result<_, OpsError>>())?;
+            let given: Vec<Frame> = context.pool.install(|| {
+                (0..ids.len())
+                    .into_par_iter()
+                    .with_max_len(CHUNKS_AT_ONCE)
+                    .map(give)
+                    .collect::<Result<_, OpsError>>()
+            })?;
             for (id, frame) in ids.iter().zip(given) {
                 let (codec, raw_blocks) = (frame.codec.number(), frame.raw_blocks);
                 link.queue(&Message::Frame { id: *id, codec, raw_blocks }, &frame.body)?;

@@ -1,0 +1,149 @@
+//! Cutting what was read: where chunks end, and their ids.
+
+use super::pieces::{Part, Piece};
+use crate::chunk::cut::{Cutter, Span};
+use crate::chunk::fingerprint::BlockFacts;
+use crate::chunk::frame::chunk_id;
+use crate::model::blockmap::ChunkRef;
+use crate::model::ids::ChunkId;
+use crate::model::units::{BLOCK_BYTES, block_offset};
+
+/// A buffer with the chunks that were cut in it.
+#[derive(Default)]
+pub(super) struct Batch {
+    pub(super) buffer: Vec<u8>,
+    /// Chunks before those that were cut, which are stored: their bytes were not read.
+    pub(super) kept: Vec<ChunkRef>,
+    chunks: Vec<Cut>,
+    /// Bytes of the disk that were read for this.
+    pub(super) read_bytes: u64,
+    /// Bytes of the disk that this finished, for progress.
+    pub(super) passed_bytes: u64,
+}
+
+impl Batch {
+    /// All of its chunks, by position.
+    pub(super) fn refs(&self) -> impl Iterator<Item = ChunkRef> + '_ {
+        let cut =
+            |cut: &Cut| ChunkRef { start_block: cut.span.start_block, blocks: cut.span.blocks, id: cut.id };
+        self.kept.iter().copied().chain(self.chunks.iter().map(cut))
+    }
+
+    /// The chunks that were cut, with their bytes.
+    pub(super) fn chunks(&self) -> impl Iterator<Item = (ChunkId, &[u8])> {
+        self.chunks.iter().map(|cut| (cut.id, cut.bytes(&self.buffer)))
+    }
+}
+
+struct Cut {
+    span: Span,
+    offset: usize,
+    id: ChunkId,
+}
+
+impl Cut {
+    fn bytes<'a>(&self, buffer: &'a [u8]) -> &'a [u8] {
+        &buffer[self.offset..self.offset + usize::from(self.span.blocks) * BLOCK_BYTES]
+    }
+}
+
+/// A batch whose chunks have no ids yet.
+pub(super) struct Unhashed {
+    buffer: Vec<u8>,
+    /// Chunks with the offsets of their bytes in the buffer.
+    chunks: Vec<(Span, usize)>,
+    read_bytes: u64,
+    passed_bytes: u64,
+}
+
+impl Unhashed {
+    pub(super) fn hashed(self) -> Batch {
+        let Self { buffer, chunks, read_bytes, passed_bytes } = self;
+        let hashed = |(span, offset)| {
+            let mut cut = Cut { span, offset, id: ChunkId([0; 32]) };
+            cut.id = chunk_id(cut.bytes(&buffer));
+            cut
+        };
+        let chunks = chunks.into_iter().map(hashed).collect();
+        Batch { buffer, kept: Vec::new(), chunks, read_bytes, passed_bytes }
+    }
+}
+
+/// A cutter, and the bytes of the chunk that is open in it: what one piece leaves for the next.
+pub(super) struct Cutting {
+    pub(super) cutter: Cutter,
+    tail: Vec<u8>,
+}
+
+impl Cutting {
+    /// Goes on where a cutter stands; nothing is open in it.
+    pub(super) fn new(cutter: Cutter) -> Self {
+        Self { cutter, tail: Vec::new() }
+    }
+
+    /// The headroom that the next piece needs at least.
+    pub(super) fn tail_bytes(&self) -> usize {
+        self.tail.len()
+    }
+
+    /// The chunks that end in a piece.
+    pub(super) fn take(&mut self, piece: Piece) -> Unhashed {
+        let Piece { mut buffer, headroom, parts, facts } = piece;
+        let start = headroom - self.tail.len();
+        buffer[start..headroom].copy_from_slice(&self.tail);
+        let before = self.cutter.position();
+        let read_bytes = (buffer.len() - headroom) as u64;
+        let chunks = cut_piece(&mut self.cutter, &parts, &facts, headroom);
+        let pending = self.cutter.position() - self.cutter.pending_from();
+        let pending = usize::try_from(block_offset(pending)).unwrap_or(0);
+        self.tail.clear();
+        self.tail.extend_from_slice(&buffer[buffer.len() - pending..]);
+        let passed_bytes = block_offset(self.cutter.position() - before);
+        Unhashed { buffer, chunks, read_bytes, passed_bytes }
+    }
+
+    /// The chunk that the end of the volume ends.
+    pub(super) fn finish(mut self) -> Unhashed {
+        let mut chunks = Vec::new();
+        let first = self.cutter.pending_from();
+        self.cutter.finish(&mut |span| {
+            let offset = usize::try_from(block_offset(span.start_block - first)).unwrap_or(0);
+            chunks.push((span, offset));
+        });
+        Unhashed { buffer: self.tail, chunks, read_bytes: 0, passed_bytes: 0 }
+    }
+}
+
+/// The chunks that end in a piece, with the offsets of their bytes in its buffer.
+fn cut_piece(
+    cutter: &mut Cutter,
+    parts: &[Part],
+    facts: &[BlockFacts],
+    headroom: usize,
+) -> Vec<(Span, usize)> {
+    let mut chunks = Vec::new();
+    let mut facts = facts.iter();
+    // The byte at `anchor_offset` of the buffer is that of block `anchor`; a chunk never spans a hole.
+    let (mut anchor, mut anchor_offset) = (cutter.position(), headroom);
+    let mut filled = headroom;
+    for part in parts {
+        let mut emit = |span: Span| {
+            let back = usize::try_from(block_offset(anchor.saturating_sub(span.start_block))).unwrap_or(0);
+            let ahead = usize::try_from(block_offset(span.start_block.saturating_sub(anchor))).unwrap_or(0);
+            chunks.push((span, anchor_offset + ahead - back));
+        };
+        match *part {
+            Part::Zeros(blocks) => {
+                cutter.push_zeros(blocks, &mut emit);
+                (anchor, anchor_offset) = (cutter.position(), filled);
+            }
+            Part::Data(blocks) => {
+                for facts in facts.by_ref().take(usize::try_from(blocks).unwrap_or(usize::MAX)) {
+                    cutter.push(*facts, &mut emit);
+                    filled += BLOCK_BYTES;
+                }
+            }
+        }
+    }
+    chunks
+}
