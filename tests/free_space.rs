@@ -87,7 +87,7 @@ fn garbage(path: &Path, len: u64, seed: u64) {
 }
 
 fn skip(path: &Path) -> (Box<dyn DiskRead>, Vec<Part>) {
-    skip_free(Box::new(FileDisk::open(path)), &Limits::default()).unwrap()
+    skip_free(Box::new(FileDisk::open(path)), &Limits::default(), &|| false).unwrap()
 }
 
 fn why(path: &Path) -> String {
@@ -773,7 +773,8 @@ fn other_things_are_named_and_left_alone() {
         assert_eq!((disk.len_bytes(), parts.len(), parts[0].to_string().as_str()), (MIB, 1, expected));
     }
     for len in [0, 1, 511, 4097] {
-        let (disk, parts) = skip_free(Box::new(MemoryDisk::new(vec![0; len])), &Limits::default()).unwrap();
+        let (disk, parts) =
+            skip_free(Box::new(MemoryDisk::new(vec![0; len])), &Limits::default(), &|| false).unwrap();
         assert_eq!((disk.len_bytes(), parts.len()), (len as u64, 1));
     }
 }
@@ -824,7 +825,7 @@ fn flipped_bits_take_nothing_that_is_used() {
         let open = |changes| {
             let read = Arc::new(std::sync::Mutex::new(Vec::new()));
             let disk = Changed { bytes: bytes.clone(), changes, read: read.clone() };
-            let (disk, parts) = skip_free(Box::new(disk), &Limits::default()).unwrap();
+            let (disk, parts) = skip_free(Box::new(disk), &Limits::default(), &|| false).unwrap();
             let places = read.lock().unwrap().clone();
             (zeros(&*disk), parts, places)
         };
@@ -882,7 +883,7 @@ fn write_seeds() {
         let bytes = Arc::new(fs::read(&tried.image).unwrap());
         let read = Arc::new(std::sync::Mutex::new(Vec::new()));
         let disk = Changed { bytes: bytes.clone(), changes: Vec::new(), read: read.clone() };
-        let (_, parts) = skip_free(Box::new(disk), &Limits::default()).unwrap();
+        let (_, parts) = skip_free(Box::new(disk), &Limits::default(), &|| false).unwrap();
         let mut seed = sparse::Sparse { len: bytes.len() as u64, pieces: Vec::new() };
         let mut places = read.lock().unwrap().clone();
         places.sort_unstable();
@@ -929,6 +930,47 @@ fn a_disk_that_fails_is_an_error() {
         }
     }
     for at in [0, 512, 1080, 4100, 65536 + 64, MIB - 65536] {
-        assert!(skip_free(Box::new(Failing(at)), &Limits::default()).is_err(), "{at}");
+        assert!(skip_free(Box::new(Failing(at)), &Limits::default(), &|| false).is_err(), "{at}");
+    }
+}
+
+/// Ctrl-C counts before each read, and before each look for holes: a large disk has many of both.
+#[test]
+fn reading_what_is_free_ends_when_nobody_waits() {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    /// Counts what is asked of it.
+    struct Counted(sparse::Sparse, Arc<AtomicUsize>);
+    impl DiskRead for Counted {
+        fn len_bytes(&self) -> u64 {
+            self.0.len_bytes()
+        }
+        fn extent_at(&self, offset: u64) -> Result<Extent, DiskError> {
+            self.1.fetch_add(1, Ordering::Relaxed);
+            self.0.extent_at(offset)
+        }
+        fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), DiskError> {
+            self.1.fetch_add(1, Ordering::Relaxed);
+            self.0.read_at(offset, buffer)
+        }
+    }
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds/free");
+    for name in ["ext4", "ext4-1k", "ext2", "xfs", "btrfs", "gpt", "mbr"] {
+        let seed = sparse::Sparse::parse(&fs::read(folder.join(name)).unwrap());
+        let run = |last: usize| {
+            let (calls, asked) = (Arc::new(AtomicUsize::new(0)), AtomicUsize::new(0));
+            let disk = Box::new(Counted(seed.clone(), calls.clone()));
+            let is_cancelled = || asked.fetch_add(1, Ordering::Relaxed) >= last;
+            let outcome = skip_free(disk, &Limits::default(), &is_cancelled).map(|(_, parts)| parts);
+            (outcome, calls.load(Ordering::Relaxed), asked.into_inner())
+        };
+        let (whole, calls, asked) = run(usize::MAX);
+        let is_taken = |part: &Part| matches!(part.outcome, Outcome::Skipped { free_bytes: 1.., .. });
+        assert!(whole.unwrap().iter().any(is_taken), "{name}");
+        assert!(asked >= calls && calls > 50, "{name}: asked {asked} times for {calls} calls");
+        for last in 0..asked {
+            let (outcome, calls, _) = run(last);
+            assert!(matches!(outcome, Err(DiskError::Interrupted)), "{name}: {last}");
+            assert!(calls <= last, "{name}: {calls} calls after {last} answers");
+        }
     }
 }

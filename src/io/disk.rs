@@ -111,6 +111,9 @@ pub enum DiskError {
         /// Where it ended.
         found: u64,
     },
+    /// Who asked for something of the disk does not want it any more.
+    #[error("interrupted; nothing was left half-done")]
+    Interrupted,
     /// Nothing to store.
     #[error("{path} is empty; a volume has at least one byte")]
     Empty {

@@ -324,7 +324,7 @@ impl OpsError {
         match self {
             Self::Rule { code, .. } => code.class(),
             Self::Peer { class, .. } => *class,
-            Self::Interrupted => Class::Interrupted,
+            Self::Interrupted | Self::Disk(DiskError::Interrupted) => Class::Interrupted,
             Self::Region(error) if error.is_damage() => Class::Damage,
             Self::Region(error) if error.is_no_space() => Class::NoSpace,
             Self::Region(RegionError::NotARegion) => Class::NotFound,

@@ -68,7 +68,7 @@ pub(super) fn tell(session: &Session<'_>, path: &Path, opened: &Opened) {
 
 /// Takes what file systems on a disk mark as free as zero, and tells of each.
 fn skip(session: &Session<'_>, path: &Path, disk: Box<dyn DiskRead>) -> Result<Box<dyn DiskRead>, CliError> {
-    let (disk, parts) = skip_free(disk, &free::Limits::default())?;
+    let (disk, parts) = skip_free(disk, &free::Limits::default(), &|| session.watcher.is_cancelled())?;
     let (mut free_sum, mut data_sum) = (0, 0);
     for part in &parts {
         session.watcher.note(&format!("{}: {part}", path.display()));

@@ -9,9 +9,16 @@ pub(super) struct View<'a> {
     pub disk: &'a dyn DiskRead,
     pub start: u64,
     pub len: u64,
+    /// Whether to stop, asked before each read.
+    pub is_cancelled: &'a dyn Fn() -> bool,
 }
 
 impl View<'_> {
+    /// An error if nobody waits for the answer any more.
+    pub fn check_cancelled(&self) -> Result<(), DiskError> {
+        if (self.is_cancelled)() { Err(DiskError::Interrupted) } else { Ok(()) }
+    }
+
     /// Reads bytes; in doubt if they lie outside.
     pub fn read(&self, at: u64, len: usize) -> Found<Vec<u8>> {
         match self.part(at, len)? {
@@ -24,6 +31,7 @@ impl View<'_> {
     pub fn part(&self, at: u64, len: usize) -> Result<Option<Vec<u8>>, DiskError> {
         let inside = at.checked_add(len as u64).is_some_and(|end| end <= self.len);
         let Some(place) = self.start.checked_add(at).filter(|_| inside) else { return Ok(None) };
+        self.check_cancelled()?;
         let mut bytes = vec![0; len];
         self.disk.read_at(place, &mut bytes)?;
         Ok(Some(bytes))
@@ -36,6 +44,7 @@ impl View<'_> {
 
     /// How far from a place on, which lies inside, there are surely zeros.
     pub fn zeros_from(&self, at: u64) -> Result<u64, DiskError> {
+        self.check_cancelled()?;
         let Extent { end, is_zero, .. } = self.disk.extent_at(self.start.saturating_add(at))?;
         let end = end.saturating_sub(self.start).min(self.len);
         Ok(if is_zero { end.saturating_sub(at) } else { 0 })

@@ -122,13 +122,15 @@ fn doubt<T>(why: impl Into<String>) -> Found<T> {
     Err(Stop::Doubt(why.into()))
 }
 
-/// Reads what the file systems of a disk say is free. Gives the disk with that as zeros, and what was found.
+/// Reads what the file systems of a disk say is free. Gives the disk with that as zeros, and what was found. Ends with
+/// [`DiskError::Interrupted`] once `is_cancelled` says so, which is asked before each read.
 pub fn skip_free(
     disk: Box<dyn DiskRead>,
     limits: &Limits,
+    is_cancelled: &dyn Fn() -> bool,
 ) -> Result<(Box<dyn DiskRead>, Vec<Part>), DiskError> {
     let len = disk.len_bytes();
-    let (parts, free) = look(View { disk: &*disk, start: 0, len }, limits)?;
+    let (parts, free) = look(View { disk: &*disk, start: 0, len, is_cancelled }, limits)?;
     if free.is_empty() {
         return Ok((disk, parts));
     }
@@ -171,7 +173,7 @@ fn look(whole: View<'_>, limits: &Limits) -> Result<Looked, DiskError> {
             Ok(free) => {
                 let free = whole_blocks(view, free);
                 let free_bytes = free.iter().map(|(start, end)| end - start).sum();
-                let data_bytes = data_in(whole.disk, &free)?;
+                let data_bytes = data_in(whole, &free)?;
                 all.extend(free);
                 Outcome::Skipped { free_bytes, data_bytes }
             }
@@ -205,13 +207,14 @@ fn whole_blocks(view: View<'_>, free: Vec<(u64, u64)>) -> Vec<(u64, u64)> {
 }
 
 /// How many bytes of the ranges are not holes already.
-fn data_in(disk: &dyn DiskRead, ranges: &[(u64, u64)]) -> Result<u64, DiskError> {
+fn data_in(whole: View<'_>, ranges: &[(u64, u64)]) -> Result<u64, DiskError> {
     let (mut data, mut known) = (0, Extent { start: 0, end: 0, is_zero: true });
     for &(start, end) in ranges {
         let mut at = start;
         while at < end {
             if at >= known.end {
-                known = disk.extent_at(at)?;
+                whole.check_cancelled()?;
+                known = whole.disk.extent_at(at)?;
             }
             let upto = known.end.clamp(at + 1, end);
             data += if known.is_zero { 0 } else { upto - at };
