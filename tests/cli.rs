@@ -296,6 +296,59 @@ fn ctrl_c_leaves_no_half_result() {
     assert!(interrupted > 0, "no export was caught in the middle");
 }
 
+/// Makes a file one that nobody can remove, or one like any other again. Whether that could be done.
+fn set_immovable(path: &Path, is_immovable: bool) -> bool {
+    // Root is stopped by nothing but the immutable flag; others by the mode of the folder.
+    if fs::read_dir("/root").is_ok() {
+        let flag = if is_immovable { "+i" } else { "-i" };
+        return Command::new("chattr").arg(flag).arg(path).status().is_ok_and(|status| status.success());
+    }
+    let mode = if is_immovable { 0o500 } else { 0o700 };
+    fs::set_permissions(path.parent().unwrap(), fs::Permissions::from_mode(mode)).is_ok()
+}
+
+#[test]
+fn a_collection_that_cannot_remove_something_says_what_it_did() {
+    for as_json in [false, true] {
+        let place = Place::new();
+        place.disk("a.raw", 1 << 20, 1);
+        let id = one_line(&place.ok(&["snapshot", "a.raw"]), "snap-");
+        place.ok(&["delete-snapshot", &id]);
+        let mut folders = vec![place.path("home")];
+        let mut manifest = None;
+        while let Some(folder) = folders.pop() {
+            for entry in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+                if entry.is_dir() {
+                    folders.push(entry);
+                } else if entry.to_string_lossy().contains("/manifests/") {
+                    manifest = Some(entry);
+                }
+            }
+        }
+        let manifest = manifest.unwrap();
+        if !set_immovable(&manifest, true) {
+            return;
+        }
+        let mut args = vec!["gc", "--grace", "0s"];
+        args.extend(as_json.then_some("--json"));
+        let output = place.run(&args);
+        set_immovable(&manifest, false);
+        let (told, error) =
+            (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+        assert_eq!(output.status.code(), Some(1), "{told}{error}");
+        if as_json {
+            let document: Value = serde_json::from_str(&told).unwrap();
+            assert_eq!((&document["freed_packs"], &document["orphans"]), (&1.into(), &0.into()), "{told}");
+            assert_eq!(document["error"]["code"], "InternalError");
+            assert!(document["error"]["message"].as_str().unwrap().contains("remove manifests/"), "{told}");
+        } else {
+            assert!(told.contains("condemned   1 pack") && told.contains("freed       1 pack"), "{told}");
+            assert!(error.contains("remove manifests/"), "{error}");
+        }
+        assert!(place.ok(&["gc", "--grace", "0s"]).contains("removed     1 object"));
+    }
+}
+
 #[test]
 fn copies_between_regions_survive_the_loss_of_the_source() {
     let place = Place::new();

@@ -10,12 +10,19 @@ use std::io::{self, Write};
 pub struct Output {
     json: bool,
     text: RefCell<String>,
+    so_far: RefCell<Option<SoFar>>,
+}
+
+/// What was done before an error.
+enum SoFar {
+    Document(Value),
+    Text(String),
 }
 
 impl Output {
     /// For people, or for machines.
     pub fn new(json: bool) -> Self {
-        Self { json, text: RefCell::default() }
+        Self { json, text: RefCell::default(), so_far: RefCell::default() }
     }
 
     /// Whether machines read it.
@@ -29,6 +36,12 @@ impl Output {
         self.text.borrow_mut().push_str(&answer);
     }
 
+    /// What a command did, though it ends with an error: it is told with that.
+    pub fn so_far(&self, document: impl FnOnce() -> Value, text: impl FnOnce() -> String) {
+        let told = if self.json { SoFar::Document(document()) } else { SoFar::Text(text()) };
+        *self.so_far.borrow_mut() = Some(told);
+    }
+
     /// Prints what was held back.
     pub fn finish(&self) -> Result<(), CliError> {
         let text = self.text.take();
@@ -39,14 +52,19 @@ impl Output {
         })
     }
 
-    /// An error: a document on standard output, or a sentence on standard error.
+    /// An error: a document on standard output, with what was done before it; or a sentence on standard error.
     pub fn error(&self, error: &CliError) {
         let message = super::text::printable(&error.to_string());
+        let so_far = self.so_far.take();
+        // Nothing more can be done if standard output is closed, too.
         if self.json {
-            let document = json!({ "error": { "code": error.code(), "message": message } });
-            // Nothing more can be done if standard output is closed, too.
+            let mut document = if let Some(SoFar::Document(done)) = so_far { done } else { json!({}) };
+            document["error"] = json!({ "code": error.code(), "message": message });
             let _ = writeln!(io::stdout(), "{document:#}");
         } else {
+            if let Some(SoFar::Text(done)) = so_far {
+                let _ = io::stdout().write_all(done.as_bytes());
+            }
             let _ = writeln!(io::stderr(), "imgstore: {message}");
         }
     }

@@ -125,35 +125,48 @@ pub fn preview(region: &Region, options: &GcOptions, context: &Context<'_>) -> R
 }
 
 /// Collects. With a dry run it ends where [`preview`] does.
+pub fn collect(region: &Region, options: &GcOptions, context: &Context<'_>) -> Result<Collected, OpsError> {
+    let mut collected = Collected::default();
+    collect_into(&mut collected, region, options, context)?;
+    Ok(collected)
+}
+
+/// Collects as [`collect`] does, and says what was done also where it ends with an error.
 ///
 /// An object that cannot be removed stays, and does not keep anything else: the error comes at the end.
-pub fn collect(region: &Region, options: &GcOptions, context: &Context<'_>) -> Result<Collected, OpsError> {
+pub fn collect_into(
+    collected: &mut Collected,
+    region: &Region,
+    options: &GcOptions,
+    context: &Context<'_>,
+) -> Result<(), OpsError> {
     if context.dry_run {
-        return preview(region, options, context);
+        *collected = preview(region, options, context)?;
+        return Ok(());
     }
     let is_full = region.admit_collector()?;
     let account = context.account;
-    let (mut collected, mut failure) = (Collected::default(), None);
+    let mut failure = None;
     // What a collection before this one had on record as swept goes first: on a full disk it makes room.
-    remove_swept(region, &mut collected, &mut failure, context)?;
+    remove_swept(region, collected, &mut failure, context)?;
     collected.expired = region.commit(account, |catalog| {
         let ops = expire_all(catalog, context);
         let count = ops.len() as u64;
         Ok::<_, OpsError>((ops, count))
     })?;
     if let Some((mark, kept)) = despite_others(region, &HashSet::new(), context, |mark| {
-        condemn_dead(region, mark, options, &mut collected, context)
+        condemn_dead(region, mark, options, collected, context)
     })? {
         let is_due = |state| is_over(state, options, context);
         region.sweep(&mark, &kept, account, is_due)?;
-        remove_swept(region, &mut collected, &mut failure, context)?;
+        remove_swept(region, collected, &mut failure, context)?;
         let worn = candidates(region, &mark, &kept, options)?.worn;
         if is_full {
             // Rewriting needs space before it gives any back.
             worn.iter().for_each(|name| collected.left_worn.add(len_of(&mark, name)));
-        } else if let Some((mark, kept)) = rewrite_worn(region, &mark, &worn, &mut collected, context)? {
+        } else if let Some((mark, kept)) = rewrite_worn(region, &mark, &worn, collected, context)? {
             region.sweep(&mark, &kept, account, is_due)?;
-            remove_swept(region, &mut collected, &mut failure, context)?;
+            remove_swept(region, collected, &mut failure, context)?;
         }
     }
     let removed = region.remove_orphans(&region.find_orphans()?, account)?;
@@ -177,10 +190,10 @@ pub fn collect(region: &Region, options: &GcOptions, context: &Context<'_>) -> R
     }
     for pack in region.catalog()?.packs.values() {
         if let Some(since) = closed_since(pack.state) {
-            wait(&mut collected, pack.record.len, since, options);
+            wait(collected, pack.record.len, since, options);
         }
     }
-    failure.map_or(Ok(collected), |error| Err(error.into()))
+    failure.map_or(Ok(()), |error| Err(error.into()))
 }
 
 fn remove_swept(

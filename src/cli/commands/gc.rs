@@ -5,7 +5,7 @@ use crate::cli::args::GcArgs;
 use crate::cli::error::CliError;
 use crate::cli::text::{bytes, time};
 use imgstore::ops::context::Progress;
-use imgstore::ops::gc::{Amount, Collected, GcOptions, collect};
+use imgstore::ops::gc::{Amount, Collected, GcOptions, collect_into};
 use serde_json::{Value, json};
 use std::time::Instant;
 
@@ -14,7 +14,14 @@ pub fn gc(session: &Session<'_>, args: &GcArgs) -> Result<(), CliError> {
     let grace_ms = args.grace.map_or_else(|| session.home.gc_grace_ms(), Ok)?;
     let options = GcOptions { grace_ms, repack_percent: args.repack };
     let region = session.home.open_region()?;
-    let collected = collect(&region, &options, &session.context)?;
+    let mut collected = Collected::default();
+    if let Err(error) = collect_into(&mut collected, &region, &options, &session.context) {
+        // What went is gone.
+        if collected != Collected::default() {
+            session.output.so_far(|| document(session, &collected, started), || text(&collected, false));
+        }
+        return Err(error.into());
+    }
     session
         .output
         .answer(|| document(session, &collected, started), || text(&collected, session.context.dry_run));
