@@ -7,6 +7,7 @@ use imgstore::io::directory::DirectoryOptions;
 use imgstore::io::memory::Memory;
 use imgstore::io::storage::{Storage, read_whole};
 use imgstore::model::account::Resource;
+use imgstore::model::catalog::RootId;
 use imgstore::model::ids::SnapshotId;
 use imgstore::model::objects::{ManifestName, PackName, PackState};
 use imgstore::model::op::Op;
@@ -15,9 +16,11 @@ use imgstore::ops::delete::delete_snapshot;
 use imgstore::ops::encode::Compression;
 use imgstore::ops::error::{Class, OpsError};
 use imgstore::ops::gc::{Collected, GcOptions, collect};
+use imgstore::ops::repair::{RepairSources, repair};
 use imgstore::ops::verify::{VerifyOptions, verify};
+use imgstore::region::losses::Losses;
 use imgstore::region::{Region, RegionOptions};
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -527,7 +530,6 @@ fn a_merge_forgets_no_pack_that_it_cannot_read_now() {
 
 #[test]
 fn repair_takes_each_chunk_from_whichever_pack_has_it_intact() {
-    use imgstore::ops::repair::{RepairSources, repair};
     let (place, caller) = (Place::new(), Caller::new(1));
     let (id, bytes, [first, second]) = doubled(&place, &caller);
     let len = std::fs::metadata(place.root().join(first[0].to_string())).unwrap().len() as usize;
@@ -544,7 +546,6 @@ fn repair_takes_each_chunk_from_whichever_pack_has_it_intact() {
 /// A copy that only a condemned pack has is stored again: that pack goes when its grace is over.
 #[test]
 fn repair_does_not_count_on_a_condemned_pack() {
-    use imgstore::ops::repair::{RepairSources, repair};
     let (place, mut caller) = (Place::new(), Caller::new(1));
     let (id, bytes, [first, second]) = doubled(&place, &caller);
     place.collect(HOUR, &caller);
@@ -562,6 +563,110 @@ fn repair_does_not_count_on_a_condemned_pack() {
     place.collect(HOUR, &caller);
     assert_eq!(caller.read_back(&place.open(), id).unwrap(), bytes);
     place.assert_clean(&caller);
+}
+
+/// A snapshot in the bin has lost a pack. What nothing refers to goes all the same; what is left of it stays, until the
+/// pack is found again and it is whole.
+#[test]
+fn what_is_left_of_a_damaged_snapshot_stays_and_the_rest_goes() {
+    // The packs are listed by the trailers, or by a segment.
+    for (pack_bytes, len, is_listed) in [(150 << 10, 4 << 20, false), (16 << 10, 16 << 20, true)] {
+        let (place, caller) = (Place::new(), Caller::new(1));
+        let root = place.0.path().join("other");
+        let options = RegionOptions { pack_bytes, ..small_packs() };
+        Region::create_directory(&root, &options, Place::options()).unwrap();
+        let open = || Region::open_directory(&root, Place::options()).unwrap();
+        let take = |bytes: &[u8]| {
+            let disk = MemoryDisk::new(bytes.to_vec());
+            caller.snapshot(&open(), &disk).unwrap().snapshot.id
+        };
+        let (kept, damaged) = (volume(400_000, 21), volume(len, 22));
+        let [kept_id, damaged_id, garbage] = [&kept, &damaged, &volume(300_000, 23)].map(|bytes| take(bytes));
+        delete_snapshot(&open(), garbage, &caller.context()).unwrap();
+        bin::add_rule(&open(), Resource::Snapshot, 7, &[], &caller.context()).unwrap();
+        delete_snapshot(&open(), damaged_id, &caller.context()).unwrap();
+        let catalog = open().catalog().unwrap();
+        let map = open().load_map(&catalog.binned_snapshots[&damaged_id].item.manifest).unwrap();
+        let chunks: Vec<_> = map.chunks().iter().map(|chunk| chunk.id).collect();
+        let packs: BTreeSet<PackName> =
+            open().locate(&chunks).unwrap().iter().map(|(_, place)| place.pack).collect();
+        let lost = *packs.first().unwrap();
+        let is_in_segment = !catalog.segments.is_empty();
+        assert!(
+            packs.len() > 1 && is_in_segment == is_listed,
+            "{} packs, {:?}",
+            packs.len(),
+            catalog.segments
+        );
+        let path = root.join(lost.to_string());
+        let aside = path.with_extension("aside");
+        std::fs::rename(&path, &aside).unwrap();
+        let run = || collect(&open(), &NOW, &caller.context());
+        assert_eq!(run().unwrap_err().class(), Class::Damage, "nobody knows that it is lost");
+        let mended = || repair(&open(), &RepairSources::default(), &caller.context()).unwrap().lost;
+        assert_eq!(mended().len(), 1);
+        let dry = imgstore::ops::context::Context { dry_run: true, ..caller.context() };
+        let said = collect(&open(), &NOW, &dry).unwrap();
+        let done = run().unwrap();
+        assert!(done.freed.count > 0 && done.orphans.count == 1, "{done:?}");
+        assert_eq!((said.freed, said.lost), (done.freed, done.lost.clone()));
+        assert_eq!(done.lost, [RootId::Snapshot(damaged_id)]);
+        assert_eq!(run().unwrap().freed.count, 0);
+        let there: BTreeSet<PackName> = open().catalog().unwrap().packs.keys().copied().collect();
+        assert!(packs.is_subset(&there), "what is left of it stays, and what is lost stays on record");
+        for pack in packs.iter().filter(|pack| **pack != lost) {
+            assert!(root.join(pack.to_string()).exists());
+        }
+        assert_eq!(caller.read_back(&open(), kept_id).unwrap(), kept);
+        // No pack goes that holds any of what is missing, whatever the index says.
+        let region = open();
+        let watch = || Ok::<_, OpsError>(());
+        let mark = region.mark_despite(Losses::Accepted, &HashSet::new(), watch).unwrap();
+        let strict = region.mark::<OpsError>(&HashSet::new(), watch);
+        let strict = strict.and_then(|mark| region.check_kept(&mark, watch));
+        assert!(strict.is_err(), "others than a collection do not go on");
+        region.prove_unwanted(&mark, [lost], watch).unwrap();
+        std::fs::rename(&aside, &path).unwrap();
+        let error = region.prove_unwanted(&mark, [lost], watch).unwrap_err();
+        assert!(error.to_string().contains("which the index does not find"), "{error}");
+        drop(region);
+        assert_eq!(mended(), []);
+        bin::restore_snapshot(&open(), damaged_id, &caller.context()).unwrap();
+        assert_eq!(caller.read_back(&open(), damaged_id).unwrap(), damaged);
+        let done = run().unwrap();
+        assert!(
+            done.lost.is_empty() && done.freed.count > 0,
+            "what was in quarantine is not needed: {done:?}"
+        );
+        assert_eq!(caller.read_back(&open(), damaged_id).unwrap(), damaged);
+    }
+}
+
+/// As long as a block map is lost nobody knows what to keep. It is said whose it is, and the way out is one.
+#[test]
+fn a_lost_block_map_is_named_with_the_way_out() {
+    let (place, caller) = (Place::new(), Caller::new(1));
+    let id = place.snapshot(&caller, &volume(300_000, 24));
+    let rule = bin::add_rule(&place.open(), Resource::Snapshot, 7, &[], &caller.context()).unwrap();
+    delete_snapshot(&place.open(), id, &caller.context()).unwrap();
+    let name = place.open().catalog().unwrap().binned_snapshots[&id].item.manifest.name.to_string();
+    std::fs::remove_file(place.root().join(&name)).unwrap();
+    repair(&place.open(), &RepairSources::default(), &caller.context()).unwrap();
+    let error = collect(&place.open(), &NOW, &caller.context()).unwrap_err();
+    assert_eq!(error.class(), Class::Damage);
+    for part in [format!("what {id}, which is in the recycle bin, needs"), name, format!("bin restore {id}")]
+    {
+        assert!(error.to_string().contains(&part), "{error}");
+    }
+    bin::restore_snapshot(&place.open(), id, &caller.context()).unwrap();
+    bin::remove_rule(&place.open(), rule.id, &caller.context()).unwrap();
+    let error = collect(&place.open(), &NOW, &caller.context()).unwrap_err();
+    assert!(
+        error.to_string().ends_with(&format!("delete it with `imgstore delete-snapshot {id}`")),
+        "{error}"
+    );
+    delete_snapshot(&place.open(), id, &caller.context()).unwrap();
+    assert!(place.collect(NOW, &caller).freed.count > 0);
 }
 
 #[test]

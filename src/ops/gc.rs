@@ -8,12 +8,13 @@ use super::bin::expire_all;
 use super::context::Context;
 use super::error::{Class, OpsError};
 use super::rewrite::{Rewritten, despite_others, rewrite};
-use crate::model::catalog::Pack;
+use crate::model::catalog::{Pack, RootId};
 use crate::model::objects::{PackName, PackState};
 use crate::model::units::TimeMs;
 use crate::region::Region;
 use crate::region::collect::Mark;
 use crate::region::error::RegionError;
+use crate::region::losses::Losses;
 use std::collections::{BTreeSet, HashSet};
 
 /// How long a condemned pack stays at least if nothing else is said, in milliseconds: a day.
@@ -75,6 +76,9 @@ pub struct Collected {
     pub in_progress: Amount,
     /// Packs that would be rewritten if there were space for it.
     pub left_worn: Amount,
+    /// Snapshots and templates with lost content. What they still have stays, what is damaged, too, and nothing is
+    /// rewritten as long as they are there.
+    pub lost: Vec<RootId>,
 }
 
 /// The packs that a mark lets go of.
@@ -87,10 +91,14 @@ struct Candidates {
 
 /// Says what [`collect`] would do now. Changes nothing.
 pub fn preview(region: &Region, options: &GcOptions, context: &Context<'_>) -> Result<Collected, OpsError> {
-    let mark = region.mark(&HashSet::new(), || context.check_cancelled())?;
+    let mark = region.mark_despite(Losses::Accepted, &HashSet::new(), || context.check_cancelled())?;
     let kept = mark.kept_packs();
     let candidates = candidates(region, &mark, &kept, options)?;
-    let mut collected = Collected { in_progress: candidates.in_progress, ..Collected::default() };
+    let mut collected = Collected {
+        in_progress: candidates.in_progress,
+        lost: mark.lost_roots().to_vec(),
+        ..Collected::default()
+    };
     collected.expired = expire_all(&mark.catalog, context).len() as u64;
     for (name, pack) in mark.catalog.packs.iter() {
         match closed_since(pack.state) {
@@ -154,9 +162,10 @@ pub fn collect_into(
         let count = ops.len() as u64;
         Ok::<_, OpsError>((ops, count))
     })?;
-    if let Some((mark, kept)) = despite_others(region, &HashSet::new(), context, |mark| {
+    if let Some((mark, kept)) = despite_others(region, &HashSet::new(), Losses::Accepted, context, |mark| {
         condemn_dead(region, mark, options, collected, context)
     })? {
+        collected.lost = mark.lost_roots().to_vec();
         let is_due = |state| is_over(state, options, context);
         region.sweep(&mark, &kept, account, is_due)?;
         remove_swept(region, collected, &mut failure, context)?;
@@ -252,7 +261,12 @@ fn candidates(
         if kept.contains(&name) {
             let is_worn = mark.needed_percent(&pack.record) < u64::from(options.repack_percent);
             // Who is at work may be moving things into it.
-            if is_worn && !in_progress.contains(&name) && !others.contains(&name.session) {
+            // Nor is anything moved that may be lost.
+            if is_worn
+                && !mark.has_losses()
+                && !in_progress.contains(&name)
+                && !others.contains(&name.session)
+            {
                 candidates.worn.push(name);
             }
         } else if in_progress.contains(&name) {
@@ -282,7 +296,9 @@ fn condemn_dead(
     let is_going = |(name, pack): &(&PackName, &Pack)| {
         dead.contains(name) || (!kept.contains(name) && is_over(pack.state, options, context))
     };
-    let going = mark.catalog.packs.iter().filter(is_going).map(|(name, _)| *name).collect();
+    let going: HashSet<PackName> =
+        mark.catalog.packs.iter().filter(is_going).map(|(name, _)| *name).collect();
+    region.prove_unwanted(mark, going.iter().copied(), || context.check_cancelled())?;
     region.prove_kept(mark, &going, || context.check_cancelled())?;
     if dead.is_empty() {
         return Ok(Some(kept));

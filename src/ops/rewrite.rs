@@ -5,6 +5,7 @@ use super::error::OpsError;
 use crate::model::objects::{PackName, PackState};
 use crate::region::Region;
 use crate::region::collect::Mark;
+use crate::region::losses::Losses;
 use std::collections::{BTreeSet, HashSet};
 
 /// Attempts to condemn while others commit, before it is left to the next collection.
@@ -31,13 +32,13 @@ pub(super) fn rewrite(
     match move_needed() {
         Err(error) if is_gone(&error) => {
             // Others took them, or deleted what they hold; or something is lost, which a new mark tells.
-            despite_others(region, &HashSet::new(), context, |_| Ok(Some(())))?;
+            despite_others(region, &HashSet::new(), Losses::Refused, context, |_| Ok(Some(())))?;
             return Ok(None);
         }
         moved => moved?,
     }
     let (mut emptied, account, now_ms) = (Vec::new(), context.account, context.now_ms);
-    let condemned = despite_others(region, packs, context, |mark| {
+    let condemned = despite_others(region, packs, Losses::Refused, context, |mark| {
         let kept = mark.kept_packs();
         let live =
             || mark.catalog.packs.iter().filter(|(_, p)| p.state == PackState::Live).map(|(name, _)| *name);
@@ -68,13 +69,14 @@ fn is_gone(error: &OpsError) -> bool {
 pub(super) fn despite_others<T>(
     region: &Region,
     avoided: &HashSet<PackName>,
+    losses: Losses,
     context: &Context<'_>,
     mut step: impl FnMut(&Mark) -> Result<Option<T>, OpsError>,
 ) -> Result<Option<(Mark, T)>, OpsError> {
     for attempt in 1..=ATTEMPTS {
         context.check_cancelled()?;
         let before = region.catalog()?.sequence;
-        let done = region.mark(avoided, || context.check_cancelled()).and_then(|mark| {
+        let done = region.mark_despite(losses, avoided, || context.check_cancelled()).and_then(|mark| {
             region.check_kept(&mark, || context.check_cancelled())?;
             Ok(step(&mark)?.map(|done| (mark, done)))
         });

@@ -6,6 +6,7 @@
 
 use super::Region;
 use super::error::RegionError;
+use super::losses::{Losses, Lost, lost_map, quarantined};
 use crate::format::entry::{ENTRY_BYTES, Entry};
 use crate::format::pack::{BASE_BYTES, FOOTER_BYTES, HEADER_BYTES};
 use crate::model::account::AccountId;
@@ -57,6 +58,8 @@ pub struct Mark {
     based_on: BTreeMap<PackName, BTreeSet<PackName>>,
     /// Chunks that are in several packs.
     doubles: Vec<Double>,
+    /// What of all that is lost.
+    pub(super) lost: Lost,
 }
 
 /// A chunk in several packs: the place that is kept, and the other packs.
@@ -97,9 +100,19 @@ impl Mark {
         // A pack that cannot be put on others, as long as some of those are damaged, keeps all that it is on record with.
         let is_stuck = |(_, bases): &(&PackName, &BTreeSet<PackName>)| !self.can_be_based_on(bases);
         let stuck = self.based_on.iter().filter(is_stuck).map(|(pack, _)| *pack);
-        let mut kept = self.catalog.with_bases(stuck);
+        let mut kept = if self.has_losses() {
+            // What is damaged may be mended, and needs then what it is on record with.
+            self.catalog.with_bases(self.usage.keys().copied().chain(quarantined(&self.catalog)))
+        } else {
+            self.catalog.with_bases(stuck)
+        };
         kept.extend(self.usage.keys());
         kept
+    }
+
+    /// Whether a pack has a place that is kept.
+    pub(super) fn is_used(&self, pack: &PackName) -> bool {
+        self.usage.contains_key(pack)
     }
 
     fn can_be_based_on(&self, bases: &BTreeSet<PackName>) -> bool {
@@ -152,6 +165,16 @@ impl Region {
     pub fn mark<E: From<RegionError>>(
         &self,
         avoided: &HashSet<PackName>,
+        watch: impl FnMut() -> Result<(), E>,
+    ) -> Result<Mark, E> {
+        self.mark_despite(Losses::Refused, avoided, watch)
+    }
+
+    /// As [`Region::mark`]; with [`Losses::Accepted`] also if chunks are nowhere, where that is no wonder.
+    pub fn mark_despite<E: From<RegionError>>(
+        &self,
+        losses: Losses,
+        avoided: &HashSet<PackName>,
         mut watch: impl FnMut() -> Result<(), E>,
     ) -> Result<Mark, E> {
         let catalog = self.catalog()?;
@@ -166,7 +189,8 @@ impl Region {
             if !manifests.insert(root.manifest.name) {
                 continue;
             }
-            live.extend(self.load_map(root.manifest)?.chunks().iter().map(|chunk| chunk.id.leading()));
+            let map = self.load_map(root.manifest).map_err(|error| lost_map(&root, &catalog, error))?;
+            live.extend(map.chunks().iter().map(|chunk| chunk.id.leading()));
             if live.len() > limit {
                 settle(&mut live);
                 limit = GATHERED_MIN.max(live.len() * 2);
@@ -184,11 +208,12 @@ impl Region {
             deltas: BTreeMap::new(),
             based_on: BTreeMap::new(),
             doubles: Vec::new(),
+            lost: Lost::default(),
         };
         // Which packs stay says which bases do, and the other way round: until no pack comes to it.
         let (mut named, mut scanned) = (Vec::new(), Vec::new());
         loop {
-            mark.settle_usage(&named, &scanned, &mut watch)?;
+            let is_incomplete = mark.settle_usage(&named, &scanned, &mut watch)?;
             let more: Vec<PackName> = mark
                 .usage
                 .keys()
@@ -196,6 +221,7 @@ impl Region {
                 .filter(|p| mark.deltas.contains_key(p) && !scanned.contains(p))
                 .collect();
             if more.is_empty() {
+                mark.lost = self.find_lost(&mark, losses, is_incomplete, watch)?;
                 return Ok(mark);
             }
             for pack in more {
@@ -333,6 +359,10 @@ impl Region {
             watch()?;
             let len = mark.catalog.packs.get(name).map(|pack| pack.record.len);
             let found = self.0.storage.open(&name.to_string()).map(|object| object.len());
+            // What is lost with it, the mark knows.
+            if mark.has_losses() && quarantined(&mark.catalog).any(|lost| lost == *name) {
+                continue;
+            }
             if found.as_ref().ok().copied() != len {
                 let why = found.map_or_else(|e| e.to_string(), |len| format!("{name} has {len} bytes"));
                 return Err(RegionError::Uncollectable { why }.into());
@@ -415,13 +445,13 @@ fn sweepable(catalog: &Catalog, due: &impl Fn(&PackName, PackState) -> bool) -> 
 
 impl Mark {
     /// Makes out which places are kept, and what that means for packs. `named` are the bases that are known, ascending,
-    /// each with the pack of a delta on it by its number in `scanned`.
+    /// each with the pack of a delta on it by its number in `scanned`. Whether some of what is needed is in no pack.
     fn settle_usage<E: From<RegionError>>(
         &mut self,
         named: &[(u64, u32)],
         scanned: &[PackName],
         watch: impl FnMut() -> Result<(), E>,
-    ) -> Result<(), E> {
+    ) -> Result<bool, E> {
         let mut usage: BTreeMap<PackName, Usage> = BTreeMap::new();
         let mut based_on: BTreeMap<PackName, BTreeSet<PackName>> = BTreeMap::new();
         let mut with_deltas: BTreeMap<PackName, u64> = BTreeMap::new();
@@ -447,17 +477,29 @@ impl Mark {
                 }
             }
         })?;
-        if found
-            < self.live.len()
-                + self.bases.iter().filter(|base| self.live.binary_search(base).is_err()).count()
-        {
-            let missing = "some of the chunks that snapshots refer to, or bases of them, are in no pack";
-            return Err(RegionError::Uncollectable { why: missing.into() }.into());
-        }
+        let bases = self.bases.iter().filter(|base| self.live.binary_search(base).is_err()).count();
         based_on.retain(|pack, _| usage.contains_key(pack));
         (self.usage, self.based_on, self.doubles) = (usage, based_on, doubles);
         self.deltas = with_deltas;
-        Ok(())
+        Ok(found < self.live.len() + bases)
+    }
+
+    /// The leading bytes of the chunks that are needed and have no place but in packs that are `gone`, ascending.
+    pub(super) fn lost_chunks<E: From<RegionError>>(
+        &self,
+        gone: &BTreeSet<PackName>,
+        watch: impl FnMut() -> Result<(), E>,
+    ) -> Result<Vec<u64>, E> {
+        let mut found = Vec::with_capacity(self.live.len());
+        self.each_kept(watch, |kept, _| {
+            if let Some((entry, _)) = kept.filter(|(_, pack)| !gone.contains(pack)) {
+                found.push(entry.id.leading());
+            }
+        })?;
+        let needed = self.live.iter().chain(&self.bases).copied();
+        let mut lost: Vec<u64> = needed.filter(|key| found.binary_search(key).is_err()).collect();
+        settle(&mut lost);
+        Ok(lost)
     }
 
     /// Goes through all chunks in their order, with the place that is kept of each that is live or a base. Gives the

@@ -60,6 +60,19 @@ pub enum RegionError {
         /// What stands in the way.
         why: String,
     },
+    /// It is not known what a snapshot needs, so nothing is removed.
+    #[error(
+        "nothing was removed, since nobody knows what {root} needs: {source}; run `imgstore repair`, and if it stays \
+         lost, {cure}"
+    )]
+    LostMap {
+        /// The snapshot or template.
+        root: String,
+        /// How to let go of it.
+        cure: String,
+        /// What is wrong with its block map.
+        source: Box<Self>,
+    },
     /// There is no region file.
     #[error("there is no region here; if there was one, `imgstore repair` may bring its file `region` back")]
     NotARegion,
@@ -146,7 +159,7 @@ impl RegionError {
             // A pack that cannot be read now may hold it: an I/O error is never absence.
             Self::MissingChunk { out_of_reach, .. } => *out_of_reach == 0,
             Self::Storage(StorageError::NotFound { .. } | StorageError::Short { .. }) => true,
-            Self::Uncollectable { .. } => true,
+            Self::Uncollectable { .. } | Self::LostMap { .. } => true,
             _ => false,
         }
     }

@@ -11,6 +11,7 @@ mod compact;
 pub mod error;
 pub mod fetch;
 mod log;
+pub mod losses;
 pub mod mend;
 pub mod moving;
 pub mod orphans;

@@ -50,6 +50,7 @@ fn document(session: &Session<'_>, collected: &Collected, started: Instant) -> V
         "waiting_bytes": collected.waiting.bytes,
         "waiting_since": collected.waiting_since_ms.map(time),
         "waiting_until": collected.waiting_until_ms.map(time),
+        "lost": collected.lost.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "left_worn_packs": collected.left_worn.count,
         "left_worn_bytes": collected.left_worn.bytes,
         "in_progress_packs": collected.in_progress.count,
@@ -88,6 +89,14 @@ fn text(collected: &Collected, dry_run: bool) -> String {
             amount(*waiting, "pack"),
             collected.waiting_since_ms.map(time).unwrap_or_default(),
             collected.waiting_until_ms.map(time).unwrap_or_default()
+        ),
+    );
+    let lost: Vec<String> = collected.lost.iter().map(ToString::to_string).collect();
+    line(
+        !lost.is_empty(),
+        format!(
+            "kept        damaged packs and what is left of {}, of which content is lost; nothing is rewritten while it is there",
+            lost.join(", ")
         ),
     );
     line(in_progress.count > 0, format!("in use      {} of running commands", amount(*in_progress, "pack")));

@@ -1,0 +1,183 @@
+//! Collection in spite of content that is lost: what a damaged snapshot still has stays, and what nothing refers to goes.
+//!
+//! A chunk that is nowhere may be one that the index only does not find. So a collection goes on without it only if
+//! it is on record that packs are damaged, and one of these cannot be read: then it is in there, if anywhere. As long
+//! as that is so, no pack in quarantine goes, for it may be mended, nothing is moved, and whatever else goes is proved
+//! by its own trailer to hold nothing of what is missing.
+
+use super::Region;
+use super::collect::Mark;
+use super::error::RegionError;
+use crate::model::catalog::{Catalog, Root, RootId};
+use crate::model::objects::{PackName, PackState};
+use crate::pack::error::PackError;
+use crate::pack::trailer::read_trailer;
+use std::collections::BTreeSet;
+
+/// Whether a mark may be made although something is lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Losses {
+    /// No.
+    Refused,
+    /// If it is on record that packs are damaged.
+    Accepted,
+}
+
+/// What of the content that is referred to is lost.
+#[derive(Debug, Default)]
+pub(super) struct Lost {
+    /// The leading bytes of the chunks, ascending.
+    chunks: Vec<u64>,
+    /// What refers to them.
+    roots: Vec<RootId>,
+}
+
+impl Mark {
+    /// The snapshots and templates some of whose content is in no pack that can be read.
+    pub fn lost_roots(&self) -> &[RootId] {
+        &self.lost.roots
+    }
+
+    /// Whether there are any.
+    pub fn has_losses(&self) -> bool {
+        !self.lost.roots.is_empty()
+    }
+}
+
+const fn is_quarantined(state: PackState) -> bool {
+    matches!(state, PackState::Quarantined { .. })
+}
+
+/// The packs in quarantine.
+pub(super) fn quarantined(catalog: &Catalog) -> impl Iterator<Item = PackName> {
+    catalog.packs.iter().filter(|(_, pack)| is_quarantined(pack.state)).map(|(name, _)| *name)
+}
+
+/// How a collection names a snapshot or template.
+pub(super) fn name_of(root: RootId, catalog: &Catalog) -> String {
+    match root {
+        RootId::Snapshot(id) if catalog.binned_snapshots.contains_key(&id) => {
+            format!("{id}, which is in the recycle bin,")
+        }
+        root => root.to_string(),
+    }
+}
+
+/// A block map that cannot be read: nobody knows what its snapshot needs.
+pub(super) fn lost_map(root: &Root<'_>, catalog: &Catalog, error: RegionError) -> RegionError {
+    if !error.is_damage() {
+        return error;
+    }
+    let cure = match root.id {
+        RootId::Snapshot(id) if catalog.binned_snapshots.contains_key(&id) => format!(
+            "take it out of the bin with `imgstore bin restore {id}`, remove the rules of `imgstore bin rules` that \
+             keep it, and delete it with `imgstore delete-snapshot {id}`"
+        ),
+        RootId::Snapshot(id) if catalog.retained_snapshots.contains_key(&id) => {
+            "delete the volumes that were made from it, with `imgstore delete-volume` or `imgstore terminate`"
+                .into()
+        }
+        RootId::Snapshot(id) => format!("delete it with `imgstore delete-snapshot {id}`"),
+        RootId::Template(_) => "deregister its image".into(),
+    };
+    RegionError::LostMap { root: name_of(root.id, catalog), cure, source: Box::new(error) }
+}
+
+impl Region {
+    /// Finds out what is lost of what a mark keeps. An error if it is not known why.
+    pub(super) fn find_lost<E: From<RegionError>>(
+        &self,
+        mark: &Mark,
+        losses: Losses,
+        is_incomplete: bool,
+        mut watch: impl FnMut() -> Result<(), E>,
+    ) -> Result<Lost, E> {
+        let mut gone = BTreeSet::new();
+        for name in quarantined(&mark.catalog).filter(|name| mark.is_used(name)) {
+            watch()?;
+            // One that is not kept for anything may be gone.
+            if losses == Losses::Accepted && !self.is_pack_readable(mark, name)? {
+                gone.insert(name);
+            }
+        }
+        if !is_incomplete && gone.is_empty() {
+            return Ok(Lost::default());
+        }
+        let chunks = mark.lost_chunks(&gone, &mut watch)?;
+        let mut roots = Vec::new();
+        for root in mark.catalog.roots() {
+            watch()?;
+            let map = self.load_map(root.manifest).map_err(|error| lost_map(&root, &mark.catalog, error))?;
+            if map.chunks().iter().any(|chunk| chunks.binary_search(&chunk.id.leading()).is_ok()) {
+                roots.push(root.id);
+            }
+        }
+        let lost = Lost { chunks, roots };
+        if losses == Losses::Refused || !self.is_accounted_for(mark, &lost)? {
+            let first = lost.roots.first().map(|root| name_of(*root, &mark.catalog));
+            let why = match first {
+                Some(first) => format!("chunks that {first} refers to are in no pack"),
+                None => "bases of stored chunks are in no pack".into(),
+            };
+            return Err(RegionError::Uncollectable { why }.into());
+        }
+        Ok(lost)
+    }
+
+    /// Whether what is missing may be in a pack that is on record as damaged and cannot be read.
+    fn is_accounted_for(&self, mark: &Mark, lost: &Lost) -> Result<bool, RegionError> {
+        if lost.roots.is_empty() {
+            return Ok(false);
+        }
+        for name in quarantined(&mark.catalog) {
+            if !self.is_pack_readable(mark, name)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Whether a pack is there and says what it holds. That it cannot be read now is an error.
+    fn is_pack_readable(&self, mark: &Mark, name: PackName) -> Result<bool, RegionError> {
+        let Some(pack) = mark.catalog.packs.get(&name) else { return Ok(false) };
+        match read_trailer(&*self.0.storage, self.0.header.id, &pack.record) {
+            Ok(_) => Ok(true),
+            Err(error) => match RegionError::from(error) {
+                error if error.is_damage() => Ok(false),
+                error => Err(error),
+            },
+        }
+    }
+
+    /// Proves that packs which are to go hold nothing of what a mark does not find, by their own trailers.
+    pub fn prove_unwanted<E: From<RegionError>>(
+        &self,
+        mark: &Mark,
+        going: impl IntoIterator<Item = PackName>,
+        mut watch: impl FnMut() -> Result<(), E>,
+    ) -> Result<(), E> {
+        if mark.lost.chunks.is_empty() {
+            return Ok(());
+        }
+        for name in going {
+            watch()?;
+            let Some(pack) = mark.catalog.packs.get(&name) else { continue };
+            let why = match read_trailer(&*self.0.storage, self.0.header.id, &pack.record) {
+                // What is not there cannot be removed.
+                Err(PackError::Storage(error)) if error.is_not_found() => continue,
+                Err(error) => error.to_string(),
+                Ok(trailer) => {
+                    let is_lost = |leading: u64| mark.lost.chunks.binary_search(&leading).is_ok();
+                    match trailer.entries.iter().find(|entry| is_lost(entry.id.leading())) {
+                        Some(entry) => {
+                            format!("{name} holds chunk {}, which the index does not find", entry.id)
+                        }
+                        None => continue,
+                    }
+                }
+            };
+            return Err(RegionError::Uncollectable { why }.into());
+        }
+        Ok(())
+    }
+}
