@@ -600,6 +600,34 @@ fn a_dry_run_changes_nothing_and_says_how_it_would_end() {
     assert_eq!(fs::read_dir(place.path("vms")).unwrap().count(), 1);
 }
 
+/// A disk that nothing came from mends nothing: it is named, nothing of it is stored, and what is lost stays so.
+#[test]
+fn a_disk_that_has_nothing_of_what_is_lost_is_named() {
+    let place = Place::new();
+    place.disk("a.raw", 1 << 20, 1);
+    place.disk("b.raw", 1 << 20, 2);
+    place.ok(&["snapshot", "a.raw"]);
+    let mut folders = vec![place.path("home/regions/local/packs")];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+            if entry.is_dir() {
+                folders.push(entry);
+            } else {
+                fs::remove_file(entry).unwrap();
+            }
+        }
+    }
+    let output = place.run(&["repair", "--disk", "b.raw", "--json"]);
+    assert_eq!(output.status.code(), Some(5));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("b.raw: nothing of what is missing is on it"));
+    let document: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&document["stored_bytes"], document["lost"].as_array().unwrap().len()), (&0.into(), 1));
+    assert_eq!(document["foreign_disks"], serde_json::json!(["b.raw"]));
+    let document: Value = place.json(&["repair", "--disk", "b.raw", "--disk", "a.raw"]);
+    assert_eq!(document["foreign_disks"], serde_json::json!(["b.raw"]));
+    assert_eq!(place.ok(&["verify"]), "no damage found\n");
+}
+
 /// A record of the log that is damaged or lost: what each command says, and that `repair` brings it back.
 #[test]
 fn a_damaged_log_is_told_and_mended() {

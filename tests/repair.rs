@@ -246,6 +246,39 @@ fn what_is_lost_is_told_by_its_bytes_and_mended_by_the_disk() {
     assert!(two.is_clean());
 }
 
+/// A disk that nothing was taken of gives nothing and leaves nothing; of one that is like a lost one only what is missing is
+/// taken.
+#[test]
+fn of_a_disk_only_what_is_missing_is_stored() {
+    let two = Two::new(&RegionOptions { pack_bytes: 8 << 20, ..small_packs() });
+    damage(&two.largest_pack(), |bytes| bytes[200] ^= 1);
+    let lost = two.repair(&[], &[]).lost;
+    assert!(!lost.is_empty());
+    let names = || two.here().objects().unwrap().into_iter().map(|o| (o.name, o.len)).collect::<Vec<_>>();
+    let before = names();
+    let foreign = || Box::new(MemoryDisk::new(volume(2_000_000, 77))) as Box<dyn DiskRead>;
+    let repaired = two.repair(&[], &[foreign()]);
+    assert_eq!((repaired.foreign_disks, repaired.lost, repaired.stored_bytes), (vec![0], lost, 0));
+    assert_eq!(names(), before, "it leaves nothing behind");
+    // The right disk with much behind it that was never stored.
+    let longer = [two.taken[0].1.clone(), volume(2_000_000, 78)].concat();
+    let disks = [foreign(), Box::new(MemoryDisk::new(longer)), foreign()];
+    let repaired = two.repair(&[], &disks);
+    assert!(repaired.lost.is_empty() && repaired.foreign_disks == [0], "{repaired:?}");
+    assert!(repaired.reread == 1 && repaired.stored_bytes < 100_000, "one chunk was lost: {repaired:?}");
+    two.assert_whole("from a longer disk");
+    // Block maps are known by their disks, and what they want is taken then.
+    two.files("manifests").iter().for_each(|path| fs::remove_file(path).unwrap());
+    two.files("packs").iter().for_each(|path| fs::remove_file(path).unwrap());
+    let [second] = &mut two.disks(&[1])[..] else { panic!("one disk") };
+    let disks = [foreign(), std::mem::replace(second, foreign())];
+    let repaired = two.repair(&[], &disks);
+    assert_eq!((repaired.manifests, repaired.lost.len(), &repaired.foreign_disks[..]), (1, 1, &[0][..]));
+    assert_eq!(two.caller.read_back(&two.here(), two.taken[1].0).unwrap(), two.taken[1].1);
+    assert!(two.repair(&[], &two.disks(&[0])).lost.is_empty());
+    two.assert_whole("from both disks");
+}
+
 /// With more than one pack gone, and more than half of them, a disk may not be mounted: repair asks first.
 #[test]
 fn repair_asks_when_most_packs_are_gone() {

@@ -39,6 +39,7 @@ mod put;
 pub mod register;
 pub mod repack;
 pub mod repair;
+mod reread;
 pub mod restore;
 mod rewrite;
 pub mod snapshot;

@@ -5,9 +5,8 @@
 //! it. An interrupted repair is gone on with by the next one.
 
 use super::context::Context;
-use super::encode::Compression;
 use super::error::OpsError;
-use super::ingest::ingest;
+use super::reread::reread;
 use super::verify::{Damage, Finding, VerifyOptions, survey};
 use crate::chunk::CHUNKS_AT_ONCE;
 use crate::chunk::frame::Frame;
@@ -61,6 +60,8 @@ pub struct Repaired {
     pub fetched: u64,
     /// Chunks that came from disks.
     pub reread: u64,
+    /// Disks that were read and had nothing of what was missing, by their place in [`RepairSources::disks`].
+    pub foreign_disks: Vec<usize>,
     /// Block maps that were made anew.
     pub manifests: u64,
     /// Segments and checkpoints that were made anew or removed.
@@ -138,17 +139,48 @@ fn mend(
         // What is stored against what was fetched can be read again.
         repaired.moved += store(&mut session, region, context)?;
     }
-    // Not against anything, so that what damages one frame reaches no further.
-    let plain = Compression { delta: false, ..Compression::default() };
-    for disk in sources.disks {
-        context.progress.begin("repair", disk.len_bytes());
-        let ingested = ingest(&mut session, &**disk, &plain, context)?;
-        repaired.reread += ingested.new_chunks;
-        repaired.manifests += named_again(&session, &mut lost_maps, &ingested.manifest, context)?;
-        repaired.moved += store(&mut session, region, context)?;
+    for (number, disk) in sources.disks.iter().enumerate() {
+        from_disk(&mut session, number, &**disk, &mut lost_maps, repaired, context)?;
     }
     session.flush()?;
     repaired.stored_bytes = session.stored_bytes();
+    Ok(())
+}
+
+/// Stores what a disk has of what is missing, and nothing else of it.
+fn from_disk(
+    session: &mut Session,
+    number: usize,
+    disk: &dyn DiskRead,
+    lost_maps: &mut Vec<&ManifestRecord>,
+    repaired: &mut Repaired,
+    context: &Context<'_>,
+) -> Result<(), OpsError> {
+    let (region, mut is_foreign) = (session.region().clone(), true);
+    loop {
+        let mut wanted = wanted(&region)?;
+        if wanted.is_empty() && lost_maps.is_empty() {
+            return Ok(());
+        }
+        context.progress.begin("repair", disk.len_bytes());
+        let (stored, map) = reread(session, disk, &mut wanted, context)?;
+        session.flush()?;
+        repaired.reread += stored;
+        let is_lost_map = lost_maps.iter().any(|lost| Region::is_map(&map, lost));
+        if is_lost_map {
+            let manifest = session.place_manifest(&map)?;
+            repaired.manifests += named_again(session, lost_maps, &manifest, context)?;
+        }
+        repaired.moved += store(session, &region, context)?;
+        is_foreign &= stored == 0 && !is_lost_map;
+        // Of a block map that is known again it is known now what else is wanted of the disk: that is read once more.
+        if !is_lost_map {
+            break;
+        }
+    }
+    if is_foreign {
+        repaired.foreign_disks.push(number);
+    }
     Ok(())
 }
 

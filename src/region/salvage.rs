@@ -4,9 +4,11 @@ use super::Region;
 use super::error::RegionError;
 use super::session::Session;
 use crate::chunk::frame::Frame;
+use crate::format::manifest;
 use crate::format::pack::{HEADER_BYTES, PACK_BYTES_MAX, scan_frame};
 use crate::io::storage::read_whole;
 use crate::model::account::AccountId;
+use crate::model::blockmap::BlockMap;
 use crate::model::ids::ChunkId;
 use crate::model::objects::{ManifestRecord, PackName, SegmentName};
 use crate::model::op::Op;
@@ -68,6 +70,11 @@ impl Region {
             }
         }
         found
+    }
+
+    /// Whether a block map is the one that a manifest held.
+    pub fn is_map(map: &BlockMap, manifest: &ManifestRecord) -> bool {
+        map.chunks().len() as u64 == manifest.chunks && manifest::encode(map).1 == manifest.hash
     }
 
     /// Names a manifest in the place of one with the same content that was lost; whether it was named still. `session`

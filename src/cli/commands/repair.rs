@@ -36,8 +36,16 @@ pub fn repair(session: &Session<'_>, args: &RepairArgs) -> Result<u8, CliError> 
     })?;
     let sources = RepairSources { regions: &regions, disks: &disks, force: args.force };
     let repaired = run_repair(&region, &sources, &session.context)?;
+    let foreign = || repaired.foreign_disks.iter().filter_map(|number| args.disks.get(*number));
+    for path in foreign() {
+        session.watcher.note(&format!("{}: nothing of what is missing is on it", path.display()));
+    }
     session.output.answer(
-        || document(session, &mended, &repaired, started),
+        || {
+            let mut document = document(session, &mended, &repaired, started);
+            document["foreign_disks"] = foreign().map(|path| json!(path)).collect();
+            document
+        },
         || mended_text(&mended, false) + &text(&repaired, &mended, session.context.dry_run),
     );
     if session.context.dry_run {
