@@ -628,6 +628,64 @@ fn a_disk_that_has_nothing_of_what_is_lost_is_named() {
     assert_eq!(place.ok(&["verify"]), "no damage found\n");
 }
 
+/// A home without its configuration, and a region without its file `region`, which is needed to make that anew.
+#[test]
+fn a_home_without_configuration_is_that_of_its_regions_maker() {
+    let home = Place::new();
+    home.disk("a.raw", 1 << 20, 1);
+    let image = one_line(&home.ok(&["import", "a.raw", "--name", "web-1"]), "ami-");
+    let (config, region) = (home.path("home/config.toml"), home.path("home/regions/local"));
+    let account = || {
+        let text = fs::read_to_string(&config).unwrap();
+        text.lines().find(|line| line.starts_with("account")).unwrap().to_owned()
+    };
+    let (before, file) = (account(), fs::read(region.join("region")).unwrap());
+    let is_told = |output: &Output| {
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(said.contains("it was missing and is made anew"), "{said}");
+        assert!(output.status.success(), "{said}");
+    };
+    fs::remove_file(&config).unwrap();
+    let images = home.run(&["--quiet", "images"]);
+    is_told(&images);
+    assert!(String::from_utf8_lossy(&images.stdout).contains(&image) && account() == before);
+    // The region's own file is gone, too, or a record of its log.
+    for name in ["region", "log/00000000000000000/00000000000000000001"] {
+        fs::remove_file(&config).unwrap();
+        fs::remove_file(region.join(name)).unwrap();
+        let (code, said) = home.fails(&["images"]);
+        assert!(code != 0 && said.contains("imgstore repair"), "{said}");
+        home.fails(&["repair", "--dry-run"]);
+        assert!(!region.join(name).exists() && !config.exists(), "{name}");
+        let repaired = home.run(&["repair", "--json"]);
+        is_told(&repaired);
+        let document: Value = serde_json::from_slice(&repaired.stdout).unwrap();
+        assert_eq!(document["restored"], serde_json::json!([name]));
+        assert!(home.ok(&["images"]).contains("web-1") && account() == before);
+        assert!(fs::read(region.join("region")).unwrap() == file);
+    }
+    // Named by its path.
+    fs::remove_file(region.join("region")).unwrap();
+    assert!(home.ok(&["repair", "--region", region.to_str().unwrap()]).contains("restored      region"));
+    // Without any copy of that file nothing is made in its place: with a configuration and without.
+    fs::remove_file(region.join("region")).unwrap();
+    fs::remove_file(region.join("twins/region")).unwrap();
+    for _ in 0..2 {
+        let (code, said) = home.fails(&["repair"]);
+        assert!(code == 3 && said.contains("put the file `region` back from a backup"), "{code} {said}");
+        let _ = fs::remove_file(&config);
+    }
+    assert!(!region.join("region").exists() && !config.exists());
+    // What is no region stays what it is.
+    fs::remove_dir_all(&region).unwrap();
+    fs::create_dir(&region).unwrap();
+    fs::write(region.join("letter"), "dear").unwrap();
+    for command in ["images", "repair"] {
+        assert!(home.fails(&[command]).0 != 0);
+        assert_eq!(fs::read_dir(&region).unwrap().count(), 1);
+    }
+}
+
 /// A record of the log that is damaged or lost: what each command says, and that `repair` brings it back.
 #[test]
 fn a_damaged_log_is_told_and_mended() {

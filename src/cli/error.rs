@@ -38,6 +38,16 @@ pub enum CliError {
         /// The answer.
         source: OpsError,
     },
+    /// A region whose file and its twin are gone.
+    #[error(
+        "region {name} ({url}): neither its file `region` nor the twin of that is there, and without them nothing of a region can be told. Is its disk mounted? Else put the file `region` back from a backup; or move the folder away, and copy what another region has into a new one"
+    )]
+    Unmendable {
+        /// Its name in this home.
+        name: String,
+        /// Where it is.
+        url: String,
+    },
     /// The call makes no sense.
     #[error("{0}")]
     Usage(String),
@@ -161,7 +171,7 @@ impl CliError {
                 }
             }
             Self::Usage(_) | Self::Config { .. } => USAGE,
-            Self::NoRegion { .. } => NOT_FOUND,
+            Self::NoRegion { .. } | Self::Unmendable { .. } => NOT_FOUND,
             Self::ForeignHome { .. } => DENIED,
             Self::Home { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => DENIED,
             Self::Page { source, .. } => match source.kind() {
@@ -184,7 +194,7 @@ impl CliError {
                 error.code()
             }
             Self::Usage(_) => "InvalidParameterValue",
-            Self::NoRegion { .. } => "InvalidRegion.NotFound",
+            Self::NoRegion { .. } | Self::Unmendable { .. } => "InvalidRegion.NotFound",
             Self::ForeignHome { .. } => "UnauthorizedOperation",
             Self::Config { .. } => "InvalidConfiguration",
             Self::Page { source, .. } if source.kind() == std::io::ErrorKind::AlreadyExists => {

@@ -16,7 +16,7 @@ use imgstore::ops::context::Context;
 use imgstore::ops::error::OpsError;
 use imgstore::region::error::RegionError;
 use imgstore::region::mend::Mended;
-use imgstore::region::{Region, RegionOptions};
+use imgstore::region::{REGION_FILE, Region, RegionOptions};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -84,11 +84,14 @@ pub struct Home {
     directory: DirectoryOptions,
     account: Option<AccountId>,
     region: Option<String>,
+    /// What was mended of the first region before the configuration could be made anew.
+    mended: Mended,
 }
 
 impl Home {
-    /// Opens the home that the arguments name, and makes it if it is not there.
-    pub fn open(global: &Global) -> Result<Self, CliError> {
+    /// Opens the home that the arguments name, and makes it if it is not there. Where only the configuration is not
+    /// there, a command that `mends` does so before the region is opened that the new one is made for.
+    pub fn open(global: &Global, mends: bool) -> Result<Self, CliError> {
         let path = match &global.home {
             Some(path) => path.clone(),
             None => default_path()?,
@@ -96,12 +99,12 @@ impl Home {
         let path = absolute(&path)?;
         let directory = DirectoryOptions { map: !global.no_mmap, ..DirectoryOptions::default() };
         check_owner(&path)?;
-        let config = match read_config(&path)? {
-            Some(config) => config,
-            None => create(&path, directory)?,
+        let (config, mended) = match read_config(&path)? {
+            Some(config) => (config, Mended::default()),
+            None => create(&path, directory, mends && !global.dry_run)?,
         };
         let account = global.account;
-        Ok(Self { path, config, directory, account, region: global.region.clone() })
+        Ok(Self { path, config, directory, account, region: global.region.clone(), mended })
     }
 
     /// The account that the command acts for.
@@ -216,14 +219,28 @@ impl Home {
     /// Mends the log of the region that commands are about, before it can be opened.
     pub fn mend_region(&self, context: &Context<'_>) -> Result<Mended, CliError> {
         let name = self.region_name();
-        if name.contains('/') {
-            return Err(CliError::Usage("repair takes the name of a region, not a path".into()));
-        }
-        let known = self.known(name)?;
-        let root = self.path.join(directory_of(&known.url)?);
+        let root = match name.contains('/') {
+            true => absolute(&expand(name)?)?,
+            false => self.path.join(directory_of(&self.known(name)?.url)?),
+        };
         check_owner(&root)?;
         let watch = || context.check_cancelled();
-        Ok(Region::mend_directory::<OpsError>(&root, self.directory, context.dry_run, watch)?)
+        let mut mended = Region::mend_directory::<OpsError>(&root, self.directory, context.dry_run, watch)?;
+        if root == first_region(&self.path) {
+            mended.restored.splice(..0, self.mended.restored.iter().cloned());
+            mended.twins += self.mended.twins;
+        }
+        Ok(mended)
+    }
+
+    /// Opens the region that commands are about, once it was mended as far as that goes.
+    pub fn open_mended(&self) -> Result<Region, CliError> {
+        self.open_region().map_err(|error| match error {
+            CliError::Region { name, url, source: OpsError::Region(RegionError::NotARegion) } => {
+                CliError::Unmendable { name, url }
+            }
+            error => error,
+        })
     }
 
     /// Makes a region in a directory known under a name; one that is not there is made.
@@ -399,28 +416,49 @@ fn write_config(home: &Path, config: &Config) -> Result<(), CliError> {
     config::replace(&path, &text).map_err(home_error("write", &path))
 }
 
-/// Makes a home with an account and its first region. Several processes may do so at once.
-fn create(path: &Path, directory: DirectoryOptions) -> Result<Config, CliError> {
+/// Where the first region of a home is.
+fn first_region(home: &Path) -> PathBuf {
+    home.join("regions").join(FIRST_REGION)
+}
+
+/// Makes a home with an account and its first region. Several processes may do so at once. A region that is there
+/// already, as it is if the configuration was lost, stays that of the account that made it.
+fn create(path: &Path, directory: DirectoryOptions, mends: bool) -> Result<(Config, Mended), CliError> {
     make_dirs(path)?;
     let _lock = lock(path)?;
     if let Some(config) = read_config(path)? {
-        return Ok(config);
+        return Ok((config, Mended::default()));
     }
     let new_regions = NewRegions { chunker: ChunkerParams::DEFAULT, zstd_level: 3 };
     let url = format!("regions/{FIRST_REGION}");
-    let root = path.join(&url);
+    let root = first_region(path);
+    let failed = |error| region_error(FIRST_REGION, &url, error);
+    let mut mended = Mended::default();
+    if mends && ["log", "packs", "twins"].iter().any(|name| root.join(name).exists()) {
+        mended = Region::mend_directory(&root, directory, false, || Ok(())).map_err(failed)?;
+        if !root.join(REGION_FILE).exists() {
+            return Err(CliError::Unmendable { name: FIRST_REGION.to_owned(), url });
+        }
+    }
     let account = AccountId::from_random(random_u64().map_err(home_error("draw an account for", path))?);
-    open_or_create(&root, FIRST_REGION, &new_regions, account, directory)
-        .map_err(|error| region_error(FIRST_REGION, &url, error))?;
+    let region = open_or_create(&root, FIRST_REGION, &new_regions, account, directory).map_err(failed)?;
+    let maker = region.header().provider;
+    if maker != account {
+        progress::warn(&format!(
+            "{}: it was missing and is made anew, for account {maker}, which made region {FIRST_REGION}; other regions \
+             that it named have to be added again: `imgstore region add NAME URL`",
+            path.join(CONFIG_FILE).display()
+        ));
+    }
     let config = Config {
-        account,
+        account: maker,
         default_region: FIRST_REGION.to_owned(),
         new_regions,
         gc: GcConfig::default(),
         regions: BTreeMap::from([(FIRST_REGION.to_owned(), KnownRegion { url, remote_path: None })]),
     };
     write_config(path, &config)?;
-    Ok(config)
+    Ok((config, mended))
 }
 
 fn open_or_create(

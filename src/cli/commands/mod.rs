@@ -73,7 +73,7 @@ pub fn run(cli: &Cli, output: &Output, watcher: &Arc<Watcher>) -> Result<u8, Cli
         .thread_name(|number| format!("compute-{number}"))
         .build()
         .map_err(|e| CliError::Usage(format!("threads cannot be started: {e}")))?;
-    let home = Home::open(&cli.global)?;
+    let home = Home::open(&cli.global, matches!(cli.command, Command::Repair(_)))?;
     let context = Context {
         account: home.account(),
         now_ms: imgstore::io::clock::now_ms(),

@@ -28,7 +28,7 @@ pub fn repair(session: &Session<'_>, args: &RepairArgs) -> Result<u8, CliError> 
         session.watcher.note("nothing was changed; what else is damaged can be told once the log is mended");
         return Ok(error::DAMAGE);
     }
-    let region = session.home.open_region().inspect_err(|_| {
+    let region = session.home.open_mended().inspect_err(|_| {
         // What was done before it failed.
         for line in mended_text(&mended, false).lines() {
             session.watcher.note(line);
