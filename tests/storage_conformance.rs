@@ -287,6 +287,31 @@ fn damage_is_replaced_whole_and_twins_are_second_copies() {
     });
 }
 
+/// Of a write that found the storage full is said what is known, and no more.
+#[test]
+fn a_full_storage_is_told_as_the_system_tells_it() {
+    for (kind, expected) in [
+        (std::io::ErrorKind::StorageFull, "no storage space"),
+        (std::io::ErrorKind::QuotaExceeded, "quota exceeded"),
+    ] {
+        let (files, root) = (SimFiles::new(), Path::new("/region"));
+        let options = DirectoryOptions::default();
+        Directory::new(files.clone(), root, "aa".into(), options).initialize().unwrap();
+        let full: Hook = Arc::new(move |op| match op {
+            SimOp::Write(..) => Verdict::Fail(kind),
+            _ => Verdict::Proceed,
+        });
+        let storage = Directory::new(files.with_hook(full), root, "bb".into(), options);
+        let error = storage.create("packs/000001", &[b"x"]).unwrap_err();
+        let told = error.to_string();
+        assert!(error.is_no_space() && told.starts_with("write packs/000001: "), "{told}");
+        assert!(
+            told.contains(expected) && told.contains("imgstore gc") && !told.contains("needed"),
+            "{told}"
+        );
+    }
+}
+
 #[test]
 fn a_twin_that_cannot_be_left_is_no_failure() {
     let files = SimFiles::new();

@@ -114,7 +114,7 @@ pub enum StorageError {
         /// The object.
         name: String,
     },
-    /// The storage is full, or would be.
+    /// The storage would be full.
     #[error(
         "no space for {name}: {} available, {} needed; free some space or use another region", display_bytes(*available), display_bytes(*needed)
     )]
@@ -125,6 +125,16 @@ pub enum StorageError {
         available: u64,
         /// Bytes that must be available.
         needed: u64,
+    },
+    /// The storage, or what this user may have of it, is full: how much it lacks nobody knows.
+    #[error("{action} {name}: {source}; free some space, with `imgstore gc` for one, or use another region")]
+    Full {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        name: String,
+        /// The system's answer.
+        source: std::io::Error,
     },
     /// The operating system refused, before anything could appear under the name.
     #[error("{action} {name}: {source}")]
@@ -187,11 +197,16 @@ impl StorageError {
         matches!(self, Self::NotFound { .. })
     }
 
+    /// Whether there is no space.
+    pub const fn is_no_space(&self) -> bool {
+        matches!(self, Self::NoSpace { .. } | Self::Full { .. })
+    }
+
     pub(super) fn io(action: &'static str, name: &str, source: std::io::Error) -> Self {
         match source.kind() {
             std::io::ErrorKind::NotFound => Self::NotFound { name: name.to_owned() },
             std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
-                Self::NoSpace { name: name.to_owned(), available: 0, needed: 1 }
+                Self::Full { action, name: name.to_owned(), source }
             }
             _ => Self::Io { action, name: name.to_owned(), source },
         }

@@ -147,7 +147,7 @@ impl RegionError {
 
     /// Whether the storage is full.
     pub const fn is_no_space(&self) -> bool {
-        matches!(self, Self::Storage(StorageError::NoSpace { .. }))
+        matches!(self, Self::Storage(error) if error.is_no_space())
     }
 
     /// Whether stored bytes were found to be wrong or missing, rather than out of reach.
