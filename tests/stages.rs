@@ -169,3 +169,45 @@ fn a_target_that_fails_or_panics_ends_the_export() {
         catch_unwind(AssertUnwindSafe(|| export_to(&region, &root, target, &caller))).unwrap_err();
     }
 }
+
+/// A disk that has another length when it is asked again: what is made is all of it, or nothing.
+#[test]
+fn a_disk_that_shrinks_unseen_makes_no_short_snapshot() {
+    struct Shrinking {
+        inner: MemoryDisk,
+        asked: AtomicUsize,
+        good: usize,
+    }
+    impl DiskRead for Shrinking {
+        fn len_bytes(&self) -> u64 {
+            let is_good = self.asked.fetch_add(1, Ordering::SeqCst) < self.good;
+            if is_good { self.inner.len_bytes() } else { self.inner.len_bytes() / 2 }
+        }
+
+        fn extent_at(&self, offset: u64) -> Result<Extent, DiskError> {
+            self.inner.extent_at(offset)
+        }
+
+        fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), DiskError> {
+            self.inner.read_at(offset, buffer)
+        }
+    }
+    let (storage, caller) = (Memory::new(), Caller::new(2));
+    let region = memory_region(&storage, &small_packs());
+    let bytes = volume(2 << 20, 8);
+    let mut refused = 0;
+    // Later calls only say where the last block ends.
+    for good in 0..3 {
+        let inner = MemoryDisk::new(bytes.clone());
+        let disk = Shrinking { inner, asked: AtomicUsize::new(0), good };
+        match caller.snapshot(&region, &disk) {
+            Ok(taken) => {
+                let read = caller.read_back(&region, taken.snapshot.id).unwrap();
+                assert!(read == bytes[..read.len()], "after {good}: {} bytes", read.len());
+            }
+            Err(OpsError::NotWhole { .. }) => refused += 1,
+            Err(error) => panic!("after {good}: {error}"),
+        }
+    }
+    assert!(refused > 0);
+}

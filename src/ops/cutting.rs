@@ -17,7 +17,7 @@ pub(super) struct Batch {
     chunks: Vec<Cut>,
     /// Bytes of the disk that were read for this.
     pub(super) read_bytes: u64,
-    /// Bytes of the disk that this finished, for progress.
+    /// Bytes of the disk that this finished: as chunks or zero runs. Those of all batches are the disk's.
     pub(super) passed_bytes: u64,
 }
 
@@ -91,14 +91,14 @@ impl Cutting {
         let Piece { mut buffer, headroom, parts, facts } = piece;
         let start = headroom - self.tail.len();
         buffer[start..headroom].copy_from_slice(&self.tail);
-        let before = self.cutter.position();
+        let before = self.cutter.pending_from();
         let read_bytes = (buffer.len() - headroom) as u64;
         let chunks = cut_piece(&mut self.cutter, &parts, &facts, headroom);
         let pending = self.cutter.position() - self.cutter.pending_from();
         let pending = usize::try_from(block_offset(pending)).unwrap_or(0);
         self.tail.clear();
         self.tail.extend_from_slice(&buffer[buffer.len() - pending..]);
-        let passed_bytes = block_offset(self.cutter.position() - before);
+        let passed_bytes = block_offset(self.cutter.pending_from() - before);
         Unhashed { buffer, chunks, read_bytes, passed_bytes }
     }
 
@@ -106,11 +106,12 @@ impl Cutting {
     pub(super) fn finish(mut self) -> Unhashed {
         let mut chunks = Vec::new();
         let first = self.cutter.pending_from();
+        let passed_bytes = block_offset(self.cutter.position() - first);
         self.cutter.finish(&mut |span| {
             let offset = usize::try_from(block_offset(span.start_block - first)).unwrap_or(0);
             chunks.push((span, offset));
         });
-        Unhashed { buffer: self.tail, chunks, read_bytes: 0, passed_bytes: 0 }
+        Unhashed { buffer: self.tail, chunks, read_bytes: 0, passed_bytes }
     }
 }
 

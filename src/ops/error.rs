@@ -226,6 +226,18 @@ pub enum OpsError {
     /// A thread of a pipeline is gone.
     #[error("a worker thread stopped unexpectedly")]
     WorkerGone,
+    /// A pipeline ended well, and did not do everything.
+    #[error(
+        "only {found} of {expected} bytes were {what}, and no stage says why: nothing was made of it. This is an error in imgstore, or of a disk that changed its length; run the command again, and report it if it comes again"
+    )]
+    NotWhole {
+        /// What was to be done with them.
+        what: &'static str,
+        /// Bytes of all of it.
+        expected: u64,
+        /// Bytes that were done.
+        found: u64,
+    },
 }
 
 impl From<RegionError> for OpsError {
@@ -343,6 +355,7 @@ impl OpsError {
             | Self::Region(_)
             | Self::Proof { .. }
             | Self::WorkerGone
+            | Self::NotWhole { .. }
             | Self::BaseMissing
             | Self::ContentGone { .. } => Class::Failed,
         }

@@ -19,9 +19,10 @@ use super::encode::{Compression, Encoder};
 use super::error::OpsError;
 use super::pieces::Planner;
 use super::put::Put;
-use super::stage::{join_all, spawn};
+use super::stage::{check_whole, join_all, spawn};
 use crate::disk::DiskRead;
 use crate::model::objects::{ManifestRecord, PackName};
+use crate::model::units::{block_offset, blocks_for_bytes};
 use crate::region::session::Session;
 use crossbeam_channel::{Receiver, bounded};
 use std::sync::Arc;
@@ -115,6 +116,7 @@ fn ingest_what(
         drop(back);
         join_all(stages, stored)
     })?;
+    check_whole("taken in", block_offset(blocks_for_bytes(put.volume_bytes)), put.passed_bytes)?;
     let map = put.map.finish();
     let manifest = session.place_manifest(&map)?;
     encoder.finish()?;

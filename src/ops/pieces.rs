@@ -67,6 +67,7 @@ pub(super) struct Planner<'a> {
     disk: &'a dyn DiskRead,
     params: ChunkerParams,
     context: &'a Context<'a>,
+    total_blocks: u64,
     /// Who waits for the batches, in the order of the disk. Never full if it has room for one of each buffer.
     order: Sender<Receiver<Batch>>,
     next: Mutex<Next>,
@@ -93,7 +94,15 @@ impl<'a> Planner<'a> {
     ) -> Self {
         let (first, cutting) = bounded(1);
         let _ = first.send(Cutting::new(Cutter::new(params)));
-        Self { disk, params, context, order, next: Mutex::new(Next { block: 0, cutting, is_over: false }) }
+        let total_blocks = blocks_for_bytes(disk.len_bytes());
+        Self {
+            disk,
+            params,
+            context,
+            total_blocks,
+            order,
+            next: Mutex::new(Next { block: 0, cutting, is_over: false }),
+        }
     }
 
     /// First stage, on several threads, each with one piece from the disk to ids: what was read is still in the processor's
@@ -130,10 +139,9 @@ impl<'a> Planner<'a> {
         if std::mem::replace(&mut next.is_over, true) {
             return Ok(None);
         }
-        let total_blocks = blocks_for_bytes(self.disk.len_bytes());
-        let is_last = next.block == total_blocks;
+        let is_last = next.block == self.total_blocks;
         let room = if self.disk.is_computed() { self.context.piece_bytes() } else { READ_BYTES };
-        let (plan, reached) = plan_piece(self.disk, next.block..total_blocks, room, self.context)?;
+        let (plan, reached) = plan_piece(self.disk, next.block..self.total_blocks, room, self.context)?;
         let (cutting_in, cutting_out) = bounded(1);
         let (batch, batch_out) = bounded(1);
         let cutting = std::mem::replace(&mut next.cutting, cutting_out);

@@ -28,6 +28,9 @@ const PLAIN_ENCODERS: usize = 2;
 /// The last stage, and what it counted.
 pub(super) struct Put {
     pub(super) map: BlockMapBuilder,
+    pub(super) volume_bytes: u64,
+    /// What of it has come, as chunks or zero runs, in whole blocks.
+    pub(super) passed_bytes: u64,
     pub(super) read_bytes: u64,
     pub(super) new_chunks: u64,
     pub(super) new_bytes: u64,
@@ -36,7 +39,7 @@ pub(super) struct Put {
 impl Put {
     pub(super) fn new(volume_bytes: u64) -> Result<Self, OpsError> {
         let map = BlockMapBuilder::new(volume_bytes).map_err(OpsError::Volume)?;
-        Ok(Self { map, read_bytes: 0, new_chunks: 0, new_bytes: 0 })
+        Ok(Self { map, volume_bytes, passed_bytes: 0, read_bytes: 0, new_chunks: 0, new_bytes: 0 })
     }
 
     /// How many batches it has at a time at most.
@@ -129,6 +132,7 @@ impl Put {
                 self.map.push(chunk).map_err(OpsError::Volume)?;
             }
             self.read_bytes += batch.read_bytes;
+            self.passed_bytes += batch.passed_bytes;
             context.progress.advance(batch.passed_bytes);
             back.give_back(batch.buffer);
         }

@@ -2,57 +2,61 @@
 //!
 //! ```text
 //! fetch     stored frames, near ones together
-//! decode    decompress, and BLAKE3 equals the id
+//! decode    decompress, and BLAKE3 equals the id: on several threads, each with a few chunks that stay in its cache
 //! write     zero runs are left out or zeroed, as the target needs
 //! ```
 //!
-//! Several threads write, if the target lets them; else one, front to back.
+//! Who decodes also writes, if several threads may write to the target at once; else one thread writes, front to back.
 
 use super::buffers::{GiveBack, Take, buffers};
 use super::context::Context;
 use super::error::OpsError;
-use super::stage::{join_all, spawn};
-use crate::chunk::CHUNKS_AT_ONCE;
+use super::stage::{check_whole, join_all, spawn};
 use crate::disk::{AlignedBuffer, DiskError, DiskWrite, SharedWrite};
-use crate::model::blockmap::{BlockMap, ChunkRef, Run};
+use crate::model::blockmap::{BlockMap, Run};
 use crate::model::catalog::RootId;
 use crate::model::ids::ChunkId;
 use crate::model::units::{BLOCK_BYTES, block_offset};
 use crate::region::Region;
 use crate::region::fetch::{Fetched, FetchedFrame};
 use crossbeam_channel::{Receiver, Sender, bounded};
-use rayon::prelude::*;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Mutex, PoisonError};
+use std::iter::Peekable;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
-/// Batches that are decoded at a time: when one has only a few chunks left, the other has work for all threads.
-const DECODERS: usize = 2;
-/// Buffers of decoded bytes that go round: for them, for the one that is written, and as many that wait, since now the
-/// disk is slower and now the decoders.
-const BUFFERS: usize = 2 * (DECODERS + 1);
-/// Threads that decode and write where several may write: while some wait for the disk, others decode.
-const WRITERS: usize = 6;
-/// Batches that are fetched ahead of decoding.
-const FETCHED_AHEAD: usize = 4;
-
+/// Blocks of chunks that a thread decodes at a time: half of a usual processor's own cache.
+const PIECE_BLOCKS: usize = (512 << 10) / BLOCK_BYTES;
+/// Threads beside those that compute, for the time that some wait for the disk.
+const WAITING: usize = 3;
+/// Pieces that are fetched ahead of decoding, beside those of the batch that is fetched.
+const FETCHED_AHEAD: usize = 8;
 /// Most zeros that a target is asked for at once.
 const ZERO_BYTES_MAX: u64 = 256 << 20;
 
-/// Consecutive runs whose chunks fit one buffer.
-struct Plan {
+/// Consecutive runs whose chunks fit one buffer, and where their frames are.
+struct Piece {
     runs: Vec<Run>,
+    batch: Arc<Batch>,
+    /// The first of its chunks in the batch.
+    first: usize,
 }
 
-struct Loaded {
-    plan: Plan,
+/// What was fetched at once.
+struct Batch {
     fetched: Fetched,
-    /// To whoever writes it. Given up, it says that nothing comes.
+    /// Of each chunk.
+    frames: Vec<FetchedFrame>,
+}
+
+/// A piece on its way to whoever writes it. Given up, it says that nothing comes.
+struct Task {
+    piece: Piece,
     decoded: Sender<Decoded>,
 }
 
 struct Decoded {
-    plan: Plan,
+    runs: Vec<Run>,
     buffer: AlignedBuffer,
 }
 
@@ -70,7 +74,7 @@ pub fn restore(
     }
 }
 
-/// Into what several threads write at once: each with a batch from decoding to the disk, whichever is done first.
+/// Into what several threads write at once, whichever piece is done first.
 fn restore_shared(
     region: &Region,
     root: RootId,
@@ -79,29 +83,32 @@ fn restore_shared(
     context: &Context<'_>,
 ) -> Result<(), OpsError> {
     // One that has failed stops the others.
-    let is_over = AtomicBool::new(false);
-    thread::scope(|scope| {
-        let (loaded_in, loaded_out) = bounded::<(Plan, Fetched)>(FETCHED_AHEAD);
-        let mut send = move |plan, fetched| loaded_in.send((plan, fetched)).is_ok();
-        let mut stages = vec![spawn(scope, "fetch", move || fetch(region, map, context, &mut send))?];
-        for _ in 0..WRITERS {
-            let (loaded, is_over) = (loaded_out.clone(), &is_over);
-            let write = move || {
-                let mut buffer = AlignedBuffer::default();
-                let written =
-                    loaded.iter().take_while(|_| !is_over.load(Relaxed)).try_for_each(|(plan, fetched)| {
-                        context.check_cancelled()?;
-                        decode_batch(region, root, &plan, &fetched, &mut buffer, context)?;
-                        write_batch(map, &plan.runs, buffer.bytes(), target, context)
-                    });
-                is_over.fetch_or(written.is_err(), Relaxed);
-                written
-            };
-            stages.push(spawn(scope, "write", write)?);
+    let (is_over, done) = (AtomicBool::new(false), AtomicU64::new(0));
+    let work = |pieces: &Receiver<Piece>| {
+        let mut buffer = AlignedBuffer::default();
+        for piece in pieces.iter().take_while(|_| !is_over.load(Relaxed)) {
+            context.check_cancelled()?;
+            decode(region, root, &piece, &mut buffer)?;
+            done.fetch_add(write_runs(map, &piece.runs, buffer.bytes(), target, context)?, Relaxed);
         }
-        drop(loaded_out);
+        Ok(())
+    };
+    thread::scope(|scope| {
+        let (pieces_in, pieces) = bounded(FETCHED_AHEAD);
+        let mut send = move |piece| pieces_in.send(piece).is_ok();
+        let mut stages = vec![spawn(scope, "fetch", move || fetch(region, map, context, &mut send))?];
+        for _ in 0..context.pool.current_num_threads() + WAITING {
+            let (pieces, work, is_over) = (pieces.clone(), &work, &is_over);
+            stages.push(spawn(scope, "restore", move || {
+                let worked = work(&pieces);
+                is_over.fetch_or(worked.is_err(), Relaxed);
+                worked
+            })?);
+        }
+        drop(pieces);
         join_all(stages, Ok(()))
-    })
+    })?;
+    check_whole("written", map.volume_bytes(), done.into_inner())
 }
 
 /// Into what takes its pieces one after the other.
@@ -112,50 +119,66 @@ fn restore_in_order(
     target: &mut dyn DiskWrite,
     context: &Context<'_>,
 ) -> Result<(), OpsError> {
+    let threads = context.pool.current_num_threads();
+    let count = 2 * (threads + WAITING);
     thread::scope(|scope| {
-        let (back, buffers) = buffers(BUFFERS);
-        let (loaded_in, loaded_out) = bounded(FETCHED_AHEAD);
-        let (order_in, order_out) = bounded(FETCHED_AHEAD + BUFFERS);
-        let mut send = move |plan, fetched| {
+        let (back, buffers) = buffers(count);
+        let (tasks_in, tasks) = bounded(FETCHED_AHEAD);
+        let (order_in, order) = bounded(FETCHED_AHEAD + count);
+        let mut send = move |piece| {
             let (decoded, to_write) = bounded(1);
-            order_in.send(to_write).is_ok() && loaded_in.send(Loaded { plan, fetched, decoded }).is_ok()
+            order_in.send(to_write).is_ok() && tasks_in.send(Task { piece, decoded }).is_ok()
         };
         let mut stages = vec![spawn(scope, "fetch", move || fetch(region, map, context, &mut send))?];
-        for _ in 0..DECODERS {
-            let (loaded, buffers) = (loaded_out.clone(), buffers.clone());
-            stages.push(spawn(scope, "decode", move || decode(region, root, context, &loaded, &buffers))?);
+        for _ in 0..threads {
+            let (tasks, buffers) = (tasks.clone(), buffers.clone());
+            stages.push(spawn(scope, "decode", move || decode_all(region, root, &tasks, &buffers))?);
         }
-        drop((loaded_out, buffers));
-        let written = write(map, target, context, &order_out, &back);
+        drop((tasks, buffers));
+        let written = write_all(map, target, context, &order, &back);
         // Who waits for a buffer, or to hand something on, sees that nobody is there any more.
-        drop((order_out, back));
+        drop((order, back));
         join_all(stages, written)
     })
 }
 
-/// First stage: reads the stored frames of one batch after the other, until nobody takes them.
+/// First stage: reads the stored frames of one batch after the other, and hands them on in pieces, until nobody takes them.
 fn fetch(
     region: &Region,
     map: &BlockMap,
     context: &Context<'_>,
-    send: &mut dyn FnMut(Plan, Fetched) -> bool,
+    send: &mut dyn FnMut(Piece) -> bool,
 ) -> Result<(), OpsError> {
-    let limit = context.piece_bytes() / BLOCK_BYTES;
     let mut runs = map.runs().peekable();
     while runs.peek().is_some() {
         context.check_cancelled()?;
-        let (mut plan, mut blocks) = (Plan { runs: Vec::new() }, 0);
-        while let Some(run) = runs.next_if(|run| blocks + chunk_blocks(run) <= limit) {
-            blocks += chunk_blocks(&run);
-            plan.runs.push(run);
-        }
-        let ids: Vec<ChunkId> = plan.chunks().map(|chunk| chunk.id).collect();
+        let batch_runs = take_runs(&mut runs, context.piece_bytes() / BLOCK_BYTES);
+        let ids: Vec<ChunkId> = batch_runs.iter().filter_map(chunk_of).collect();
         let fetched = region.fetch(&ids)?;
-        if !send(plan, fetched) {
-            return Ok(());
+        let mut frames = fetched.frames();
+        frames.sort_unstable_by_key(|frame| frame.wanted);
+        let (batch, mut first) = (Arc::new(Batch { fetched, frames }), 0);
+        let mut runs = batch_runs.into_iter().peekable();
+        while runs.peek().is_some() {
+            let runs = take_runs(&mut runs, PIECE_BLOCKS);
+            let chunks = runs.iter().filter_map(chunk_of).count();
+            if !send(Piece { runs, batch: batch.clone(), first }) {
+                return Ok(());
+            }
+            first += chunks;
         }
     }
     Ok(())
+}
+
+/// Runs whose chunks have so many blocks at most; one at least.
+fn take_runs(runs: &mut Peekable<impl Iterator<Item = Run>>, blocks_max: usize) -> Vec<Run> {
+    let (mut taken, mut blocks) = (Vec::new(), 0);
+    while let Some(run) = runs.next_if(|run| taken.is_empty() || blocks + chunk_blocks(run) <= blocks_max) {
+        blocks += chunk_blocks(&run);
+        taken.push(run);
+    }
+    taken
 }
 
 const fn chunk_blocks(run: &Run) -> usize {
@@ -165,87 +188,68 @@ const fn chunk_blocks(run: &Run) -> usize {
     }
 }
 
-impl Plan {
-    fn chunks(&self) -> impl Iterator<Item = ChunkRef> + '_ {
-        self.runs.iter().filter_map(|run| match run {
-            Run::Chunk(chunk) => Some(*chunk),
-            Run::Zero { .. } => None,
-        })
+const fn chunk_of(run: &Run) -> Option<ChunkId> {
+    match run {
+        Run::Chunk(chunk) => Some(chunk.id),
+        Run::Zero { .. } => None,
     }
 }
 
-/// Second stage, on several threads: decodes batches into buffers.
-fn decode(
+/// Decodes a piece into a buffer, which is made as long as its chunks.
+fn decode(region: &Region, root: RootId, piece: &Piece, buffer: &mut AlignedBuffer) -> Result<(), OpsError> {
+    buffer.resize(piece.runs.iter().map(chunk_blocks).sum::<usize>() * BLOCK_BYTES);
+    let Batch { fetched, frames } = &*piece.batch;
+    let mut rest = buffer.bytes_mut();
+    let expected = rest.len();
+    let chunks = piece.runs.iter().map(chunk_blocks).filter(|blocks| *blocks > 0);
+    for (blocks, &frame) in chunks.zip(&frames[piece.first..]) {
+        let (place, after) = rest.split_at_mut(blocks * BLOCK_BYTES);
+        let found = fetched.raw_bytes(frame);
+        if found != place.len() {
+            let (expected, found) = (place.len() as u64, found as u64);
+            return Err(OpsError::ChunkLength { root, expected, found });
+        }
+        fetched.decode(region, frame, place)?;
+        rest = after;
+    }
+    check_whole("decoded", expected as u64, (expected - rest.len()) as u64)
+}
+
+/// Second stage, on several threads: decodes pieces into buffers.
+fn decode_all(
     region: &Region,
     root: RootId,
-    context: &Context<'_>,
-    loaded: &Receiver<Loaded>,
+    tasks: &Receiver<Task>,
     buffers: &Take<AlignedBuffer>,
 ) -> Result<(), OpsError> {
-    // First the buffer: the batch that is to be written next must not be what waits for one.
+    // First the buffer: the piece that is to be written next must not be what waits for one.
     while let Some(mut buffer) = buffers.take() {
-        let Ok(Loaded { plan, fetched, decoded }) = loaded.recv() else { return Ok(()) };
-        decode_batch(region, root, &plan, &fetched, &mut buffer, context)?;
-        if decoded.send(Decoded { plan, buffer }).is_err() {
+        let Ok(Task { piece, decoded }) = tasks.recv() else { return Ok(()) };
+        decode(region, root, &piece, &mut buffer)?;
+        if decoded.send(Decoded { runs: piece.runs, buffer }).is_err() {
             return Ok(());
         }
     }
     Ok(())
 }
 
-/// Decodes a batch into a buffer, which is made as long as its chunks.
-fn decode_batch(
-    region: &Region,
-    root: RootId,
-    plan: &Plan,
-    fetched: &Fetched,
-    buffer: &mut AlignedBuffer,
-    context: &Context<'_>,
-) -> Result<(), OpsError> {
-    let chunks: Vec<ChunkRef> = plan.chunks().collect();
-    let blocks: usize = chunks.iter().map(|chunk| usize::from(chunk.blocks)).sum();
-    buffer.resize(blocks * BLOCK_BYTES);
-    let mut rest = buffer.bytes_mut();
-    let mut places: Vec<Option<&mut [u8]>> = Vec::with_capacity(chunks.len());
-    for chunk in &chunks {
-        let (place, after) = rest.split_at_mut(usize::from(chunk.blocks) * BLOCK_BYTES);
-        places.push(Some(place));
-        rest = after;
-    }
-    let work: Vec<(FetchedFrame, &mut [u8])> = fetched
-        .frames()
-        .into_iter()
-        .filter_map(|frame| places.get_mut(frame.wanted)?.take().map(|place| (frame, place)))
-        .collect();
-    context.pool.install(|| {
-        work.into_par_iter().with_max_len(CHUNKS_AT_ONCE).try_for_each(|(frame, place)| {
-            let found = fetched.raw_bytes(frame);
-            if found != place.len() {
-                let (expected, found) = (place.len() as u64, found as u64);
-                return Err(OpsError::ChunkLength { root, expected, found });
-            }
-            Ok(fetched.decode(region, frame, place)?)
-        })
-    })
-}
-
-/// Last stage: writes the batches, front to back.
-fn write(
+/// Last stage: writes the pieces, front to back. That not all came is an error, for which another stage may have a reason.
+fn write_all(
     map: &BlockMap,
     target: &mut dyn DiskWrite,
     context: &Context<'_>,
     order: &Receiver<Receiver<Decoded>>,
     back: &GiveBack<AlignedBuffer>,
 ) -> Result<(), OpsError> {
-    let target = InTurn(Mutex::new(target));
+    let (target, mut done) = (InTurn(Mutex::new(target)), 0);
     for decoded in order {
         // Whoever gave it up has the reason.
-        let Ok(Decoded { plan, buffer }) = decoded.recv() else { return Ok(()) };
+        let Ok(Decoded { runs, buffer }) = decoded.recv() else { break };
         context.check_cancelled()?;
-        write_batch(map, &plan.runs, buffer.bytes(), &target, context)?;
+        done += write_runs(map, &runs, buffer.bytes(), &target, context)?;
         back.give_back(buffer);
     }
-    Ok(())
+    check_whole("written", map.volume_bytes(), done)
 }
 
 /// A target that one thread writes, front to back.
@@ -261,19 +265,21 @@ impl SharedWrite for InTurn<'_> {
     }
 }
 
-fn write_batch(
+/// Writes runs with the bytes of their chunks. Gives how many bytes of the volume that was.
+fn write_runs(
     map: &BlockMap,
     runs: &[Run],
     bytes: &[u8],
     target: &dyn SharedWrite,
     context: &Context<'_>,
-) -> Result<(), OpsError> {
-    let mut offset = 0;
+) -> Result<u64, OpsError> {
+    let (mut offset, mut done) = (0, 0);
     for group in runs.chunk_by(|a, b| matches!((a, b), (Run::Chunk(_), Run::Chunk(_)))) {
         let (start, blocks) = extent_of(group);
         // The last block of the volume may be partly filled.
         let end = block_offset(start + blocks).min(map.volume_bytes());
         let len = end - block_offset(start);
+        done += len;
         if let Run::Chunk(_) = group[0] {
             let len = usize::try_from(len).unwrap_or(usize::MAX);
             target.write_at(block_offset(start), &bytes[offset..offset + len])?;
@@ -283,7 +289,7 @@ fn write_batch(
             zero(target, block_offset(start), len, context)?;
         }
     }
-    Ok(())
+    Ok(done)
 }
 
 /// Zeros a range in pieces, so that even a very long one can be watched and stopped.
@@ -311,4 +317,66 @@ fn extent_of(group: &[Run]) -> (u64, u64) {
     };
     let first = group.first().map_or(0, start);
     (first, group.last().map_or(0, end) - first)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::account::AccountId;
+    use crate::model::blockmap::ChunkRef;
+    use crate::ops::context::Unwatched;
+
+    /// Counts what is written.
+    struct Counted(u64);
+
+    impl DiskWrite for Counted {
+        fn write_at(&mut self, _offset: u64, bytes: &[u8]) -> Result<(), DiskError> {
+            self.0 += bytes.len() as u64;
+            Ok(())
+        }
+
+        fn zero_at(&mut self, _offset: u64, len: u64) -> Result<(), DiskError> {
+            self.0 += len;
+            Ok(())
+        }
+
+        fn finish(self: Box<Self>) -> Result<(), DiskError> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn batches_that_never_come_are_an_error() {
+        let chunk = |start_block| ChunkRef { start_block, blocks: 2, id: ChunkId([1; 32]) };
+        let map = BlockMap::new(9 * BLOCK_BYTES as u64 + 5, vec![chunk(1), chunk(3)]).unwrap();
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+        let account: AccountId = "111122223333".parse().unwrap();
+        let context = Context {
+            account,
+            now_ms: 0,
+            dry_run: false,
+            pool: &pool,
+            memory_bytes: 1 << 20,
+            progress: &Unwatched,
+        };
+        let runs: Vec<Run> = map.runs().collect();
+        for count in 0..=runs.len() {
+            let (order_in, order) = bounded(1);
+            let (decoded_in, decoded) = bounded(1);
+            let mut buffer = AlignedBuffer::default();
+            buffer.resize(4 * BLOCK_BYTES);
+            decoded_in.send(Decoded { runs: runs[..count].to_vec(), buffer }).unwrap();
+            order_in.send(decoded).unwrap();
+            drop(order_in);
+            let mut target = Counted(0);
+            let written = write_all(&map, &mut target, &context, &order, &buffers(1).0);
+            match written {
+                Ok(()) => assert!(count == runs.len() && target.0 == map.volume_bytes(), "{count}"),
+                Err(OpsError::NotWhole { expected, found, .. }) => {
+                    assert!(count < runs.len() && (expected, found) == (map.volume_bytes(), target.0));
+                }
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
 }

@@ -22,3 +22,9 @@ pub(super) fn join_all(stages: Vec<Stage<'_>>, result: Result<(), OpsError>) -> 
     let ended: Vec<_> = stages.into_iter().map(join).collect();
     ended.into_iter().chain([result]).collect()
 }
+
+/// The end of a pipeline whose stages all say that they are done: whether everything came to the last one. A stage that
+/// ended early without a reason must not make a short disk.
+pub(super) fn check_whole(what: &'static str, expected: u64, found: u64) -> Result<(), OpsError> {
+    if found == expected { Ok(()) } else { Err(OpsError::NotWhole { what, expected, found }) }
+}
