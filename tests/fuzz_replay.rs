@@ -144,7 +144,7 @@ macro_rules! replays {
     };
 }
 
-replays!(bundle checkpoint detect features frame free manifest message model ova pack qcow2 record region segment vdi vhd vhdx vmdk);
+replays!(bundle changes checkpoint detect features frame free manifest message model ova pack qcow2 record region segment vdi vhd vhdx vmdk);
 
 #[test]
 fn seeds_and_regressions_are_small_and_each_belongs_to_a_target() {
@@ -357,6 +357,7 @@ fn seeds() -> Vec<(&'static str, &'static str, Vec<u8>)> {
         vec![0, 0xf1, 0, 0x11, 3, 0, 4, 99, 0, 0xf4, 3, 0, 9, 255, 4, 2, 9, 99, 5, 200],
     ));
     seeds.push(("ova", "checksums", SUMS.into()));
+    seeds.extend(lists_of_changes());
     use targets::sparse::{vdi, vhd_dynamic, vhd_fixed, vhdx};
     let files = [
         ("vhd", "dynamic", vhd_dynamic()),
@@ -371,6 +372,39 @@ fn seeds() -> Vec<(&'static str, &'static str, Vec<u8>)> {
             .map(|(name, message)| ("message", name, message.encode().expect("it encodes"))),
     );
     seeds
+}
+
+/// What nbdinfo prints of dirty bitmaps, behind the length of the disk.
+fn lists_of_changes() -> [(&'static str, &'static str, Vec<u8>); 3] {
+    let printed = r#"[
+{ "offset": 0, "length": 65536, "type": 0, "description": "clean"},
+{ "offset": 65536, "length": 65536, "type": 1, "description": "dirty"},
+{ "offset": 131072, "length": 917504, "type": 0, "description": "clean"},
+{ "offset": 1048576, "length": 262144, "type": 1, "description": "dirty"},
+{ "offset": 1310720, "length": 2883584, "type": 0, "description": "clean"}
+]
+"#;
+    let odd = r#"[{"type":1,"length":3000,"description":"dirty","offset":0},
+{"offset":3000,"length":1096,"type":0,"description":"\u0063lean"},{"offset":4096,"length":8704,"type":1,"description":"dirty"},
+{"offset":12800,"length":1,"type":1,"description":"dirty"},{"offset":12801,"length":511,"type":0,"description":"clean"}]"#;
+    let last = r#"[{"offset":0,"length":18446744073709551615,"type":1,"description":"dirty"}]"#;
+    let seed = |len: u64, text: &str| [&len.to_le_bytes()[..], text.as_bytes()].concat();
+    [
+        ("changes", "nbdinfo", seed(4 << 20, printed)),
+        ("changes", "odd", seed(13000, odd)),
+        ("changes", "largest", seed(u64::MAX, last)),
+    ]
+}
+
+/// They are lists of the disk that they stand behind, so that mutations reach what is behind the refusals.
+#[test]
+fn the_seeds_of_changes_are_taken() {
+    for (_, name, bytes) in lists_of_changes() {
+        let (len, text) = bytes.split_first_chunk().unwrap();
+        let changes =
+            imgstore::disk::changes::parse(std::str::from_utf8(text).unwrap(), u64::from_le_bytes(*len));
+        assert!(changes.is_ok_and(|changes| changes.blocks() > 0), "{name}");
+    }
 }
 
 /// One of each kind of message that has something in it.

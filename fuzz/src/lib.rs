@@ -42,6 +42,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 pub mod archive;
+pub mod changes;
 pub mod features;
 pub mod free;
 pub mod model;
@@ -51,8 +52,9 @@ pub mod sparse;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target by its name: the name of its binary, of its seeds' folder and of its finds' folder.
-pub const TARGETS: [Target; 19] = [
+pub const TARGETS: [Target; 20] = [
     ("bundle", bundle),
+    ("changes", changes::changes),
     ("checkpoint", checkpoint),
     ("detect", detect),
     ("features", features::features),

@@ -43,7 +43,7 @@ pub fn parse(text: &str, len: u64) -> Result<Changes, String> {
         return Err(why);
     }
     parsed.map_err(|e| e.to_string().chars().take(160).collect::<String>())?;
-    if ![len, len.next_multiple_of(SECTOR_BYTES)].contains(&list.end) {
+    if list.end != len && Some(list.end) != len.checked_next_multiple_of(SECTOR_BYTES) {
         return Err(format!("its extents end at byte {}, the disk at {len}", list.end));
     }
     Ok(list.changes)
