@@ -118,6 +118,7 @@ fn copies_go_both_ways_and_commands_are_run_there() {
     hosts.run("here", &["--region", "far", "tag", &far, "seen=yes"]);
     assert!(hosts.run("here", &["show", &far, "--region=far", "--json"]).contains("seen"));
     assert_eq!(hosts.run("here", &["--region", "far", "verify"]), "no damage found");
+    assert_eq!(hosts.run("here", &["--region", "far", "repair"]), "no damage found");
     assert_eq!(hosts.json("here", &["--region", "far", "gc", "--dry-run"])["dry_run"], true);
     // Within it, and back, into a region that has nothing.
     let within = hosts.run("here", &["copy", &far, "--from", "far", "--to", "far", "--name", "web-again"]);
@@ -133,6 +134,49 @@ fn copies_go_both_ways_and_commands_are_run_there() {
     let through = hosts.run("here", &["copy", &far, "--from", "far", "--to", "other"]);
     assert!(hosts.run("here", &["--region", "other", "images"]).contains(&through));
     assert_eq!(hosts.run("here", &["--region", "other", "verify"]), "no damage found");
+}
+
+/// Another region at the same address is not the one that was added, whoever made it.
+#[test]
+fn another_region_at_the_same_address_is_refused() {
+    let hosts = Hosts::new();
+    let disk = hosts.disk("disk.raw", 100_000, 1);
+    let image = hosts.run("here", &["import", &disk, "--name", "web-1"]);
+    let url = hosts.add_far();
+    let config = hosts.path("here/config.toml");
+    let id = hosts.json("here", &["region", "show", "far"])["region_id"].as_str().unwrap().to_owned();
+    assert!(fs::read_to_string(&config).unwrap().contains(&format!("region_id = \"{id}\"")));
+    hosts.run("here", &["copy", &image, "--to", "far"]);
+    fs::rename(hosts.path("far-region"), hosts.path("aside")).unwrap();
+    hosts.run("there", &["region", "add", "again", hosts.path("far-region").to_str().unwrap()]);
+    let commands: [&[&str]; 5] = [
+        &["region", "show", "far"],
+        &["--region", "far", "images"],
+        &["--region", "far", "gc"],
+        &["copy", &image, "--to", "far"],
+        &["copy", &image, "--from", "far", "--to", "local"],
+    ];
+    for words in commands {
+        let (code, said) = hosts.fail("here", words);
+        assert!(
+            code == 6 && said.contains(&id) && said.contains("imgstore region remove far"),
+            "{words:?}: {said}"
+        );
+    }
+    let document = hosts.try_run("here", &["region", "show", "far", "--json"]).stdout;
+    assert!(String::from_utf8_lossy(&document).contains("\"InvalidRegion.Changed\""));
+    let listed = hosts.run("there", &["--region", hosts.path("far-region").to_str().unwrap(), "images"]);
+    assert_eq!(listed.lines().count(), 1, "nothing came there: {listed}");
+    // What was added before ids were remembered takes what is there.
+    let text = fs::read_to_string(&config).unwrap();
+    let without: Vec<&str> = text.lines().filter(|line| !line.starts_with("region_id")).collect();
+    fs::write(&config, without.join("\n")).unwrap();
+    hosts.run("here", &["region", "show", "far"]);
+    fs::write(&config, text).unwrap();
+    hosts.fail("here", &["region", "show", "far"]);
+    hosts.run("here", &["region", "remove", "far"]);
+    hosts.run("here", &["region", "add", "far", &url, "--remote-path", PROGRAM]);
+    hosts.run("here", &["copy", &image, "--to", "far"]);
 }
 
 #[test]

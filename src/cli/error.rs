@@ -1,6 +1,7 @@
 //! What the program answers when it cannot do what it was asked, and its exit codes (docs/CLI.md).
 
 use imgstore::disk::DiskError;
+use imgstore::model::ids::RegionId;
 use imgstore::ops::error::{Class, OpsError};
 use imgstore::region::error::RegionError;
 use std::path::PathBuf;
@@ -68,6 +69,20 @@ pub enum CliError {
         name: String,
         /// The answer.
         source: OpsError,
+    },
+    /// Another region answers than the one that was added.
+    #[error(
+        "region {name}: at {destination} there is now another region, {found}; when it was added, it was {expected}. Nothing was asked of it. If that is as it should be: `imgstore region remove {name}`, and add it again"
+    )]
+    OtherRegion {
+        /// Its name in this home.
+        name: String,
+        /// Host, perhaps with the user.
+        destination: String,
+        /// The region that it was.
+        expected: RegionId,
+        /// The region that it is.
+        found: RegionId,
     },
     /// Nobody answers there.
     #[error("region {name}: no connection to {destination}: {why}")]
@@ -172,6 +187,7 @@ impl CliError {
             }
             Self::Usage(_) | Self::Config { .. } => USAGE,
             Self::NoRegion { .. } | Self::Unmendable { .. } => NOT_FOUND,
+            Self::OtherRegion { .. } => REFUSED,
             Self::ForeignHome { .. } => DENIED,
             Self::Home { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => DENIED,
             Self::Page { source, .. } => match source.kind() {
@@ -195,6 +211,7 @@ impl CliError {
             }
             Self::Usage(_) => "InvalidParameterValue",
             Self::NoRegion { .. } | Self::Unmendable { .. } => "InvalidRegion.NotFound",
+            Self::OtherRegion { .. } => "InvalidRegion.Changed",
             Self::ForeignHome { .. } => "UnauthorizedOperation",
             Self::Config { .. } => "InvalidConfiguration",
             Self::Page { source, .. } if source.kind() == std::io::ErrorKind::AlreadyExists => {

@@ -3,6 +3,7 @@
 use super::error::CliError;
 use super::progress::Watcher;
 use super::text::printable;
+use imgstore::model::ids::RegionId;
 use imgstore::ops::context::Progress;
 use imgstore::ops::error::OpsError;
 use imgstore::serve::link::Link;
@@ -43,6 +44,8 @@ pub struct Far {
     pub address: Address,
     /// Where imgstore is there.
     pub remote_path: Option<String>,
+    /// The region that it was when it was added.
+    pub region_id: Option<RegionId>,
 }
 
 impl Address {
@@ -147,10 +150,23 @@ impl Far {
             watching: Some(watching),
         };
         match greeted {
-            Ok(welcome) => connection.welcome = welcome,
+            Ok(welcome) => connection.welcome = self.expected(welcome)?,
             Err(error) => return Err(self.not_greeted(connection, error, watcher)),
         }
         Ok(connection)
+    }
+
+    /// Refuses another region than the one that was added: what is known of that does not hold for this.
+    fn expected(&self, welcome: Welcome) -> Result<Welcome, CliError> {
+        match self.region_id {
+            Some(expected) if expected != welcome.region => Err(CliError::OtherRegion {
+                name: self.name.clone(),
+                destination: self.address.destination.clone(),
+                expected,
+                found: welcome.region,
+            }),
+            _ => Ok(welcome),
+        }
     }
 
     fn command(&self, ssh: &str) -> Result<Command, CliError> {

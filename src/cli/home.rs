@@ -11,6 +11,7 @@ use imgstore::io::clock::random_u64;
 use imgstore::io::config;
 use imgstore::io::directory::DirectoryOptions;
 use imgstore::model::account::AccountId;
+use imgstore::model::ids::RegionId;
 use imgstore::model::region::ChunkerParams;
 use imgstore::ops::context::Context;
 use imgstore::ops::error::OpsError;
@@ -75,6 +76,16 @@ pub struct KnownRegion {
     /// Of one on another host: where imgstore is there; none for where the other host's shell finds it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub remote_path: Option<String>,
+    /// Of one on another host: which one it was when it was added.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub region_id: Option<RegionId>,
+}
+
+impl KnownRegion {
+    /// One in a directory of this host.
+    fn here(url: String) -> Self {
+        Self { url, remote_path: None, region_id: None }
+    }
 }
 
 /// An opened home.
@@ -192,7 +203,8 @@ impl Home {
         }
         let known = self.known(name)?;
         let Some(address) = Address::parse(&known.url)? else { return Ok(None) };
-        Ok(Some(Far { name: name.to_owned(), address, remote_path: known.remote_path.clone() }))
+        let (remote_path, region_id) = (known.remote_path.clone(), known.region_id);
+        Ok(Some(Far { name: name.to_owned(), address, remote_path, region_id }))
     }
 
     /// Opens the region in a directory that is named by its path, which a slash tells. One that begins with `~/` is under
@@ -249,7 +261,7 @@ impl Home {
         let root = absolute(&directory_of(url)?)?;
         check_owner(&root)?;
         let url = self.url_of(&root)?;
-        let known = KnownRegion { url: url.clone(), remote_path: None };
+        let known = KnownRegion::here(url.clone());
         self.add_known(name, known, |home| {
             open_or_create(&root, name, &home.config.new_regions, home.account(), home.directory)
                 .map_err(|error| region_error(name, &url, error))
@@ -455,7 +467,7 @@ fn create(path: &Path, directory: DirectoryOptions, mends: bool) -> Result<(Conf
         default_region: FIRST_REGION.to_owned(),
         new_regions,
         gc: GcConfig::default(),
-        regions: BTreeMap::from([(FIRST_REGION.to_owned(), KnownRegion { url, remote_path: None })]),
+        regions: BTreeMap::from([(FIRST_REGION.to_owned(), KnownRegion::here(url))]),
     };
     write_config(path, &config)?;
     Ok((config, mended))

@@ -40,7 +40,7 @@ pub fn region(session: &mut Session<'_>, command: &RegionCommand) -> Result<(), 
 fn add(session: &mut Session<'_>, name: &str, url: &str, remote_path: Option<&str>) -> Result<(), CliError> {
     if let Some(address) = Address::parse(url)? {
         let remote_path = remote_path.map(str::to_owned);
-        return add_far(session, url, &Far { name: name.to_owned(), address, remote_path });
+        return add_far(session, url, &Far { name: name.to_owned(), address, remote_path, region_id: None });
     }
     if remote_path.is_some() {
         return Err(CliError::Usage("--remote-path is for a region on another host".into()));
@@ -64,7 +64,8 @@ fn add_far(session: &mut Session<'_>, url: &str, far: &Far) -> Result<(), CliErr
             far.name
         ));
     }
-    let known = KnownRegion { url: url.to_owned(), remote_path: far.remote_path.clone() };
+    let region_id = Some(welcome.region);
+    let known = KnownRegion { url: url.to_owned(), remote_path: far.remote_path.clone(), region_id };
     session.home.add_known(&far.name, known, |_| Ok(()))?;
     session.output.answer(
         || {
