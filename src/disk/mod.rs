@@ -14,7 +14,7 @@ pub mod open;
 pub mod ova;
 
 pub use crate::io::direct::AlignedBuffer;
-pub use crate::io::disk::{DiskError, DiskRead, DiskWrite, Extent, FileWrite, SharedWrite};
+pub use crate::io::disk::{DiskError, DiskRead, DiskWrite, Extent, FileWrite};
 
 /// Whether every byte is zero; stops soon after the first that is not.
 fn is_zero(bytes: &[u8]) -> bool {

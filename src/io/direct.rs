@@ -7,13 +7,10 @@
 //! Only on file systems where that is known to be so: on btrfs it goes around compression, or through the cache all the same
 //! for the sake of checksums; over a network each piece would be made durable by itself.
 
-use rustix::fs::{Mode, OFlags, fstatfs, open};
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl, fstatfs};
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt};
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 /// What the address, the place and the length of a direct write are multiples of: enough for every usual device.
 const ALIGN: usize = 4096;
@@ -26,32 +23,35 @@ const MOVED_BYTES: usize = 1 << 20;
 /// What statfs(2) calls ext2 to ext4, and XFS.
 const FILE_SYSTEMS: [u64; 2] = [0xef53, 0x5846_5342];
 
-/// How one file is written to, by several threads if need be.
+/// How one file is written to.
 #[derive(Debug, Default)]
 pub struct Direct {
-    /// The same file, opened once more for direct writes at the first try; none where they are not good.
-    direct: OnceLock<Option<File>>,
+    /// Whether the file is where that is good; none before the first try.
+    is_known_good: Option<bool>,
     /// The file system refused.
-    is_refused: AtomicBool,
+    is_refused: bool,
+    /// Whether the file is in that mode now.
+    is_on: bool,
 }
 
 impl Direct {
     /// Writes all bytes, and says how many of them wait in the page cache.
-    pub fn write_all_at(&self, file: &File, offset: u64, bytes: &[u8]) -> io::Result<usize> {
+    pub fn write_all_at(&mut self, file: &File, offset: u64, bytes: &[u8]) -> io::Result<usize> {
         let done = self.write_direct(file, offset, &bytes[..direct_len(offset, bytes)])?;
         let rest = &bytes[done..];
         if !rest.is_empty() {
+            self.switch(file, false)?;
             file.write_all_at(rest, offset + done as u64)?;
         }
         Ok(rest.len())
     }
 
     /// As [`Direct::write_all_at`], of bytes that may begin anywhere in memory: they are copied first.
-    pub fn move_all_at(&self, file: &File, offset: u64, bytes: &[u8]) -> io::Result<usize> {
+    pub fn move_all_at(&mut self, file: &File, offset: u64, bytes: &[u8]) -> io::Result<usize> {
         let mut buffer = AlignedBuffer::default();
         let mut cached = 0;
         for (at, piece) in (offset..).step_by(MOVED_BYTES).zip(bytes.chunks(MOVED_BYTES)) {
-            if piece.len() < DIRECT_BYTES_MIN || self.direct(file).is_none() {
+            if piece.len() < DIRECT_BYTES_MIN || !self.is_good(file) {
                 cached += self.write_all_at(file, at, piece)?;
             } else {
                 buffer.resize(piece.len());
@@ -63,19 +63,19 @@ impl Direct {
     }
 
     /// Writes aligned bytes as far as that is possible, and says how many.
-    fn write_direct(&self, file: &File, offset: u64, bytes: &[u8]) -> io::Result<usize> {
+    fn write_direct(&mut self, file: &File, offset: u64, bytes: &[u8]) -> io::Result<usize> {
         let mut done = 0;
-        while done < bytes.len()
-            && let Some(direct) = self.direct(file)
-        {
-            match direct.write_at(&bytes[done..], offset + done as u64) {
+        while done < bytes.len() && self.is_good(file) {
+            let written =
+                self.switch(file, true).and_then(|()| file.write_at(&bytes[done..], offset + done as u64));
+            match written {
                 // The rest is no longer aligned.
                 Ok(count) if count == 0 || count % ALIGN != 0 => return Ok(done + count),
                 Ok(count) => done += count,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 // No such thing on this file system, or not with this alignment.
                 Err(e) if matches!(e.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) => {
-                    self.is_refused.store(true, Relaxed);
+                    self.is_refused = true;
                 }
                 Err(e) => return Err(e),
             }
@@ -83,19 +83,19 @@ impl Direct {
         Ok(done)
     }
 
-    /// What direct writes go to, if they are good here.
-    fn direct(&self, file: &File) -> Option<&File> {
-        if self.is_refused.load(Relaxed) {
-            return None;
-        }
-        self.direct.get_or_init(|| if is_good(file) { opened_directly(file) } else { None }).as_ref()
+    fn is_good(&mut self, file: &File) -> bool {
+        !self.is_refused && *self.is_known_good.get_or_insert_with(|| is_good(file))
     }
-}
 
-/// The same file once more. A flag of the one that is open would be that of all threads that write to it.
-fn opened_directly(file: &File) -> Option<File> {
-    let same = format!("/proc/self/fd/{}", file.as_raw_fd());
-    open(same, OFlags::WRONLY | OFlags::DIRECT | OFlags::CLOEXEC, Mode::empty()).ok().map(File::from)
+    fn switch(&mut self, file: &File, on: bool) -> io::Result<()> {
+        if self.is_on != on {
+            let mut flags = fcntl_getfl(file)?;
+            flags.set(OFlags::DIRECT, on);
+            fcntl_setfl(file, flags)?;
+            self.is_on = on;
+        }
+        Ok(())
+    }
 }
 
 fn is_good(file: &File) -> bool {
@@ -165,7 +165,7 @@ mod tests {
         let file = File::options().read(true).write(true).create_new(true).open(&path).ok()?;
         fs::remove_file(&path).unwrap();
         let (data, mut expected) = (pattern(3 << 20), vec![0; 3 << 20]);
-        let (direct, mut cached) = (Direct::default(), 0);
+        let (mut direct, mut cached) = (Direct::default(), 0);
         for (offset, len) in [
             (0, 1 << 20),
             (1 << 20, 4096),
@@ -180,6 +180,7 @@ mod tests {
             expected[offset..offset + len].copy_from_slice(bytes);
         }
         file.sync_all().unwrap();
+        direct.switch(&file, false).unwrap();
         let mut found = vec![0; expected.len()];
         file.read_exact_at(&mut found, 0).unwrap();
         assert!(found == expected);
@@ -199,10 +200,10 @@ mod tests {
         let here = tempfile::tempdir().unwrap();
         let data = pattern((3 << 20) + 5000);
         let file = File::options().write(true).create_new(true).open(here.path().join("pack")).unwrap();
-        let direct = Direct::default();
+        let mut direct = Direct::default();
         let bytes = &data.bytes()[3..];
         let cached = direct.move_all_at(&file, 0, bytes).unwrap();
-        assert!(direct.direct(&file).is_none() || cached < 8192, "{cached}");
+        assert!(!direct.is_good(&file) || cached < 8192, "{cached}");
         assert!(fs::read(here.path().join("pack")).unwrap() == bytes);
     }
 

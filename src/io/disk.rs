@@ -43,20 +43,6 @@ pub trait DiskWrite: Send {
 
     /// Makes everything durable and gives the disk its name. Without it nothing is left behind.
     fn finish(self: Box<Self>) -> Result<(), DiskError>;
-
-    /// The same disk, if several threads may write it at once, at any offsets.
-    fn shared(&self) -> Option<&dyn SharedWrite> {
-        None
-    }
-}
-
-/// A disk that several threads write. Its pieces may come in any order.
-pub trait SharedWrite: Sync {
-    /// Writes bytes at an offset.
-    fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<(), DiskError>;
-
-    /// Makes a range read as zeros.
-    fn zero_at(&self, offset: u64, len: u64) -> Result<(), DiskError>;
 }
 
 /// A file in the making that a writer of a disk format stands on. Unlike a disk's, its places are written in any

@@ -2,7 +2,7 @@
 
 use super::clock::random_u64;
 use super::direct::Direct;
-use super::disk::{DiskError, DiskWrite, FileWrite, SharedWrite};
+use super::disk::{DiskError, DiskWrite, FileWrite};
 use super::os::no_follow;
 use crate::model::ids::{InstanceId, VolumeId};
 use rustix::fs::{CWD, FallocateFlags, RenameFlags, renameat_with};
@@ -10,8 +10,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 
 /// A new file that gets its name only when it is whole and durable.
@@ -23,8 +22,8 @@ pub struct NewFile {
     replace: bool,
     direct: Direct,
     /// Bytes written to the page cache since the last write-back was begun.
-    unsynced_bytes: AtomicUsize,
-    write_back: Mutex<Option<JoinHandle<io::Result<()>>>>,
+    unsynced_bytes: usize,
+    write_back: Option<JoinHandle<io::Result<()>>>,
 }
 
 impl NewFile {
@@ -67,8 +66,8 @@ impl NewFile {
             temporary: Some(temporary),
             replace,
             direct: Direct::default(),
-            unsynced_bytes: AtomicUsize::new(0),
-            write_back: Mutex::default(),
+            unsynced_bytes: 0,
+            write_back: None,
         };
         new.file.set_permissions(fs::Permissions::from_mode(0o600)).map_err(failed)?;
         new.file.set_len(len).map_err(|e| DiskError::io("set the length of", path, len, e))?;
@@ -77,21 +76,21 @@ impl NewFile {
 
     /// Lets the disk work while the rest is still being made, rather than all at the end. A failure of an
     /// earlier write-back is this file's: a later sync would not tell of it again.
-    fn begin_write_back(&self) -> io::Result<()> {
-        let mut write_back = self.write_back.lock().unwrap_or_else(PoisonError::into_inner);
-        if write_back.as_ref().is_some_and(|running| !running.is_finished()) {
+    fn begin_write_back(&mut self) -> io::Result<()> {
+        if self.write_back.as_ref().is_some_and(|running| !running.is_finished()) {
             return Ok(());
         }
-        joined(write_back.take())?;
-        self.unsynced_bytes.store(0, Relaxed);
+        self.end_write_back()?;
+        self.unsynced_bytes = 0;
         let file = self.file.clone();
         // Where no thread can be had, all is written back at the end.
-        *write_back = std::thread::Builder::new().spawn(move || file.sync_data()).ok();
+        self.write_back = std::thread::Builder::new().spawn(move || file.sync_data()).ok();
         Ok(())
     }
 
     fn end_write_back(&mut self) -> io::Result<()> {
-        joined(self.write_back.get_mut().unwrap_or_else(PoisonError::into_inner).take())
+        let Some(running) = self.write_back.take() else { return Ok(()) };
+        running.join().unwrap_or_else(|_| Err(io::Error::other("the write-back thread is gone")))
     }
 
     fn publish(&mut self) -> io::Result<()> {
@@ -115,11 +114,6 @@ impl NewFile {
     }
 }
 
-fn joined(write_back: Option<JoinHandle<io::Result<()>>>) -> io::Result<()> {
-    let Some(running) = write_back else { return Ok(()) };
-    running.join().unwrap_or_else(|_| Err(io::Error::other("the write-back thread is gone")))
-}
-
 impl Drop for NewFile {
     fn drop(&mut self) {
         // A file that is given up may fail to be written.
@@ -131,24 +125,13 @@ impl Drop for NewFile {
     }
 }
 
-impl SharedWrite for NewFile {
-    fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<(), DiskError> {
-        let written = self.direct.write_all_at(&self.file, offset, bytes).and_then(|cached| {
-            let unsynced = self.unsynced_bytes.fetch_add(cached, Relaxed) + cached;
-            if unsynced >= WRITE_BACK_BYTES { self.begin_write_back() } else { Ok(()) }
-        });
-        written.map_err(|e| DiskError::io("write", &self.path, offset, e))
-    }
-
-    /// A new file reads as zeros where nothing was written.
-    fn zero_at(&self, _offset: u64, _len: u64) -> Result<(), DiskError> {
-        Ok(())
-    }
-}
-
 impl FileWrite for NewFile {
     fn put_at(&mut self, offset: u64, bytes: &[u8]) -> Result<(), DiskError> {
-        SharedWrite::write_at(self, offset, bytes)
+        let written = self.direct.write_all_at(&self.file, offset, bytes).and_then(|cached| {
+            self.unsynced_bytes += cached;
+            if self.unsynced_bytes >= WRITE_BACK_BYTES { self.begin_write_back() } else { Ok(()) }
+        });
+        written.map_err(|e| DiskError::io("write", &self.path, offset, e))
     }
 
     fn close(self: Box<Self>) -> Result<(), DiskError> {
@@ -158,15 +141,12 @@ impl FileWrite for NewFile {
 
 impl DiskWrite for NewFile {
     fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<(), DiskError> {
-        SharedWrite::write_at(self, offset, bytes)
+        self.put_at(offset, bytes)
     }
 
-    fn zero_at(&mut self, offset: u64, len: u64) -> Result<(), DiskError> {
-        SharedWrite::zero_at(self, offset, len)
-    }
-
-    fn shared(&self) -> Option<&dyn SharedWrite> {
-        Some(self)
+    /// A new file reads as zeros where nothing was written.
+    fn zero_at(&mut self, _offset: u64, _len: u64) -> Result<(), DiskError> {
+        Ok(())
     }
 
     fn finish(mut self: Box<Self>) -> Result<(), DiskError> {
@@ -202,14 +182,14 @@ impl BlockDevice {
     }
 }
 
-impl SharedWrite for BlockDevice {
-    fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<(), DiskError> {
+impl DiskWrite for BlockDevice {
+    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<(), DiskError> {
         let written = self.direct.write_all_at(&self.file, offset, bytes);
         written.map(|_| ()).map_err(|e| DiskError::io("write", &self.path, offset, e))
     }
 
     /// Old content stands on a device: zeros are made, by the device if it can, by writing them otherwise.
-    fn zero_at(&self, offset: u64, len: u64) -> Result<(), DiskError> {
+    fn zero_at(&mut self, offset: u64, len: u64) -> Result<(), DiskError> {
         let flags = FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE;
         if rustix::fs::fallocate(&self.file, flags, offset, len).is_ok() {
             return Ok(());
@@ -218,24 +198,10 @@ impl SharedWrite for BlockDevice {
         let mut at = offset;
         while at < offset + len {
             let count = zeros.len().min(usize::try_from(offset + len - at).unwrap_or(usize::MAX));
-            SharedWrite::write_at(self, at, &zeros[..count])?;
+            self.write_at(at, &zeros[..count])?;
             at += count as u64;
         }
         Ok(())
-    }
-}
-
-impl DiskWrite for BlockDevice {
-    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<(), DiskError> {
-        SharedWrite::write_at(self, offset, bytes)
-    }
-
-    fn zero_at(&mut self, offset: u64, len: u64) -> Result<(), DiskError> {
-        SharedWrite::zero_at(self, offset, len)
-    }
-
-    fn shared(&self) -> Option<&dyn SharedWrite> {
-        Some(self)
     }
 
     fn finish(self: Box<Self>) -> Result<(), DiskError> {

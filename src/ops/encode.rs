@@ -8,9 +8,11 @@ use crate::chunk::frame::{Codec, Draft, Frame, FrameError, ZSTD_LEVELS};
 use crate::model::ids::ChunkId;
 use crate::model::units::{BLOCK_BYTES, CHUNK_BLOCKS_MAX};
 use crate::region::Region;
+use crate::region::bases::Bytes;
 use crate::region::similar::{Base, Found, Similar, Wanted};
 use rayon::prelude::*;
 use std::collections::HashMap;
+use std::ops::Deref;
 use std::sync::Arc;
 
 /// How new chunks are stored.
@@ -88,11 +90,30 @@ struct Bases<'a> {
 }
 
 /// A delta that is not proved yet.
-struct Delta {
+struct Delta<'a> {
     draft: Draft,
-    base: Vec<u8>,
+    base: Content<'a>,
     /// Bytes of a plain frame, if that can be told.
     expected: Option<usize>,
+}
+
+/// The bytes of a base.
+enum Content<'a> {
+    Here(&'a [u8]),
+    Decoded(Vec<u8>),
+    Read(Bytes),
+}
+
+impl Deref for Content<'_> {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Here(bytes) => bytes,
+            Self::Decoded(bytes) => bytes,
+            Self::Read(bytes) => bytes,
+        }
+    }
 }
 
 impl Encoder {
@@ -267,14 +288,14 @@ impl Encoder {
         }
     }
 
-    fn smallest_delta(
+    fn smallest_delta<'a>(
         &self,
         chunk: &NewChunk<'_>,
         found: &[Base],
-        bases: &Bases<'_>,
-    ) -> Result<Option<Delta>, OpsError> {
-        let mut smallest: Option<Delta> = None;
-        let is_small = |delta: &Delta| {
+        bases: &Bases<'a>,
+    ) -> Result<Option<Delta<'a>>, OpsError> {
+        let mut smallest: Option<Delta<'a>> = None;
+        let is_small = |delta: &Delta<'_>| {
             let expected = delta.expected.unwrap_or(chunk.raw.len() / USUAL_RATIO);
             delta.draft.body_bytes() * 10 < expected * self.small_tenths
         };
@@ -297,7 +318,7 @@ impl Encoder {
     }
 
     /// The delta if it saves enough, else the plain frame; only what is taken is proved.
-    fn smaller(&self, chunk: &NewChunk<'_>, delta: Delta) -> Result<Frame, OpsError> {
+    fn smaller(&self, chunk: &NewChunk<'_>, delta: Delta<'_>) -> Result<Frame, OpsError> {
         let Delta { draft, base, expected } = delta;
         let codecs = self.region.codecs();
         let bytes = draft.body_bytes();
@@ -314,18 +335,21 @@ impl Encoder {
     }
 
     /// The bytes of a base, and how many its stored body has if that is known.
-    fn content(&self, base: &Base, bases: &Bases<'_>) -> (Option<Vec<u8>>, Option<usize>) {
+    fn content<'a>(&self, base: &Base, bases: &Bases<'a>) -> (Option<Content<'a>>, Option<usize>) {
         match base {
-            Base::Pending(id) => (bases.pending.get(id).map(|raw| raw.to_vec()), None),
+            Base::Pending(id) => (bases.pending.get(id).copied().map(Content::Here), None),
             Base::Recent(id, frame) => {
                 let is_compressed = frame.codec == Codec::Zstd;
-                (self.region.decode(*id, frame), is_compressed.then_some(frame.body.len()))
+                (
+                    self.region.decode(*id, frame).map(Content::Decoded),
+                    is_compressed.then_some(frame.body.len()),
+                )
             }
             Base::Stored(id, location) => {
                 // What does not compress says nothing of what resembles it a little.
                 let is_compressed = location.codec == Codec::Zstd;
                 let stored = usize::try_from(location.stored_len).ok().filter(|_| is_compressed);
-                (bases.stored.content(&self.region, *id), stored)
+                (bases.stored.content(&self.region, *id).map(Content::Read), stored)
             }
         }
     }

@@ -3,16 +3,14 @@
 //! ```text
 //! fetch     stored frames, near ones together
 //! decode    decompress, and BLAKE3 equals the id: on several threads, each with a few chunks that stay in its cache
-//! write     zero runs are left out or zeroed, as the target needs
+//! write     ascending positions; zero runs are left out or zeroed, as the target needs
 //! ```
-//!
-//! Who decodes also writes, if several threads may write to the target at once; else one thread writes, front to back.
 
 use super::buffers::{GiveBack, Take, buffers};
 use super::context::Context;
 use super::error::OpsError;
 use super::stage::{check_whole, join_all, spawn};
-use crate::disk::{AlignedBuffer, DiskError, DiskWrite, SharedWrite};
+use crate::disk::{AlignedBuffer, DiskWrite};
 use crate::model::blockmap::{BlockMap, Run};
 use crate::model::catalog::RootId;
 use crate::model::ids::ChunkId;
@@ -21,14 +19,14 @@ use crate::region::Region;
 use crate::region::fetch::{Fetched, FetchedFrame};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use std::iter::Peekable;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::thread;
 
-/// Blocks of chunks that a thread decodes at a time: half of a usual processor's own cache.
-const PIECE_BLOCKS: usize = (512 << 10) / BLOCK_BYTES;
-/// Threads beside those that compute, for the time that some wait for the disk.
-const WAITING: usize = 3;
+/// Blocks of chunks that a thread decodes at a time: a usual processor's own cache.
+const PIECE_BLOCKS: usize = (1 << 20) / BLOCK_BYTES;
+/// Buffers that go round beside one for each thread that decodes: one is written, others wait, since now the disk is slower and
+/// now the decoders.
+const WAITING: usize = 8;
 /// Pieces that are fetched ahead of decoding, beside those of the batch that is fetched.
 const FETCHED_AHEAD: usize = 8;
 /// Most zeros that a target is asked for at once.
@@ -68,59 +66,8 @@ pub fn restore(
     target: &mut dyn DiskWrite,
     context: &Context<'_>,
 ) -> Result<(), OpsError> {
-    match target.shared() {
-        Some(shared) => restore_shared(region, root, map, shared, context),
-        None => restore_in_order(region, root, map, target, context),
-    }
-}
-
-/// Into what several threads write at once, whichever piece is done first.
-fn restore_shared(
-    region: &Region,
-    root: RootId,
-    map: &BlockMap,
-    target: &dyn SharedWrite,
-    context: &Context<'_>,
-) -> Result<(), OpsError> {
-    // One that has failed stops the others.
-    let (is_over, done) = (AtomicBool::new(false), AtomicU64::new(0));
-    let work = |pieces: &Receiver<Piece>| {
-        let mut buffer = AlignedBuffer::default();
-        for piece in pieces.iter().take_while(|_| !is_over.load(Relaxed)) {
-            context.check_cancelled()?;
-            decode(region, root, &piece, &mut buffer)?;
-            done.fetch_add(write_runs(map, &piece.runs, buffer.bytes(), target, context)?, Relaxed);
-        }
-        Ok(())
-    };
-    thread::scope(|scope| {
-        let (pieces_in, pieces) = bounded(FETCHED_AHEAD);
-        let mut send = move |piece| pieces_in.send(piece).is_ok();
-        let mut stages = vec![spawn(scope, "fetch", move || fetch(region, map, context, &mut send))?];
-        for _ in 0..context.pool.current_num_threads() + WAITING {
-            let (pieces, work, is_over) = (pieces.clone(), &work, &is_over);
-            stages.push(spawn(scope, "restore", move || {
-                let worked = work(&pieces);
-                is_over.fetch_or(worked.is_err(), Relaxed);
-                worked
-            })?);
-        }
-        drop(pieces);
-        join_all(stages, Ok(()))
-    })?;
-    check_whole("written", map.volume_bytes(), done.into_inner())
-}
-
-/// Into what takes its pieces one after the other.
-fn restore_in_order(
-    region: &Region,
-    root: RootId,
-    map: &BlockMap,
-    target: &mut dyn DiskWrite,
-    context: &Context<'_>,
-) -> Result<(), OpsError> {
     let threads = context.pool.current_num_threads();
-    let count = 2 * (threads + WAITING);
+    let count = threads + WAITING;
     thread::scope(|scope| {
         let (back, buffers) = buffers(count);
         let (tasks_in, tasks) = bounded(FETCHED_AHEAD);
@@ -241,28 +188,15 @@ fn write_all(
     order: &Receiver<Receiver<Decoded>>,
     back: &GiveBack<AlignedBuffer>,
 ) -> Result<(), OpsError> {
-    let (target, mut done) = (InTurn(Mutex::new(target)), 0);
+    let mut done = 0;
     for decoded in order {
         // Whoever gave it up has the reason.
         let Ok(Decoded { runs, buffer }) = decoded.recv() else { break };
         context.check_cancelled()?;
-        done += write_runs(map, &runs, buffer.bytes(), &target, context)?;
+        done += write_runs(map, &runs, buffer.bytes(), target, context)?;
         back.give_back(buffer);
     }
     check_whole("written", map.volume_bytes(), done)
-}
-
-/// A target that one thread writes, front to back.
-struct InTurn<'a>(Mutex<&'a mut dyn DiskWrite>);
-
-impl SharedWrite for InTurn<'_> {
-    fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<(), DiskError> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).write_at(offset, bytes)
-    }
-
-    fn zero_at(&self, offset: u64, len: u64) -> Result<(), DiskError> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).zero_at(offset, len)
-    }
 }
 
 /// Writes runs with the bytes of their chunks. Gives how many bytes of the volume that was.
@@ -270,7 +204,7 @@ fn write_runs(
     map: &BlockMap,
     runs: &[Run],
     bytes: &[u8],
-    target: &dyn SharedWrite,
+    target: &mut dyn DiskWrite,
     context: &Context<'_>,
 ) -> Result<u64, OpsError> {
     let (mut offset, mut done) = (0, 0);
@@ -293,7 +227,7 @@ fn write_runs(
 }
 
 /// Zeros a range in pieces, so that even a very long one can be watched and stopped.
-fn zero(target: &dyn SharedWrite, offset: u64, len: u64, context: &Context<'_>) -> Result<(), OpsError> {
+fn zero(target: &mut dyn DiskWrite, offset: u64, len: u64, context: &Context<'_>) -> Result<(), OpsError> {
     let mut done = 0;
     while done < len {
         context.check_cancelled()?;
@@ -322,6 +256,7 @@ fn extent_of(group: &[Run]) -> (u64, u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::disk::DiskError;
     use crate::model::account::AccountId;
     use crate::model::blockmap::ChunkRef;
     use crate::ops::context::Unwatched;

@@ -2,7 +2,7 @@
 //!
 //! [`build`] fills packs, [`trailer`] reads their own index, [`index`] answers where a chunk is across all
 //! of them, [`segment`] is the mapped part of that answer, [`merge`] makes new segments, [`read`] fetches
-//! frames.
+//! frames into [`spare`] memory.
 
 mod atomic {
     //! The atomics of [`super::checked`], which a test puts others in the place of.
@@ -18,4 +18,5 @@ pub mod quick;
 pub mod read;
 pub mod segment;
 pub mod similar;
+pub mod spare;
 pub mod trailer;

@@ -2,6 +2,7 @@
 
 use super::error::PackError;
 use super::index::Location;
+use super::spare::{Bytes, Spare};
 use crate::chunk::frame::{CodecPool, base_of};
 use crate::format::pack::{FRAME_HEADER_BYTES, frame_body};
 use crate::io::storage::{Object, Storage};
@@ -67,19 +68,26 @@ fn allowed_gap(run: &ReadRun, useful: u64) -> u64 {
 /// Reads from packs, a number of which it keeps open.
 pub struct PackReader {
     storage: Arc<dyn Storage>,
+    spare: Arc<Spare>,
     open: Mutex<HashMap<PackName, Arc<dyn Object>>>,
 }
 
 impl PackReader {
     /// A reader of the packs in a storage.
     pub fn new(storage: Arc<dyn Storage>) -> Self {
-        Self { storage, open: Mutex::default() }
+        Self { storage, spare: Arc::default(), open: Mutex::default() }
     }
 
-    /// Fills `buffer`, which is made as long as the run, with its bytes.
-    pub fn read(&self, run: &ReadRun, buffer: &mut Vec<u8>) -> Result<(), PackError> {
-        buffer.resize(run.len, 0);
-        Ok(self.object(run.pack)?.read_at(run.offset, buffer)?)
+    /// The bytes of a run.
+    pub fn read(&self, run: &ReadRun) -> Result<Bytes, PackError> {
+        let mut bytes = self.spare.take(run.len);
+        self.object(run.pack)?.read_at(run.offset, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// Memory for what is decoded from runs.
+    pub fn spare(&self) -> &Arc<Spare> {
+        &self.spare
     }
 
     fn object(&self, name: PackName) -> Result<Arc<dyn Object>, PackError> {

@@ -10,6 +10,7 @@ use crate::model::units::BLOCK_BYTES;
 use crate::pack::error::PackError;
 use crate::pack::index::{Filters, Location};
 use crate::pack::read::{ReadRun, base_in, decode_frame};
+pub use crate::pack::spare::Bytes;
 use crate::pack::trailer::read_trailer;
 use std::collections::{BTreeSet, HashMap};
 
@@ -112,16 +113,16 @@ impl Region {
 
 impl Bases {
     /// The bytes of a base; none if it is not here or damaged here.
-    pub fn content(&self, region: &Region, id: ChunkId) -> Option<Vec<u8>> {
+    pub fn content(&self, region: &Region, id: ChunkId) -> Option<Bytes> {
         let (located, run) = self.places.get(&id)?;
         let (read, bytes) = self.runs.get(*run)?;
-        let mut raw = vec![0; usize::from(located.1.raw_blocks) * BLOCK_BYTES];
+        let mut raw = region.0.reader.spare().take(usize::from(located.1.raw_blocks) * BLOCK_BYTES);
         decode_frame(&region.0.codecs, read, bytes, *located, None, &mut raw).ok()?;
         Some(raw)
     }
 
     /// As [`Bases::content`], or from any other place that has it intact.
-    pub fn intact_content(&self, region: &Region, id: ChunkId) -> Option<Vec<u8>> {
+    pub fn intact_content(&self, region: &Region, id: ChunkId) -> Option<Bytes> {
         self.content(region, id).or_else(|| region.intact_base(id))
     }
 }

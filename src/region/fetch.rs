@@ -11,11 +11,12 @@ use crate::model::units::BLOCK_BYTES;
 use crate::pack::error::PackError;
 use crate::pack::index::{Filters, Index, Location};
 use crate::pack::read::{ReadRun, base_in, decode_frame, plan_reads, stored_frame};
+use crate::pack::spare::Bytes;
 use std::collections::HashSet;
 use std::sync::PoisonError;
 
 /// A read with the bytes that it gave.
-pub(super) type StoredRun = (ReadRun, Vec<u8>);
+pub(super) type StoredRun = (ReadRun, Bytes);
 
 /// Bytes of a chunk in the index.
 pub use crate::format::entry::ENTRY_BYTES;
@@ -26,7 +27,7 @@ pub type Located = (ChunkId, Location);
 /// Stored frames of a list of chunks, and of the bases of those that are deltas.
 pub struct Fetched {
     wanted: Vec<Located>,
-    runs: Vec<(ReadRun, Vec<u8>)>,
+    runs: Vec<StoredRun>,
     bases: Bases,
 }
 
@@ -176,7 +177,7 @@ impl Region {
     }
 
     /// The content of a base from any place that has it intact as a plain frame.
-    pub(super) fn intact_base(&self, id: ChunkId) -> Option<Vec<u8>> {
+    pub(super) fn intact_base(&self, id: ChunkId) -> Option<Bytes> {
         self.first_intact(id, true, |place| self.read_bases(&[(id, *place)]).ok()?.content(self, id))
     }
 
@@ -313,7 +314,7 @@ impl Region {
     fn read_with_bases(&self, wanted: &[Located]) -> Result<(Vec<StoredRun>, Bases), RegionError> {
         let runs = self.read_runs(wanted)?;
         let frames = runs.iter().flat_map(|(read, bytes)| {
-            read.members.iter().map(move |&member| (read, bytes.as_slice(), &wanted[member]))
+            read.members.iter().map(move |&member| (read, &**bytes, &wanted[member]))
         });
         let bases = self.bases_of(frames)?;
         Ok((runs, bases))
@@ -322,8 +323,7 @@ impl Region {
     pub(super) fn read_runs(&self, wanted: &[Located]) -> Result<Vec<StoredRun>, PackError> {
         let mut runs = Vec::new();
         for run in plan_reads(wanted) {
-            let mut bytes = Vec::new();
-            self.0.reader.read(&run, &mut bytes)?;
+            let bytes = self.0.reader.read(&run)?;
             runs.push((run, bytes));
         }
         Ok(runs)

@@ -62,7 +62,7 @@ impl Region {
         for delta in deltas {
             let Some(base) = delta.base() else { continue };
             let here = places.get(&base).and_then(|&at| self.decode(base, &found[at].1));
-            let content = here.or_else(|| self.intact_base(base));
+            let content = here.or_else(|| Some(self.intact_base(base)?.to_vec()));
             if let Ok((id, raw)) = self.0.codecs.identify(&delta, content.as_deref())
                 && let Ok(plain) = self.encode(&raw, id, i32::from(self.0.header.zstd_level))
             {
