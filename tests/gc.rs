@@ -642,6 +642,88 @@ fn what_is_left_of_a_damaged_snapshot_stays_and_the_rest_goes() {
     }
 }
 
+/// Packs and block maps go and come back, or are damaged and then as they were; between that everybody collects, stores and
+/// deletes. What was not deleted is whole at the end: no collection took anything that was still to be mended.
+#[test]
+fn what_may_come_back_is_not_collected() {
+    let rounds = std::env::var("IMGSTORE_LOSS_ROUNDS").map_or(15, |n| n.parse().unwrap());
+    let mut went_on = 0;
+    for round in 0..rounds {
+        let (mut draw, place, caller) = (Draw::new(round + 900), Place::new(), Caller::new(1));
+        let mut bytes = volume(400_000, round);
+        let mut alive: Vec<(SnapshotId, Vec<u8>)> = Vec::new();
+        let mut take = |draw: &mut Draw, alive: &mut Vec<(SnapshotId, Vec<u8>)>| {
+            // Some are much like the one before: stored as deltas.
+            if draw.below(3) == 0 {
+                bytes = volume(200_000 + draw.below(200_000), draw.next());
+            }
+            (0..6).for_each(|_| bytes[draw.below(200_000)] ^= 1);
+            alive.push((place.snapshot(&caller, &bytes), bytes.clone()));
+        };
+        let delete = |draw: &mut Draw, alive: &mut Vec<(SnapshotId, Vec<u8>)>| {
+            let (id, _) = alive.swap_remove(draw.below(alive.len()));
+            delete_snapshot(&place.open(), id, &caller.context()).unwrap();
+        };
+        (0..6).for_each(|_| take(&mut draw, &mut alive));
+        (0..2).for_each(|_| delete(&mut draw, &mut alive));
+        let mend = || {
+            let sources = RepairSources { force: true, ..RepairSources::default() };
+            repair(&place.open(), &sources, &caller.context()).unwrap()
+        };
+        let catalog = place.open().catalog().unwrap();
+        let mut names: Vec<String> = catalog.packs.keys().map(ToString::to_string).collect();
+        if draw.below(5) == 0 {
+            names.extend(catalog.roots().map(|root| root.manifest.name.to_string()));
+        }
+        let mut gone: Vec<(String, Vec<u8>)> = Vec::new();
+        for _ in 0..1 + draw.below(3) {
+            let name = names.swap_remove(draw.below(names.len()));
+            let path = place.root().join(&name);
+            let sound = std::fs::read(&path).unwrap();
+            std::fs::remove_file(&path).unwrap();
+            match draw.below(3) {
+                0 => {}
+                1 => std::fs::write(&path, &sound[..draw.below(sound.len())]).unwrap(),
+                _ => {
+                    let mut damaged = sound.clone();
+                    damaged[draw.below(sound.len())] ^= 4;
+                    std::fs::write(&path, damaged).unwrap();
+                }
+            }
+            gone.push((name, sound));
+        }
+        mend();
+        for _ in 0..6 {
+            match draw.below(4) {
+                0 => take(&mut draw, &mut alive),
+                1 if alive.len() > 2 => delete(&mut draw, &mut alive),
+                _ => match collect(&place.open(), &NOW, &caller.context()) {
+                    Ok(collected) => went_on += usize::from(!collected.lost.is_empty()),
+                    Err(error) => assert_eq!(error.class(), Class::Damage, "round {round}: {error}"),
+                },
+            }
+        }
+        for (name, sound) in gone {
+            let path = place.root().join(&name);
+            let _ = std::fs::remove_file(&path);
+            // What nothing needs any more is forgotten, and would not be looked at.
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(&path, sound).unwrap();
+        }
+        let repaired = mend();
+        assert!(repaired.lost.is_empty(), "round {round}: {repaired:?}");
+        for (id, bytes) in &alive {
+            assert!(caller.read_back(&place.open(), *id).unwrap() == *bytes, "round {round}: {id}");
+        }
+        assert!(place.collect(NOW, &caller).lost.is_empty(), "round {round}");
+        for (id, bytes) in &alive {
+            assert!(caller.read_back(&place.open(), *id).unwrap() == *bytes, "round {round}: {id}");
+        }
+        place.assert_clean(&caller);
+    }
+    assert!(went_on > 0 || rounds < 10, "no collection went on beside a loss");
+}
+
 /// As long as a block map is lost nobody knows what to keep. It is said whose it is, and the way out is one.
 #[test]
 fn a_lost_block_map_is_named_with_the_way_out() {
