@@ -268,14 +268,17 @@ fn reserve_all(session: &mut Session, plan: &CopyPlan) -> Result<Vec<PackName>, 
     session.flush()?;
     for (map, root) in plan.maps.iter().zip(plan.roots()) {
         let ids: Vec<_> = map.chunks().iter().map(|chunk| chunk.id).collect();
+        let gone = |chunk| OpsError::ContentGone { what: format!("the pack of chunk {chunk}") };
         let lacking = session.reserve(&ids)?.iter().position(|is_new| *is_new);
         if let Some(at) = lacking {
-            return Err(OpsError::ContentGone { what: format!("the pack of chunk {}", ids[at]) });
+            return Err(gone(ids[at]));
         }
         // Chunks are what they are called; how long they are is what the source's block map says.
-        for (chunk, place) in map.chunks().iter().zip(session.region().locate(&ids)?) {
-            if place.1.raw_blocks != chunk.blocks {
-                let (expected, found) = (block_offset(chunk.blocks.into()), place.1.raw_bytes());
+        for (chunk, place) in map.chunks().iter().zip(session.region().try_locate(&ids)?) {
+            // It may go between the two looks.
+            let place = place.ok_or_else(|| gone(chunk.id))?;
+            if place.raw_blocks != chunk.blocks {
+                let (expected, found) = (block_offset(chunk.blocks.into()), place.raw_bytes());
                 return Err(OpsError::ChunkLength { root, expected, found });
             }
         }
