@@ -3,26 +3,38 @@
 
 mod common;
 
-use common::{Caller, MemoryDisk, memory_region, session, small_packs, volume};
+use common::{Caller, Draw, MemoryDisk, memory_region, session, small_packs, volume};
 use imgstore::disk::DiskRead;
+use imgstore::format::record::{self, Body};
 use imgstore::io::memory::Memory;
 use imgstore::io::storage::{Created, Listed, Object, Storage, StorageError, read_whole};
-use imgstore::model::ids::{SessionId, SnapshotId};
+use imgstore::model::catalog::Pack;
+use imgstore::model::changes::Changes;
+use imgstore::model::ids::{SessionId, SnapshotId, VolumeId};
+use imgstore::model::objects::{ManifestRecord, PackName, PackState};
 use imgstore::model::op::Op;
+use imgstore::model::words::{Architecture, VolumeType};
+use imgstore::ops::capture::{CaptureOptions, CaptureWhat, create_snapshots};
+use imgstore::ops::copy::{CopyOptions, CopyWhat, apply, plan};
 use imgstore::ops::delete::delete_snapshot;
 use imgstore::ops::encode::Compression;
-use imgstore::ops::error::Class;
+use imgstore::ops::error::{Class, OpsError};
 use imgstore::ops::gc::{GcOptions, collect};
+use imgstore::ops::import::{ImportDisk, import, import_template};
 use imgstore::ops::ingest::ingest;
+use imgstore::ops::register::ImageOptions;
 use imgstore::ops::repair::{RepairSources, repair};
+use imgstore::ops::snapshot::{Hint, SnapshotOptions, snapshot};
 use imgstore::ops::verify::{VerifyOptions, verify};
-use imgstore::region::Region;
+use imgstore::ops::volume::{VolumeOptions, create_volume};
 use imgstore::region::error::RegionError;
+use imgstore::region::{Region, RegionOptions};
 use std::sync::{Arc, Mutex};
 
 const NOW: GcOptions = GcOptions { grace_ms: 0, repack_percent: 50 };
 
-/// What happens before an object is opened whose name begins so, after so many that do.
+/// What happens before an object is opened whose name begins so, after so many that do; with `create ` before the
+/// name, before it is created.
 struct Event {
     prefix: String,
     skip: usize,
@@ -42,6 +54,15 @@ struct Stage {
 impl Stage {
     fn new(inner: Memory) -> Self {
         Self { inner, event: Arc::default(), alive: session() }
+    }
+
+    /// On a copy of a storage.
+    fn copy_of(storage: &Memory) -> Self {
+        let copy = Memory::new();
+        for listed in storage.list("").unwrap() {
+            copy.restore(&listed.name, &read_whole(storage, &listed.name, 1 << 24).unwrap()).unwrap();
+        }
+        Self::new(copy)
     }
 
     /// The region as the writer under test has it.
@@ -79,6 +100,7 @@ impl Stage {
 
 impl Storage for Stage {
     fn create(&self, name: &str, parts: &[&[u8]]) -> Result<Created, StorageError> {
+        self.step(&format!("create {name}"));
         self.inner.create(name, parts)
     }
 
@@ -147,11 +169,7 @@ impl World {
 
     /// A copy of it, on which nothing has happened yet.
     fn stage(&self) -> Stage {
-        let copy = Memory::new();
-        for listed in self.storage.list("").unwrap() {
-            copy.restore(&listed.name, &read_whole(&self.storage, &listed.name, 1 << 24).unwrap()).unwrap();
-        }
-        Stage::new(copy)
+        Stage::copy_of(&self.storage)
     }
 
     /// Deletes what is going and collects it: packs go, others are rewritten, and the segment is made anew.
@@ -230,6 +248,173 @@ fn a_collection_between_any_two_steps_harms_no_command() {
             }
         }
         assert!(happened > 3, "{name}: {happened}");
+    }
+}
+
+/// A snapshot that is about to be deleted, and a disk that is like it but for its end: whoever stores that counts on
+/// content which nothing else needs then.
+struct Lent {
+    storage: Memory,
+    parent: SnapshotId,
+    disk: Vec<u8>,
+    /// The disk as a volume.
+    volume: VolumeId,
+    /// The disk as a snapshot in another region.
+    source: Region,
+    far: SnapshotId,
+    _files: tempfile::TempDir,
+}
+
+impl Lent {
+    const END: std::ops::Range<usize> = 160 << 10..200 << 10;
+
+    fn new() -> Self {
+        let (storage, caller, files) = (Memory::new(), Caller::new(1), tempfile::tempdir().unwrap());
+        let options = RegionOptions { pack_bytes: 16 << 10, ..small_packs() };
+        let (region, source) =
+            (memory_region(&storage, &options), memory_region(&Memory::new(), &small_packs()));
+        let before = volume(200 << 10, 7);
+        let mut disk = before.clone();
+        let mut draw = Draw::new(8);
+        disk[Self::END].fill_with(|| draw.next() as u8);
+        let parent = caller.snapshot(&region, &MemoryDisk::new(before)).unwrap().snapshot.id;
+        let far = caller.snapshot(&source, &MemoryDisk::new(disk.clone())).unwrap().snapshot.id;
+        let options = VolumeOptions {
+            snapshot_id: None,
+            volume_bytes: Some(disk.len() as u64),
+            volume_type: VolumeType::Gp3,
+            iops: None,
+            output: files.path().into(),
+            tags: vec![],
+            client_token: None,
+        };
+        let made = create_volume(&region, &options, &caller.context()).unwrap();
+        std::fs::write(&made.path, &disk).unwrap();
+        Self { storage, parent, disk, volume: made.id, source, far, _files: files }
+    }
+
+    /// The parent is deleted and collected, with a grace or at once.
+    fn take_away(&self, grace_ms: u64) -> impl Fn(&Stage) + Send + 'static {
+        let parent = self.parent;
+        move |stage| {
+            let (region, caller) = (stage.other(), Caller::new(1));
+            delete_snapshot(&region, parent, &caller.context()).unwrap();
+            let options = GcOptions { grace_ms, repack_percent: 0 };
+            collect(&region, &options, &caller.context()).unwrap();
+        }
+    }
+
+    /// Whatever is condemned goes, needed or not; then a snapshot or template has all of its content.
+    fn assert_whole(&self, stage: &Stage, manifest: &ManifestRecord, what: &str) {
+        let (region, caller) = (stage.other(), Caller::new(1));
+        let is_condemned = |pack: &&Pack| matches!(pack.state, PackState::Condemned { .. });
+        let catalog = region.catalog().unwrap();
+        let condemned = catalog.packs.values().filter(is_condemned);
+        let packs = condemned.map(|pack| pack.record.name).collect();
+        let sweep = |_: &_| Ok((vec![Op::SweepPacks { packs: Vec::clone(&packs) }], ()));
+        region.commit::<_, RegionError>(caller.account, sweep).unwrap();
+        region.remove_swept::<RegionError>(caller.account, || Ok(())).unwrap();
+        let report = verify(&region, &VerifyOptions::default(), &caller.context()).unwrap();
+        assert!(report.findings.is_empty(), "{what}: {:?}", report.findings);
+        assert!(caller.read_content(&region, manifest).unwrap() == self.disk, "{what}");
+    }
+}
+
+/// The packs that the record of a snapshot or template with this block map names.
+fn named_packs(stage: &Stage, manifest: &ManifestRecord) -> Vec<PackName> {
+    let last = stage.other().catalog().unwrap().sequence;
+    let ops = (1..=last).flat_map(|sequence| {
+        let name = format!("log/{:017}/{sequence:020}", sequence / 1000);
+        let bytes = read_whole(&stage.inner, &name, 1 << 20).unwrap();
+        let Body::Inline(ops) = record::decode(&bytes).unwrap().0.body else { panic!("{name} is long") };
+        ops
+    });
+    let mut named = ops.filter_map(|op| match op {
+        Op::CreateSnapshot { snapshot, packs } if snapshot.manifest == *manifest => Some(packs),
+        Op::CreateTemplate { template, packs } if template.manifest == *manifest => Some(packs),
+        _ => None,
+    });
+    named.next().unwrap()
+}
+
+/// Everything that makes a snapshot or template, while what it counts on is condemned or goes: its record names what it
+/// has to rescue, or is not written before the content is stored again. Alone it names nothing.
+#[test]
+fn what_a_new_snapshot_counts_on_is_condemned_or_goes_between_any_two_steps() {
+    type Command = fn(&Lent, &Region, &Caller) -> Result<ManifestRecord, OpsError>;
+    fn hint(lent: &Lent) -> SnapshotOptions {
+        let mut changes = Changes::default();
+        changes.add_bytes(Lent::END.start as u64..Lent::END.end as u64);
+        let hint = Some(Hint { changes, verify: false });
+        SnapshotOptions { parent: Some(lent.parent), hint, ..SnapshotOptions::default() }
+    }
+    let commands: [(&str, Command); 6] = [
+        ("snapshot", |lent, region, caller| {
+            Ok(caller.snapshot(region, &MemoryDisk::new(lent.disk.clone()))?.snapshot.manifest)
+        }),
+        ("snapshot with a hint", |lent, region, caller| {
+            let disk = MemoryDisk::new(lent.disk.clone());
+            Ok(snapshot(region, &disk, &hint(lent), &caller.context())?.snapshot.manifest)
+        }),
+        ("import", |lent, region, caller| {
+            let disk = Box::new(MemoryDisk::new(lent.disk.clone()));
+            let disks = [ImportDisk { device_name: "/dev/xvda".into(), disk }];
+            let options = ImageOptions::named("image", Architecture::X86_64);
+            let made = import(region, &disks, &[], &options, Compression::default(), &caller.context())?;
+            Ok(made.snapshots[0].manifest.clone())
+        }),
+        ("import of a template", |lent, region, caller| {
+            let (disk, options) =
+                (MemoryDisk::new(lent.disk.clone()), ImageOptions::named("image", Architecture::X86_64));
+            let image =
+                import_template(region, &disk, &[], &options, Compression::default(), &caller.context())?
+                    .image;
+            Ok(region.catalog()?.templates[&image.template.unwrap()].manifest.clone())
+        }),
+        ("snapshot of a volume", |lent, region, caller| {
+            let (what, options) = (CaptureWhat::Volume(lent.volume), CaptureOptions::default());
+            Ok(create_snapshots(region, what, &options, &caller.context())?.snapshots[0].manifest.clone())
+        }),
+        ("copy", |lent, region, caller| {
+            let (what, options) = (CopyWhat::Snapshot(lent.far), CopyOptions::default());
+            let plan = plan(&lent.source, region, what, &options, &caller.context())?;
+            let copied = apply(&lent.source, region, &plan, &options, &caller.context())?;
+            Ok(copied.snapshots[0].manifest.clone())
+        }),
+    ];
+    let (lent, caller) = (Lent::new(), Caller::new(1));
+    for (name, command) in commands {
+        let alone = Stage::copy_of(&lent.storage);
+        let manifest = command(&lent, &alone.region(), &caller).unwrap();
+        assert_eq!(named_packs(&alone, &manifest), [], "{name}");
+        for grace_ms in [0, 1000] {
+            let (mut happened, mut rescuing) = (0, 0);
+            for prefix in ["packs/", "log/", "create packs/", "create manifests/", "create log/"] {
+                for skip in [0, 1, 2, 3, 4, 5, 6, 8, 10, 15, 20, 40] {
+                    let stage = Stage::copy_of(&lent.storage);
+                    let region = stage.region();
+                    stage.plan(prefix, skip, lent.take_away(grace_ms));
+                    let what = format!("{name}, {prefix} {skip}, grace {grace_ms}");
+                    let made = command(&lent, &region, &caller);
+                    if !stage.has_happened() {
+                        break;
+                    }
+                    happened += 1;
+                    match made {
+                        Ok(manifest) => {
+                            lent.assert_whole(&stage, &manifest, &what);
+                            rescuing += usize::from(!named_packs(&stage, &manifest).is_empty());
+                        }
+                        // The parent is gone before the command has begun.
+                        Err(error) => {
+                            assert!(error.class() == Class::NotFound && skip == 0, "{what}: {error}")
+                        }
+                    }
+                }
+            }
+            assert!(happened > 10, "{name}: {happened}");
+            assert_eq!(rescuing > 0, grace_ms > 0, "{name}: {rescuing} of {happened}");
+        }
     }
 }
 

@@ -18,7 +18,7 @@ use imgstore::ops::verify::{VerifyOptions, verify};
 use imgstore::pack::trailer::read_trailer;
 use imgstore::region::error::RegionError;
 use imgstore::region::{Region, RegionOptions};
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -486,4 +486,36 @@ fn a_damaged_log_is_told_as_damage() {
     assert_eq!(report.findings[0].object, "log");
     let missing = OpsError::from(RegionError::BrokenLog { sequence: 3, why: "x".into() });
     assert!(missing.to_string().contains("imgstore repair"), "{missing}");
+}
+
+/// Each image of a chain has content in the packs of all that came before it. Its record does not name them.
+#[test]
+fn records_do_not_grow_with_the_chain() {
+    let (storage, caller) = (Memory::new(), Caller::new(1));
+    let region = memory_region(&storage, &options());
+    let mut disk = vec![0; 60 * 8 * 4096];
+    let mut lengths = Vec::new();
+    for number in 0..60 {
+        // A chunk more, with a zero run behind it.
+        disk[number * 8 * 4096..][..4096].copy_from_slice(&block_of_noise(number as u64));
+        caller.snapshot(&region, &MemoryDisk::new(disk.clone())).unwrap();
+        let sequence = region.catalog().unwrap().sequence;
+        let name = format!("log/{:017}/{sequence:020}", sequence / 1000);
+        let bytes = read_whole(&storage, &name, 1 << 20).unwrap();
+        let Body::Inline(ops) = record::decode(&bytes).unwrap().0.body else { panic!("it is short") };
+        assert!(matches!(&ops[..], [Op::CreateSnapshot { packs, .. }] if packs.is_empty()), "{ops:?}");
+        lengths.push(bytes.len());
+    }
+    let snapshots = region.catalog().unwrap().snapshots;
+    let manifest = &snapshots.values().max_by_key(|snapshot| snapshot.manifest.chunks).unwrap().manifest;
+    let chunks: Vec<_> = region.load_map(manifest).unwrap().chunks().iter().map(|chunk| chunk.id).collect();
+    let packs: BTreeSet<PackName> = region.locate(&chunks).unwrap().iter().map(|(_, at)| at.pack).collect();
+    assert_eq!((chunks.len(), packs.len()), (60, 60));
+    assert_eq!(lengths, [lengths[0]; 60]);
+}
+
+/// A block that resembles no other.
+fn block_of_noise(seed: u64) -> Vec<u8> {
+    let mut draw = common::Draw::new(seed + 1);
+    (0..512).flat_map(|_| draw.next().to_le_bytes()).collect()
 }

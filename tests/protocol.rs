@@ -208,6 +208,49 @@ fn a_commit_names_the_packs_that_it_counts_on() {
     assert!(!schedule(false), "the rule does nothing");
 }
 
+/// A record does not name packs that are live in the state that it follows. In an earlier state they say nothing.
+#[test]
+fn what_a_commit_counts_on_is_judged_on_the_state_that_it_follows() {
+    let schedule = |by_the_rules: bool, is_swept: bool| {
+        let stage = Stage::new();
+        let bytes = stage.garbage();
+        let like = stage.like();
+        let writer = stage.open();
+        let mut session = writer.begin(stage.caller.account).unwrap();
+        let ingested = stage.ingest(&mut session, &bytes);
+        assert_eq!(ingested.new_chunks, 0, "it counts on what is there");
+        let id = SnapshotId::from_random(writer.random_id().unwrap());
+        let (mut judged, mut is_alone) = (Vec::new(), true);
+        let made = writer.commit::<_, OpsError>(stage.caller.account, |catalog| {
+            if by_the_rules || judged.is_empty() {
+                judged.push(catalog.packs_to_name(&ingested.packs).map_err(RegionError::Rejected)?);
+            }
+            if std::mem::take(&mut is_alone) {
+                // Before the record is there, another one is.
+                stage.append(vec![Op::CondemnPacks { packs: ingested.packs.clone(), at_ms: 1 }]);
+                is_swept.then(|| stage.sweep());
+            }
+            let (manifest, volume_bytes) = (ingested.manifest.clone(), ingested.volume_bytes);
+            let snapshot = Box::new(Snapshot { id, manifest, volume_bytes, ..like.clone() });
+            let packs = judged.last().unwrap().clone();
+            Ok((vec![Op::CreateSnapshot { snapshot, packs }], ()))
+        });
+        assert_eq!(judged[0], [], "they were all live");
+        if let Some(packs) = judged.get(1) {
+            assert_eq!(*packs, ingested.packs, "they are condemned now");
+        }
+        stage.sweep();
+        match made {
+            Ok(()) => stage.is_whole(id, &bytes),
+            Err(error) => is_swept && matches!(error, OpsError::ContentGone { .. }),
+        }
+    };
+    for is_swept in [false, true] {
+        assert!(schedule(true, is_swept));
+        assert!(!schedule(false, is_swept), "the rule does nothing");
+    }
+}
+
 #[test]
 fn a_session_is_fenced_before_what_it_left_is_removed() {
     let schedule = |by_the_rules: bool| {

@@ -24,7 +24,8 @@ pub enum Op {
     CreateSnapshot {
         /// The snapshot with its manifest.
         snapshot: Box<Snapshot>,
-        /// Every pack that holds a chunk of it, ascending: each must be live or condemned.
+        /// Packs that hold chunks of it, ascending, at least those that are condemned in the state before this:
+        /// see [`packs_to_name`](super::catalog::Catalog::packs_to_name). Each must be live or condemned.
         packs: Vec<PackName>,
     },
     /// A snapshot exists no longer, or is in the recycle bin.
@@ -68,7 +69,7 @@ pub enum Op {
     CreateTemplate {
         /// The template with its manifest.
         template: Box<Template>,
-        /// Every pack that holds a chunk of it, ascending: each must be live or condemned.
+        /// As in [`Op::CreateSnapshot`].
         packs: Vec<PackName>,
     },
     /// An image leaves the bin and is registered again. Its snapshots are there.

@@ -111,7 +111,7 @@ pub fn create_snapshots(
         context.commit(region, |catalog| {
             still_there(catalog, &volumes, context)?;
             check_manifests(catalog, &session)?;
-            Ok((captured.ops(), ()))
+            Ok((captured.ops(catalog)?, ()))
         })?;
         Ok(captured)
     })
@@ -186,7 +186,7 @@ pub fn create_image(
             still_there(catalog, &volumes, context)?;
             check_manifests(catalog, &session)?;
             // The predecessor may be gone by now: the name of a line is not its member.
-            let mut ops = captured.ops();
+            let mut ops = captured.ops(catalog)?;
             ops.push(Op::RegisterImage(Box::new(image.clone())));
             Ok((ops, ()))
         })?;
@@ -196,8 +196,8 @@ pub fn create_image(
 }
 
 impl Captured {
-    fn ops(&self) -> Vec<Op> {
-        self.snapshots.iter().zip(&self.ingested).map(|(s, volume)| create(s, volume)).collect()
+    fn ops(&self, catalog: &Catalog) -> Result<Vec<Op>, OpsError> {
+        self.snapshots.iter().zip(&self.ingested).map(|(s, volume)| create(catalog, s, volume)).collect()
     }
 
     /// Puts the snapshots of volumes under the devices that these were.

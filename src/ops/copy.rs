@@ -5,7 +5,7 @@
 
 use super::context::Context;
 use super::error::OpsError;
-use super::find::{check_description, check_manifests};
+use super::find::{check_description, check_manifests, check_packs};
 use super::gc::despite_collection;
 use super::offer::{Offer, check as check_offer, select};
 use super::owned::Trusted;
@@ -256,7 +256,7 @@ fn carry_out(
         }
         check_manifests(catalog, &session)?;
         let image = copier.placed(catalog, copy.image.as_ref())?;
-        let ops = copy.ops(image.as_ref(), &used);
+        let ops = copy.ops(image.as_ref(), &check_packs(catalog, &used)?);
         let (snapshots, stored_bytes) = (copy.snapshots.clone(), session.stored_bytes());
         Ok((ops, Copied { image, snapshots, transferred_bytes, stored_bytes, was_made_before: false }))
     })?;
@@ -344,12 +344,12 @@ struct Copy {
 }
 
 impl Copy {
-    fn ops(&self, image: Option<&Image>, used: &[PackName]) -> Vec<Op> {
+    fn ops(&self, image: Option<&Image>, packs: &[PackName]) -> Vec<Op> {
         let create =
-            |s: &Snapshot| Op::CreateSnapshot { snapshot: Box::new(s.clone()), packs: used.to_vec() };
+            |s: &Snapshot| Op::CreateSnapshot { snapshot: Box::new(s.clone()), packs: packs.to_vec() };
         let mut ops: Vec<Op> = self.snapshots.iter().map(create).collect();
         if let Some(template) = &self.template {
-            ops.push(Op::CreateTemplate { template: Box::new(template.clone()), packs: used.to_vec() });
+            ops.push(Op::CreateTemplate { template: Box::new(template.clone()), packs: packs.to_vec() });
         }
         ops.extend(image.map(|image| Op::RegisterImage(Box::new(image.clone()))));
         ops

@@ -9,9 +9,11 @@ use crate::model::catalog::Catalog;
 use crate::model::ids::{ImageId, InstanceId, MalformedId, SnapshotId, VolumeId};
 use crate::model::image::Image;
 use crate::model::instance::{Instance, Volume};
+use crate::model::objects::PackName;
 use crate::model::snapshot::{Snapshot, Template};
 use crate::model::units::TimeMs;
 use crate::model::words::{ImageState, SnapshotState};
+use crate::region::error::RegionError;
 use crate::region::session::Session;
 use std::str::FromStr;
 
@@ -211,4 +213,10 @@ pub fn check_description(text: &str) -> Result<(), OpsError> {
 pub(super) fn check_manifests(catalog: &Catalog, session: &Session) -> Result<(), OpsError> {
     let Some(gone) = session.lost_manifest(catalog) else { return Ok(()) };
     Err(OpsError::ContentGone { what: gone.to_string() })
+}
+
+/// Refuses if one of the packs that a new snapshot or template counts on can be used no more; gives those that its
+/// record, which follows this state, has to name.
+pub(super) fn check_packs(catalog: &Catalog, packs: &[PackName]) -> Result<Vec<PackName>, OpsError> {
+    catalog.packs_to_name(packs).map_err(|rejection| RegionError::Rejected(rejection).into())
 }

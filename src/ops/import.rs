@@ -4,7 +4,7 @@ use super::context::Context;
 use super::devices::{DeviceSpec, Purpose, check_specs, device_name, lay_over};
 use super::encode::Compression;
 use super::error::{Code, OpsError};
-use super::find::{backing, check_contents, check_manifests};
+use super::find::{backing, check_contents, check_manifests, check_packs};
 use super::gc::despite_collection;
 use super::ingest::{Ingested, ingest};
 use super::register::{ImageOptions, build, check, check_placeable};
@@ -96,7 +96,8 @@ fn store(
     context.commit(region, |catalog| {
         check_placeable(catalog, options, context.account)?;
         check_manifests(catalog, &session)?;
-        let mut ops: Vec<Op> = snapshots.iter().zip(&ingested).map(|(s, volume)| create(s, volume)).collect();
+        let created = snapshots.iter().zip(&ingested).map(|(s, volume)| create(catalog, s, volume));
+        let mut ops = created.collect::<Result<Vec<Op>, _>>()?;
         ops.push(Op::RegisterImage(Box::new(image.clone())));
         Ok((ops, ()))
     })?;
@@ -197,8 +198,8 @@ fn store_template(
         check_placeable(catalog, options, context.account)?;
         check_contents(catalog, context.account, devices)?;
         check_manifests(catalog, &session)?;
-        let template =
-            Op::CreateTemplate { template: Box::new(template.clone()), packs: ingested.packs.clone() };
+        let packs = check_packs(catalog, &ingested.packs)?;
+        let template = Op::CreateTemplate { template: Box::new(template.clone()), packs };
         Ok((vec![template, Op::RegisterImage(Box::new(image.clone()))], ()))
     })?;
     Ok(Imported { image, snapshots: Vec::new(), ingested: vec![ingested] })

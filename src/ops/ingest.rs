@@ -36,7 +36,7 @@ const READERS_MAX: usize = 4;
 pub struct Ingested {
     /// Its stored block map.
     pub manifest: ManifestRecord,
-    /// Packs that a record about it must name.
+    /// Packs that hold its chunks: a record about it names those of them that it must.
     pub packs: Vec<PackName>,
     /// Length of the volume.
     pub volume_bytes: u64,

@@ -4,12 +4,13 @@ use super::changed::{Changed, changed_map, differences, was_cut_with};
 use super::context::Context;
 use super::encode::Compression;
 use super::error::{Code, OpsError};
-use super::find::{check_description, check_manifests, check_tags, snapshot as find_snapshot};
+use super::find::{check_description, check_manifests, check_packs, check_tags, snapshot as find_snapshot};
 use super::gc::despite_collection;
 use super::ingest::{Ingested, ingest, ingest_changed};
 use crate::disk::DiskRead;
 use crate::model::account::Tag;
 use crate::model::blockmap::BlockMap;
+use crate::model::catalog::Catalog;
 use crate::model::changes::Changes;
 use crate::model::ids::SnapshotId;
 use crate::model::op::Op;
@@ -105,7 +106,7 @@ fn store(
     let snapshot = describe(region, &ingested, options, context)?;
     region.commit::<_, OpsError>(context.account, |catalog| {
         check_manifests(catalog, &session)?;
-        Ok((vec![create(&snapshot, &ingested)], ()))
+        Ok((vec![create(catalog, &snapshot, &ingested)?], ()))
     })?;
     Ok(Taken { snapshot, ingested, hint })
 }
@@ -204,7 +205,8 @@ pub(super) fn describe(
     })
 }
 
-/// The operation that makes an ingested volume's snapshot exist.
-pub(super) fn create(snapshot: &Snapshot, ingested: &Ingested) -> Op {
-    Op::CreateSnapshot { snapshot: Box::new(snapshot.clone()), packs: ingested.packs.clone() }
+/// The operation that makes an ingested volume's snapshot exist, in a record that follows this state.
+pub(super) fn create(catalog: &Catalog, snapshot: &Snapshot, ingested: &Ingested) -> Result<Op, OpsError> {
+    let packs = check_packs(catalog, &ingested.packs)?;
+    Ok(Op::CreateSnapshot { snapshot: Box::new(snapshot.clone()), packs })
 }

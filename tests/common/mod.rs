@@ -7,6 +7,7 @@ use imgstore::model::account::{AccountId, Permission};
 use imgstore::model::catalog::Catalog;
 use imgstore::model::ids::{ImageId, SessionId, SnapshotId};
 use imgstore::model::image::Image;
+use imgstore::model::objects::ManifestRecord;
 use imgstore::model::words::Architecture;
 use imgstore::ops::context::{Context, Unwatched};
 use imgstore::ops::copy::{CopyOptions, CopyWhat, apply, plan};
@@ -237,7 +238,12 @@ impl Caller {
     pub fn read_directly(&self, region: &Region, id: SnapshotId) -> Result<Vec<u8>, OpsError> {
         let catalog = region.catalog()?;
         let Some(snapshot) = catalog.snapshots.get(&id) else { panic!("{id} is not listed") };
-        let map = region.load_map(&snapshot.manifest)?;
+        self.read_content(region, &snapshot.manifest)
+    }
+
+    /// The bytes that a block map stands for.
+    pub fn read_content(&self, region: &Region, manifest: &ManifestRecord) -> Result<Vec<u8>, OpsError> {
+        let map = region.load_map(manifest)?;
         let ids: Vec<_> = map.chunks().iter().map(|chunk| chunk.id).collect();
         let mut bytes = vec![0; map.volume_bytes() as usize];
         if ids.is_empty() {
@@ -248,7 +254,7 @@ impl Caller {
             let mut raw = vec![0; fetched.raw_bytes(frame)];
             fetched.decode(region, frame, &mut raw)?;
             let chunk = &map.chunks()[frame.wanted];
-            assert_eq!(raw.len(), usize::from(chunk.blocks) * 4096, "{id}: a chunk of another length");
+            assert_eq!(raw.len(), usize::from(chunk.blocks) * 4096, "{}: its length", manifest.name);
             let start = chunk.start_block as usize * 4096;
             let end = (start + raw.len()).min(bytes.len());
             bytes[start..end].copy_from_slice(&raw[..end - start]);

@@ -378,6 +378,53 @@ mod tests {
         );
     }
 
+    /// Three packs in all states that they can be in, with bases in each other or not; all choices of them.
+    #[test]
+    fn a_snapshot_that_names_what_it_must_is_as_one_that_names_all() {
+        let name = |number| PackName { session: SESSION, number };
+        let states = [
+            None,
+            Some(PackState::Live),
+            Some(PackState::Condemned { since_ms: 1 }),
+            Some(PackState::Sweeping),
+            Some(PackState::Quarantined { since_ms: 1 }),
+        ];
+        let mut ends = [0, 0];
+        for bases in
+            [[None; 3], [None, Some(0), Some(1)], [None, Some(0), Some(0)], [Some(2), Some(0), Some(1)]]
+        {
+            for (case, choice) in (0..125).flat_map(|case| (0..8).map(move |choice| (case, choice))) {
+                let mut catalog = Catalog::default();
+                for (at, base) in (0..).zip(bases) {
+                    let Some(state) = states[case / [1, 5, 25][at] % 5] else { continue };
+                    let Op::RegisterPack(mut record) = pack(at as u64, vec![]) else { continue };
+                    record.bases = base.map(name).into_iter().collect();
+                    let pack = Pack { record, state };
+                    Arc::make_mut(&mut catalog.packs).insert(pack.record.name, pack);
+                }
+                let counted_on: Vec<u64> = (0..3).filter(|at| choice >> at & 1 == 1).collect();
+                let naming = |packs: &[PackName]| {
+                    let mut after = catalog.clone();
+                    let numbers: Vec<u64> = packs.iter().map(|pack| pack.number).collect();
+                    after.apply(&record(1, vec![snapshot(1, &numbers)])).map(|()| after)
+                };
+                let all: Vec<PackName> = counted_on.iter().copied().map(name).collect();
+                let to_name = catalog.packs_to_name(&all);
+                let is_live = |pack: &PackName| catalog.packs[pack].state == PackState::Live;
+                assert!(!to_name.iter().flatten().any(is_live), "{to_name:?}");
+                match (naming(&all), to_name.and_then(|packs| naming(&packs))) {
+                    (Ok(all), Ok(some)) => {
+                        assert_eq!(all, some);
+                        ends[0] += 1;
+                    }
+                    (Err(Rejection::PackUnavailable(_)), Err(Rejection::PackUnavailable(_))) => ends[1] += 1,
+                    differing => panic!("{differing:?}"),
+                }
+            }
+        }
+        assert!(ends[0] > 500 && ends[1] > 500, "{ends:?}");
+    }
+
     #[test]
     fn a_pack_needs_the_packs_of_its_bases() {
         let mut catalog = Catalog::default();

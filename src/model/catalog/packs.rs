@@ -43,9 +43,14 @@ impl Catalog {
         Ok(())
     }
 
-    /// Whether [`Catalog::use_pack`] would have it.
-    pub fn can_be_used(&self, name: PackName) -> bool {
-        let (mut used, mut seen) = (vec![name], BTreeSet::new());
+    /// Which of the packs that hold the content of a new snapshot or template its record has to name, if it follows this
+    /// very state: those that a use must rescue. The others are live, and still are when it applies, since no record
+    /// comes between. Rejects what naming all of them would.
+    pub fn packs_to_name(&self, packs: &[PackName]) -> Result<Vec<PackName>, Rejection> {
+        let state = |name: &PackName| self.packs.get(name).map(|pack| pack.state);
+        let to_name: Vec<PackName> =
+            packs.iter().filter(|name| state(name) != Some(PackState::Live)).copied().collect();
+        let (mut used, mut seen) = (to_name.clone(), BTreeSet::new());
         while let Some(name) = used.pop() {
             match self.packs.get(&name) {
                 Some(pack) if pack.state == PackState::Live => {}
@@ -54,10 +59,15 @@ impl Catalog {
                         used.extend(&pack.record.bases);
                     }
                 }
-                _ => return false,
+                _ => return Err(Rejection::PackUnavailable(name)),
             }
         }
-        true
+        Ok(to_name)
+    }
+
+    /// Whether [`Catalog::use_pack`] would have it.
+    pub fn can_be_used(&self, name: PackName) -> bool {
+        self.packs_to_name(&[name]).is_ok()
     }
 
     /// Those of some packs, and the packs that are on record as holding bases of these, and so on.
