@@ -102,14 +102,14 @@ fn pieces_that_come_out_of_order_make_the_same_map() {
 
 #[test]
 fn a_reader_that_fails_or_panics_ends_the_snapshot() {
-    let bytes = disk(11 << 20);
+    let bytes = disk(24 << 20);
     for threads in [1, 4] {
         let caller = Caller::new(threads);
         let region = memory_region(&Memory::new(), &small_packs());
         for is_computed in [false, true] {
             for fault in [Fault::FailsToRead, Fault::FailsToTell, Fault::Panics] {
-                // The fifth look at extents is behind the first hole, the twelfth read behind several buffers.
-                let good = if fault == Fault::FailsToTell { 4 } else { 11 };
+                // The fifth look at extents is behind the first hole; the 21st read is when buffers are used again.
+                let good = if fault == Fault::FailsToTell { 4 } else { 20 };
                 let error =
                     caller.snapshot(&region, &Faulty::new(&bytes, is_computed, fault, good)).unwrap_err();
                 let is_expected = match fault {
@@ -159,9 +159,9 @@ fn export_to(region: &Region, root: &Root<'_>, target: Target, caller: &Caller) 
 #[test]
 fn a_target_that_fails_or_panics_ends_the_export() {
     let region = memory_region(&Memory::new(), &small_packs());
-    let taken = Caller::new(2).snapshot(&region, &MemoryDisk::new(disk(11 << 20))).unwrap();
+    let taken = Caller::new(2).snapshot(&region, &MemoryDisk::new(disk(24 << 20))).unwrap();
     let root = Root::from(&taken.snapshot);
-    for (threads, left) in [(1, 0), (4, 0), (1, 3), (4, 3)] {
+    for (threads, left) in [(1, 0), (4, 0), (1, 3), (4, 3), (1, 17), (4, 17)] {
         let caller = Caller::new(threads);
         let error = export_to(&region, &root, Target { left, panics: false }, &caller).unwrap_err();
         assert!(matches!(error, OpsError::Disk(DiskError::NotADisk { .. })), "{error}");
@@ -196,7 +196,7 @@ fn a_disk_that_shrinks_unseen_makes_no_short_snapshot() {
     let region = memory_region(&storage, &small_packs());
     let bytes = volume(2 << 20, 8);
     let mut refused = 0;
-    // Later calls only say where the last block ends.
+    // One that shrinks before its length is first asked for is taken as it is then.
     for good in 0..3 {
         let inner = MemoryDisk::new(bytes.clone());
         let disk = Shrinking { inner, asked: AtomicUsize::new(0), good };

@@ -47,7 +47,8 @@ impl<T> GiveBack<T> {
     /// For whoever takes next. Nobody does any more when the pipeline's first stage is through.
     pub(super) fn give_back(&self, buffer: T) {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner).push(buffer);
-        let _ = self.tokens.send(());
+        // Full if this one was not taken here: there are as many as there may be.
+        let _ = self.tokens.try_send(());
     }
 }
 

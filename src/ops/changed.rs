@@ -28,7 +28,7 @@ use std::ops::Range;
 use std::slice::Iter;
 
 /// Chunks that are kept and handed on at once.
-const KEPT_AT_ONCE: usize = 64 << 10;
+const KEPT_AT_ONCE: usize = 8 << 10;
 /// Chunks of the earlier map that are read at once at most, while the cuts do not meet.
 const STEP_CHUNKS_MAX: usize = 64;
 
@@ -56,7 +56,7 @@ pub(super) fn was_cut_with(map: &BlockMap, params: ChunkerParams) -> bool {
     is_gap(map.volume_blocks() - end)
 }
 
-/// Reads and cuts what is near changes, in the place of the first three stages of [`ingest`](super::ingest::ingest).
+/// Reads and cuts what is near changes, in the place of the first stage of [`ingest`](super::ingest::ingest).
 /// `take` gives buffers, `send` takes batches; it ends when either does not.
 pub(super) fn cut_changed(
     disk: &dyn DiskRead,

@@ -37,8 +37,8 @@ impl Context<'_> {
         usize::try_from(bytes).unwrap_or(1 << 20) / BLOCK_BYTES * BLOCK_BYTES
     }
 
-    /// Bytes of one buffer that goes through a pipeline, at most [`Context::buffer_bytes`]: so few that all of them fit the
-    /// processor's cache, or each stage waits for memory; so many that each thread of the pool has some chunks in one.
+    /// Bytes that are looked up and encoded, or fetched, together, at most [`Context::buffer_bytes`]: so few that what is under
+    /// way fits the processor's cache, or each stage waits for memory; so many that each thread of the pool has some chunks.
     pub fn piece_bytes(&self) -> usize {
         const MIN: usize = 2 << 20;
         const OF_THREAD: usize = 256 << 10;

@@ -228,7 +228,7 @@ pub enum OpsError {
     WorkerGone,
     /// A pipeline ended well, and did not do everything.
     #[error(
-        "only {found} of {expected} bytes were {what}, and no stage says why: nothing was made of it. This is an error in imgstore, or of a disk that changed its length; run the command again, and report it if it comes again"
+        "{found} of {expected} bytes were {what}, and no stage says why: nothing was made of it. This is an error in imgstore, or of a disk that changed its length; run the command again, and report it if it comes again"
     )]
     NotWhole {
         /// What was to be done with them.

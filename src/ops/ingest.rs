@@ -17,7 +17,7 @@ use super::context::Context;
 use super::cutting::Batch;
 use super::encode::{Compression, Encoder};
 use super::error::OpsError;
-use super::pieces::Planner;
+use super::pieces::{Planner, READ_BYTES};
 use super::put::Put;
 use super::stage::{check_whole, join_all, spawn};
 use crate::disk::DiskRead;
@@ -86,10 +86,13 @@ fn ingest_what(
 ) -> Result<Ingested, OpsError> {
     let params = session.region().header().chunker;
     let before = session.stored_bytes();
-    let mut put = Put::new(disk.len_bytes())?;
+    let is_whole = changed.is_some() || disk.is_computed();
+    let batch_bytes = if is_whole { context.piece_bytes() } else { READ_BYTES };
+    let mut put = Put::new(disk.len_bytes(), batch_bytes, context)?;
     let mut encoder = Encoder::new(session.region(), how, context);
     session.set_effort(encoder.effort());
-    let count = Put::batches_max(context) + READERS_MAX + 2;
+    // One for each reader, and some that wait.
+    let count = put.batches_max() + READERS_MAX + 2;
     thread::scope(|scope| {
         let (back, buffers) = buffers(count);
         let mut stages = Vec::new();

@@ -1,4 +1,4 @@
-//! The first stages of a snapshot's pipeline: a disk is read in pieces, each of which is looked at, cut and hashed while it
+//! The first stage of a snapshot's pipeline: a disk is read in pieces, each of which is looked at, cut and hashed while it
 //! is in the processor's cache.
 
 use super::buffers::Take;
@@ -105,7 +105,7 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// First stage, on several threads, each with one piece from the disk to ids: what was read is still in the processor's
+    /// On several threads, each with one piece from the disk to ids: what was read is still in the processor's
     /// cache when it is hashed. Only cutting waits for the piece before, and takes no time. Ends when there are no more
     /// pieces, or when nobody takes them.
     pub(super) fn read(&self, buffers: &Take<Vec<u8>>) -> Result<(), OpsError> {

@@ -6,7 +6,6 @@ use super::context::Context;
 use super::cutting::Batch;
 use super::encode::{Encoder, NewChunk, features_of};
 use super::error::OpsError;
-use super::pieces::READ_BYTES;
 use super::stage::{join_all, spawn};
 use crate::chunk::features::Features;
 use crate::chunk::frame::Frame;
@@ -34,17 +33,25 @@ pub(super) struct Put {
     pub(super) read_bytes: u64,
     pub(super) new_chunks: u64,
     pub(super) new_bytes: u64,
+    /// Batches that are looked up and encoded together at most.
+    at_once: usize,
 }
 
 impl Put {
-    pub(super) fn new(volume_bytes: u64) -> Result<Self, OpsError> {
+    /// For batches of so many bytes at most.
+    pub(super) fn new(
+        volume_bytes: u64,
+        batch_bytes: usize,
+        context: &Context<'_>,
+    ) -> Result<Self, OpsError> {
         let map = BlockMapBuilder::new(volume_bytes).map_err(OpsError::Volume)?;
-        Ok(Self { map, volume_bytes, passed_bytes: 0, read_bytes: 0, new_chunks: 0, new_bytes: 0 })
+        let at_once = (context.piece_bytes() / batch_bytes).max(1);
+        Ok(Self { map, volume_bytes, passed_bytes: 0, read_bytes: 0, new_chunks: 0, new_bytes: 0, at_once })
     }
 
     /// How many batches it has at a time at most.
-    pub(super) fn batches_max(context: &Context<'_>) -> usize {
-        (ENCODED_AHEAD + 1) * batches_at_once(context)
+    pub(super) fn batches_max(&self) -> usize {
+        (ENCODED_AHEAD + 1) * self.at_once
     }
 
     /// Asks the session, lets the encoder work on up to [`ENCODED_AHEAD`] pieces of work, and puts what comes back.
@@ -53,7 +60,7 @@ impl Put {
         session: &mut Session,
         encoder: &mut Encoder,
         context: &Context<'_>,
-        mut batches: impl Iterator<Item = Batch>,
+        batches: impl Iterator<Item = Batch>,
         back: &GiveBack<Vec<u8>>,
     ) -> Result<(), OpsError> {
         thread::scope(|scope| {
@@ -72,7 +79,7 @@ impl Put {
                 }
                 drop(work_out);
             }
-            let stored = self.put_all(session, context, &mut batches, &work_in, back);
+            let stored = self.put_all(session, context, &mut batches.fuse(), &work_in, back);
             drop(work_in);
             join_all(stages, stored)
         })
@@ -88,7 +95,7 @@ impl Put {
         back: &GiveBack<Vec<u8>>,
     ) -> Result<(), OpsError> {
         let mut under_way: VecDeque<Receiver<Encoded>> = VecDeque::new();
-        while let Some(work) = next_work(session, batches, context)? {
+        while let Some(work) = self.next_work(session, batches, context)? {
             while let Some(done) = under_way.front().and_then(|done| done.try_recv().ok()) {
                 under_way.pop_front();
                 self.put(session, done, context, back)?;
@@ -111,6 +118,24 @@ impl Put {
         }
         let mut done = under_way.iter().map_while(|done| done.recv().ok());
         done.try_for_each(|done| self.put(session, done, context, back))
+    }
+
+    /// The next batches, and what is new in them; none after the last.
+    fn next_work(
+        &self,
+        session: &mut Session,
+        batches: &mut impl Iterator<Item = Batch>,
+        context: &Context<'_>,
+    ) -> Result<Option<Work>, OpsError> {
+        context.check_cancelled()?;
+        let mut work = Work::default();
+        for batch in batches.take(self.at_once) {
+            check_kept(session, &batch.kept)?;
+            let ids: Vec<ChunkId> = batch.chunks().map(|(id, _)| id).collect();
+            work.is_new.extend(session.reserve(&ids)?);
+            work.batches.push(batch);
+        }
+        Ok((!work.batches.is_empty()).then_some(work))
     }
 
     /// Puts the frames of what is new, and all chunks into the block map.
@@ -138,32 +163,6 @@ impl Put {
         }
         Ok(())
     }
-}
-
-/// The next batches, and what is new in them; none after the last.
-fn next_work(
-    session: &mut Session,
-    batches: &mut impl Iterator<Item = Batch>,
-    context: &Context<'_>,
-) -> Result<Option<Work>, OpsError> {
-    context.check_cancelled()?;
-    let (mut work, mut bytes) = (Work::default(), 0);
-    while bytes < context.piece_bytes()
-        && work.batches.len() < batches_at_once(context)
-        && let Some(batch) = batches.next()
-    {
-        check_kept(session, &batch.kept)?;
-        bytes += usize::try_from(batch.read_bytes).unwrap_or(usize::MAX);
-        work.batches.push(batch);
-    }
-    let ids: Vec<ChunkId> = work.chunks().map(|(id, _)| id).collect();
-    work.is_new = session.reserve(&ids)?;
-    Ok((!work.batches.is_empty()).then_some(work))
-}
-
-/// How many batches are looked up and encoded together.
-fn batches_at_once(context: &Context<'_>) -> usize {
-    context.piece_bytes() / READ_BYTES
 }
 
 /// Makes the session count on chunks whose bytes were not read. They were there when it was decided not to read them.
@@ -202,7 +201,8 @@ struct Encoded {
     frames: Vec<Arc<Frame>>,
 }
 
-/// Work on its way to whoever waits for it. Given up, it says that nothing comes.
+/// Work on its way to whoever waits for it. Given up, it says that nothing comes: to who waits in the order in which it was
+/// handed on. One that nobody took is only given up when the channel is, behind one that somebody did.
 struct Task {
     work: Work,
     done: Sender<Encoded>,

@@ -4,7 +4,6 @@
 use super::context::Context;
 use super::cutting::{Batch, Cutting};
 use super::error::OpsError;
-
 use super::pieces::fill;
 use crate::chunk::cut::Cutter;
 use crate::chunk::frame::Frame;

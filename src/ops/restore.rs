@@ -28,7 +28,9 @@ const PIECE_BLOCKS: usize = (1 << 20) / BLOCK_BYTES;
 /// now the decoders.
 const WAITING: usize = 8;
 /// Pieces that are fetched ahead of decoding, beside those of the batch that is fetched.
-const FETCHED_AHEAD: usize = 8;
+const FETCHED_AHEAD: usize = 4;
+/// Threads that decode: more than one can write for. Each holds a batch of stored frames.
+const DECODERS_MAX: usize = 16;
 /// Most zeros that a target is asked for at once.
 const ZERO_BYTES_MAX: u64 = 256 << 20;
 
@@ -47,7 +49,8 @@ struct Batch {
     frames: Vec<FetchedFrame>,
 }
 
-/// A piece on its way to whoever writes it. Given up, it says that nothing comes.
+/// A piece on its way to whoever writes it. Given up, it says that nothing comes: to who waits in the order in which it was
+/// handed on. One that nobody took is only given up when the channel is, behind one that somebody did.
 struct Task {
     piece: Piece,
     decoded: Sender<Decoded>,
@@ -66,7 +69,7 @@ pub fn restore(
     target: &mut dyn DiskWrite,
     context: &Context<'_>,
 ) -> Result<(), OpsError> {
-    let threads = context.pool.current_num_threads();
+    let threads = context.pool.current_num_threads().min(DECODERS_MAX);
     let count = threads + WAITING;
     thread::scope(|scope| {
         let (back, buffers) = buffers(count);

@@ -15,12 +15,18 @@ pub(super) fn spawn<'scope>(
     thread::Builder::new().name(name.into()).spawn_scoped(scope, run).map_err(|_| OpsError::WorkerGone)
 }
 
-/// Waits for all stages, the first of the pipeline first. The first that ended badly has the reason; the others, and then the
-/// last stage's own `result`, only saw their neighbour go.
+/// Waits for all stages, the first of the pipeline first. If the last stage's own `result` is a failure, that is the reason:
+/// the others may have met another while they came to their ends. Else the first that ended badly has it.
 pub(super) fn join_all(stages: Vec<Stage<'_>>, result: Result<(), OpsError>) -> Result<(), OpsError> {
     let join = |stage: Stage<'_>| stage.join().unwrap_or(Err(OpsError::WorkerGone));
     let ended: Vec<_> = stages.into_iter().map(join).collect();
-    ended.into_iter().chain([result]).collect()
+    match result {
+        // It only saw that nothing more came.
+        Ok(()) | Err(OpsError::NotWhole { .. } | OpsError::WorkerGone) => {
+            ended.into_iter().chain([result]).collect()
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// The end of a pipeline whose stages all say that they are done: whether everything came to the last one. A stage that

@@ -8,6 +8,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 const WAITING_MAX: usize = 16;
 /// Longer pieces are given back to the system.
 const WAITING_BYTES_MAX: usize = 2 << 20;
+/// A piece is not used for much less than it has: what is asked for in little pieces must not hold large ones.
+const LONGER_MAX: usize = 4;
 
 /// Memory that waits to be used again.
 #[derive(Debug, Default)]
@@ -24,11 +26,20 @@ pub struct Bytes {
 impl Spare {
     /// So many bytes, whose values are unspecified.
     pub fn take(self: &Arc<Self>, len: usize) -> Bytes {
-        let mut memory = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
-        if memory.len() < len {
-            // Growing would copy what was in it.
-            memory = vec![0; len];
-        }
+        let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let fits = |memory: &Vec<u8>| (len..=LONGER_MAX * len).contains(&memory.len());
+        let fitting = (0..waiting.len()).rev().filter(|&at| fits(&waiting[at]));
+        let memory = match fitting.min_by_key(|&at| waiting[at].len()) {
+            Some(at) => waiting.remove(at),
+            None => {
+                if waiting.len() == WAITING_MAX {
+                    // What has not been fitting for longest makes room for this.
+                    waiting.remove(0);
+                }
+                drop(waiting);
+                vec![0; len]
+            }
+        };
         Bytes { memory, len, home: self.clone() }
     }
 }
@@ -68,10 +79,17 @@ mod tests {
         let place = one.as_ptr();
         drop((two, one));
         let again = spare.take(60);
-        assert!(again.len() == 60 && again.as_ptr() == place, "the last that came back goes first");
-        assert_eq!(spare.take(1000).len(), 1000, "what is too short is left");
+        assert!(again.len() == 60 && again.as_ptr() == place, "what fits is used again");
+        assert_eq!(spare.take(1000).len(), 1000);
+        assert_eq!(spare.0.lock().unwrap().len(), 2, "what is too short is left");
+        assert_eq!(spare.take(10).memory.len(), 10, "what is much longer, too");
         drop((0..WAITING_MAX + 5).map(|_| spare.take(10)).collect::<Vec<_>>());
-        drop(spare.take(WAITING_BYTES_MAX + 1));
         assert_eq!(spare.0.lock().unwrap().len(), WAITING_MAX);
+        drop(spare.take(WAITING_BYTES_MAX + 1));
+        assert_eq!(
+            spare.0.lock().unwrap().len(),
+            WAITING_MAX - 1,
+            "one made room, the long one does not wait"
+        );
     }
 }
