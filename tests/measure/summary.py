@@ -8,14 +8,7 @@ import re
 import sys
 from collections import defaultdict
 
-# Each with the files that are meant.
-WHOLE = {
-    "codec": r"src/format/|src/chunk/frame|src/pack/trailer|src/pack/segment",
-    "log": r"src/region/(log|audit|mod|session|error)\.rs|src/model/catalog/",
-    "collection": r"src/region/(collect|orphans|compact)|src/ops/gc|src/pack/(merge|places)",
-    "recovery": r"src/region/(salvage|fetch)|src/ops/(repair|verify)",
-    "permissions": r"src/ops/(find|modify|account|context)\.rs|src/model/account",
-}
+from areas import AREAS
 
 
 def tests_begin(path):
@@ -54,7 +47,7 @@ for folder, lines in sorted(folders.items()):
     print(f"{folder:24} {ratio(lines)}")
 print(f"{'all':24} {ratio([count for lines in files.values() for count in lines.values()])}")
 print()
-for part, pattern in WHOLE.items():
+for part, pattern in AREAS.items():
     inside = {path: lines for path, lines in files.items() if re.match(pattern, str(path))}
     print(f"{part:24} {ratio([count for lines in inside.values() for count in lines.values()])}")
     for path, lines in sorted(inside.items()):
