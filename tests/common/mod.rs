@@ -273,13 +273,14 @@ impl Caller {
     }
 }
 
-/// A command without the environment of whoever runs the tests, but for where it counts what it runs of itself
-/// (`tests/measure/coverage`).
+/// A command without the environment of whoever runs the tests, but for what `tests/measure/coverage` and
+/// `tests/measure/mutants` tell the program through it.
 pub fn clean(mut command: std::process::Command) -> std::process::Command {
-    const COUNTS: &str = "LLVM_PROFILE_FILE";
     command.env_clear();
-    if let Some(place) = std::env::var_os(COUNTS) {
-        command.env(COUNTS, place);
+    for name in ["LLVM_PROFILE_FILE", "IMGSTORE_MUTANT", "IMGSTORE_MUTANTS_SEEN"] {
+        if let Some(value) = std::env::var_os(name) {
+            command.env(name, value);
+        }
     }
     command
 }
