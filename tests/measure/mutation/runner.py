@@ -1,0 +1,148 @@
+"""Runs a test in a process of its own, with a mutant on or noting what it reaches."""
+
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import tempfile
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+MEMORY_BYTES = 4 << 30
+SCRATCH_BYTES = 4 << 30
+# A test may take so much longer with a mutant on, and at least so long; of the processor's time less is enough, since
+# whatever else runs does not count there.
+TIMES, SECONDS_MIN, CPU_SECONDS_MIN = 8, 20, 10
+# More states and operations reach no other line.
+SHORT = {
+    "IMGSTORE_CRASH_STATES": "4000",
+    "IMGSTORE_MODEL_OPERATIONS": "3000",
+    "IMGSTORE_KILL_ROUNDS": "3",
+}
+
+
+@dataclass
+class Test:
+    program: str
+    executable: str
+    name: str
+    seconds: float = 0.0
+    cpu: float = 0.0
+    passes: bool = True
+    reached: set = field(default_factory=set)
+
+    @property
+    def title(self):
+        return f"{self.program}: {self.name}"
+
+
+@dataclass
+class Outcome:
+    result: str  # passed, failed, spins, timeout
+    seconds: float
+    cpu: float
+
+
+def listed(program, executable, tree):
+    done = subprocess.run([executable, "--list", "--format", "terse"], cwd=tree, capture_output=True, text=True)
+    names = [line.removesuffix(": test") for line in done.stdout.splitlines() if line.endswith(": test")]
+    return [Test(program, executable, name) for name in names]
+
+
+class Runner:
+    def __init__(self, tree):
+        self.tree = tree
+        place = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+        self.scratch = Path(tempfile.mkdtemp(prefix="imgstore-mutants-", dir=place))
+        self.lock, self.number = threading.Lock(), 0
+
+    def close(self):
+        shutil.rmtree(self.scratch, ignore_errors=True)
+
+    def reach(self, test):
+        """Runs a test with no mutant on, and keeps what it reaches and how long it takes."""
+        with self.lock:
+            self.number += 1
+            seen = self.scratch / f"seen-{self.number}"
+        seen.mkdir()
+        outcome = self.run(test, {"IMGSTORE_MUTANTS_SEEN": str(seen)}, 600, 600)
+        for notes in seen.iterdir():
+            test.reached.update(at for at, byte in enumerate(notes.read_bytes()) if byte)
+        test.seconds, test.cpu = outcome.seconds, outcome.cpu
+        return outcome
+
+    def catches(self, test, mutant):
+        """Whether a test fails with a mutant on, each time: "failed", "timeout", or nothing."""
+        limit = max(SECONDS_MIN, TIMES * test.seconds), max(CPU_SECONDS_MIN, TIMES * test.cpu)
+        environment = {"IMGSTORE_MUTANT": str(mutant.id)}
+        first = self.run(test, environment, *limit)
+        if first.result == "passed":
+            return ""
+        if first.result == "spins":
+            return "timeout"
+        # The machine may have been busy with something else.
+        second = self.run(test, environment, *limit)
+        return "" if second.result == "passed" else second.result
+
+    def run(self, test, environment, seconds, cpu):
+        with self.lock:
+            self.number += 1
+            place = self.scratch / str(self.number)
+        place.mkdir()
+        command = [test.executable, "--exact", test.name, "--test-threads=1", "-q"]
+        process = subprocess.Popen(
+            command,
+            cwd=self.tree,
+            env=dict(os.environ, **SHORT, **environment, TMPDIR=str(place)),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        for kind, most in [
+            (resource.RLIMIT_CPU, int(cpu) + 1),
+            (resource.RLIMIT_AS, MEMORY_BYTES),
+            (resource.RLIMIT_CORE, 0),
+        ]:
+            resource.prlimit(process.pid, kind, (most, most))
+        try:
+            return wait(process, seconds, place)
+        finally:
+            kill(process)
+            shutil.rmtree(place, ignore_errors=True)
+
+
+def wait(process, seconds, place):
+    spent, pause, last = 0.0, 0.002, time.monotonic()
+    while True:
+        pid, status, usage = os.wait4(process.pid, os.WNOHANG)
+        if pid:
+            process.returncode = os.waitstatus_to_exitcode(status)
+            over = process.returncode in {-signal.SIGXCPU, -signal.SIGKILL}
+            result = "spins" if over else "failed" if process.returncode else "passed"
+            return Outcome(result, spent, usage.ru_utime + usage.ru_stime)
+        if spent > seconds or (pause >= 0.05 and full(place)):
+            return Outcome("timeout", spent, 0.0)
+        time.sleep(pause)
+        now = time.monotonic()
+        # Whoever stops the test stops this process, too: that time does not count.
+        spent, last = spent + min(now - last, 20 * pause), now
+        pause = min(pause * 1.2, 0.05)
+
+
+def full(place):
+    """Whether a test that ran wild fills the disk, which is memory at best."""
+    disk = shutil.disk_usage(place)
+    return disk.free < SCRATCH_BYTES
+
+
+def kill(process):
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    if process.returncode is None:
+        process.wait()
