@@ -1,0 +1,147 @@
+//! Fields of objects at their limits: the last value that is taken, and the first that is not.
+
+use imgstore::chunk::features::FEATURES;
+use imgstore::chunk::frame::{Codec, Frame};
+use imgstore::format::entry::{ENTRY_BYTES, Entry};
+use imgstore::format::envelope::Kind;
+use imgstore::format::error::FormatError;
+use imgstore::format::features::{self, BASES_MAX, FEATURE_TABLE};
+use imgstore::format::manifest::{self, MANIFEST};
+use imgstore::format::record::{LIST, RECORD};
+use imgstore::format::region::REGION;
+use imgstore::format::segment::{self, SEGMENT};
+use imgstore::format::{checkpoint::CHECKPOINT, pack};
+use imgstore::model::ids::{ChunkId, RegionId};
+
+const MIB: usize = 1 << 20;
+
+fn entry(raw_blocks: u16) -> Entry {
+    Entry { id: ChunkId([7; 32]), pack: 1, offset: 64, stored_len: 10, raw_blocks, codec: Codec::Zstd }
+}
+
+#[test]
+fn a_chunk_has_1_to_256_blocks() {
+    for (blocks, is_good) in
+        [(0, false), (1, true), (255, true), (256, true), (257, false), (u16::MAX, false)]
+    {
+        let bytes: [u8; ENTRY_BYTES] = entry(blocks).encode();
+        assert_eq!(Entry::decode(&bytes).is_ok(), is_good, "an entry of {blocks} blocks");
+        let frame = Frame { codec: Codec::Zstd, raw_blocks: blocks, body: vec![0; 10] };
+        assert_eq!(pack::encode_frame_header(&frame).is_ok(), is_good, "a frame of {blocks} blocks");
+    }
+}
+
+#[test]
+fn a_body_has_1_byte_to_1_mib_and_a_raw_one_what_it_says() {
+    let fits = |codec, raw_blocks, stored| {
+        pack::encode_frame_header(&Frame { codec, raw_blocks, body: vec![0; stored] }).is_ok()
+    };
+    assert_eq!(
+        [0, 1, MIB - 1, MIB, MIB + 1].map(|len| fits(Codec::Zstd, 256, len)),
+        [false, true, true, true, false]
+    );
+    assert_eq!([4095, 4096, 4097].map(|len| fits(Codec::Raw, 1, len)), [false, true, false]);
+    assert_eq!([MIB, MIB - 4096].map(|len| fits(Codec::Raw, 256, len)), [true, false]);
+    // A delta begins with the id of its base.
+    assert_eq!([1, 31, 32, 33].map(|len| fits(Codec::Delta, 1, len)), [false, false, false, true]);
+}
+
+/// Bytes as they are found in a damaged pack: a frame's header, and what follows.
+fn scanned(codec: u8, raw_blocks: u16, stored_len: u32, there: usize) -> Result<(Frame, usize), FormatError> {
+    let mut bytes = vec![0; 12 + there];
+    bytes[..4].copy_from_slice(&stored_len.to_le_bytes());
+    bytes[4..6].copy_from_slice(&raw_blocks.to_le_bytes());
+    bytes[6] = codec;
+    let end = (12 + stored_len as usize).min(bytes.len());
+    let crc = crc32c::crc32c_append(crc32c::crc32c(&bytes[..8]), &bytes[12..end]);
+    bytes[8..12].copy_from_slice(&crc.to_le_bytes());
+    pack::scan_frame(&bytes)
+}
+
+#[test]
+fn a_frame_is_found_by_its_header_alone() {
+    let (frame, len) = scanned(1, 3, 100, 5000).unwrap();
+    assert_eq!((frame.raw_blocks, frame.body.len(), len), (3, 100, 112));
+    let (frame, len) = scanned(0, 256, MIB as u32, MIB).unwrap();
+    assert_eq!((frame.codec, frame.body.len(), len), (Codec::Raw, MIB, MIB + 12));
+    assert!(scanned(1, 3, 0, 5000).is_err(), "an empty body");
+    assert!(scanned(1, 256, MIB as u32 + 1, MIB + 1).is_err(), "a body of more than a MiB");
+    assert!(scanned(1, 3, 101, 100).is_err(), "a body that is cut off");
+    assert!(scanned(0, 1, 4095, 5000).is_err(), "raw bytes that are no block");
+    assert!(matches!(scanned(3, 1, 100, 100), Err(FormatError::Newer { .. })));
+}
+
+/// A feature table's header with fields as they are given, and nothing behind it.
+fn table_header(bases: u32, bits: u8, algorithm: u8, reserved: u8) -> Vec<u8> {
+    let good = features::encode(RegionId([7; 16]), &[5, 6, 7], [(1, 0)].into_iter()).unwrap();
+    let mut header = good[..features::HEADER_BYTES].to_vec();
+    header[32..36].copy_from_slice(&bases.to_le_bytes());
+    (header[40], header[41], header[63]) = (bits, algorithm, reserved);
+    let crc = crc32c::crc32c(&header[16..]);
+    header[12..16].copy_from_slice(&crc.to_le_bytes());
+    header
+}
+
+#[test]
+fn a_feature_table_has_bases_and_bits_that_fit_them() {
+    let refused = |bases, bits| features::decode_header(&table_header(bases, bits, 1, 0)).unwrap_err();
+    let most = BASES_MAX as u32;
+    // Of a good header only the rest of the table is missing.
+    for (bases, bits) in [(1, 0), (2, 1), (3, 1), (4, 2), (most - 1, 23), (most, 24)] {
+        let error = refused(bases, bits);
+        assert!(matches!(error, FormatError::Length { .. }), "{bases} bases, {bits} bits: {error}");
+    }
+    for (bases, bits) in [(0, 0), (1, 1), (3, 2), (4, 1), (most, 23), (most + 1, 24), (u32::MAX, 31)] {
+        let error = refused(bases, bits);
+        assert!(matches!(error, FormatError::Invalid { .. }), "{bases} bases, {bits} bits: {error}");
+    }
+}
+
+#[test]
+fn a_feature_table_of_another_algorithm_or_with_more_fields_is_a_newer_one() {
+    for (algorithm, reserved) in [(0, 0), (2, 0), (1, 1)] {
+        let refused = features::decode_header(&table_header(3, 1, algorithm, reserved)).unwrap_err();
+        assert!(matches!(refused, FormatError::Newer { .. }), "{algorithm}, {reserved}: {refused}");
+    }
+}
+
+#[test]
+fn a_feature_table_is_as_long_as_it_says() {
+    let slots = (0..FEATURES as u32).map(|feature| (feature << 20, 0));
+    let good = features::encode(RegionId([7; 16]), &[5, 6, 7], slots).unwrap();
+    assert_eq!(good.len(), features::HEADER_BYTES + 3 * 8 + 3 * 4 + FEATURES * 4);
+    features::decode_header(&good).unwrap();
+    for len in [good.len() - 1, good.len() + 1] {
+        let mut bytes = good.clone();
+        bytes.resize(len, 0);
+        assert!(matches!(features::decode_header(&bytes), Err(FormatError::Length { .. })), "{len} bytes");
+    }
+}
+
+/// Whoever takes one object for another is told so, and not that it is damaged.
+#[test]
+fn an_object_of_another_kind_is_told_as_that() {
+    let kinds: [Kind; 5] = [REGION, RECORD, LIST, CHECKPOINT, SEGMENT];
+    for sealed in kinds.into_iter().chain([MANIFEST, FEATURE_TABLE]) {
+        let (bytes, _) = sealed.seal(&[0; 200]).unwrap();
+        for opened in kinds.iter().filter(|kind| kind.magic != sealed.magic) {
+            let refused = opened.open(&bytes).unwrap_err();
+            assert_eq!(
+                refused,
+                FormatError::Magic { what: opened.what },
+                "{} is no {}",
+                sealed.what,
+                opened.what
+            );
+        }
+        if sealed.magic != MANIFEST.magic {
+            assert_eq!(manifest::decode(&bytes).unwrap_err(), FormatError::Magic { what: MANIFEST.what });
+        }
+        if sealed.magic != SEGMENT.magic {
+            assert_eq!(
+                segment::decode_header(&bytes).unwrap_err(),
+                FormatError::Magic { what: SEGMENT.what }
+            );
+        }
+    }
+}
