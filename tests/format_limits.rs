@@ -9,9 +9,10 @@ use imgstore::format::features::{self, BASES_MAX, FEATURE_TABLE};
 use imgstore::format::manifest::{self, MANIFEST};
 use imgstore::format::record::{LIST, RECORD};
 use imgstore::format::region::REGION;
-use imgstore::format::segment::{self, SEGMENT};
+use imgstore::format::segment::{self, SEGMENT, SegmentEncoder, SegmentPlan};
 use imgstore::format::{checkpoint::CHECKPOINT, pack};
-use imgstore::model::ids::{ChunkId, RegionId};
+use imgstore::model::ids::{ChunkId, RegionId, SessionId};
+use imgstore::model::objects::PackName;
 
 const MIB: usize = 1 << 20;
 
@@ -42,7 +43,10 @@ fn a_body_has_1_byte_to_1_mib_and_a_raw_one_what_it_says() {
     );
     assert_eq!([4095, 4096, 4097].map(|len| fits(Codec::Raw, 1, len)), [false, true, false]);
     assert_eq!([MIB, MIB - 4096].map(|len| fits(Codec::Raw, 256, len)), [true, false]);
-    // A delta begins with the id of its base.
+    // A delta begins with the id of its base, and something follows.
+    let short = Frame { codec: Codec::Delta, raw_blocks: 1, body: vec![0; 32] };
+    let expected = FormatError::Length { what: "frame", expected: 33, found: 32 };
+    assert_eq!(pack::encode_frame_header(&short), Err(expected));
     assert_eq!([1, 31, 32, 33].map(|len| fits(Codec::Delta, 1, len)), [false, false, false, true]);
 }
 
@@ -69,6 +73,59 @@ fn a_frame_is_found_by_its_header_alone() {
     assert!(scanned(1, 3, 101, 100).is_err(), "a body that is cut off");
     assert!(scanned(0, 1, 4095, 5000).is_err(), "raw bytes that are no block");
     assert!(matches!(scanned(3, 1, 100, 100), Err(FormatError::Newer { .. })));
+}
+
+#[test]
+fn a_trailer_is_refused_if_its_footer_does_not_fit_it() {
+    let region = RegionId([7; 16]);
+    let name = PackName { session: SessionId([8; 16]), number: 9 };
+    let header = pack::encode_header(region, name);
+    let (good, _) =
+        pack::encode_trailer(&header, &mut [Entry { pack: 0, ..entry(3) }], &mut [], 64 + 12 + 10, 0)
+            .unwrap();
+    let footer = good.len() - pack::FOOTER_BYTES;
+    pack::decode_trailer(&header, &good).unwrap();
+    // Its magic, its number of frames, its number of deltas: each alone, with a hash that fits.
+    for at in [footer, footer + 8, footer + 24] {
+        let mut bytes = good.clone();
+        bytes[at] ^= 1;
+        let end = bytes.len() - 32;
+        let hash = pack::PACK.hash(&[&header, &bytes[..end]]);
+        bytes[end..].copy_from_slice(&hash.0);
+        let refused = pack::decode_trailer(&header, &bytes).unwrap_err();
+        assert!(matches!(refused, FormatError::Invalid { .. }), "byte {at}: {refused}");
+    }
+}
+
+#[test]
+fn a_segment_takes_the_entries_that_were_announced_and_then_their_filter() {
+    let packs = [PackName { session: SessionId([8; 16]), number: 9 }];
+    let plan = SegmentPlan { region: RegionId([7; 16]), packs: &packs, entries: 2, filter_pages: 1 };
+    let [first, second, third] = [1, 2, 3].map(|n| Entry { id: ChunkId([n; 32]), pack: 0, ..entry(3) });
+    let begin = || SegmentEncoder::begin(plan).unwrap();
+
+    let mut encoder = begin();
+    encoder.push(&first).unwrap();
+    encoder.push_filter(first.id).expect_err("the filter before all entries");
+
+    let mut encoder = begin();
+    encoder.push(&first).unwrap();
+    encoder.push(&first).expect_err("an entry twice");
+
+    let mut encoder = begin();
+    encoder.push(&first).unwrap();
+    encoder.push(&second).unwrap();
+    encoder.push_filter(first.id).unwrap();
+    encoder.finish().expect_err("a filter of which half is missing");
+
+    let mut encoder = begin();
+    [first, second].iter().for_each(|entry| encoder.push(entry).unwrap());
+    encoder.push(&third).expect_err("more entries than were announced");
+
+    let mut encoder = begin();
+    [first, second].iter().for_each(|entry| encoder.push(entry).unwrap());
+    [first, second].iter().for_each(|entry| encoder.push_filter(entry.id).unwrap());
+    encoder.push_filter(third.id).expect_err("a filter of more than there are entries");
 }
 
 /// A feature table's header with fields as they are given, and nothing behind it.

@@ -43,7 +43,7 @@ class Tree:
             if not errors:
                 break
             self.drop(errors)
-            print(f"{len(errors)} errors: {dict(self.counted())}", flush=True)
+            print(f"{len(errors)} errors of the compiler: {dict(self.counted())}", flush=True)
         else:
             sys.exit(f"does not compile after {ROUNDS_MAX} rounds")
         return programs()
@@ -122,22 +122,22 @@ def write(path, content):
     path.write_bytes(content)
 
 
-def run_cargo(*arguments):
+def run_cargo(*arguments, **options):
     environment = dict(os.environ, CARGO_TARGET_DIR=str(Path("target/mutants/build").resolve()))
     # Mutants are full of what lints are against.
     environment["RUSTFLAGS"] = "--cap-lints=allow"
     command = ["cargo", *arguments, "--locked", "--message-format=json"]
-    return subprocess.run(command, cwd=TREE, env=environment, stdout=subprocess.PIPE, text=True)
+    return subprocess.run(command, cwd=TREE, env=environment, stdout=subprocess.PIPE, text=True, **options)
 
 
 def cargo(*arguments):
     """The compiler's errors."""
-    done = run_cargo(*arguments, "--quiet")
+    done = run_cargo(*arguments, "--quiet", stderr=subprocess.PIPE)
     messages = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     messages = [line["message"] for line in messages if line["reason"] == "compiler-message"]
     errors = [message for message in messages if message["level"] == "error" and message["spans"]]
     if done.returncode and not errors:
-        sys.exit("cargo fails")
+        sys.exit(done.stderr)
     return errors
 
 
