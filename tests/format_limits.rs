@@ -1,7 +1,9 @@
 //! Fields of objects at their limits: the last value that is taken, and the first that is not.
 
+mod common;
+
 use imgstore::chunk::features::FEATURES;
-use imgstore::chunk::frame::{Codec, Frame};
+use imgstore::chunk::frame::{Codec, CodecPool, Frame, FrameError, chunk_id};
 use imgstore::format::entry::{ENTRY_BYTES, Entry};
 use imgstore::format::envelope::Kind;
 use imgstore::format::error::FormatError;
@@ -9,8 +11,9 @@ use imgstore::format::features::{self, BASES_MAX, FEATURE_TABLE};
 use imgstore::format::manifest::{self, MANIFEST};
 use imgstore::format::record::{LIST, RECORD};
 use imgstore::format::region::REGION;
-use imgstore::format::segment::{self, SEGMENT, SegmentEncoder, SegmentPlan};
+use imgstore::format::segment::{self, PAGE_BYTES, SEGMENT, SegmentEncoder, SegmentPlan, SegmentWriter};
 use imgstore::format::{checkpoint::CHECKPOINT, pack};
+use imgstore::model::account::AccountId;
 use imgstore::model::ids::{ChunkId, RegionId, SessionId};
 use imgstore::model::objects::PackName;
 
@@ -201,4 +204,116 @@ fn an_object_of_another_kind_is_told_as_that() {
             );
         }
     }
+}
+
+/// A segment of two pages of entries and two of a filter, with one pack.
+fn segment_of_two_pages() -> Vec<u8> {
+    let packs = [PackName { session: SessionId([8; 16]), number: 9 }];
+    let mut writer = SegmentWriter::new(100).with_filter_pages(2);
+    (0..100).for_each(|n| writer.push(Entry { id: ChunkId([n; 32]), pack: 0, ..entry(3) }).unwrap());
+    writer.finish(RegionId([7; 16]), &packs).unwrap().0
+}
+
+/// Makes a page's checksum fit again.
+fn seal(bytes: &mut [u8], page: usize) {
+    let page = &mut bytes[page * PAGE_BYTES..][..PAGE_BYTES];
+    let crc = crc32c::crc32c(&page[..PAGE_BYTES - 4]);
+    page[PAGE_BYTES - 4..].copy_from_slice(&crc.to_le_bytes());
+}
+
+#[test]
+fn a_segment_has_the_entries_that_fit_its_pages() {
+    let good = segment_of_two_pages();
+    assert_eq!(segment::decode_header(&good).unwrap().entries, 100);
+    // Each byte of the number counts, the highest, too.
+    for at in 16..24 {
+        let mut bytes = good.clone();
+        bytes[at] ^= 0x80;
+        seal(&mut bytes, 0);
+        let refused = segment::decode_header(&bytes).unwrap_err();
+        assert!(matches!(refused, FormatError::Invalid { .. }), "byte {at}: {refused}");
+    }
+}
+
+#[test]
+fn a_page_says_how_many_entries_it_has_and_which_it_is() {
+    let good = segment_of_two_pages();
+    let header = segment::decode_header(&good).unwrap();
+    assert_eq!([0, 1].map(|page| segment::page(&good, &header, page, true).unwrap().len()), [85, 15]);
+    assert!(segment::page(&good, &header, 2, true).is_err(), "behind the last page");
+    for at in [4080, 4084, 4088] {
+        let mut bytes = good.clone();
+        bytes[PAGE_BYTES + at] ^= 1;
+        seal(&mut bytes, 1);
+        assert!(segment::page(&bytes, &header, 0, true).is_err(), "byte {at}");
+    }
+}
+
+#[test]
+fn a_filter_has_the_pages_that_the_header_says() {
+    let bytes = segment_of_two_pages();
+    let header = segment::decode_header(&bytes).unwrap();
+    let numbers = [0, 1, 2].map(|page| segment::filter_page(&bytes, &header, page).map(|(_, number)| number));
+    assert_eq!(numbers, [Some(2), Some(3), None]);
+}
+
+#[test]
+fn a_pack_stands_in_a_segment_once() {
+    let name = |number| PackName { session: SessionId([8; 16]), number };
+    for (packs, is_good) in [([1, 2], true), ([2, 2], false), ([2, 1], false)] {
+        let mut writer = SegmentWriter::new(1);
+        writer.push(Entry { pack: 0, ..entry(3) }).unwrap();
+        let (bytes, ..) = writer.finish(RegionId([7; 16]), &packs.map(name)).unwrap();
+        assert_eq!(segment::decode_header(&bytes).is_ok(), is_good, "{packs:?}");
+    }
+}
+
+#[test]
+fn an_account_has_12_digits_and_is_never_zero() {
+    let number = |random| AccountId::from_random(random).to_string();
+    assert_eq!(number(0), "000000000001");
+    assert_eq!(number(999_999_999_998), "999999999999");
+    assert_eq!(number(999_999_999_999), "000000000001");
+    assert_eq!(number(u64::MAX).len(), 12);
+}
+
+// ---- Frames
+
+#[test]
+fn what_compression_saves_no_32nd_of_is_stored_raw() {
+    let mut draw = common::Draw::new(5);
+    let mut raw: Vec<u8> = (0..MIB).map(|_| (draw.next() >> 32) as u8).collect();
+    let codecs = CodecPool::new();
+    // Of noise that begins with zeros these are saved, but for some bytes.
+    let mut saved = |zeros: usize| {
+        raw[..zeros].fill(0);
+        let frame = codecs.encode(&raw, chunk_id(&raw), 3).unwrap();
+        (frame.codec, MIB - frame.body.len())
+    };
+    assert_eq!(saved(MIB / 50), (Codec::Raw, 0));
+    let least = (MIB / 32 + 250..MIB / 32 + 400).map(&mut saved).find(|(codec, _)| *codec == Codec::Zstd);
+    assert_eq!(least, Some((Codec::Zstd, MIB / 32 + 1)));
+}
+
+#[test]
+fn levels_are_1_to_12_and_others_the_nearest_of_them() {
+    let raw: Vec<u8> = common::volume(1 << 20, 3);
+    let bytes = |level| CodecPool::new().encode(&raw, chunk_id(&raw), level).unwrap().body;
+    let (lowest, highest) = (bytes(1), bytes(12));
+    assert!(highest.len() < lowest.len(), "{} and {} bytes", highest.len(), lowest.len());
+    assert!(bytes(-5) == lowest && bytes(0) == lowest);
+    assert!(bytes(13) == highest && bytes(22) == highest);
+}
+
+#[test]
+fn a_body_of_another_length_than_the_chunk_is_told_as_that() {
+    let (codecs, id) = (CodecPool::new(), ChunkId([7; 32]));
+    let mut raw = vec![0; 3 * 4096];
+    let mut refused = |codec, stored| codecs.decode(codec, &vec![0; stored], id, None, &mut raw).unwrap_err();
+    for stored in [0, 4096, 3 * 4096 - 1, 3 * 4096 + 1] {
+        assert_eq!(refused(Codec::Raw, stored), FrameError::Length { blocks: 3, stored });
+    }
+    // Too short for the id of its base.
+    assert_eq!(refused(Codec::Delta, 31), FrameError::Length { blocks: 3, stored: 31 });
+    assert!(matches!(refused(Codec::Delta, 32), FrameError::Base { .. }));
 }
