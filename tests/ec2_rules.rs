@@ -446,6 +446,17 @@ fn a_preview_tells_the_bytes_that_deregistering_frees() {
 }
 
 #[test]
+fn a_snapshot_frees_nothing_as_long_as_an_image_uses_it() {
+    let rules = Rules::new();
+    let (image, context) = (rules.image("web"), rules.owner.context());
+    let id = AnyId::Snapshot(first_snapshot(&image));
+    let freed = || imgstore::ops::stats::item_stats(&rules.region, &[id], &context).unwrap()[0].freed_bytes;
+    assert_eq!(freed(), 0);
+    deregister(&rules.region, image.id, false, &context).unwrap();
+    assert!(freed() > 0);
+}
+
+#[test]
 fn a_deregistered_image_describes_as_nothing_and_deregistering_twice_is_unavailable() {
     let rules = Rules::new();
     let image = rules.image("web");
