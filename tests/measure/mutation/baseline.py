@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import build
@@ -11,13 +10,13 @@ import runner
 KNOWN = Path("target/mutants/baseline.json")
 
 
-def take(run, programs, jobs):
+def take(run, programs, pool):
     """All tests that pass. Of programs that are the same as before, what was noted then."""
     known = json.loads(KNOWN.read_text()) if KNOWN.is_file() else {}
-    program = build.TREE.parent / "build/debug/imgstore"
+    program = digest(build.TREE.parent / "build/debug/imgstore")
     kept, tests, todo = {}, [], []
     for name, executable in sorted(programs.items()):
-        mark = digest(executable, program)
+        mark = f"{digest(executable)} {program}"
         kept[mark] = known.get(mark, {})
         for test in runner.listed(name, executable, build.TREE.resolve()):
             tests.append(test)
@@ -27,9 +26,8 @@ def take(run, programs, jobs):
             else:
                 todo.append((test, kept[mark]))
     print(f"{len(tests)} tests, {len(todo)} of them new or changed", flush=True)
-    with ThreadPoolExecutor(jobs) as pool:
-        for test, place in pool.map(lambda each: note(run, *each), todo):
-            place[test.name] = [test.seconds, test.cpu, test.passes, sorted(test.reached)]
+    for test, place in pool.map(lambda each: note(run, *each), todo):
+        place[test.name] = [test.seconds, test.cpu, test.passes, sorted(test.reached)]
     KNOWN.write_text(json.dumps(kept))
     for test in tests:
         if not test.passes:
@@ -42,5 +40,5 @@ def note(run, test, place):
     return test, place
 
 
-def digest(*paths):
-    return hashlib.sha256(b"".join(Path(path).read_bytes() for path in paths)).hexdigest()
+def digest(path):
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()

@@ -2,6 +2,8 @@
 
 import argparse
 import re
+import signal
+import sys
 import threading
 import time
 from collections import Counter, defaultdict
@@ -11,6 +13,9 @@ import baseline
 import build
 import runner
 from score import Results, report
+
+# What catches much is tried first, if it takes no longer.
+QUICK_SECONDS = 2
 
 
 def arguments():
@@ -48,15 +53,17 @@ class Score:
         self.results.keep_unviable(self.tree.mutants)
         print(f"{len(self.tree.mutants)} mutants: {dict(self.tree.counted())}", flush=True)
         run = runner.Runner(build.TREE.resolve())
+        pool = ThreadPoolExecutor(self.options.jobs)
         try:
-            tests = baseline.take(run, programs, self.options.jobs)
+            tests = baseline.take(run, programs, pool)
             seconds = sum(test.seconds for test in tests)
             print(f"{len(tests)} tests pass, in {seconds:.0f} s; after {self.minutes()}", flush=True)
             todo = list(self.chosen())
-            with ThreadPoolExecutor(self.options.jobs) as pool:
-                list(pool.map(lambda mutant: self.judge(run, tests, mutant, len(todo)), todo))
+            list(pool.map(lambda mutant: self.judge(run, tests, mutant, len(todo)), todo))
         finally:
-            run.close()
+            run.stop()
+            pool.shutdown(cancel_futures=True)
+            run.clean()
             self.results.write()
         report(self.tree.mutants, self.results)
         print(f"\n{self.minutes()}")
@@ -76,6 +83,8 @@ class Score:
                 result, by = caught, test.title
                 break
         with self.lock:
+            if run.stopped:
+                return
             if by and result != "missed":
                 self.killers[mutant.site.file][by] += 1
                 self.killers[mutant.site.file, mutant.site.function][by] += 1
@@ -89,9 +98,9 @@ class Score:
     def ordered(self, tests, site):
         """First those that caught others in this function and file, then the quickest."""
         function, file = self.killers[site.file, site.function], self.killers[site.file]
-        quick = {test.title for test in tests if test.seconds < 2}
-        first = [title for title, _ in function.most_common(3)]
-        first += [title for title, _ in file.most_common(12) if title in quick][:5]
+        quick = {test.title for test in tests if test.seconds < QUICK_SECONDS}
+        first = [title for title, _ in function.most_common() if title in quick][:3]
+        first += [title for title, _ in file.most_common() if title in quick][:5]
         rank = {title: at for at, title in reversed(list(enumerate(first)))}
         return sorted(tests, key=lambda test: (rank.get(test.title, len(first)), test.seconds))
 
@@ -100,4 +109,8 @@ class Score:
 
 
 if __name__ == "__main__":
-    Score(arguments()).run()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))
+    try:
+        Score(arguments()).run()
+    except KeyboardInterrupt:
+        sys.exit("stopped: the next run goes on from here")

@@ -13,16 +13,16 @@ from pathlib import Path
 
 MEMORY_BYTES = 4 << 30
 SCRATCH_BYTES = 4 << 30
-# A test may take so much longer with a mutant on, and at least so long; of the processor's time less is enough, since
-# whatever else runs does not count there.
-TIMES, SECONDS_MIN, CPU_SECONDS_MIN = 8, 20, 10
+# A test may stand still for so many times as long as it takes without a mutant, and at least so long, and take longer by
+# far as long as it moves; it may use so much of the processor.
+TIMES, SECONDS_MIN, PATIENCE = 8, 20, 10
+CPU_TIMES, CPU_SECONDS_MIN = 4, 5
 # What fails and takes no longer than this does not hang on the machine's speed.
 SURE_SECONDS = 1
 # More states and operations reach no other line.
 SHORT = {
     "IMGSTORE_CRASH_STATES": "4000",
     "IMGSTORE_MODEL_OPERATIONS": "3000",
-    "IMGSTORE_KILL_ROUNDS": "3",
 }
 
 
@@ -59,9 +59,15 @@ class Runner:
         self.tree = tree
         place = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
         self.scratch = Path(tempfile.mkdtemp(prefix="imgstore-mutants-", dir=place))
-        self.lock, self.number = threading.Lock(), 0
+        self.lock, self.number, self.running, self.stopped = threading.Lock(), 0, set(), False
 
-    def close(self):
+    def stop(self):
+        """Ends what is running, which says nothing of tests."""
+        self.stopped = True
+        for process in list(self.running):
+            kill(process)
+
+    def clean(self):
         shutil.rmtree(self.scratch, ignore_errors=True)
 
     def reach(self, test):
@@ -80,7 +86,7 @@ class Runner:
         """Whether a test fails with a mutant on: "failed", "timeout", or nothing. A long test, or one that does not
         end, has to do so twice.
         """
-        limit = max(SECONDS_MIN, TIMES * test.seconds), max(CPU_SECONDS_MIN, TIMES * test.cpu)
+        limit = max(SECONDS_MIN, TIMES * test.seconds), max(CPU_SECONDS_MIN, CPU_TIMES * test.cpu)
         environment = {"IMGSTORE_MUTANT": str(mutant.id)}
         first = self.run(test, environment, *limit)
         if first.result == "passed":
@@ -114,29 +120,57 @@ class Runner:
             (resource.RLIMIT_CORE, 0),
         ]:
             resource.prlimit(process.pid, kind, (most, most))
+        self.running.add(process)
         try:
             return wait(process, seconds, place)
         finally:
+            self.running.discard(process)
             kill(process)
+            process.wait()
             shutil.rmtree(place, ignore_errors=True)
 
 
 def wait(process, seconds, place):
-    spent, pause, last = 0.0, 0.002, time.monotonic()
+    """Like `Popen.wait`, with the time of the processor; gives up on what stands still for so long, or fills the disk.
+
+    Who is short of the processor, or stopped, does not stand still; who uses it up comes to a limit of its own.
+    """
+    began = moved = last = time.monotonic()
+    used, pause = 0.0, 0.002
     while True:
         pid, status, usage = os.wait4(process.pid, os.WNOHANG)
+        now = time.monotonic()
         if pid:
             process.returncode = os.waitstatus_to_exitcode(status)
             over = process.returncode in {-signal.SIGXCPU, -signal.SIGKILL}
             result = "spins" if over else "failed" if process.returncode else "passed"
-            return Outcome(result, spent, usage.ru_utime + usage.ru_stime)
-        if spent > seconds or (pause >= 0.05 and full(place)):
-            return Outcome("timeout", spent, 0.0)
+            return Outcome(result, now - began, usage.ru_utime + usage.ru_stime)
+        if now - last > 2:
+            # Whoever stopped the tests stopped this process, too.
+            late = now - last - 2
+            began, moved, last = began + late, moved + late, now
+            using = used_by(process.pid)
+            if using is None or using > used + 0.05:
+                used, moved = using or used, now
+            if now - moved > seconds or now - began > PATIENCE * seconds or full(place):
+                return Outcome("timeout", now - began, 0.0)
         time.sleep(pause)
-        now = time.monotonic()
-        # Whoever stops the test stops this process, too: that time does not count.
-        spent, last = spent + min(now - last, 20 * pause), now
         pause = min(pause * 1.2, 0.05)
+
+
+def used_by(session):
+    """Seconds of the processor that a test and what it started have used; none if one of them is stopped."""
+    ticks = 0
+    for place in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = place.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[3]) == session:
+            if fields[0] == "T":
+                return None
+            ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def full(place):
@@ -150,5 +184,3 @@ def kill(process):
         os.killpg(process.pid, signal.SIGKILL)
     except ProcessLookupError:
         pass
-    if process.returncode is None:
-        process.wait()
