@@ -7,7 +7,7 @@ use common::{Caller, MemoryDisk, NOW_MS, Rules, code, memory_region, small_packs
 use imgstore::io::memory::Memory;
 use imgstore::model::account::{AccountId, Permission, Resource, Tag};
 use imgstore::model::ids::{ImageId, SnapshotId};
-use imgstore::model::image::{DeviceTarget, Image, Machine};
+use imgstore::model::image::{DeregistrationProtection, DeviceTarget, Image, Machine};
 use imgstore::model::words::{Architecture, BootMode, ImageState, RootDeviceType, VirtualizationType};
 use imgstore::ops::capture::{CreateImageOptions, create_image};
 use imgstore::ops::copy::{CopyOptions, CopyWhat, apply, plan};
@@ -467,6 +467,23 @@ fn a_deregistered_image_describes_as_nothing_and_deregistering_twice_is_unavaila
     assert_eq!(code(deregister(&rules.region, image.id, false, &context)), Err("InvalidAMIID.Unavailable"));
     let refused = deregister(&rules.region, image.id, false, &rules.friend.context());
     assert_eq!(code(refused), Err("InvalidAMIID.NotFound"), "others never knew it");
+}
+
+#[test]
+fn a_cooldown_is_not_cut_short_and_leaves_nothing_behind() {
+    let rules = Rules::new();
+    let image = rules.image("web");
+    let protect =
+        |how, caller: &Caller| modify::protect(&rules.region, image.id, how, &caller.context()).unwrap();
+    let (soon, then) = (later(&rules.owner, HOUR), later(&rules.owner, 24 * HOUR));
+    protect(Protect::OnWithCooldown, &rules.owner);
+    let cooling = protect(Protect::Off, &rules.owner);
+    assert!(cooling.holds_at(soon.now_ms) && !cooling.holds_at(then.now_ms));
+    assert_eq!(protect(Protect::Off, &soon), cooling, "asking twice does not end it");
+    assert_eq!(protect(Protect::On, &then), DeregistrationProtection::Enabled, "it was over");
+    protect(Protect::OnWithCooldown, &then);
+    protect(Protect::Off, &then);
+    assert_eq!(protect(Protect::On, &then), DeregistrationProtection::EnabledWithCooldown, "it was not");
 }
 
 #[test]
