@@ -11,6 +11,7 @@ use crate::region::Region;
 use crate::region::bases::Bytes;
 use crate::region::similar::{Base, Found, Similar, Wanted};
 use rayon::prelude::*;
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::ops::Deref;
 use std::sync::Arc;
@@ -180,8 +181,7 @@ impl Encoder {
         chunks: &[NewChunk<'_>],
         context: &Context<'_>,
     ) -> Result<Vec<Arc<Frame>>, OpsError> {
-        let plain = |chunk: &NewChunk<'_>| self.plain(chunk).map(Arc::new);
-        context.pool.install(|| chunks.par_iter().with_max_len(CHUNKS_AT_ONCE).map(plain).collect())
+        longest_first(chunks, context, |at| self.plain(&chunks[at]).map(Arc::new))
     }
 
     /// The frames of the first of some chunks: as many as there is memory for what they are stored against.
@@ -193,11 +193,11 @@ impl Encoder {
         context: &Context<'_>,
     ) -> Result<Vec<Arc<Frame>>, OpsError> {
         let bases = self.choose(chunks, all, is_usable, context)?;
-        let encode = |(chunk, found): (&NewChunk<'_>, &Found)| {
-            self.smallest(chunk, &found.bases, &bases).map(Arc::new)
-        };
-        let pairs = chunks.par_iter().zip(&bases.by_chunk).with_max_len(CHUNKS_AT_ONCE);
-        let frames: Vec<Arc<Frame>> = context.pool.install(|| pairs.map(encode).collect::<Result<_, _>>())?;
+        // There may be bases for the first ones only.
+        let chunks = &chunks[..bases.by_chunk.len()];
+        let frames = longest_first(chunks, context, |at| {
+            self.smallest(&chunks[at], &bases.by_chunk[at].bases, &bases).map(Arc::new)
+        })?;
         let Some(similar) = &mut self.similar else { return Ok(frames) };
         for (((chunk, features), found), frame) in chunks.iter().zip(all).zip(&bases.by_chunk).zip(&frames) {
             let Some(features) = features.as_ref().filter(|_| frame.codec.is_plain()) else { continue };
@@ -353,6 +353,23 @@ impl Encoder {
             }
         }
     }
+}
+
+/// What `work` gives for each of some chunks, in their order. The longest are begun first: then no thread has much left when
+/// there is nothing more for the others.
+fn longest_first<T: Send>(
+    chunks: &[NewChunk<'_>],
+    context: &Context<'_>,
+    work: impl Fn(usize) -> Result<T, OpsError> + Sync,
+) -> Result<Vec<T>, OpsError> {
+    let mut order: Vec<usize> = (0..chunks.len()).collect();
+    order.sort_by_key(|&at| Reverse(chunks[at].raw.len()));
+    let work = |at| work(at).map(|done| (at, done));
+    // A bridge gives each thread the next one in order; what is split beforehand is not begun in order.
+    let mut done: Vec<(usize, T)> =
+        context.pool.install(|| order.into_iter().par_bridge().map(work).collect::<Result<_, _>>())?;
+    done.sort_unstable_by_key(|(at, _)| *at);
+    Ok(done.into_iter().map(|(_, done)| done).collect())
 }
 
 /// What each of some chunks resembles.
