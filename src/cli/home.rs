@@ -447,6 +447,7 @@ fn create(path: &Path, directory: DirectoryOptions, mends: bool) -> Result<(Conf
     let failed = |error| region_error(FIRST_REGION, &url, error);
     let mut mended = Mended::default();
     if mends && ["log", "packs", "twins"].iter().any(|name| root.join(name).exists()) {
+        check_owner(&root)?;
         mended = Region::mend_directory(&root, directory, false, || Ok(())).map_err(failed)?;
         if !root.join(REGION_FILE).exists() {
             return Err(CliError::Unmendable { name: FIRST_REGION.to_owned(), url });

@@ -1,9 +1,10 @@
 //! Collection in spite of content that is lost: what a damaged snapshot still has stays, and what nothing refers to goes.
 //!
 //! A chunk that is nowhere may be one that the index only does not find. So a collection goes on without it only if
-//! it is on record that packs are damaged, and one of these cannot be read: then it is in there, if anywhere. As long
-//! as that is so, no pack in quarantine goes, for it may be mended, nothing is moved, and whatever else goes is proved
-//! by its own trailer to hold nothing of what is missing.
+//! it is on record that packs are damaged, and the trailer of one of these cannot be read: then it is in there, if
+//! anywhere. As long as that is so, no pack in quarantine goes, for it may be mended, a collection moves nothing, and
+//! whatever else goes is proved by its own trailer to hold nothing of what is missing. A pack with a good trailer and a
+//! damaged frame is none of that: it is kept for what it holds, as any other, and a second copy goes only after a proof.
 
 use super::Region;
 use super::collect::Mark;
