@@ -1,12 +1,14 @@
 //! What every verb is told besides its own arguments.
 
 use super::error::{Code, OpsError};
+use crate::chunk::CHUNKS_AT_ONCE;
 use crate::model::account::AccountId;
 use crate::model::catalog::Catalog;
 use crate::model::op::Op;
 use crate::model::units::{BLOCK_BYTES, TimeMs};
 use crate::region::Region;
 use rayon::ThreadPool;
+use rayon::prelude::*;
 use std::time::{Duration, Instant};
 
 /// Default budget of a pipeline's memory, in bytes.
@@ -43,6 +45,16 @@ impl Context<'_> {
         const MIN: usize = 2 << 20;
         const OF_THREAD: usize = 256 << 10;
         self.buffer_bytes().min((OF_THREAD * self.pool.current_num_threads()).max(MIN))
+    }
+
+    /// What `work` gives for each of so many chunks, in their order, on all threads of the pool. The first error ends it.
+    pub fn for_each_chunk<T: Send>(
+        &self,
+        count: usize,
+        work: impl Fn(usize) -> Result<T, OpsError> + Sync + Send,
+    ) -> Result<Vec<T>, OpsError> {
+        let chunks = (0..count).into_par_iter().with_max_len(CHUNKS_AT_ONCE);
+        self.pool.install(|| chunks.map(work).collect())
     }
 
     /// Ends a dry run, once everything was checked that can be checked beforehand.

@@ -86,8 +86,8 @@ fn ingest_what(
 ) -> Result<Ingested, OpsError> {
     let params = session.region().header().chunker;
     let before = session.stored_bytes();
-    let is_whole = changed.is_some() || disk.is_computed();
-    let batch_bytes = if is_whole { context.piece_bytes() } else { READ_BYTES };
+    let are_long = changed.is_some() || disk.is_computed();
+    let batch_bytes = if are_long { context.piece_bytes() } else { READ_BYTES };
     let mut put = Put::new(disk.len_bytes(), batch_bytes, context)?;
     let mut encoder = Encoder::new(session.region(), how, context);
     session.set_effort(encoder.effort());

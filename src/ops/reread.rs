@@ -12,7 +12,6 @@ use crate::model::blockmap::{BlockMap, BlockMapBuilder};
 use crate::model::ids::ChunkId;
 use crate::model::units::blocks_for_bytes;
 use crate::region::session::Session;
-use rayon::prelude::*;
 use std::collections::BTreeSet;
 
 /// Reads a disk whole and stores what is `wanted` of it, each chunk plain and proved. Gives how many those were, and the
@@ -55,10 +54,11 @@ fn store(
     let new: Vec<(ChunkId, &[u8])> = batch.chunks().filter(|(id, _)| wanted.remove(id)).collect();
     let region = session.region();
     let level = i32::from(region.header().zstd_level);
-    let encode = |(id, raw): &(ChunkId, &[u8])| {
-        region.encode(raw, *id, level).map_err(|source| OpsError::Proof { chunk: *id, source })
+    let encode = |at: usize| {
+        let (chunk, raw) = new[at];
+        region.encode(raw, chunk, level).map_err(|source| OpsError::Proof { chunk, source })
     };
-    let frames: Vec<Frame> = context.pool.install(|| new.par_iter().map(encode).collect::<Result<_, _>>())?;
+    let frames: Vec<Frame> = context.for_each_chunk(new.len(), encode)?;
     for ((id, _), frame) in new.iter().zip(&frames) {
         session.put(*id, frame)?;
     }

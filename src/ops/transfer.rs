@@ -193,13 +193,7 @@ impl Putter<'_> {
             Err(OpsError::BaseMissing) => Ok(None),
             Err(error) => Err(error),
         };
-        let proved: Vec<Option<Frame>> = self.context.pool.install(|| {
-            (0..ids.len())
-                .into_par_iter()
-                .with_max_len(CHUNKS_AT_ONCE)
-                .map(prove)
-                .collect::<Result<_, OpsError>>()
-        })?;
+        let proved: Vec<Option<Frame>> = self.context.for_each_chunk(ids.len(), prove)?;
         let at: Vec<usize> = (0..ids.len()).filter(|&at| proved[at].is_some()).collect();
         for at in (0..ids.len()).filter(|&at| proved[at].is_none()) {
             let bytes = block_offset(u64::from(CHUNK_BLOCKS_MAX));
@@ -236,14 +230,11 @@ impl Putter<'_> {
                 _ => self.session.put(ids[at], frame)?,
             }
         }
-        let encode = |at: usize| Ok((ids[at], frames.plain(at, bases)?));
-        let encoded: Vec<(ChunkId, Frame)> = self.context.pool.install(|| {
-            without_base
-                .into_par_iter()
-                .with_max_len(CHUNKS_AT_ONCE)
-                .map(encode)
-                .collect::<Result<_, OpsError>>()
-        })?;
+        let encode = |number: usize| {
+            let at = without_base[number];
+            Ok((ids[at], frames.plain(at, bases)?))
+        };
+        let encoded: Vec<(ChunkId, Frame)> = self.context.for_each_chunk(without_base.len(), encode)?;
         for (id, frame) in &encoded {
             self.session.put(*id, frame)?;
         }

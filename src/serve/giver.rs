@@ -3,7 +3,6 @@
 use super::error::{LinkError, Refusal};
 use super::link::Link;
 use super::message::{FETCH_MAX, LOCATE_MAX, Message, PIECE_BYTES};
-use crate::chunk::CHUNKS_AT_ONCE;
 use crate::chunk::frame::Frame;
 use crate::format::manifest;
 use crate::model::ids::{ChunkId, SessionId};
@@ -14,7 +13,6 @@ use crate::ops::copy::CopyWhat;
 use crate::ops::error::OpsError;
 use crate::ops::offer::Offer;
 use crate::ops::source::{Asked, Contents, Found, Frames, Source};
-use rayon::prelude::*;
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 
@@ -143,13 +141,7 @@ impl<'a> Giver<'a> {
         self.source.fetch(&asked, context, &mut |frames| {
             let ids = frames.ids();
             let give = |at: usize| self.as_asked(&*frames, at, plain.contains(&ids[at]));
-            let given: Vec<Frame> = context.pool.install(|| {
-                (0..ids.len())
-                    .into_par_iter()
-                    .with_max_len(CHUNKS_AT_ONCE)
-                    .map(give)
-                    .collect::<Result<_, OpsError>>()
-            })?;
+            let given: Vec<Frame> = context.for_each_chunk(ids.len(), give)?;
             for (id, frame) in ids.iter().zip(given) {
                 let (codec, raw_blocks) = (frame.codec.number(), frame.raw_blocks);
                 link.queue(&Message::Frame { id: *id, codec, raw_blocks }, &frame.body)?;
