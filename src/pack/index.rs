@@ -4,7 +4,8 @@
 //! not listed, so their trailers are read instead.
 
 use super::error::PackError;
-use super::quick::{QuickMap, QuickSet};
+use super::loose::Loose;
+use super::quick::QuickSet;
 use super::segment::{READ_AHEAD, Segment, ids_with_leading};
 use super::trailer::read_trailer;
 use crate::chunk::frame::Codec;
@@ -78,7 +79,7 @@ pub enum Filters {
 
 /// What a pack is good for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Standing {
+pub(super) enum Standing {
     /// Something new may refer to it.
     Live,
     /// A use would rescue it.
@@ -106,13 +107,9 @@ pub struct Index {
     /// For each of them, what the packs of its table are good for.
     standings: Vec<Vec<Standing>>,
     /// Packs that no segment lists, with their trailers.
-    loose: HashMap<PackName, Arc<Vec<Entry>>>,
+    loose: Loose,
     /// Of those the ones that a segment lists a part of: a new segment would list no more of them.
     partial: HashSet<PackName>,
-    /// The entries of all loose packs.
-    loose_table: QuickMap<ChunkId, Location>,
-    /// Further places of chunks that several loose packs hold.
-    loose_more: HashMap<ChunkId, Vec<Location>>,
     unreadable: Vec<Unreadable>,
     /// Packs that something new may refer to without having to rescue them.
     live: QuickSet<PackName>,
@@ -154,6 +151,7 @@ impl Index {
         let segments = index.segments.clone();
         let mut tables: Vec<&[PackName]> = segments.iter().map(|segment| segment.packs()).collect();
         index.standings = tables.iter().map(|table| vec![Standing::Gone; table.len()]).collect();
+        let mut loose = Vec::new();
         for (&name, pack) in catalog.packs.iter() {
             // Its bytes may be gone, and nothing needs it.
             if pack.state == PackState::Sweeping {
@@ -177,17 +175,18 @@ impl Index {
             } else if is_listed {
                 continue;
             }
-            let known = previous.loose.get(&name).or_else(|| written.get(&name)).cloned().map_or_else(
+            let known = previous.loose().get(&name).or_else(|| written.get(&name)).cloned().map_or_else(
                 || read_trailer(storage, region, &pack.record).map(|trailer| Arc::new(trailer.entries)),
                 Ok,
             );
             match known {
-                Ok(entries) => index.add_loose(name, entries),
+                Ok(entries) => loose.push((name, standing, entries)),
                 // That something is wrong with it is known.
                 Err(_) if matches!(pack.state, PackState::Quarantined { .. }) => {}
                 Err(error) => index.unreadable.push(Unreadable { pack: name, error: Arc::new(error) }),
             }
         }
+        index.loose = Loose::new(loose);
         index
     }
 
@@ -204,26 +203,6 @@ impl Index {
         };
         set.insert(name);
         standing
-    }
-
-    fn standing(&self, name: &PackName) -> Standing {
-        match self.rank(name) {
-            0 => Standing::Live,
-            1 => Standing::Condemned,
-            _ if self.closed.contains(name) => Standing::Closed,
-            _ => Standing::Gone,
-        }
-    }
-
-    /// Adds a pack whose trailer is at hand.
-    fn add_loose(&mut self, name: PackName, entries: Arc<Vec<Entry>>) {
-        for entry in entries.iter() {
-            let location = Location::new(entry, name);
-            if let Some(other) = self.loose_table.insert(entry.id, location) {
-                self.loose_more.entry(entry.id).or_default().push(other);
-            }
-        }
-        self.loose.insert(name, entries);
     }
 
     /// Where a chunk can be read: best in a pack that stays; in one that `is_lost` only if there is no other.
@@ -275,7 +254,7 @@ impl Index {
     ) -> Result<Option<(ChunkId, Location)>, PackError> {
         let (first, last) = ids_with_leading(leading);
         let is_good = |entry: &Entry, pack: &PackName| entry.codec.is_plain() && self.live.contains(pack);
-        for (pack, entries) in &self.loose {
+        for (pack, entries) in self.loose() {
             let at = entries.partition_point(|entry| entry.id < first);
             if let Some(entry) = entries.get(at)
                 && entry.id <= last
@@ -318,12 +297,9 @@ impl Index {
         admits: impl Fn(Standing, &PackName) -> bool,
         filters: Filters,
     ) -> Result<Option<Location>, PackError> {
-        if let Some(location) = self.loose_table.get(&id) {
-            let more = self.loose_more.get(&id).into_iter().flatten();
-            let mut places = [location].into_iter().chain(more);
-            if let Some(location) = places.find(|place| admits(self.standing(&place.pack), &place.pack)) {
-                return Ok(Some(*location));
-            }
+        let mut places = self.loose.places(id);
+        if let Some((_, location)) = places.find(|(standing, place)| admits(*standing, &place.pack)) {
+            return Ok(Some(location));
         }
         let leading = id.leading();
         let mut are_denied = false;
@@ -346,9 +322,7 @@ impl Index {
     /// Every place of a chunk in packs that are there, best first. Filters are not asked: places are looked for where
     /// one is damaged, or a delta needs its base.
     pub fn places_of(&self, id: ChunkId) -> Result<Vec<Location>, PackError> {
-        let loose =
-            self.loose_table.get(&id).into_iter().chain(self.loose_more.get(&id).into_iter().flatten());
-        let mut places: Vec<Location> = loose.copied().collect();
+        let mut places: Vec<Location> = self.loose.places(id).map(|(_, location)| location).collect();
         for segment in &self.segments {
             if let Some((entry, pack)) = segment.lookup(id)?
                 && self.is_known(&pack)
@@ -361,24 +335,19 @@ impl Index {
         Ok(places)
     }
 
-    /// Gives back memory that growing took.
-    pub fn shrink_to_fit(&mut self) {
-        self.loose_table.shrink_to_fit();
-    }
-
     /// The segments.
     pub fn segments(&self) -> &[Arc<Segment>] {
         &self.segments
     }
 
     /// Packs that no segment lists all chunks of.
-    pub fn loose(&self) -> &HashMap<PackName, Arc<Vec<Entry>>> {
-        &self.loose
+    pub const fn loose(&self) -> &HashMap<PackName, Arc<Vec<Entry>>> {
+        self.loose.by_name()
     }
 
     /// Packs that no segment lists, and their entries: what a new segment would list.
     pub fn unlisted(&self) -> (usize, usize) {
-        let unlisted = self.loose.iter().filter(|(name, _)| !self.partial.contains(name));
+        let unlisted = self.loose().iter().filter(|(name, _)| !self.partial.contains(name));
         unlisted.fold((0, 0), |(packs, entries), (_, more)| (packs + 1, entries + more.len()))
     }
 

@@ -12,6 +12,7 @@ pub mod build;
 mod checked;
 pub mod error;
 pub mod index;
+mod loose;
 pub mod merge;
 pub mod places;
 pub mod quick;

@@ -286,7 +286,7 @@ impl Region {
     }
 
     fn rebuild_index(&self, cached: &mut CachedIndex, catalog: &Catalog) {
-        let mut index = Index::refresh(
+        let index = Index::refresh(
             &cached.index,
             &cached.written,
             &*self.0.storage,
@@ -294,7 +294,6 @@ impl Region {
             catalog,
             &cached.bad_segments,
         );
-        index.shrink_to_fit();
         cached.written.retain(|pack, _| index.loose().contains_key(pack));
         cached.index = Arc::new(index);
         cached.sequence = Some(catalog.sequence);
