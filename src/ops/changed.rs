@@ -18,7 +18,7 @@ use super::error::OpsError;
 use super::pieces::{fill, read_blocks};
 use crate::chunk::cut::Cutter;
 use crate::chunk::fingerprint::block_facts;
-use crate::disk::DiskRead;
+use crate::disk::{AlignedBuffer, DiskRead};
 use crate::model::blockmap::{BlockMap, BlockMapBuilder, ChunkRef};
 use crate::model::changes::Changes;
 use crate::model::region::ChunkerParams;
@@ -63,7 +63,7 @@ pub(super) fn cut_changed(
     params: ChunkerParams,
     changed: Changed<'_>,
     context: &Context<'_>,
-    take: &mut dyn FnMut() -> Option<Vec<u8>>,
+    take: &mut dyn FnMut() -> Option<AlignedBuffer>,
     send: &mut dyn FnMut(Batch) -> bool,
 ) -> Result<(), OpsError> {
     let (chunks, total) = (changed.parent.chunks(), changed.parent.volume_blocks());
@@ -100,7 +100,7 @@ pub(super) fn changed_map(
         pushed = batch.refs().try_for_each(|chunk| map.push(chunk));
         pushed.is_ok()
     };
-    cut_changed(disk, params, changed, context, &mut || Some(Vec::new()), &mut send)?;
+    cut_changed(disk, params, changed, context, &mut || Some(AlignedBuffer::default()), &mut send)?;
     pushed.map_err(OpsError::Volume)?;
     Ok(map.finish())
 }
@@ -130,7 +130,7 @@ struct Recut<'a> {
     /// Blocks of the volume.
     total: u64,
     context: &'a Context<'a>,
-    take: &'a mut dyn FnMut() -> Option<Vec<u8>>,
+    take: &'a mut dyn FnMut() -> Option<AlignedBuffer>,
     send: &'a mut dyn FnMut(Batch) -> bool,
     /// What goes before the next batch.
     waiting: Batch,

@@ -4,6 +4,7 @@ use super::pieces::{Part, Piece};
 use crate::chunk::cut::{Cutter, Span};
 use crate::chunk::fingerprint::BlockFacts;
 use crate::chunk::frame::chunk_id;
+use crate::disk::AlignedBuffer;
 use crate::model::blockmap::ChunkRef;
 use crate::model::ids::ChunkId;
 use crate::model::units::{BLOCK_BYTES, block_offset};
@@ -11,7 +12,7 @@ use crate::model::units::{BLOCK_BYTES, block_offset};
 /// A buffer with the chunks that were cut in it.
 #[derive(Default)]
 pub(super) struct Batch {
-    pub(super) buffer: Vec<u8>,
+    pub(super) buffer: AlignedBuffer,
     /// Chunks before those that were cut, which are stored: their bytes were not read.
     pub(super) kept: Vec<ChunkRef>,
     chunks: Vec<Cut>,
@@ -31,7 +32,7 @@ impl Batch {
 
     /// The chunks that were cut, with their bytes.
     pub(super) fn chunks(&self) -> impl Iterator<Item = (ChunkId, &[u8])> {
-        self.chunks.iter().map(|cut| (cut.id, cut.bytes(&self.buffer)))
+        self.chunks.iter().map(|cut| (cut.id, cut.bytes(self.buffer.bytes())))
     }
 }
 
@@ -49,7 +50,7 @@ impl Cut {
 
 /// A batch whose chunks have no ids yet.
 pub(super) struct Unhashed {
-    buffer: Vec<u8>,
+    buffer: AlignedBuffer,
     /// Chunks with the offsets of their bytes in the buffer.
     chunks: Vec<(Span, usize)>,
     read_bytes: u64,
@@ -61,7 +62,7 @@ impl Unhashed {
         let Self { buffer, chunks, read_bytes, passed_bytes } = self;
         let hashed = |(span, offset)| {
             let mut cut = Cut { span, offset, id: ChunkId([0; 32]) };
-            cut.id = chunk_id(cut.bytes(&buffer));
+            cut.id = chunk_id(cut.bytes(buffer.bytes()));
             cut
         };
         let chunks = chunks.into_iter().map(hashed).collect();
@@ -90,14 +91,14 @@ impl Cutting {
     pub(super) fn take(&mut self, piece: Piece) -> Unhashed {
         let Piece { mut buffer, headroom, parts, facts } = piece;
         let start = headroom - self.tail.len();
-        buffer[start..headroom].copy_from_slice(&self.tail);
+        buffer.bytes_mut()[start..headroom].copy_from_slice(&self.tail);
         let before = self.cutter.pending_from();
-        let read_bytes = (buffer.len() - headroom) as u64;
+        let read_bytes = (buffer.bytes().len() - headroom) as u64;
         let chunks = cut_piece(&mut self.cutter, &parts, &facts, headroom);
         let pending = self.cutter.position() - self.cutter.pending_from();
         let pending = usize::try_from(block_offset(pending)).unwrap_or(0);
         self.tail.clear();
-        self.tail.extend_from_slice(&buffer[buffer.len() - pending..]);
+        self.tail.extend_from_slice(&buffer.bytes()[buffer.bytes().len() - pending..]);
         let passed_bytes = block_offset(self.cutter.pending_from() - before);
         Unhashed { buffer, chunks, read_bytes, passed_bytes }
     }
@@ -111,7 +112,10 @@ impl Cutting {
             let offset = usize::try_from(block_offset(span.start_block - first)).unwrap_or(0);
             chunks.push((span, offset));
         });
-        Unhashed { buffer: self.tail, chunks, read_bytes: 0, passed_bytes }
+        let mut buffer = AlignedBuffer::default();
+        buffer.resize(self.tail.len());
+        buffer.bytes_mut().copy_from_slice(&self.tail);
+        Unhashed { buffer, chunks, read_bytes: 0, passed_bytes }
     }
 }
 

@@ -9,6 +9,7 @@ use super::error::OpsError;
 use super::stage::{join_all, spawn};
 use crate::chunk::features::Features;
 use crate::chunk::frame::Frame;
+use crate::disk::AlignedBuffer;
 use crate::model::blockmap::{BlockMapBuilder, ChunkRef};
 use crate::model::ids::ChunkId;
 use crate::region::session::Session;
@@ -61,7 +62,7 @@ impl Put {
         encoder: &mut Encoder,
         context: &Context<'_>,
         batches: impl Iterator<Item = Batch>,
-        back: &GiveBack<Vec<u8>>,
+        back: &GiveBack<AlignedBuffer>,
     ) -> Result<(), OpsError> {
         thread::scope(|scope| {
             let (work_in, work_out) = bounded(ENCODED_AHEAD);
@@ -92,7 +93,7 @@ impl Put {
         context: &Context<'_>,
         batches: &mut impl Iterator<Item = Batch>,
         encoders: &Sender<Task>,
-        back: &GiveBack<Vec<u8>>,
+        back: &GiveBack<AlignedBuffer>,
     ) -> Result<(), OpsError> {
         let mut under_way: VecDeque<Receiver<Encoded>> = VecDeque::new();
         while let Some(work) = self.next_work(session, batches, context)? {
@@ -144,7 +145,7 @@ impl Put {
         session: &mut Session,
         done: Encoded,
         context: &Context<'_>,
-        back: &GiveBack<Vec<u8>>,
+        back: &GiveBack<AlignedBuffer>,
     ) -> Result<(), OpsError> {
         context.check_cancelled()?;
         for (chunk, frame) in done.work.new_chunks().zip(&done.frames) {

@@ -7,7 +7,7 @@ use super::error::OpsError;
 use super::pieces::fill;
 use crate::chunk::cut::Cutter;
 use crate::chunk::frame::Frame;
-use crate::disk::DiskRead;
+use crate::disk::{AlignedBuffer, DiskRead};
 use crate::model::blockmap::{BlockMap, BlockMapBuilder};
 use crate::model::ids::ChunkId;
 use crate::model::units::blocks_for_bytes;
@@ -26,7 +26,7 @@ pub(super) fn reread(
     let total = blocks_for_bytes(disk.len_bytes());
     let mut map = BlockMapBuilder::new(disk.len_bytes()).map_err(OpsError::Volume)?;
     let mut cutting = Cutting::new(Cutter::new(params));
-    let (mut position, mut buffer, mut stored) = (0, Vec::new(), 0);
+    let (mut position, mut buffer, mut stored) = (0, AlignedBuffer::default(), 0);
     let mut take = |batch: Batch| {
         stored += store(session, &batch, wanted, context)?;
         batch.refs().try_for_each(|chunk| map.push(chunk)).map_err(OpsError::Volume)?;
