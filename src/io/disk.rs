@@ -38,6 +38,16 @@ pub trait DiskWrite: Send {
     /// Writes bytes at an offset. Offsets ascend.
     fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<(), DiskError>;
 
+    /// Writes parts that follow each other, the first at an offset: in one go where the target can.
+    fn write_parts_at(&mut self, offset: u64, parts: &[&[u8]]) -> Result<(), DiskError> {
+        let mut at = offset;
+        for part in parts {
+            self.write_at(at, part)?;
+            at += part.len() as u64;
+        }
+        Ok(())
+    }
+
     /// Makes a range read as zeros. Offsets ascend together with those of `write_at`.
     fn zero_at(&mut self, offset: u64, len: u64) -> Result<(), DiskError>;
 

@@ -127,11 +127,7 @@ impl Drop for NewFile {
 
 impl FileWrite for NewFile {
     fn put_at(&mut self, offset: u64, bytes: &[u8]) -> Result<(), DiskError> {
-        let written = self.direct.write_all_at(&self.file, offset, bytes).and_then(|cached| {
-            self.unsynced_bytes += cached;
-            if self.unsynced_bytes >= WRITE_BACK_BYTES { self.begin_write_back() } else { Ok(()) }
-        });
-        written.map_err(|e| DiskError::io("write", &self.path, offset, e))
+        self.write_parts_at(offset, &[bytes])
     }
 
     fn close(self: Box<Self>) -> Result<(), DiskError> {
@@ -142,6 +138,14 @@ impl FileWrite for NewFile {
 impl DiskWrite for NewFile {
     fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<(), DiskError> {
         self.put_at(offset, bytes)
+    }
+
+    fn write_parts_at(&mut self, offset: u64, parts: &[&[u8]]) -> Result<(), DiskError> {
+        let written = self.direct.write_parts_at(&self.file, offset, parts).and_then(|cached| {
+            self.unsynced_bytes += cached;
+            if self.unsynced_bytes >= WRITE_BACK_BYTES { self.begin_write_back() } else { Ok(()) }
+        });
+        written.map_err(|e| DiskError::io("write", &self.path, offset, e))
     }
 
     /// A new file reads as zeros where nothing was written.
@@ -184,7 +188,11 @@ impl BlockDevice {
 
 impl DiskWrite for BlockDevice {
     fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<(), DiskError> {
-        let written = self.direct.write_all_at(&self.file, offset, bytes);
+        self.write_parts_at(offset, &[bytes])
+    }
+
+    fn write_parts_at(&mut self, offset: u64, parts: &[&[u8]]) -> Result<(), DiskError> {
+        let written = self.direct.write_parts_at(&self.file, offset, parts);
         written.map(|_| ()).map_err(|e| DiskError::io("write", &self.path, offset, e))
     }
 

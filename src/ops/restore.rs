@@ -3,7 +3,7 @@
 //! ```text
 //! fetch     stored frames, near ones together
 //! decode    decompress, and BLAKE3 equals the id: on several threads, each with a few chunks that stay in its cache
-//! write     ascending positions; zero runs are left out or zeroed, as the target needs
+//! write     ascending positions, as much at once as is ready; zero runs are left out or zeroed, as the target needs
 //! ```
 
 use super::buffers::{GiveBack, Take, buffers};
@@ -24,9 +24,11 @@ use std::thread;
 
 /// Blocks of chunks that a thread decodes at a time: a usual processor's own cache.
 const PIECE_BLOCKS: usize = (1 << 20) / BLOCK_BYTES;
-/// Buffers that go round beside one for each thread that decodes: one is written, others wait, since now the disk is slower and
-/// now the decoders.
-const WAITING: usize = 8;
+/// Pieces that are written at once at most: while all processors decode, who writes waits for one after each write, and the
+/// disk with it.
+const WRITTEN_AT_ONCE_MAX: usize = 16;
+/// The same with little memory: there are twice as many buffers, so that others are filled meanwhile.
+const WRITTEN_AT_ONCE_MIN: usize = 4;
 /// Pieces that are fetched ahead of decoding, beside those of the batch that is fetched.
 const FETCHED_AHEAD: usize = 4;
 /// Threads that decode: more than one can write for. Each holds a batch of stored frames.
@@ -70,7 +72,9 @@ pub fn restore(
     context: &Context<'_>,
 ) -> Result<(), OpsError> {
     let threads = context.pool.current_num_threads().min(DECODERS_MAX);
-    let count = threads + WAITING;
+    let piece_bytes = PIECE_BLOCKS * BLOCK_BYTES;
+    let at_once = (2 * context.buffer_bytes() / piece_bytes).clamp(WRITTEN_AT_ONCE_MIN, WRITTEN_AT_ONCE_MAX);
+    let count = threads + 2 * at_once;
     thread::scope(|scope| {
         let (back, buffers) = buffers(count);
         let (tasks_in, tasks) = bounded(FETCHED_AHEAD);
@@ -85,7 +89,7 @@ pub fn restore(
             stages.push(spawn(scope, "decode", move || decode_all(region, root, &tasks, &buffers))?);
         }
         drop((tasks, buffers));
-        let written = write_all(map, target, context, &order, &back);
+        let written = write_all(map, target, at_once, context, &order, &back);
         // Who waits for a buffer, or to hand something on, sees that nobody is there any more.
         drop((order, back));
         join_all(stages, written)
@@ -187,45 +191,82 @@ fn decode_all(
 fn write_all(
     map: &BlockMap,
     target: &mut dyn DiskWrite,
+    at_once: usize,
     context: &Context<'_>,
     order: &Receiver<Receiver<Decoded>>,
     back: &GiveBack<AlignedBuffer>,
 ) -> Result<(), OpsError> {
-    let mut done = 0;
-    for decoded in order {
-        // Whoever gave it up has the reason.
-        let Ok(Decoded { runs, buffer }) = decoded.recv() else { break };
+    let (mut done, mut next) = (0, None);
+    // Whoever gave one up has the reason.
+    while let Some(first) = next.take().or_else(|| order.recv().ok()).and_then(|first| first.recv().ok()) {
         context.check_cancelled()?;
-        done += write_runs(map, &runs, buffer.bytes(), target, context)?;
-        back.give_back(buffer);
+        let mut pieces = vec![first];
+        while next.is_none() && pieces.len() < at_once {
+            let Ok(decoded) = order.try_recv() else { break };
+            match decoded.try_recv() {
+                Ok(piece) => pieces.push(piece),
+                Err(_) => next = Some(decoded),
+            }
+        }
+        done += write_pieces(map, &pieces, target, context)?;
+        pieces.into_iter().for_each(|piece| back.give_back(piece.buffer));
     }
     check_whole("written", map.volume_bytes(), done)
 }
 
-/// Writes runs with the bytes of their chunks. Gives how many bytes of the volume that was.
-fn write_runs(
+/// Bytes that follow each other on the disk.
+#[derive(Default)]
+struct Gathered<'a> {
+    start: u64,
+    len: u64,
+    parts: Vec<&'a [u8]>,
+}
+
+impl Gathered<'_> {
+    /// Writes what there is, and forgets it.
+    fn write(&mut self, target: &mut dyn DiskWrite, context: &Context<'_>) -> Result<(), OpsError> {
+        let Self { start, len, parts } = std::mem::take(self);
+        if !parts.is_empty() {
+            target.write_parts_at(start, &parts)?;
+            context.progress.advance(len);
+        }
+        Ok(())
+    }
+}
+
+/// Writes the runs of pieces. Gives how many bytes of the volume that was.
+fn write_pieces(
     map: &BlockMap,
-    runs: &[Run],
-    bytes: &[u8],
+    pieces: &[Decoded],
     target: &mut dyn DiskWrite,
     context: &Context<'_>,
 ) -> Result<u64, OpsError> {
-    let (mut offset, mut done) = (0, 0);
-    for group in runs.chunk_by(|a, b| matches!((a, b), (Run::Chunk(_), Run::Chunk(_)))) {
-        let (start, blocks) = extent_of(group);
-        // The last block of the volume may be partly filled.
-        let end = block_offset(start + blocks).min(map.volume_bytes());
-        let len = end - block_offset(start);
-        done += len;
-        if let Run::Chunk(_) = group[0] {
-            let len = usize::try_from(len).unwrap_or(usize::MAX);
-            target.write_at(block_offset(start), &bytes[offset..offset + len])?;
-            offset += usize::try_from(block_offset(blocks)).unwrap_or(usize::MAX);
-            context.progress.advance(len as u64);
-        } else {
-            zero(target, block_offset(start), len, context)?;
+    let (mut gathered, mut done) = (Gathered::default(), 0);
+    for Decoded { runs, buffer } in pieces {
+        let mut rest = buffer.bytes();
+        for group in runs.chunk_by(|a, b| matches!((a, b), (Run::Chunk(_), Run::Chunk(_)))) {
+            let (start_block, blocks) = extent_of(group);
+            let start = block_offset(start_block);
+            // The last block of the volume may be partly filled.
+            let len = block_offset(start_block + blocks).min(map.volume_bytes()) - start;
+            if let Run::Chunk(_) = group[0] {
+                let (bytes, after) =
+                    rest.split_at(usize::try_from(block_offset(blocks)).unwrap_or(usize::MAX));
+                rest = after;
+                if gathered.start + gathered.len != start {
+                    gathered.write(target, context)?;
+                    gathered.start = start;
+                }
+                gathered.len += len;
+                gathered.parts.push(&bytes[..usize::try_from(len).unwrap_or(usize::MAX)]);
+            } else {
+                gathered.write(target, context)?;
+                zero(target, start, len, context)?;
+            }
+            done += len;
         }
     }
+    gathered.write(target, context)?;
     Ok(done)
 }
 
@@ -307,7 +348,7 @@ mod tests {
             order_in.send(decoded).unwrap();
             drop(order_in);
             let mut target = Counted(0);
-            let written = write_all(&map, &mut target, &context, &order, &buffers(1).0);
+            let written = write_all(&map, &mut target, 2, &context, &order, &buffers(1).0);
             match written {
                 Ok(()) => assert!(count == runs.len() && target.0 == map.volume_bytes(), "{count}"),
                 Err(OpsError::NotWhole { expected, found, .. }) => {
