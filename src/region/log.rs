@@ -19,8 +19,11 @@ use std::time::Duration;
 const SHARD_RECORDS: u64 = 1000;
 /// No log has so many records: a larger number is no record's.
 const SEQUENCE_MAX: u64 = 1 << 62;
-/// Records between checkpoints.
+/// Records between checkpoints at least.
 const CHECKPOINT_RECORDS: u64 = 64;
+/// Bytes of a checkpoint for each record until the next: it is the whole catalogue, and what is written in all must grow
+/// with the records, not with their square. Replaying the records between takes no longer than decoding the checkpoint.
+const CHECKPOINT_BYTES_A_RECORD: u64 = 8 << 10;
 pub(super) const CHECKPOINTS: &str = "checkpoints";
 /// Checkpoints that stay when a new one is written.
 const CHECKPOINTS_KEPT: usize = 2;
@@ -48,6 +51,11 @@ pub(super) fn record_name(sequence: u64) -> String {
 
 fn checkpoint_name(sequence: u64) -> String {
     format!("{CHECKPOINTS}/{sequence:020}")
+}
+
+/// Where the next checkpoint is due after one of so many bytes.
+fn next_checkpoint(sequence: u64, bytes: u64) -> u64 {
+    sequence + CHECKPOINT_RECORDS.max(bytes / CHECKPOINT_BYTES_A_RECORD)
 }
 
 /// The number at the end of a record's or checkpoint's name.
@@ -107,7 +115,8 @@ pub(super) struct Head {
     position: LogPosition,
     /// Folders with records that were read and not yet made durable by this process.
     unsynced: BTreeSet<String>,
-    last_checkpoint: u64,
+    /// The record whose author makes the next checkpoint.
+    next_checkpoint: u64,
 }
 
 impl Head {
@@ -117,13 +126,16 @@ impl Head {
         let mut names = storage.list(CHECKPOINTS)?;
         names.reverse();
         // A checkpoint is a cache: one that cannot be used costs time and nothing else.
-        let usable = names.iter().find_map(|listed| usable_checkpoint(storage, &listed.name));
-        let (catalog, position) =
-            usable.unwrap_or_else(|| (Catalog::default(), LogPosition { sequence: 0, hash: region_hash }));
-        let last_checkpoint = position.sequence;
+        let usable = names.iter().find_map(|listed| {
+            usable_checkpoint(storage, &listed.name)
+                .map(|(catalog, position)| (catalog, position, listed.len))
+        });
+        let (catalog, position, bytes) =
+            usable.unwrap_or_else(|| (Catalog::default(), LogPosition { sequence: 0, hash: region_hash }, 0));
+        let next_checkpoint = next_checkpoint(position.sequence, bytes);
         // Records before the checkpoint were seen through it: their folder counts as read.
         let unsynced = (position.sequence > 0).then(|| shard(position.sequence)).into_iter().collect();
-        let mut head = Self { catalog, position, unsynced, last_checkpoint };
+        let mut head = Self { catalog, position, unsynced, next_checkpoint };
         head.advance(storage)?;
         let newest = names.first().and_then(|listed| sequence_in(&listed.name)).unwrap_or(0);
         head.check_tail(storage, newest)?;
@@ -272,11 +284,11 @@ impl Head {
         }
     }
 
-    /// A cache of the state, every so many records. Only the author of a record makes its checkpoint, so the
+    /// A cache of the state, after so many records that it is worth it. Only the author of a record makes its checkpoint, so the
     /// name is used once. That it fails is no failure of the append, which is durable; on a directory the
     /// failed write has latched the handle, so nothing is acknowledged after it.
     fn write_checkpoint(&mut self, storage: &dyn Storage) {
-        if self.position.sequence < self.last_checkpoint + CHECKPOINT_RECORDS {
+        if self.position.sequence < self.next_checkpoint {
             return;
         }
         let checkpoint = Checkpoint { record_hash: self.position.hash, catalog: self.catalog.clone() };
@@ -284,7 +296,7 @@ impl Head {
         if storage.create(&checkpoint_name(self.position.sequence), &[&bytes]).is_err() {
             return;
         }
-        self.last_checkpoint = self.position.sequence;
+        self.next_checkpoint = next_checkpoint(self.position.sequence, bytes.len() as u64);
         let Ok(mut old) = storage.list(CHECKPOINTS) else { return };
         old.truncate(old.len().saturating_sub(CHECKPOINTS_KEPT));
         for listed in old {
@@ -342,4 +354,27 @@ pub(super) fn back_off(attempt: u32) {
     let limit_us = 500u64 << attempt.min(7);
     let random = random_bytes().map(u64::from_le_bytes).unwrap_or(limit_us / 2);
     std::thread::sleep(Duration::from_micros(random % limit_us));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_checkpoints_take_grows_with_the_records() {
+        assert_eq!(next_checkpoint(7, 0), 71);
+        assert_eq!(next_checkpoint(7, 512 << 10), 71);
+        assert_eq!(next_checkpoint(7, 1 << 20), 135);
+        // A catalogue that grows by 600 bytes a record: an image each.
+        let written_by = |records: u64| {
+            let (mut at, mut written) = (next_checkpoint(0, 0), 0);
+            while at <= records {
+                written += at * 600;
+                at = next_checkpoint(at, at * 600);
+            }
+            written
+        };
+        let (some, more) = (written_by(10_000), written_by(1_000_000));
+        assert!(some > 10_000 * 600 && more < 1_000_000 * 9 * 1024, "{some} {more}");
+    }
 }
