@@ -21,8 +21,11 @@ const SHARD_RECORDS: u64 = 1000;
 const SEQUENCE_MAX: u64 = 1 << 62;
 /// Records between checkpoints at least.
 const CHECKPOINT_RECORDS: u64 = 64;
-/// Bytes of a checkpoint for each record until the next: it is the whole catalogue, and what is written in all must grow
-/// with the records, not with their square. Replaying the records between takes no longer than decoding the checkpoint.
+/// And at most: whoever opens a region replays those behind the last one, and only a later checkpoint leads past a record
+/// that is lost.
+const CHECKPOINT_RECORDS_MAX: u64 = 1000;
+/// Bytes of a checkpoint for each record until the next. It is the whole catalogue: after a fixed number of records, what is
+/// written in all would grow with the square of theirs from the beginning.
 const CHECKPOINT_BYTES_A_RECORD: u64 = 8 << 10;
 pub(super) const CHECKPOINTS: &str = "checkpoints";
 /// Checkpoints that stay when a new one is written.
@@ -55,7 +58,7 @@ fn checkpoint_name(sequence: u64) -> String {
 
 /// Where the next checkpoint is due after one of so many bytes.
 fn next_checkpoint(sequence: u64, bytes: u64) -> u64 {
-    sequence + CHECKPOINT_RECORDS.max(bytes / CHECKPOINT_BYTES_A_RECORD)
+    sequence + (bytes / CHECKPOINT_BYTES_A_RECORD).clamp(CHECKPOINT_RECORDS, CHECKPOINT_RECORDS_MAX)
 }
 
 /// The number at the end of a record's or checkpoint's name.
@@ -115,6 +118,8 @@ pub(super) struct Head {
     position: LogPosition,
     /// Folders with records that were read and not yet made durable by this process.
     unsynced: BTreeSet<String>,
+    /// The newest checkpoint that was there when somebody last looked, whether it could be used or not.
+    known_checkpoint: u64,
     /// The record whose author makes the next checkpoint.
     next_checkpoint: u64,
 }
@@ -135,10 +140,10 @@ impl Head {
         let next_checkpoint = next_checkpoint(position.sequence, bytes);
         // Records before the checkpoint were seen through it: their folder counts as read.
         let unsynced = (position.sequence > 0).then(|| shard(position.sequence)).into_iter().collect();
-        let mut head = Self { catalog, position, unsynced, next_checkpoint };
+        let known_checkpoint = names.first().and_then(|listed| sequence_in(&listed.name)).unwrap_or(0);
+        let mut head = Self { catalog, position, unsynced, known_checkpoint, next_checkpoint };
         head.advance(storage)?;
-        let newest = names.first().and_then(|listed| sequence_in(&listed.name)).unwrap_or(0);
-        head.check_tail(storage, newest)?;
+        head.check_tail(storage, known_checkpoint)?;
         Ok(head)
     }
 
@@ -288,17 +293,28 @@ impl Head {
     /// name is used once. That it fails is no failure of the append, which is durable; on a directory the
     /// failed write has latched the handle, so nothing is acknowledged after it.
     fn write_checkpoint(&mut self, storage: &dyn Storage) {
-        if self.position.sequence < self.next_checkpoint {
+        let sequence = self.position.sequence;
+        if sequence < self.next_checkpoint {
+            return;
+        }
+        // One that fails is not tried again at each record.
+        self.next_checkpoint = next_checkpoint(sequence, 0);
+        let Ok(mut old) = storage.list(CHECKPOINTS) else { return };
+        let newest = old.last().and_then(|listed| Some((sequence_in(&listed.name)?, listed.len)));
+        if let Some((newest, bytes)) = newest.filter(|(newest, _)| *newest > self.known_checkpoint) {
+            // Another writer's.
+            self.known_checkpoint = newest;
+            self.next_checkpoint = next_checkpoint(newest, bytes).max(sequence + 1);
             return;
         }
         let checkpoint = Checkpoint { record_hash: self.position.hash, catalog: self.catalog.clone() };
         let Ok(bytes) = checkpoint::encode(&checkpoint) else { return };
-        if storage.create(&checkpoint_name(self.position.sequence), &[&bytes]).is_err() {
+        if storage.create(&checkpoint_name(sequence), &[&bytes]).is_err() {
             return;
         }
-        self.next_checkpoint = next_checkpoint(self.position.sequence, bytes.len() as u64);
-        let Ok(mut old) = storage.list(CHECKPOINTS) else { return };
-        old.truncate(old.len().saturating_sub(CHECKPOINTS_KEPT));
+        self.known_checkpoint = sequence;
+        self.next_checkpoint = next_checkpoint(sequence, bytes.len() as u64);
+        old.truncate((old.len() + 1).saturating_sub(CHECKPOINTS_KEPT));
         for listed in old {
             // One that stays costs space, and collection removes it.
             let _ = storage.delete(&listed.name);
@@ -361,20 +377,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_checkpoints_take_grows_with_the_records() {
+    fn checkpoints_are_the_rarer_the_larger_they_are_and_never_very_rare() {
         assert_eq!(next_checkpoint(7, 0), 71);
         assert_eq!(next_checkpoint(7, 512 << 10), 71);
         assert_eq!(next_checkpoint(7, 1 << 20), 135);
+        assert_eq!(next_checkpoint(7, u64::MAX), 1007);
         // A catalogue that grows by 600 bytes a record: an image each.
-        let written_by = |records: u64| {
-            let (mut at, mut written) = (next_checkpoint(0, 0), 0);
-            while at <= records {
-                written += at * 600;
-                at = next_checkpoint(at, at * 600);
-            }
-            written
-        };
-        let (some, more) = (written_by(10_000), written_by(1_000_000));
-        assert!(some > 10_000 * 600 && more < 1_000_000 * 9 * 1024, "{some} {more}");
+        let (mut at, mut written) = (next_checkpoint(0, 0), 0);
+        while at <= 10_000 {
+            written += at * 600;
+            at = next_checkpoint(at, at * 600);
+        }
+        assert!(written > 10_000 * 600 && written < 10_000 * (9 << 10), "{written}");
     }
 }
