@@ -6,7 +6,7 @@
 use super::error::PackError;
 use super::loose::Loose;
 use super::quick::QuickSet;
-use super::segment::{READ_AHEAD, Segment, ids_with_leading};
+use super::segment::{READ_AHEAD, Segment};
 use super::trailer::read_trailer;
 use crate::chunk::frame::Codec;
 use crate::format::entry::Entry;
@@ -252,21 +252,18 @@ impl Index {
         leading: u64,
         filters: Filters,
     ) -> Result<Option<(ChunkId, Location)>, PackError> {
-        let (first, last) = ids_with_leading(leading);
-        let is_good = |entry: &Entry, pack: &PackName| entry.codec.is_plain() && self.live.contains(pack);
-        for (pack, entries) in self.loose() {
-            let at = entries.partition_point(|entry| entry.id < first);
-            if let Some(entry) = entries.get(at)
-                && entry.id <= last
-                && is_good(entry, pack)
-            {
-                return Ok(Some((entry.id, Location::new(entry, *pack))));
-            }
+        let mut loose = self.loose.places_leading(leading);
+        let is_base = |(_, standing, location): &(ChunkId, Standing, Location)| {
+            *standing == Standing::Live && location.codec.is_plain()
+        };
+        if let Some((id, _, location)) = loose.find(is_base) {
+            return Ok(Some((id, location)));
         }
         let admits = |segment: &&Arc<Segment>| filters == Filters::Doubted || segment.may_hold(leading);
         for segment in self.segments.iter().filter(admits) {
             if let Some((entry, pack)) = segment.lookup_leading(leading)?
-                && is_good(&entry, &pack)
+                && entry.codec.is_plain()
+                && self.live.contains(&pack)
             {
                 return Ok(Some((entry.id, Location::new(&entry, pack))));
             }

@@ -243,7 +243,7 @@ fn partition_near(page: &[[u8; ENTRY_BYTES]], near: usize, id: ChunkId) -> usize
 }
 
 /// The first and the last id that begin with these bytes.
-pub(super) fn ids_with_leading(leading: u64) -> (ChunkId, ChunkId) {
+fn ids_with_leading(leading: u64) -> (ChunkId, ChunkId) {
     let (mut first, mut last) = ([0; 32], [0xff; 32]);
     first[..8].copy_from_slice(&leading.to_be_bytes());
     last[..8].copy_from_slice(&leading.to_be_bytes());
