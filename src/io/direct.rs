@@ -19,6 +19,8 @@ const ALIGN: usize = 4096;
 /// trip to it.
 const DIRECT_BYTES_MIN: usize = 256 << 10;
 
+/// Parts that one write takes: what Linux calls UIO_MAXIOV.
+const PARTS_MAX: usize = 1024;
 /// Bytes that are copied to where they can be written from at once: they are still in the processor's cache then.
 const MOVED_BYTES: usize = 1 << 20;
 
@@ -52,14 +54,16 @@ impl Direct {
     /// As [`Direct::write_all_at`], of parts that follow each other, in as few writes as can be: between any two
     /// the device has nothing to do until this thread runs again, which on busy processors takes longer than the write.
     pub fn write_parts_at(&mut self, file: &File, offset: u64, parts: &[&[u8]]) -> io::Result<usize> {
-        let len: usize = parts.iter().map(|part| part.len()).sum();
-        let are_whole =
-            parts.iter().all(|part| part.len() % ALIGN == 0 && part.as_ptr().align_offset(ALIGN) == 0);
+        let is_whole =
+            |part: &&&[u8]| part.len().is_multiple_of(ALIGN) && part.as_ptr().align_offset(ALIGN) == 0;
+        // The last one of a disk may end anywhere.
+        let whole = &parts[..parts.iter().take_while(is_whole).count()];
+        let len: usize = whole.iter().map(|part| part.len()).sum();
         let mut done = 0;
-        if are_whole && offset.is_multiple_of(ALIGN as u64) && len >= DIRECT_BYTES_MIN {
+        if offset.is_multiple_of(ALIGN as u64) && len >= DIRECT_BYTES_MIN {
             done = self.direct(file, len, |done| {
-                let rest: Vec<IoSlice<'_>> = behind(parts, done).map(IoSlice::new).collect();
-                Ok(pwritev(file, &rest, offset + done as u64)?)
+                let rest = behind(whole, done).take(PARTS_MAX).map(IoSlice::new);
+                Ok(pwritev(file, &rest.collect::<Vec<_>>(), offset + done as u64)?)
             })?;
         }
         let (mut at, mut cached) = (offset + done as u64, 0);
@@ -266,6 +270,26 @@ mod tests {
             expected.extend(set.concat());
         }
         assert!(fs::read(here.path().join("disk")).unwrap() == expected);
+    }
+
+    #[test]
+    fn what_cannot_be_written_directly_is_left() {
+        let file = tempfile::tempfile().unwrap();
+        let answers = |answers: &[Result<usize, i32>]| {
+            let mut direct = Direct { is_known_good: Some(true), ..Direct::default() };
+            let mut answers = answers.iter();
+            let answers = std::cell::RefCell::new(&mut answers);
+            let write = |_| (*answers.borrow_mut().next().unwrap()).map_err(io::Error::from_raw_os_error);
+            let done = direct.direct(&file, 5 * ALIGN, write).map_err(|e| e.kind());
+            assert!(answers.borrow_mut().next().is_none(), "asked again");
+            (done, direct.is_refused)
+        };
+        let (invalid, interrupted, full) = (22, 4, 28);
+        assert_eq!(answers(&[Ok(5 * ALIGN)]), (Ok(5 * ALIGN), false));
+        assert_eq!(answers(&[Ok(ALIGN), Err(interrupted), Ok(4 * ALIGN)]), (Ok(5 * ALIGN), false));
+        assert_eq!(answers(&[Ok(2 * ALIGN), Ok(700)]), (Ok(2 * ALIGN + 700), false));
+        assert_eq!(answers(&[Ok(ALIGN), Err(invalid)]), (Ok(ALIGN), true));
+        assert_eq!(answers(&[Ok(ALIGN), Err(full)]), (Err(io::ErrorKind::StorageFull), false));
     }
 
     #[test]

@@ -25,3 +25,4 @@ pub mod rawdisk;
 pub mod reflink;
 pub mod sim;
 pub mod storage;
+pub mod write_behind;

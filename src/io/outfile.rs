@@ -1,29 +1,23 @@
 //! Targets to write a volume to: a new file, a block device, a stream.
 
 use super::clock::random_u64;
-use super::direct::Direct;
 use super::disk::{DiskError, DiskWrite, FileWrite};
 use super::os::no_follow;
+use super::write_behind::WriteBehind;
 use crate::model::ids::{InstanceId, VolumeId};
 use rustix::fs::{CWD, FallocateFlags, RenameFlags, renameat_with};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::thread::JoinHandle;
 
 /// A new file that gets its name only when it is whole and durable.
 #[derive(Debug)]
 pub struct NewFile {
-    file: Arc<File>,
+    out: WriteBehind,
     path: PathBuf,
     temporary: Option<PathBuf>,
     replace: bool,
-    direct: Direct,
-    /// Bytes written to the page cache since the last write-back was begun.
-    unsynced_bytes: usize,
-    write_back: Option<JoinHandle<io::Result<()>>>,
 }
 
 impl NewFile {
@@ -60,42 +54,15 @@ impl NewFile {
             .custom_flags(no_follow())
             .open(&temporary)
             .map_err(failed)?;
-        let new = Self {
-            file: Arc::new(file),
-            path: path.to_owned(),
-            temporary: Some(temporary),
-            replace,
-            direct: Direct::default(),
-            unsynced_bytes: 0,
-            write_back: None,
-        };
-        new.file.set_permissions(fs::Permissions::from_mode(0o600)).map_err(failed)?;
-        new.file.set_len(len).map_err(|e| DiskError::io("set the length of", path, len, e))?;
+        let out = WriteBehind::new(file);
+        let new = Self { out, path: path.to_owned(), temporary: Some(temporary), replace };
+        new.out.file().set_permissions(fs::Permissions::from_mode(0o600)).map_err(failed)?;
+        new.out.file().set_len(len).map_err(|e| DiskError::io("set the length of", path, len, e))?;
         Ok(new)
     }
 
-    /// Lets the disk work while the rest is still being made, rather than all at the end. A failure of an
-    /// earlier write-back is this file's: a later sync would not tell of it again.
-    fn begin_write_back(&mut self) -> io::Result<()> {
-        if self.write_back.as_ref().is_some_and(|running| !running.is_finished()) {
-            return Ok(());
-        }
-        self.end_write_back()?;
-        self.unsynced_bytes = 0;
-        let file = self.file.clone();
-        // Where no thread can be had, all is written back at the end.
-        self.write_back = std::thread::Builder::new().spawn(move || file.sync_data()).ok();
-        Ok(())
-    }
-
-    fn end_write_back(&mut self) -> io::Result<()> {
-        let Some(running) = self.write_back.take() else { return Ok(()) };
-        running.join().unwrap_or_else(|_| Err(io::Error::other("the write-back thread is gone")))
-    }
-
     fn publish(&mut self) -> io::Result<()> {
-        self.end_write_back()?;
-        self.file.sync_all()?;
+        self.out.sync_all()?;
         let Some(temporary) = &self.temporary else { return Ok(()) };
         if self.replace {
             fs::rename(temporary, &self.path)?;
@@ -117,7 +84,7 @@ impl NewFile {
 impl Drop for NewFile {
     fn drop(&mut self) {
         // A file that is given up may fail to be written.
-        let _ = self.end_write_back();
+        let _ = self.out.end_write_back();
         if let Some(temporary) = &self.temporary {
             // Nothing half-made stays; if this fails, the name says what it is.
             let _ = fs::remove_file(temporary);
@@ -141,11 +108,7 @@ impl DiskWrite for NewFile {
     }
 
     fn write_parts_at(&mut self, offset: u64, parts: &[&[u8]]) -> Result<(), DiskError> {
-        let written = self.direct.write_parts_at(&self.file, offset, parts).and_then(|cached| {
-            self.unsynced_bytes += cached;
-            if self.unsynced_bytes >= WRITE_BACK_BYTES { self.begin_write_back() } else { Ok(()) }
-        });
-        written.map_err(|e| DiskError::io("write", &self.path, offset, e))
+        self.out.write_parts_at(offset, parts).map_err(|e| DiskError::io("write", &self.path, offset, e))
     }
 
     /// A new file reads as zeros where nothing was written.
@@ -164,9 +127,8 @@ impl DiskWrite for NewFile {
 /// A block device that is overwritten.
 #[derive(Debug)]
 pub struct BlockDevice {
-    file: File,
+    out: WriteBehind,
     path: PathBuf,
-    direct: Direct,
 }
 
 impl BlockDevice {
@@ -182,7 +144,7 @@ impl BlockDevice {
         if found < len {
             return Err(DiskError::TooSmall { path: path.to_owned(), expected: len, found });
         }
-        Ok(Self { file, path: path.to_owned(), direct: Direct::default() })
+        Ok(Self { out: WriteBehind::new(file), path: path.to_owned() })
     }
 }
 
@@ -192,14 +154,13 @@ impl DiskWrite for BlockDevice {
     }
 
     fn write_parts_at(&mut self, offset: u64, parts: &[&[u8]]) -> Result<(), DiskError> {
-        let written = self.direct.write_parts_at(&self.file, offset, parts);
-        written.map(|_| ()).map_err(|e| DiskError::io("write", &self.path, offset, e))
+        self.out.write_parts_at(offset, parts).map_err(|e| DiskError::io("write", &self.path, offset, e))
     }
 
     /// Old content stands on a device: zeros are made, by the device if it can, by writing them otherwise.
     fn zero_at(&mut self, offset: u64, len: u64) -> Result<(), DiskError> {
         let flags = FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE;
-        if rustix::fs::fallocate(&self.file, flags, offset, len).is_ok() {
+        if rustix::fs::fallocate(self.out.file(), flags, offset, len).is_ok() {
             return Ok(());
         }
         let zeros = vec![0; ZERO_BYTES.min(usize::try_from(len).unwrap_or(ZERO_BYTES))];
@@ -212,14 +173,12 @@ impl DiskWrite for BlockDevice {
         Ok(())
     }
 
-    fn finish(self: Box<Self>) -> Result<(), DiskError> {
-        self.file.sync_all().map_err(|e| DiskError::io("sync", &self.path, 0, e))
+    fn finish(mut self: Box<Self>) -> Result<(), DiskError> {
+        self.out.sync_all().map_err(|e| DiskError::io("sync", &self.path, 0, e))
     }
 }
 
 const ZERO_BYTES: usize = 1 << 20;
-/// Bytes after which a write-back is begun.
-const WRITE_BACK_BYTES: usize = 64 << 20;
 
 /// A stream, such as standard output: everything is written, zeros too, front to back.
 pub struct Stream<W> {

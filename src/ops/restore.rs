@@ -104,17 +104,19 @@ fn fetch(
     send: &mut dyn FnMut(Piece) -> bool,
 ) -> Result<(), OpsError> {
     let mut runs = map.runs().peekable();
+    let at_once = (context.piece_bytes() / BLOCK_BYTES / PIECE_BLOCKS).max(1);
     while runs.peek().is_some() {
         context.check_cancelled()?;
-        let batch_runs = take_runs(&mut runs, context.piece_bytes() / BLOCK_BYTES);
-        let ids: Vec<ChunkId> = batch_runs.iter().filter_map(chunk_of).collect();
+        let pieces: Vec<Vec<Run>> = std::iter::repeat_with(|| take_runs(&mut runs, PIECE_BLOCKS))
+            .take_while(|runs| !runs.is_empty())
+            .take(at_once)
+            .collect();
+        let ids: Vec<ChunkId> = pieces.iter().flatten().filter_map(chunk_of).collect();
         let fetched = region.fetch(&ids)?;
         let mut frames = fetched.frames();
         frames.sort_unstable_by_key(|frame| frame.wanted);
         let (batch, mut first) = (Arc::new(Batch { fetched, frames }), 0);
-        let mut runs = batch_runs.into_iter().peekable();
-        while runs.peek().is_some() {
-            let runs = take_runs(&mut runs, PIECE_BLOCKS);
+        for runs in pieces {
             let chunks = runs.iter().filter_map(chunk_of).count();
             if !send(Piece { runs, batch: batch.clone(), first }) {
                 return Ok(());
@@ -305,17 +307,32 @@ mod tests {
     use crate::model::blockmap::ChunkRef;
     use crate::ops::context::Unwatched;
 
-    /// Counts what is written.
-    struct Counted(u64);
+    /// Notes what is written: where, and the parts' bytes.
+    #[derive(Default)]
+    struct Noted {
+        writes: Vec<(u64, Vec<u64>)>,
+        zeros: Vec<(u64, u64)>,
+    }
 
-    impl DiskWrite for Counted {
-        fn write_at(&mut self, _offset: u64, bytes: &[u8]) -> Result<(), DiskError> {
-            self.0 += bytes.len() as u64;
+    impl Noted {
+        fn bytes(&self) -> u64 {
+            let written = self.writes.iter().flat_map(|(_, parts)| parts);
+            written.chain(self.zeros.iter().map(|(_, len)| len)).sum()
+        }
+    }
+
+    impl DiskWrite for Noted {
+        fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<(), DiskError> {
+            self.write_parts_at(offset, &[bytes])
+        }
+
+        fn write_parts_at(&mut self, offset: u64, parts: &[&[u8]]) -> Result<(), DiskError> {
+            self.writes.push((offset, parts.iter().map(|part| part.len() as u64).collect()));
             Ok(())
         }
 
-        fn zero_at(&mut self, _offset: u64, len: u64) -> Result<(), DiskError> {
-            self.0 += len;
+        fn zero_at(&mut self, offset: u64, len: u64) -> Result<(), DiskError> {
+            self.zeros.push((offset, len));
             Ok(())
         }
 
@@ -324,35 +341,72 @@ mod tests {
         }
     }
 
+    fn with_context<T>(work: impl FnOnce(&Context<'_>) -> T) -> T {
+        let account: AccountId = "111122223333".parse().unwrap();
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+        let (now_ms, dry_run, memory_bytes) = (0, false, 1 << 20);
+        work(&Context { account, now_ms, dry_run, pool: &pool, memory_bytes, progress: &Unwatched })
+    }
+
+    fn chunk(start_block: u64) -> ChunkRef {
+        ChunkRef { start_block, blocks: 2, id: ChunkId([1; 32]) }
+    }
+
+    fn decoded(runs: &[Run]) -> Decoded {
+        let mut buffer = AlignedBuffer::default();
+        buffer.resize(runs.iter().map(chunk_blocks).sum::<usize>() * BLOCK_BYTES);
+        Decoded { runs: runs.to_vec(), buffer }
+    }
+
+    /// Chunks of two blocks; between the second and the third a hole. Each is a piece, the hole belongs to the second.
+    #[test]
+    fn what_is_ready_and_follows_is_written_at_once() {
+        let block = BLOCK_BYTES as u64;
+        let map =
+            BlockMap::new(15 * block - 7, vec![chunk(0), chunk(2), chunk(9), chunk(11), chunk(13)]).unwrap();
+        let runs: Vec<Run> = map.runs().collect();
+        let pieces = [&runs[..1], &runs[1..3], &runs[3..4], &runs[4..5], &runs[5..]];
+        // How many are ready, how many are written at once, and the writes.
+        let whole = vec![(0, vec![2 * block; 2]), (9 * block, vec![2 * block, 2 * block, 2 * block - 7])];
+        let by_two =
+            vec![(0, vec![2 * block; 2]), (9 * block, vec![2 * block; 2]), (13 * block, vec![2 * block - 7])];
+        let three = vec![(0, vec![2 * block; 2]), (9 * block, vec![2 * block])];
+        for (ready, at_once, writes) in [(5, 8, whole), (5, 2, by_two), (3, 8, three)] {
+            let (order_in, order) = bounded(pieces.len());
+            for (number, runs) in pieces.iter().enumerate() {
+                let (piece_in, piece) = bounded(1);
+                order_in.send(piece).unwrap();
+                // One that is given up stands before others that are ready: those must not be written.
+                if number != ready {
+                    piece_in.send(decoded(runs)).unwrap();
+                }
+            }
+            drop(order_in);
+            let mut target = Noted::default();
+            let written =
+                with_context(|context| write_all(&map, &mut target, at_once, context, &order, &buffers(1).0));
+            assert_eq!(written.is_ok(), ready == pieces.len(), "{written:?}");
+            assert_eq!((target.writes, target.zeros), (writes, vec![(4 * block, 5 * block)]));
+        }
+    }
+
     #[test]
     fn batches_that_never_come_are_an_error() {
-        let chunk = |start_block| ChunkRef { start_block, blocks: 2, id: ChunkId([1; 32]) };
         let map = BlockMap::new(9 * BLOCK_BYTES as u64 + 5, vec![chunk(1), chunk(3)]).unwrap();
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
-        let account: AccountId = "111122223333".parse().unwrap();
-        let context = Context {
-            account,
-            now_ms: 0,
-            dry_run: false,
-            pool: &pool,
-            memory_bytes: 1 << 20,
-            progress: &Unwatched,
-        };
         let runs: Vec<Run> = map.runs().collect();
         for count in 0..=runs.len() {
             let (order_in, order) = bounded(1);
-            let (decoded_in, decoded) = bounded(1);
-            let mut buffer = AlignedBuffer::default();
-            buffer.resize(4 * BLOCK_BYTES);
-            decoded_in.send(Decoded { runs: runs[..count].to_vec(), buffer }).unwrap();
-            order_in.send(decoded).unwrap();
+            let (decoded_in, piece) = bounded(1);
+            decoded_in.send(decoded(&runs[..count])).unwrap();
+            order_in.send(piece).unwrap();
             drop(order_in);
-            let mut target = Counted(0);
-            let written = write_all(&map, &mut target, 2, &context, &order, &buffers(1).0);
+            let mut target = Noted::default();
+            let written =
+                with_context(|context| write_all(&map, &mut target, 2, context, &order, &buffers(1).0));
             match written {
-                Ok(()) => assert!(count == runs.len() && target.0 == map.volume_bytes(), "{count}"),
+                Ok(()) => assert!(count == runs.len() && target.bytes() == map.volume_bytes(), "{count}"),
                 Err(OpsError::NotWhole { expected, found, .. }) => {
-                    assert!(count < runs.len() && (expected, found) == (map.volume_bytes(), target.0));
+                    assert!(count < runs.len() && (expected, found) == (map.volume_bytes(), target.bytes()));
                 }
                 Err(error) => panic!("{error}"),
             }
