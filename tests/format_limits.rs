@@ -76,6 +76,13 @@ fn a_frame_is_found_by_its_header_alone() {
     assert!(scanned(1, 3, 101, 100).is_err(), "a body that is cut off");
     assert!(scanned(0, 1, 4095, 5000).is_err(), "raw bytes that are no block");
     assert!(matches!(scanned(3, 1, 100, 100), Err(FormatError::Newer { .. })));
+    // A length that none has is enough: what would be its bytes may be a whole pack, and is not gone through.
+    for len in [0, MIB as u32 + 1] {
+        let mut bytes = vec![1; 2 * MIB];
+        bytes[..4].copy_from_slice(&len.to_le_bytes());
+        let expected = FormatError::Length { what: "frame", expected: MIB as u64, found: u64::from(len) };
+        assert_eq!(pack::scan_frame(&bytes), Err(expected));
+    }
 }
 
 #[test]
@@ -129,6 +136,25 @@ fn a_segment_takes_the_entries_that_were_announced_and_then_their_filter() {
     [first, second].iter().for_each(|entry| encoder.push(entry).unwrap());
     [first, second].iter().for_each(|entry| encoder.push_filter(entry.id).unwrap());
     encoder.push_filter(third.id).expect_err("a filter of more than there are entries");
+}
+
+/// Who writes a large segment asks what is ready, so that it is never in memory as a whole.
+#[test]
+fn what_is_ready_of_a_segment_is_what_can_be_taken() {
+    let packs = [PackName { session: SessionId([8; 16]), number: 9 }];
+    let plan = SegmentPlan { region: RegionId([7; 16]), packs: &packs, entries: 200, filter_pages: 0 };
+    let mut encoder = SegmentEncoder::begin(plan).unwrap();
+    let ready = |encoder: &mut SegmentEncoder<'_>| {
+        let ready = encoder.ready();
+        assert_eq!(encoder.take().len(), ready);
+        ready
+    };
+    assert_eq!(ready(&mut encoder), PAGE_BYTES, "the header");
+    for number in 1..=200_u8 {
+        encoder.push(&Entry { id: ChunkId([number; 32]), pack: 0, ..entry(3) }).unwrap();
+        let ends_page = [85, 170, 200].contains(&number);
+        assert_eq!(ready(&mut encoder), if ends_page { PAGE_BYTES } else { 0 }, "entry {number}");
+    }
 }
 
 /// A feature table's header with fields as they are given, and nothing behind it.

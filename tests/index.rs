@@ -11,7 +11,7 @@ use imgstore::format::pack::{
     FOOTER_BYTES, FRAME_HEADER_BYTES, HEADER_BYTES, PACK_BYTES_MAX, decode_trailer, encode_frame_header,
     encode_header, encode_trailer, frame_body, trailer_offset,
 };
-use imgstore::format::segment::{SegmentWriter, decode_header, page};
+use imgstore::format::segment::{SegmentWriter, decode_header, filter_page, page};
 use imgstore::io::map::Bytes;
 use imgstore::io::memory::Memory;
 use imgstore::io::storage::{Storage, read_whole};
@@ -83,9 +83,13 @@ fn every_id_is_found_and_no_other_however_they_lie() {
         let (bytes, record) = segment(&ids);
         let segment = open(&bytes, &record).unwrap();
         segment.check_hash().unwrap();
+        assert_eq!(segment.entries(), ids.len() as u64);
         for (number, id) in ids.iter().enumerate() {
             let (found, pack) = segment.lookup(ChunkId(*id)).unwrap().unwrap();
             assert_eq!((found, pack), (entry(*id, number), packs()[number % 3]), "{name} {number}");
+            let leading = ChunkId(*id).leading();
+            let (alike, _) = segment.lookup_leading(leading).unwrap().unwrap();
+            assert_eq!(alike.id.leading(), leading, "{name} {number}");
             for change in [0, 1] {
                 let mut absent = *id;
                 absent[29] = 1;
@@ -161,6 +165,22 @@ fn a_pack_that_is_not_the_logs_is_refused() {
     assert_eq!(one.len, two.len);
     let id = region.header().id;
     read_trailer(&storage, id, &one).unwrap();
+    // Of the length that the log says, and of one that a pack can have: else it is damaged, and not out of reach.
+    let of_length = |len| imgstore::model::objects::PackRecord { len, ..one.clone() };
+    let is_length = |error: &PackError| {
+        matches!(error, PackError::Damaged { source: FormatError::Length { what: "pack", .. }, .. })
+    };
+    for len in [one.len - 1, one.len + 1] {
+        let error = read_trailer(&storage, id, &of_length(len)).unwrap_err();
+        assert!(is_length(&error), "{error}");
+    }
+    let whole = read_whole(&storage, &one.name.to_string(), 1 << 20).unwrap();
+    for len in [1, HEADER_BYTES, HEADER_BYTES + FOOTER_BYTES - 1] {
+        storage.restore(&one.name.to_string(), &whole[..len]).unwrap();
+        let error = read_trailer(&storage, id, &of_length(len as u64)).unwrap_err();
+        assert!(is_length(&error), "{len} bytes: {error}");
+    }
+    storage.restore(&one.name.to_string(), &whole).unwrap();
     let error = read_trailer(&storage, RegionId([9; 16]), &one).unwrap_err();
     assert!(error.to_string().contains("of region"), "{error}");
     let bytes = read_whole(&storage, &two.name.to_string(), 1 << 20).unwrap();
@@ -286,6 +306,7 @@ fn what_follows_the_last_page_is_no_page() {
         panic!("it is taken for a page")
     };
     assert_eq!((expected, found), (3 * 4096, bytes.len() as u64));
+    assert!(filter_page(&bytes, &header, 0).is_none(), "nor is it one of a filter that it does not have");
 }
 
 #[test]

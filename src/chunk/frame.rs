@@ -398,4 +398,19 @@ mod tests {
         let skippable = Frame { codec: Codec::Zstd, raw_blocks: 2, body: skippable };
         assert!(matches!(decode(&pool, &skippable, id), Err(FrameError::Zstd { .. })));
     }
+
+    #[test]
+    fn what_declares_another_size_is_refused_before_it_is_decoded() {
+        let pool = CodecPool::new();
+        for (blocks, claimed) in [(3, 2), (2, 3)] {
+            let raw = text(blocks);
+            let good = pool.encode(&raw, chunk_id(&raw), 3).unwrap();
+            let frame = Frame { raw_blocks: claimed, ..good };
+            let Err(FrameError::Zstd { expected, why }) = decode(&pool, &frame, chunk_id(&raw)) else {
+                panic!("{blocks} blocks are taken for {claimed}")
+            };
+            assert_eq!(expected, usize::from(claimed) * BLOCK_BYTES);
+            assert!(why.contains("declared"), "{why}");
+        }
+    }
 }

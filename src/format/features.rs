@@ -279,6 +279,11 @@ mod tests {
                             .for_each(|base| assert!(table.base(&bytes, base).is_some() || base >= 50));
                     }
                     assert!(table.slots(&bytes).count() <= 50 * FEATURES * 50);
+                    // Where tables merge, a feature that is none would be refused, and nothing be merged.
+                    assert!(
+                        table.slots(&bytes).all(|(feature, _)| feature >> FEATURE_BITS == 0),
+                        "bit {bit}"
+                    );
                 }
                 Err(_) => assert!(bit / 8 < HEADER_BYTES, "bit {bit}"),
             }

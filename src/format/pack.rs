@@ -195,8 +195,8 @@ pub fn encode_trailer(
         u32::try_from(entries.len()).map_err(|_| FormatError::invalid(PACK.what, "too many frames"))?;
     let deltas_count =
         u32::try_from(deltas.len()).map_err(|_| FormatError::invalid(PACK.what, "too many frames"))?;
-    let table_bytes = entries.len() * ENTRY_BYTES + deltas.len() * BASE_BYTES;
-    let mut bytes = Vec::with_capacity(table_bytes + FOOTER_BYTES);
+    let mut bytes =
+        Vec::with_capacity(entries.len() * ENTRY_BYTES + deltas.len() * BASE_BYTES + FOOTER_BYTES);
     for entry in entries.iter() {
         bytes.extend(entry.encode());
     }

@@ -10,6 +10,7 @@ use crate::io::map::Bytes;
 use crate::io::storage::Storage;
 use crate::model::ids::{ChunkId, RegionId};
 use crate::model::objects::{PackName, SegmentRecord};
+use std::ops::Range;
 
 /// Guesses by interpolation before bisection.
 const INTERPOLATIONS_MAX: u32 = 6;
@@ -18,6 +19,8 @@ const INTERPOLATIONS_MAX: u32 = 6;
 pub(super) const READ_AHEAD: usize = 32;
 /// Entries on both sides of where one should be that are read with it.
 const NEAR_ENTRIES: usize = 4;
+/// Bytes that a processor reads at once.
+const LINE_BYTES: usize = 64;
 
 /// An open segment. Pages are checked when they are first touched.
 #[derive(Debug)]
@@ -152,7 +155,9 @@ impl Segment {
     pub(super) fn read_ahead(&self, ids: &[ChunkId]) {
         let mut read = 0;
         for id in ids {
-            read ^= self.filter_page(id.leading()).map_or(0, |(page, place)| page[64 * place]);
+            let line =
+                self.filter_page(id.leading()).map(|(page, place)| &page.as_chunks::<LINE_BYTES>().0[place]);
+            read = line.map_or(0, |line| line[0]).max(read);
         }
         let mut hints = [None; READ_AHEAD];
         for (hint, id) in hints.iter_mut().zip(ids) {
@@ -160,10 +165,8 @@ impl Segment {
         }
         let bytes = self.bytes.as_ref();
         for (page, at) in hints.into_iter().flatten() {
-            let page = (page as usize + 1) * PAGE_BYTES;
-            let (start, end) = (at.saturating_sub(NEAR_ENTRIES), at + NEAR_ENTRIES);
-            for line in (page + start * ENTRY_BYTES..page + end * ENTRY_BYTES).step_by(64) {
-                read ^= bytes.get(line).copied().unwrap_or(0);
+            for line in near(page, at).step_by(LINE_BYTES) {
+                read = bytes.get(line).copied().unwrap_or(0).max(read);
             }
         }
         std::hint::black_box(read);
@@ -219,11 +222,18 @@ impl Segment {
         if !is_checked {
             self.checked.set(number);
         }
-        if page.is_empty() || page.len() > PAGE_ENTRIES {
+        if page.is_empty() {
             return Err(FormatError::invalid("index page", "it is empty"));
         }
         Ok(page)
     }
+}
+
+/// The bytes of a segment around the entry at a place of a page.
+fn near(page: u32, at: usize) -> Range<usize> {
+    let page = (page as usize + 1) * PAGE_BYTES;
+    let (start, end) = (at.saturating_sub(NEAR_ENTRIES), at + NEAR_ENTRIES);
+    page + start * ENTRY_BYTES..page + end * ENTRY_BYTES
 }
 
 /// How many entries of a page are below an id, looked for from a place on in steps that grow.
@@ -261,6 +271,12 @@ fn interpolate(key: u64, low_key: u64, high_key: u64, pages: u32) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::chunk::fingerprint::mix;
+    use crate::chunk::frame::Codec;
+    use crate::format::segment::SegmentWriter;
+    use crate::model::ids::SessionId;
+    use crate::model::objects::SegmentName;
+    use std::sync::Arc;
 
     #[test]
     fn the_place_of_an_id_is_found_from_wherever_one_begins() {
@@ -273,5 +289,51 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// A segment of ids that lie as hashes do, with a filter.
+    fn segment(ids: &[u64]) -> Segment {
+        let mut writer = SegmentWriter::new(ids.len());
+        for id in ids {
+            let (id, _) = ids_with_leading(*id);
+            let codec = Codec::Zstd;
+            writer.push(Entry { id, pack: 0, offset: 64, stored_len: 88, raw_blocks: 1, codec }).unwrap();
+        }
+        let (region, session) = (RegionId([3; 16]), SessionId([7; 16]));
+        let (bytes, hash, entries) = writer.finish(region, &[PackName { session, number: 1 }]).unwrap();
+        let (name, len) = (SegmentName { session, number: 2 }, bytes.len() as u64);
+        let record = SegmentRecord { name, len, entries, hash, replaces: vec![], partial: vec![] };
+        Segment::from_bytes(Bytes::Owned(Arc::new(bytes)), region, &record).unwrap()
+    }
+
+    #[test]
+    fn the_filter_says_where_an_entry_is_and_that_is_read_ahead() {
+        let mut ids: Vec<u64> = (1..=10_000).map(mix).collect();
+        ids.sort_unstable();
+        let segment = segment(&ids);
+        let (mut off, mut ahead) = (0, 0);
+        for (number, id) in ids.iter().enumerate() {
+            let (page, at) = segment.hint(*id).unwrap();
+            assert!(at < PAGE_ENTRIES);
+            let hinted = page as usize * PAGE_ENTRIES + at;
+            off += number.abs_diff(hinted);
+            let entry = (number / PAGE_ENTRIES + 1) * PAGE_BYTES + number % PAGE_ENTRIES * ENTRY_BYTES;
+            ahead += usize::from(near(page, at).contains(&entry));
+        }
+        assert!(off < 5 * ids.len(), "{off} entries off in all");
+        assert!(ahead > ids.len() / 2, "of {ahead} entries only");
+        // What is read stays around the place, and in front of a page's first entry there is none.
+        assert_eq!(near(0, 0), 4096..4096 + 4 * 48);
+        assert_eq!(near(2, 10), 3 * 4096 + 6 * 48..3 * 4096 + 14 * 48);
+    }
+
+    #[test]
+    fn a_guess_is_where_even_keys_would_be_and_never_outside() {
+        assert_eq!(interpolate(1 << 63, 0, u64::MAX, 100), 50);
+        assert_eq!(interpolate(1300, 1000, 1999, 10), 3);
+        assert_eq!((interpolate(0, 0, u64::MAX, 100), interpolate(u64::MAX, 0, u64::MAX, 100)), (0, 99));
+        // Keys beyond both ends, and a bracket of one key.
+        assert_eq!((interpolate(5, 10, 20, 7), interpolate(50, 10, 20, 7)), (0, 6));
+        assert_eq!((interpolate(5, 5, 5, 7), interpolate(9, 5, 5, 7)), (0, 6));
     }
 }
