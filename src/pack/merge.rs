@@ -229,6 +229,145 @@ impl Pieces<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::chunk::frame::Codec;
+    use crate::format::segment::{PAGE_BYTES, PAGE_ENTRIES, SegmentWriter};
+    use crate::io::map::Bytes;
+    use crate::model::ids::{ChunkId, SessionId};
+
+    const REGION: RegionId = RegionId([3; 16]);
+
+    fn pack(number: u64) -> PackName {
+        PackName { session: SessionId([7; 16]), number }
+    }
+
+    /// Entries of a pack, the nth with n at the beginning of its id.
+    fn entries(numbers: impl Iterator<Item = u32>) -> Vec<Entry> {
+        let id = |number: u32| {
+            let mut id = [9; 32];
+            id[..4].copy_from_slice(&number.to_be_bytes());
+            ChunkId(id)
+        };
+        let codec = Codec::Zstd;
+        let entry =
+            |number| Entry { id: id(number), pack: 0, offset: 64, stored_len: 88, raw_blocks: 1, codec };
+        numbers.map(entry).collect()
+    }
+
+    /// What the log says of a segment.
+    fn record(len: usize, entries: u64, hash: ObjectHash) -> SegmentRecord {
+        let name = SegmentName { session: SessionId([7; 16]), number: entries };
+        SegmentRecord { name, len: len as u64, entries, hash, replaces: vec![], partial: vec![] }
+    }
+
+    /// A segment that says it has so many entries, however many: none of its pages is ever read. If it is worn, it lists
+    /// a pack, which is gone.
+    fn sized(count: u64, is_worn: bool) -> Arc<Segment> {
+        let packs = if is_worn { vec![pack(99)] } else { vec![] };
+        let plan = SegmentPlan { region: REGION, packs: &packs, entries: count, filter_pages: 0 };
+        let header = SegmentEncoder::begin(plan).unwrap().take();
+        let pages = 1 + count.div_ceil(PAGE_ENTRIES as u64) as usize;
+        let mut bytes = vec![0; pages * PAGE_BYTES];
+        bytes[..PAGE_BYTES].copy_from_slice(&header);
+        for pack in &packs {
+            bytes.extend(pack.session.0);
+            bytes.extend(pack.number.to_le_bytes());
+        }
+        bytes.extend([0; 32]);
+        let record = record(bytes.len(), count, ObjectHash([0; 32]));
+        Arc::new(Segment::from_bytes(Bytes::Owned(Arc::new(bytes)), REGION, &record).unwrap())
+    }
+
+    fn sizes(choice: &Choice) -> Vec<u64> {
+        choice.segments.iter().map(|segment| segment.entries()).collect()
+    }
+
+    #[test]
+    fn a_writer_merges_what_is_not_much_larger_than_what_is_new() {
+        let chosen = |segments: &[(u64, bool)]| {
+            let segments = segments.iter().map(|&(count, is_worn)| sized(count, is_worn)).collect();
+            let choice = choose(&Index::of(segments, vec![(pack(1), entries(0..100))]));
+            assert!(choice.with_loose);
+            sizes(&choice)
+        };
+        assert_eq!(chosen(&[(9000, false), (400, false), (5000, false), (150, false)]), [150, 400]);
+        assert_eq!(chosen(&[(201, false), (400, false)]), [0; 0]);
+        // What is worn comes in whatever its size, and is no reason for larger ones.
+        assert_eq!(chosen(&[(9000, false), (400, false), (5000, true), (150, false)]), [150, 400, 5000]);
+        assert_eq!(chosen(&[(201, false), (9000, true)]), [9000]);
+        // It does not take in more than 4 Mi entries, and no segment of 2 Mi.
+        let large = 2 << 20;
+        assert_eq!(
+            chosen(&[(1_500_000, true), (1_600_000, true), (1_700_000, true)]),
+            [1_500_000, 1_600_000]
+        );
+        assert_eq!(chosen(&[(large - 1, true), (large, true)]), [large - 1]);
+    }
+
+    #[test]
+    fn a_collection_merges_large_segments_that_are_near_each_other_or_worn() {
+        let chosen = |segments: &[(u64, bool)]| {
+            let segments = segments.iter().map(|&(count, is_worn)| sized(count, is_worn)).collect();
+            let choice = choose_large(&Index::of(segments, vec![]));
+            assert!(choice.as_ref().is_none_or(|choice| !choice.with_loose));
+            choice.map(|choice| sizes(&choice))
+        };
+        let large = 2 << 20;
+        assert_eq!(chosen(&[]), None);
+        assert_eq!(chosen(&[(large - 1, false), (large - 2, true)]), None, "these are a writer's");
+        assert_eq!(chosen(&[(3 * large, false), (large, false)]), None, "all is well");
+        assert_eq!(chosen(&[(2 * large, false), (large, false)]), Some(vec![large, 2 * large]));
+        assert_eq!(chosen(&[(3 * large, true), (large, false)]), Some(vec![3 * large]));
+    }
+
+    /// A segment in memory, which the log says lists some packs in part.
+    fn stored(ids: &[Entry], packs: &[PackName], partial: Vec<PackName>) -> Arc<Segment> {
+        let mut writer = SegmentWriter::new(ids.len());
+        ids.iter().for_each(|entry| writer.push(*entry).unwrap());
+        let (bytes, hash, count) = writer.finish(REGION, packs).unwrap();
+        let record = SegmentRecord { partial, ..record(bytes.len(), count, hash) };
+        Arc::new(Segment::from_bytes(Bytes::Owned(Arc::new(bytes)), REGION, &record).unwrap())
+    }
+
+    #[test]
+    fn what_was_listed_in_part_is_whole_again_once_all_of_it_is_taken_in() {
+        let (here, gone) = (pack(1), pack(2));
+        let segment = stored(&entries(5..6), &[here, gone], vec![here, gone]);
+        let index = Index::of(vec![segment.clone()], vec![(here, entries(4..7))]);
+        let partial = |with_loose| {
+            let choice = Choice { segments: vec![segment.clone()], with_loose };
+            let watch = || Ok::<(), PackError>(());
+            let merge = Merge::plan(&index, &choice, REGION, watch).unwrap();
+            let made = merge.pieces().unwrap();
+            let record = merge.record(segment.record().name, &made);
+            (record.partial, record.entries)
+        };
+        assert_eq!(partial(true), (vec![], 3), "its trailer was taken in, and what is gone stays out");
+        assert_eq!(partial(false), (vec![here], 1));
+    }
+
+    #[test]
+    fn a_segment_is_made_in_pieces_with_every_entry_and_a_filter() {
+        for count in [4095, 30_000] {
+            let index = Index::of(vec![], vec![(pack(1), entries((0..count).map(|n| n << 16)))]);
+            let choice = Choice { segments: vec![], with_loose: true };
+            let watch = || Ok::<(), PackError>(());
+            let merge = Merge::plan(&index, &choice, REGION, watch).unwrap();
+            let mut made = merge.pieces().unwrap();
+            let mut pieces = Vec::new();
+            while let Some(piece) = made.next_piece().unwrap() {
+                pieces.push(piece);
+            }
+            let record = merge.record(SegmentName { session: SessionId([7; 16]), number: 1 }, &made);
+            assert!(pieces.iter().all(|piece| piece.len() < PIECE_BYTES + 2 * PAGE_BYTES));
+            let bytes = pieces.concat();
+            assert_eq!(pieces.len() > 1, bytes.len() > PIECE_BYTES, "{} pieces", pieces.len());
+            let segment = Segment::from_bytes(Bytes::Owned(Arc::new(bytes)), REGION, &record).unwrap();
+            segment.check_hash().unwrap();
+            segment.check_filter().unwrap();
+            assert_eq!(segment.iter().count(), count as usize);
+            assert_eq!(segment.may_hold(u64::MAX - 1), count < 4096, "a large one has a filter");
+        }
+    }
 
     #[test]
     fn merging_leaves_few_and_rewrites_an_entry_a_few_times() {

@@ -106,3 +106,27 @@ impl Source<'_> {
         Ok(None)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chunk::frame::Codec;
+    use crate::model::ids::SessionId;
+
+    #[test]
+    fn the_best_place_is_live_then_plain_then_the_first_by_name() {
+        let place = |number, codec| {
+            let entry =
+                Entry { id: ChunkId([1; 32]), pack: 0, offset: 64, stored_len: 88, raw_blocks: 1, codec };
+            (entry, PackName { session: SessionId([7; 16]), number })
+        };
+        let [delta, plain, second] = [(1, Codec::Delta), (2, Codec::Zstd), (3, Codec::Raw)]
+            .map(|(number, codec)| place(number, codec));
+        let live =
+            |places: &[Item]| Index::of(vec![], places.iter().map(|(_, pack)| (*pack, vec![])).collect());
+        let best = |index: &Index| Group { places: vec![second, delta, plain] }.best(index);
+        assert_eq!(best(&live(&[delta, plain, second])), Some(plain), "nothing else is needed for it");
+        assert_eq!(best(&live(&[delta, second])), Some(second));
+        assert_eq!(best(&live(&[delta])), Some(delta));
+    }
+}

@@ -25,10 +25,7 @@ impl Region {
     fn is_compaction_due(&self) -> Result<bool, RegionError> {
         let index = self.index()?;
         let (packs, entries) = index.unlisted();
-        Ok(entries > LOOSE_ENTRIES_MAX
-            || packs > LOOSE_PACKS_MAX
-            || (packs > 0 && !index.unusable().is_empty())
-            || merge::has_worn(&index))
+        Ok(are_many(packs, entries) || (packs > 0 && !index.unusable().is_empty()) || merge::has_worn(&index))
     }
 
     /// Writes a segment if there is reason to, and removes those that it replaces. It leaves large ones alone, so it
@@ -141,6 +138,11 @@ impl Region {
     }
 }
 
+/// Whether so many packs that no segment lists, with so many entries, are to get one.
+const fn are_many(packs: usize, entries: usize) -> bool {
+    entries > LOOSE_ENTRIES_MAX || packs > LOOSE_PACKS_MAX
+}
+
 /// Why a segment was not made.
 enum Failed<E> {
     Pack(PackError),
@@ -151,5 +153,17 @@ enum Failed<E> {
 impl<E> From<PackError> for Failed<E> {
     fn from(error: PackError) -> Self {
         Self::Pack(error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn packs_get_a_segment_when_they_or_their_entries_are_many() {
+        assert!(!are_many(0, 0) && !are_many(64, 65_536));
+        assert!(are_many(65, 65) && are_many(1000, 1000), "so many trailers are read at each opening");
+        assert!(are_many(1, 65_537) && are_many(1, 1_000_000), "so many entries are in memory");
     }
 }
