@@ -3,24 +3,28 @@
 mod common;
 
 use common::{Caller, MemoryDisk, memory_region, session, small_packs, volume};
-use imgstore::chunk::frame::chunk_id;
+use imgstore::chunk::frame::{Codec, Frame, chunk_id};
 use imgstore::format::checkpoint::{self, Checkpoint};
+use imgstore::format::entry::Entry;
 use imgstore::format::record::{self, Body, StoredRecord};
 use imgstore::format::segment::SegmentWriter;
 use imgstore::io::map::Bytes;
 use imgstore::io::memory::Memory;
-use imgstore::io::storage::{Created, Listed, Object, Storage, StorageError, read_whole};
-use imgstore::model::ids::{ObjectHash, SessionId};
+use imgstore::io::storage::{Created, Listed, Object, Storage, StorageError, read_whole, twin_of};
+use imgstore::model::ids::{ChunkId, ObjectHash, SessionId};
 use imgstore::model::objects::{PackName, SegmentName, SegmentRecord};
 use imgstore::model::op::{Author, Op};
 use imgstore::ops::error::OpsError;
 use imgstore::ops::verify::{VerifyOptions, verify};
 use imgstore::pack::trailer::read_trailer;
+use imgstore::region::audit::CheckBuffers;
 use imgstore::region::error::RegionError;
+use imgstore::region::session::Session;
 use imgstore::region::{Region, RegionOptions};
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
 
 /// How a creation of a log record goes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -48,6 +52,55 @@ struct BadLine {
     unpersisted: bool,
     /// Checkpoints say that they have this length, and cannot be read; whether it was tried.
     swollen: Option<Arc<Swollen>>,
+    /// Objects whose names begin so cannot be opened, and nobody knows why.
+    out_of_reach: Arc<Mutex<Option<String>>>,
+    /// Checkpoints are listed and then gone, as if newer ones had been made meanwhile.
+    vanished: bool,
+    /// Whether somebody appends a record just before the log is listed, for each time that it is.
+    beside: Arc<Mutex<VecDeque<bool>>>,
+    /// It keeps twins.
+    twins: bool,
+    gate: Arc<Gate>,
+    /// The lengths of what was read of packs.
+    reads: Arc<Mutex<Vec<usize>>>,
+}
+
+/// Holds up those who create an object whose name begins so.
+#[derive(Default)]
+struct Gate(Mutex<&'static str>, Condvar);
+
+impl Gate {
+    fn close(&self, before: &'static str) {
+        *self.0.lock().unwrap() = before;
+    }
+
+    fn open(&self) {
+        *self.0.lock().unwrap() = "";
+        self.1.notify_all();
+    }
+
+    fn pass(&self, name: &str) {
+        let closed = self.0.lock().unwrap();
+        drop(self.1.wait_while(closed, |before| !before.is_empty() && name.starts_with(*before)).unwrap());
+    }
+}
+
+/// An object of which it is noted how much of it is read at once.
+struct CountedObject(Arc<dyn Object>, Arc<Mutex<Vec<usize>>>);
+
+impl Object for CountedObject {
+    fn len(&self) -> u64 {
+        self.0.len()
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), StorageError> {
+        self.1.lock().unwrap().push(buffer.len());
+        self.0.read_at(offset, buffer)
+    }
+
+    fn bytes(&self) -> Result<Bytes, StorageError> {
+        self.0.bytes()
+    }
 }
 
 type Swollen = (u64, AtomicBool);
@@ -74,8 +127,28 @@ impl BadLine {
     fn new(answers: &[Answer]) -> Self {
         let inner = Memory::new();
         memory_region(&inner, &options());
-        let answers = Arc::new(Mutex::new(answers.iter().copied().collect()));
-        Self { inner, answers, unpersisted: false, swollen: None }
+        Self { answers: Arc::new(Mutex::new(answers.iter().copied().collect())), ..Self::over(inner) }
+    }
+
+    /// A good line so far.
+    fn over(inner: Memory) -> Self {
+        Self {
+            inner,
+            answers: Arc::default(),
+            unpersisted: false,
+            swollen: None,
+            out_of_reach: Arc::default(),
+            vanished: false,
+            beside: Arc::default(),
+            twins: false,
+            gate: Arc::default(),
+            reads: Arc::default(),
+        }
+    }
+
+    /// From now on objects whose names begin so are out of reach; or none is.
+    fn put_out_of_reach(&self, names: Option<&str>) {
+        *self.out_of_reach.lock().unwrap() = names.map(str::to_owned);
     }
 
     fn region(&self) -> Region {
@@ -100,6 +173,7 @@ fn lost(name: &str) -> StorageError {
 impl Storage for BadLine {
     fn create(&self, name: &str, parts: &[&[u8]]) -> Result<Created, StorageError> {
         if !name.starts_with("log/") {
+            self.gate.pass(name);
             return self.inner.create(name, parts);
         }
         let answer = self.answers.lock().unwrap().pop_front().unwrap_or(Answer::Good);
@@ -128,14 +202,31 @@ impl Storage for BadLine {
     }
 
     fn open(&self, name: &str) -> Result<Arc<dyn Object>, StorageError> {
+        if self.out_of_reach.lock().unwrap().as_ref().is_some_and(|names| name.starts_with(names)) {
+            let source = std::io::Error::other("no answer");
+            return Err(StorageError::Io { action: "open", name: name.to_owned(), source });
+        }
         match &self.swollen {
             Some(swollen) if name.starts_with("checkpoints/") => Ok(Arc::new(SwollenObject(swollen.clone()))),
+            _ if self.vanished && name.starts_with("checkpoints/") => {
+                Err(StorageError::NotFound { name: name.to_owned() })
+            }
+            _ if name.starts_with("packs/") => {
+                Ok(Arc::new(CountedObject(self.inner.open(name)?, self.reads.clone())))
+            }
             _ => self.inner.open(name),
         }
     }
 
     fn list(&self, folder: &str) -> Result<Vec<Listed>, StorageError> {
+        if folder == "log" && self.beside.lock().unwrap().pop_front() == Some(true) {
+            append(&Region::open(Arc::new(self.inner.clone()), session()).unwrap()).unwrap();
+        }
         self.inner.list(folder)
+    }
+
+    fn has_twins(&self) -> bool {
+        self.twins
     }
 
     fn delete(&self, name: &str) -> Result<(), StorageError> {
@@ -208,6 +299,348 @@ fn a_record_that_cannot_be_made_durable_is_undecided() {
     assert!(error.is_unknown_outcome() && error.to_string().contains("run the command again"));
     append(&good.region()).unwrap();
     assert_eq!(good.sequence(), 2);
+}
+
+/// The name of a record.
+fn record_name(sequence: u64) -> String {
+    format!("log/{:017}/{sequence:020}", sequence / 1000)
+}
+
+/// A storage that does not answer is not one that has no more records: whoever took it for that would append in the
+/// place of one that is there.
+#[test]
+fn a_record_that_is_out_of_reach_is_not_the_end_of_the_log() {
+    let line = BadLine::new(&[]);
+    let (region, other) = (line.region(), line.region());
+    for _ in 0..3 {
+        append(&other).unwrap();
+    }
+    line.put_out_of_reach(Some(&record_name(2)));
+    assert!(region.catalog().is_err() && append(&region).is_err());
+    assert!(Region::open(Arc::new(line.clone()), session()).is_err());
+    line.put_out_of_reach(None);
+    assert_eq!(line.region().catalog().unwrap().sequence, 3);
+}
+
+/// On a directory a record can be seen before it is durable, and its checkpoint with it.
+#[test]
+fn what_was_seen_through_a_checkpoint_is_made_durable_before_anything_follows() {
+    let line = BadLine::new(&[]);
+    let region = line.region();
+    for _ in 0..64 {
+        append(&region).unwrap();
+    }
+    assert_eq!(line.inner.list("checkpoints").unwrap().len(), 1, "it is of the last record");
+    let unpersisted = BadLine { unpersisted: true, ..line.clone() }.region();
+    assert_eq!(unpersisted.catalog().unwrap().sequence, 64);
+    assert!(append(&unpersisted).is_err());
+    assert_eq!(line.sequence(), 64);
+}
+
+#[test]
+fn there_is_a_checkpoint_every_64_records() {
+    let line = BadLine::new(&[]);
+    let region = line.region();
+    let checkpoints = || line.inner.list("checkpoints").unwrap().into_iter().map(|listed| listed.name);
+    for (records, expected) in
+        [(63, &[][..]), (64, &[64]), (127, &[64]), (128, &[64, 128]), (192, &[128, 192])]
+    {
+        while region.catalog().unwrap().sequence < records {
+            append(&region).unwrap();
+        }
+        let expected = expected.iter().map(|sequence| format!("checkpoints/{sequence:020}"));
+        assert!(checkpoints().eq(expected), "after {records}: {:?}", checkpoints().collect::<Vec<_>>());
+    }
+}
+
+/// Records lie in folders of a thousand: a gap is noticed by what lies in the next folder, too.
+#[test]
+fn a_gap_at_the_border_of_two_folders_is_no_end() {
+    let line = BadLine::new(&[]);
+    let region = line.region();
+    let gap = || match Region::open(Arc::new(line.inner.clone()), session()) {
+        Err(RegionError::BrokenLog { sequence, .. }) => Some(sequence),
+        Err(error) => panic!("{error}"),
+        Ok(_) => None,
+    };
+    for _ in 0..999 {
+        append(&region).unwrap();
+    }
+    assert_eq!(gap(), None);
+    // A whole folder is lost, and the next one has a record.
+    line.inner.restore(&record_name(2000), b"any").unwrap();
+    assert_eq!(gap(), Some(1000));
+    line.inner.delete(&record_name(2000)).unwrap();
+    append(&region).unwrap();
+    append(&region).unwrap();
+    for lost in [999, 1000] {
+        let bytes = read_whole(&line.inner, &record_name(lost), 1 << 16).unwrap();
+        line.inner.delete(&record_name(lost)).unwrap();
+        assert_eq!(gap(), Some(lost));
+        line.inner.restore(&record_name(lost), &bytes).unwrap();
+    }
+    assert_eq!(gap(), None);
+}
+
+/// A record of which only the twin is left is lost, and not to be written over. A twin of another history says nothing.
+#[test]
+fn a_twin_tells_that_the_next_record_is_lost_if_it_continues_the_log() {
+    let line = BadLine { twins: true, ..BadLine::new(&[]) };
+    for _ in 0..3 {
+        append(&line.region()).unwrap();
+    }
+    let last = read_whole(&line.inner, &record_name(3), 1 << 16).unwrap();
+    let (honest, _) = record::decode(&last).unwrap();
+    line.inner.create(&twin_of(&record_name(3)), &[&last]).unwrap();
+    append(&line.region()).expect("it is not lost");
+    let of_another_history = StoredRecord { sequence: 5, ..honest.clone() };
+    let (_, next) = record::decode(&read_whole(&line.inner, &record_name(4), 1 << 16).unwrap()).unwrap();
+    let of_another_place = StoredRecord { sequence: 6, previous: next, ..honest };
+    for foreign in [of_another_history, of_another_place] {
+        line.inner.restore(&twin_of(&record_name(5)), &record::encode(&foreign).unwrap().0).unwrap();
+        assert_eq!(line.region().audit_log().unwrap().0.sequence, 4);
+    }
+    append(&line.region()).expect("nothing continues record 4");
+    let bytes = read_whole(&line.inner, &record_name(5), 1 << 16).unwrap();
+    line.inner.restore(&twin_of(&record_name(5)), &bytes).unwrap();
+    line.inner.delete(&record_name(5)).unwrap();
+    let is_lost =
+        |done: Result<(), RegionError>| matches!(done, Err(RegionError::BrokenLog { sequence: 5, .. }));
+    assert!(is_lost(append(&line.region())) && is_lost(line.region().audit_log().map(drop)));
+    assert_eq!(line.sequence(), 4, "it can be read");
+}
+
+/// A check beside writers takes nothing for missing that has only come since, or was replaced.
+#[test]
+fn a_check_of_the_log_can_run_beside_writers() {
+    for (appended, expected) in [(&[true][..], 71), (&[false, true], 70), (&[true, true, false], 72)] {
+        let (inner, _, _) = with_checkpoint();
+        let line = BadLine { vanished: true, ..BadLine::over(inner) };
+        let region = line.region();
+        line.beside.lock().unwrap().extend(appended);
+        let (catalog, findings) = region.audit_log().unwrap();
+        assert_eq!((catalog.sequence, findings.len()), (expected, 0), "{appended:?}: {findings:?}");
+    }
+}
+
+/// A chunk of noise, 1 MiB, so that its frame is as long.
+fn mebibyte(seed: u64) -> Vec<u8> {
+    (0..256).flat_map(|block| block_of_noise(seed * 256 + block)).collect()
+}
+
+#[test]
+fn a_check_reads_a_pack_in_pieces_of_up_to_4_mib() {
+    let inner = Memory::new();
+    memory_region(&inner, &RegionOptions { pack_bytes: 32 << 20, ..options() });
+    let line = BadLine::over(inner);
+    let region = line.region();
+    let mut session = region.begin(common::provider()).unwrap();
+    for seed in 0..10 {
+        let raw = mebibyte(seed);
+        put(&mut session, chunk_id(&raw), &region.encode(&raw, chunk_id(&raw), 1).unwrap());
+    }
+    session.flush().unwrap();
+    let pack = region.catalog().unwrap().packs.values().next().unwrap().record.clone();
+    for content in [false, true] {
+        line.reads.lock().unwrap().clear();
+        let checked = region.check_pack(&pack, content, &mut CheckBuffers::default()).unwrap();
+        assert_eq!((checked.frames, checked.damaged.len()), (10, 0));
+        // Three frames of a MiB and a little each.
+        let reads = line.reads.lock().unwrap();
+        let long: Vec<usize> = reads.iter().map(|len| len >> 20).filter(|mib| *mib > 0).collect();
+        assert_eq!(long, [3, 3, 3, 1]);
+    }
+}
+
+/// Puts a new chunk.
+fn put(session: &mut Session, id: ChunkId, frame: &Frame) {
+    assert_eq!(session.reserve(&[id]).unwrap(), [true], "{id}");
+    session.put(id, frame).unwrap();
+}
+
+/// An id that no content has, and a frame that could be its chunk's: what stores them does not look.
+fn fake(number: u32) -> (ChunkId, Frame) {
+    let mut id = [0; 32];
+    id[..4].copy_from_slice(&number.wrapping_mul(0x9e37_79b1).to_be_bytes());
+    id[28..].copy_from_slice(&number.to_be_bytes());
+    (ChunkId(id), Frame { codec: Codec::Zstd, raw_blocks: 1, body: vec![0; 5] })
+}
+
+/// As [`fake`], of the length of a pack of these tests.
+fn fake_pack(number: u32) -> (ChunkId, Frame) {
+    (fake(number).0, Frame { codec: Codec::Raw, raw_blocks: 4, body: vec![0; 16 << 10] })
+}
+
+fn packs_of(region: &Region) -> Vec<PackName> {
+    region.catalog().unwrap().packs.keys().copied().collect()
+}
+
+#[test]
+fn what_a_session_puts_comes_into_one_pack_that_says_its_effort() {
+    for effort in [0, 9] {
+        let line = BadLine::new(&[]);
+        let region = line.region();
+        let mut session = region.begin(common::provider()).unwrap();
+        session.set_effort(effort);
+        for (id, frame) in (0..3).map(fake) {
+            put(&mut session, id, &frame);
+        }
+        session.flush().unwrap();
+        let packs = region.catalog().unwrap().packs;
+        let [pack] = &packs.values().collect::<Vec<_>>()[..] else { panic!("{packs:?}") };
+        let trailer = read_trailer(&line.inner, region.header().id, &pack.record).unwrap();
+        assert_eq!((trailer.entries.len(), i32::from(trailer.effort)), (3, effort));
+    }
+}
+
+/// A delta is put only on what stays: not on a pack that is emptied, on its way out, or gone.
+#[test]
+fn a_base_is_in_a_pack_that_stays() {
+    let line = BadLine::new(&[]);
+    let region = line.region();
+    let account = common::provider();
+    let (id, frame) = fake_pack(1);
+    let mut session = region.begin(account).unwrap();
+    put(&mut session, id, &frame);
+    let base = session.base_pack(id).unwrap().unwrap();
+    session.flush().unwrap();
+    assert_eq!(packs_of(&region), [base]);
+    assert_eq!(session.base_pack(id).unwrap(), Some(base));
+    session.avoid(&[base].into());
+    assert_eq!(session.base_pack(id).unwrap(), None, "it is being emptied");
+
+    let gone = BadLine::over(line.inner.clone()).region();
+    assert_eq!(gone.begin(account).unwrap().base_pack(id).unwrap(), Some(base));
+    let op = Op::CondemnPacks { packs: vec![base], at_ms: 5 };
+    region.commit::<_, RegionError>(account, |_| Ok((vec![op.clone()], ()))).unwrap();
+    assert_eq!(region.begin(account).unwrap().base_pack(id).unwrap(), None, "it is condemned");
+
+    let line = BadLine::new(&[]);
+    let region = line.region();
+    let mut session = region.begin(account).unwrap();
+    put(&mut session, id, &frame);
+    session.flush().unwrap();
+    line.inner.delete(&packs_of(&region)[0].to_string()).unwrap();
+    let elsewhere = line.region();
+    assert_eq!(elsewhere.begin(account).unwrap().base_pack(id).unwrap(), None, "it is lost");
+}
+
+/// What a session has put is forgotten by it once it is very much, and then is in packs that the index knows.
+#[test]
+fn a_session_that_puts_very_many_chunks_leaves_them_to_the_index() {
+    let inner = Memory::new();
+    memory_region(&inner, &RegionOptions { pack_bytes: 32 << 20, ..options() });
+    let region = Region::open(Arc::new(inner), session()).unwrap();
+    let mut session = region.begin(common::provider()).unwrap();
+    let most = 256 << 10;
+    for (id, frame) in (0..=most).map(fake) {
+        put(&mut session, id, &frame);
+    }
+    assert!(packs_of(&region).is_empty(), "it still knows all of them");
+    let (first, last, new) = (fake(0).0, fake(most).0, fake(most + 1).0);
+    assert_eq!(session.reserve(&[first, last, new]).unwrap(), [false, false, true]);
+    assert_eq!(packs_of(&region).len(), 1, "the pack is not full");
+    drop(session);
+    let index = region.catalog().unwrap().segments;
+    assert_eq!(index.values().map(|segment| segment.entries).collect::<Vec<_>>(), [u64::from(most) + 1]);
+}
+
+/// An interrupted command's work is not lost: the next one finds it.
+#[test]
+fn what_is_written_when_a_session_ends_is_registered_first() {
+    let line = BadLine::new(&[]);
+    let region = line.region();
+    let mut session = region.begin(common::provider()).unwrap();
+    line.gate.close("packs/");
+    let (id, frame) = fake_pack(1);
+    put(&mut session, id, &frame);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            std::thread::sleep(Duration::from_millis(100));
+            line.gate.open();
+        });
+        drop(session);
+    });
+    assert_eq!(packs_of(&region).len(), 1);
+    assert_eq!(region.has_chunks(&[id]).unwrap(), [true]);
+}
+
+#[test]
+fn a_session_goes_on_while_its_packs_get_a_segment() {
+    let line = BadLine::new(&[]);
+    let region = line.region();
+    let mut session = region.begin(common::provider()).unwrap();
+    line.gate.close("index/");
+    for (id, frame) in (0..65).map(fake_pack) {
+        put(&mut session, id, &frame);
+    }
+    session.flush().unwrap();
+    // Would it wait for the segment, it would wait for ever.
+    let (id, frame) = fake_pack(65);
+    put(&mut session, id, &frame);
+    session.flush().unwrap();
+    assert_eq!((packs_of(&region).len(), region.catalog().unwrap().segments.len()), (66, 0));
+    // Whoever ends waits for it: what has begun is not begun again by the next.
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            std::thread::sleep(Duration::from_millis(100));
+            line.gate.open();
+        });
+        drop(session);
+    });
+    let segments = region.catalog().unwrap().segments;
+    assert_eq!(segments.values().map(|segment| segment.entries).collect::<Vec<_>>(), [65]);
+}
+
+/// A page of a segment rots before it is merged: its packs' own indexes say the same.
+#[test]
+fn a_damaged_segment_is_replaced_when_it_would_be_merged() {
+    let line = BadLine::new(&[]);
+    let store = |numbers: std::ops::Range<u32>| {
+        let region = line.region();
+        let mut session = region.begin(common::provider()).unwrap();
+        for (id, frame) in numbers.map(fake_pack) {
+            put(&mut session, id, &frame);
+        }
+        session.flush().unwrap();
+        drop(session);
+        let segments = region.catalog().unwrap().segments;
+        segments.values().map(|segment| (segment.name, segment.entries)).collect::<Vec<_>>()
+    };
+    let [(damaged, 65)] = store(0..65)[..] else { panic!("there is one segment") };
+    let mut bytes = read_whole(&line.inner, &damaged.to_string(), 1 << 20).unwrap();
+    bytes[4096 + 50] ^= 1;
+    line.inner.restore(&damaged.to_string(), &bytes).unwrap();
+    let [(whole, 130)] = store(65..130)[..] else { panic!("there is one segment") };
+    assert_ne!(whole, damaged);
+    let region = line.region();
+    region.audit_segment(&region.catalog().unwrap(), whole).unwrap();
+    let ids: Vec<ChunkId> = (0..130).map(|number| fake_pack(number).0).collect();
+    assert_eq!(region.has_chunks(&ids).unwrap(), [true; 130]);
+}
+
+/// A pack that is shorter than the log says is of no use; of one that is out of reach nothing is known.
+#[test]
+fn what_is_cut_off_is_stored_anew_and_what_is_out_of_reach_is_not() {
+    let line = BadLine::new(&[]);
+    let (id, frame) = fake_pack(1);
+    let mut session = line.region().begin(common::provider()).unwrap();
+    put(&mut session, id, &frame);
+    session.flush().unwrap();
+    let pack = packs_of(&line.region())[0].to_string();
+    let region = line.region();
+    // Its trailer is known before.
+    assert!(region.locate(&[id]).is_ok());
+    line.put_out_of_reach(Some("packs/"));
+    assert!(region.has_chunks(&[id]).is_err());
+    line.put_out_of_reach(None);
+    assert_eq!(region.has_chunks(&[id]).unwrap(), [true]);
+
+    let region = line.region();
+    assert!(region.locate(&[id]).is_ok());
+    let bytes = read_whole(&line.inner, &pack, 1 << 20).unwrap();
+    line.inner.restore(&pack, &bytes[..bytes.len() - 1]).unwrap();
+    assert_eq!(region.has_chunks(&[id]).unwrap(), [false]);
 }
 
 #[test]
@@ -330,12 +763,7 @@ fn a_checkpoint_has_a_largest_length() {
     let (inner, _, _) = with_checkpoint();
     for (len, expected) in [((1 << 30) + 64, true), ((1 << 30) + 65, false)] {
         let swollen = Arc::new((len, AtomicBool::new(false)));
-        let line = BadLine {
-            inner: inner.clone(),
-            answers: Arc::default(),
-            unpersisted: false,
-            swollen: Some(swollen.clone()),
-        };
+        let line = BadLine { swollen: Some(swollen.clone()), ..BadLine::over(inner.clone()) };
         assert_eq!(line.region().catalog().unwrap().sequence, 70, "it opens without them");
         assert_eq!(swollen.1.load(Ordering::SeqCst), expected, "{len}");
     }
@@ -431,6 +859,40 @@ fn a_block_map_is_the_one_that_its_snapshot_means() {
     let error = region.load_map(&swapped).unwrap_err();
     assert!(error.is_damage(), "{error}");
     assert!(!findings(&storage).is_empty());
+}
+
+/// A segment that is whole and lies about a chunk's length: what it is read for has no room for the chunk, and whatever
+/// place it is then taken from cannot change that.
+#[test]
+fn a_chunk_of_another_length_than_the_index_says_is_not_given() {
+    let storage = Memory::new();
+    let region = memory_region(&storage, &options());
+    let raw = block_of_noise(1);
+    let (id, frame) = (chunk_id(&raw), region.encode(&raw, chunk_id(&raw), 3).unwrap());
+    // Two who store it at once.
+    let open = || Region::open(Arc::new(storage.clone()), session()).unwrap();
+    let mut sessions = [open(), open()].map(|region| region.begin(common::provider()).unwrap());
+    sessions.iter_mut().for_each(|session| put(session, id, &frame));
+    sessions.iter_mut().for_each(|session| session.flush().unwrap());
+    for ((number, pack), blocks) in (1..).zip(packs_of(&region)).zip([2, 1]) {
+        let record = region.catalog().unwrap().packs[&pack].record.clone();
+        let entry = read_trailer(&storage, region.header().id, &record).unwrap().entries[0];
+        let mut writer = SegmentWriter::new(1);
+        writer.push(Entry { raw_blocks: blocks, ..entry }).unwrap();
+        let (bytes, hash, entries) = writer.finish(region.header().id, &[pack]).unwrap();
+        let name = SegmentName { session: SessionId([9; 16]), number };
+        storage.create(&name.to_string(), &[&bytes]).unwrap();
+        let len = bytes.len() as u64;
+        let record = SegmentRecord { name, len, entries, hash, replaces: vec![], partial: vec![] };
+        let op = Op::RegisterSegment(record);
+        region.commit::<_, RegionError>(common::provider(), |_| Ok((vec![op.clone()], ()))).unwrap();
+    }
+    let region = open();
+    let fetched = region.fetch(&[id]).unwrap();
+    let frame = fetched.frames()[0];
+    let mut room = vec![0; fetched.raw_bytes(frame)];
+    assert_eq!(room.len(), 2 * raw.len());
+    assert!(fetched.decode(&region, frame, &mut room).unwrap_err().is_damage());
 }
 
 /// A segment that is whole and lies: about where a chunk is, or by leaving chunks out.

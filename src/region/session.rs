@@ -141,15 +141,15 @@ impl Session {
         self.forget_fresh()?;
         let index = self.index.clone();
         index.for_each(ids, |id| {
-            let located = self.find_usable(id)?;
-            let is_fresh = self.fresh.contains_key(&id);
-            match located {
-                Some(location) if !is_fresh => {
+            if self.fresh.contains_key(&id) {
+                return Ok(false);
+            }
+            match self.find_usable(id)? {
+                Some(location) => {
                     self.used.insert(location.pack);
                     Ok(false)
                 }
-                _ if is_fresh => Ok(false),
-                _ => {
+                None => {
                     self.fresh.insert(id, Placed::Awaited);
                     self.awaited.insert(id);
                     Ok(true)
