@@ -67,21 +67,37 @@ struct BadLine {
 
 /// Holds up those who create an object whose name begins so.
 #[derive(Default)]
-struct Gate(Mutex<&'static str>, Condvar);
+struct Gate(Mutex<Held>, Condvar);
+
+#[derive(Default)]
+struct Held {
+    before: Option<&'static str>,
+    has_come: bool,
+}
 
 impl Gate {
     fn close(&self, before: &'static str) {
-        *self.0.lock().unwrap() = before;
+        *self.0.lock().unwrap() = Held { before: Some(before), has_come: false };
+    }
+
+    /// Waits until somebody stands before it.
+    fn wait_for_one(&self) {
+        drop(self.1.wait_while(self.0.lock().unwrap(), |held| !held.has_come).unwrap());
     }
 
     fn open(&self) {
-        *self.0.lock().unwrap() = "";
+        self.0.lock().unwrap().before = None;
         self.1.notify_all();
     }
 
     fn pass(&self, name: &str) {
-        let closed = self.0.lock().unwrap();
-        drop(self.1.wait_while(closed, |before| !before.is_empty() && name.starts_with(*before)).unwrap());
+        let is_held = |held: &mut Held| held.before.is_some_and(|before| name.starts_with(before));
+        let mut held = self.0.lock().unwrap();
+        if is_held(&mut held) {
+            held.has_come = true;
+            self.1.notify_all();
+            drop(self.1.wait_while(held, is_held).unwrap());
+        }
     }
 }
 
@@ -575,6 +591,7 @@ fn a_session_goes_on_while_its_packs_get_a_segment() {
         put(&mut session, id, &frame);
     }
     session.flush().unwrap();
+    line.gate.wait_for_one();
     // Would it wait for the segment, it would wait for ever.
     let (id, frame) = fake_pack(65);
     put(&mut session, id, &frame);

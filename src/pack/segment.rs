@@ -328,6 +328,24 @@ mod tests {
     }
 
     #[test]
+    fn a_look_up_touches_one_page_as_a_rule() {
+        let mut ids: Vec<u64> = (1..=10_000).map(mix).collect();
+        ids.sort_unstable();
+        let (record, bytes) = (segment(&ids).record, segment(&ids).bytes);
+        let (mut pages, mut look_ups) = (0, 0);
+        for id in ids.iter().step_by(10) {
+            for (looked_for, is_there) in [(*id, true), (id + 1, false)] {
+                let fresh = Segment::from_bytes(bytes.clone(), RegionId([3; 16]), &record).unwrap();
+                let found = fresh.lookup(ids_with_leading(looked_for).0).unwrap();
+                assert_eq!(found.is_some(), is_there);
+                pages += (0..fresh.header.pages).filter(|page| fresh.checked.has(*page)).count();
+                look_ups += 1;
+            }
+        }
+        assert!(pages * 10 < look_ups * 12, "{pages} pages in {look_ups} look-ups");
+    }
+
+    #[test]
     fn a_guess_is_where_even_keys_would_be_and_never_outside() {
         assert_eq!(interpolate(1 << 63, 0, u64::MAX, 100), 50);
         assert_eq!(interpolate(1300, 1000, 1999, 10), 3);
