@@ -342,7 +342,14 @@ mod tests {
                 look_ups += 1;
             }
         }
+        assert!(pages >= look_ups, "what was checked is noted, and not checked again");
         assert!(pages * 10 < look_ups * 12, "{pages} pages in {look_ups} look-ups");
+        // And of the filter those that are read ahead.
+        let fresh = Segment::from_bytes(bytes, RegionId([3; 16]), &record).unwrap();
+        fresh.read_ahead(&[1, u64::MAX].map(|leading| ids_with_leading(leading).0));
+        let last = fresh.header.filter_pages - 1;
+        assert!([0, last].iter().all(|page| fresh.filter_checked.has(*page)));
+        assert!(last > 1 && !fresh.filter_checked.has(1));
     }
 
     #[test]
