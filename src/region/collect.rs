@@ -157,6 +157,23 @@ fn settle(gathered: &mut Vec<u64>) {
     gathered.dedup();
 }
 
+/// Chunk references. What occurs twice is dropped whenever there may be twice as many as there need be.
+struct Gathered {
+    references: Vec<u64>,
+    /// How many there may be before they are settled.
+    limit: usize,
+}
+
+impl Gathered {
+    fn add(&mut self, references: impl Iterator<Item = u64>) {
+        self.references.extend(references);
+        if self.references.len() > self.limit {
+            settle(&mut self.references);
+            self.limit = self.limit.max(self.references.len() * 2);
+        }
+    }
+}
+
 impl Region {
     /// Finds out what is needed now. Anything that cannot be read, and a chunk that is nowhere, is an error: then
     /// nobody knows, and nothing may be removed. `watch` is asked now and then whether to go on. Memory: 8 to 16
@@ -183,19 +200,17 @@ impl Region {
             let why = format!("{} packs cannot be read ({})", index.unreadable().len(), pack.error);
             return Err(RegionError::Uncollectable { why }.into());
         }
-        let (mut live, mut manifests, mut limit) = (Vec::new(), BTreeSet::new(), GATHERED_MIN);
+        let mut gathered = Gathered { references: Vec::new(), limit: GATHERED_MIN };
+        let mut manifests = BTreeSet::new();
         for root in catalog.roots() {
             watch()?;
             if !manifests.insert(root.manifest.name) {
                 continue;
             }
             let map = self.load_map(root.manifest).map_err(|error| lost_map(&root, &catalog, error))?;
-            live.extend(map.chunks().iter().map(|chunk| chunk.id.leading()));
-            if live.len() > limit {
-                settle(&mut live);
-                limit = GATHERED_MIN.max(live.len() * 2);
-            }
+            gathered.add(map.chunks().iter().map(|chunk| chunk.id.leading()));
         }
+        let mut live = gathered.references;
         settle(&mut live);
         let mut mark = Mark {
             catalog,
@@ -460,9 +475,10 @@ impl Mark {
             let deltas = group.places.iter().filter(|(entry, _)| !entry.codec.is_plain());
             deltas.for_each(|(_, pack)| *with_deltas.entry(*pack).or_default() += 1);
             let Some((entry, pack)) = kept else { return };
-            if group.places.len() > 1 {
-                let others = group.places.iter().map(|(_, other)| *other).filter(|other| *other != pack);
-                doubles.push(Double { entry, pack, others: others.collect() });
+            let others = group.places.iter().map(|(_, other)| *other).filter(|other| *other != pack);
+            let others: Vec<PackName> = others.collect();
+            if !others.is_empty() {
+                doubles.push(Double { entry, pack, others });
             }
             let usage = usage.entry(pack).or_default();
             usage.frames += 1;
@@ -543,5 +559,31 @@ impl Mark {
         };
         let places = group.places.iter().copied();
         places.filter(|(entry, _)| !only_plain || entry.codec.is_plain()).min_by_key(rank)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Gathered;
+
+    #[test]
+    fn what_is_gathered_twice_is_dropped_in_time() {
+        let mut gathered = Gathered { references: vec![], limit: 8 };
+        for _ in 0..100 {
+            gathered.add(0..5);
+            assert!(gathered.references.len() <= 13);
+        }
+    }
+
+    #[test]
+    fn what_all_differs_is_sorted_a_few_times_only() {
+        let (mut gathered, mut limits) = (Gathered { references: vec![], limit: 8 }, vec![8]);
+        for number in 0..1000 {
+            gathered.add([number].into_iter());
+            limits.push(gathered.limit);
+        }
+        limits.dedup();
+        assert!(limits.len() < 10, "{limits:?}");
+        assert_eq!(gathered.references.len(), 1000);
     }
 }
