@@ -487,6 +487,18 @@ fn a_cooldown_is_not_cut_short_and_leaves_nothing_behind() {
 }
 
 #[test]
+fn protection_is_off_once_the_cooldown_is_over() {
+    let rules = Rules::new();
+    let image = rules.image("web");
+    let protect =
+        |how, caller: &Caller| modify::protect(&rules.region, image.id, how, &caller.context()).unwrap();
+    protect(Protect::OnWithCooldown, &rules.owner);
+    protect(Protect::Off, &rules.owner);
+    let then = later(&rules.owner, 24 * HOUR);
+    assert_eq!(protect(Protect::Off, &then), DeregistrationProtection::Disabled);
+}
+
+#[test]
 fn a_protected_image_is_not_deregistered_and_a_cooldown_lasts_24_hours() {
     let rules = Rules::new();
     let image = rules.image("web");
@@ -606,6 +618,40 @@ fn the_accounts_block_of_public_access_forbids_sharing_with_all() {
     assert!(rules.catalog().images[&public.id].is_public(), "what is public stays so");
     account::block_public_access(&rules.region, Resource::Image, false, &rules.owner.context()).unwrap();
     assert_eq!(code(rules.share(image.id, Permission::All, false)), Ok(()));
+}
+
+#[test]
+fn an_account_is_told_what_it_blocks() {
+    let rules = Rules::new();
+    account::block_public_access(&rules.region, Resource::Snapshot, true, &rules.owner.context()).unwrap();
+    let blocked = |caller: &Caller| {
+        let settings = account::settings(&rules.catalog(), &caller.context());
+        (settings.block_public_images, settings.block_public_snapshots)
+    };
+    assert_eq!(blocked(&rules.owner), (false, true));
+    assert_eq!(blocked(&rules.friend), (false, false));
+}
+
+#[test]
+fn sharing_an_image_does_not_warn_of_snapshots_that_are_readable_already() {
+    let rules = Rules::new();
+    let friend = Permission::Account(rules.friend.account);
+    let context = rules.owner.context();
+    for (permission, is_friend_warned, are_all_warned) in
+        [(None, true, true), (Some(friend), false, true), (Some(Permission::All), false, false)]
+    {
+        let image = rules.image(&format!("web-{is_friend_warned}-{are_all_warned}"));
+        let snapshot = first_snapshot(&image);
+        if let Some(permission) = permission {
+            let change = PermissionChange { add: vec![permission], remove: vec![] };
+            modify::share_snapshot(&rules.region, snapshot, &change, &context).unwrap();
+        }
+        for (whom, is_warned) in [(friend, is_friend_warned), (Permission::All, are_all_warned)] {
+            let change = PermissionChange { add: vec![whom], remove: vec![] };
+            let shared = share_image(&rules.region, image.id, &change, false, &context).unwrap();
+            assert_eq!(!shared.unreadable_snapshots.is_empty(), is_warned, "{permission:?}, with {whom}");
+        }
+    }
 }
 
 #[test]
@@ -865,6 +911,20 @@ fn an_owner_alias_is_given_by_the_provider_alone_and_is_unique() {
     assert_eq!(rules.catalog().alias_of(friend), Some("amazon"));
     by(&rules.owner, friend, None).unwrap();
     assert_eq!(rules.catalog().alias_of(friend), None);
+}
+
+#[test]
+fn an_image_has_at_most_16_product_codes() {
+    let rules = Rules::new();
+    let image = rules.image("sold");
+    let codes: Vec<String> = (0..17).map(|number| format!("code-{number}")).collect();
+    let add = |codes: &[String]| {
+        code(modify::add_product_codes(&rules.region, image.id, codes, &rules.owner.context()))
+    };
+    assert_eq!(add(&codes), Err("InvalidAMIAttributeItemValue"));
+    assert_eq!(add(&codes[..16]), Ok(()));
+    assert_eq!(add(&codes[16..]), Err("InvalidAMIAttributeItemValue"), "with those that it has");
+    assert_eq!(rules.catalog().images[&image.id].product_codes.len(), 16);
 }
 
 #[test]
