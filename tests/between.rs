@@ -43,17 +43,21 @@ struct Event {
 
 type Act = Box<dyn FnMut(&Stage) + Send>;
 
+/// The beginning of names, as in an event, and what the storage says of each such step.
+type Refusal = (&'static str, fn(String) -> StorageError);
+
 /// A storage on which something happens between. Only the writer under test counts as alive.
 #[derive(Clone)]
 struct Stage {
     inner: Memory,
     event: Arc<Mutex<Option<Event>>>,
+    refused: Arc<Mutex<Option<Refusal>>>,
     alive: SessionId,
 }
 
 impl Stage {
     fn new(inner: Memory) -> Self {
-        Self { inner, event: Arc::default(), alive: session() }
+        Self { inner, event: Arc::default(), refused: Arc::default(), alive: session() }
     }
 
     /// On a copy of a storage.
@@ -85,22 +89,34 @@ impl Stage {
         self.event.lock().unwrap().take().is_none()
     }
 
-    fn step(&self, name: &str) {
+    /// From now on these steps fail.
+    fn refuse(&self, prefix: &'static str, error: fn(String) -> StorageError) {
+        *self.refused.lock().unwrap() = Some((prefix, error));
+    }
+
+    fn step(&self, name: &str) -> Result<(), StorageError> {
+        if let Some((_, error)) = self.refused.lock().unwrap().filter(|(prefix, _)| name.starts_with(prefix))
+        {
+            return Err(error(name.to_owned()));
+        }
         let mut planned = self.event.lock().unwrap();
-        let Some(event) = planned.as_mut().filter(|event| name.starts_with(&event.prefix)) else { return };
+        let Some(event) = planned.as_mut().filter(|event| name.starts_with(&event.prefix)) else {
+            return Ok(());
+        };
         if event.skip > 0 {
             event.skip -= 1;
-            return;
+            return Ok(());
         }
         let mut event = planned.take().unwrap();
         drop(planned);
         (event.act)(self);
+        Ok(())
     }
 }
 
 impl Storage for Stage {
     fn create(&self, name: &str, parts: &[&[u8]]) -> Result<Created, StorageError> {
-        self.step(&format!("create {name}"));
+        self.step(&format!("create {name}"))?;
         self.inner.create(name, parts)
     }
 
@@ -109,7 +125,7 @@ impl Storage for Stage {
     }
 
     fn open(&self, name: &str) -> Result<Arc<dyn Object>, StorageError> {
-        self.step(name);
+        self.step(name)?;
         self.inner.open(name)
     }
 
@@ -490,4 +506,89 @@ fn a_chunk_is_read_from_its_other_pack() {
         fetched.decode_here(&region, frame, &mut raw).unwrap();
     }
     assert_ne!(pack(&region), first);
+}
+
+/// A region of some snapshots, and one of these that is deleted and collected beside another command.
+fn going(others: u64) -> (Stage, SnapshotId, Vec<u8>, impl Fn(&Stage) + Send + Clone + 'static) {
+    let caller = Caller::new(1);
+    let stage = Stage::new(Memory::new());
+    memory_region(&stage.inner, &small_packs());
+    let region = stage.other();
+    for number in 0..others {
+        caller.snapshot(&region, &MemoryDisk::new(number.to_le_bytes().repeat(512))).unwrap();
+    }
+    let bytes = volume(20_000, 1);
+    let id = caller.snapshot(&region, &MemoryDisk::new(bytes.clone())).unwrap().snapshot.id;
+    let delete_and_collect = move |stage: &Stage| {
+        let (region, caller) = (stage.other(), Caller::new(1));
+        delete_snapshot(&region, id, &caller.context()).unwrap();
+        let collected = collect(&region, &NOW, &caller.context()).unwrap();
+        assert!(collected.freed.count == 1 && collected.orphans.count == 1, "{collected:?}");
+    };
+    (stage, id, bytes, delete_and_collect)
+}
+
+#[test]
+fn what_goes_while_it_is_checked_is_no_damage() {
+    for prefix in ["packs/", "manifests/"] {
+        let (stage, _, _, delete_and_collect) = going(3);
+        let region = stage.region();
+        stage.plan(prefix, 0, delete_and_collect);
+        let report = verify(&region, &VerifyOptions::default(), &Caller::new(1).context()).unwrap();
+        assert!(stage.has_happened());
+        assert!(report.findings.is_empty(), "{prefix}: {:?}", report.findings);
+    }
+}
+
+/// A snapshot has found its block map in the region, and just before it is on record that goes: its packs are only condemned,
+/// and could be rescued.
+#[test]
+fn a_block_map_that_goes_before_it_is_named_is_written_again() {
+    let (stage, id, bytes, _) = going(0);
+    let (region, caller) = (stage.region(), Caller::new(1));
+    stage.plan("create log/", 0, move |stage| {
+        let (other, caller) = (stage.other(), Caller::new(1));
+        delete_snapshot(&other, id, &caller.context()).unwrap();
+        let options = GcOptions { grace_ms: 1000, ..NOW };
+        assert_eq!(collect(&other, &options, &caller.context()).unwrap().orphans.count, 1);
+    });
+    let taken = caller.snapshot(&region, &MemoryDisk::new(bytes.clone())).unwrap();
+    assert!(stage.has_happened());
+    assert!(caller.read_directly(&stage.other(), taken.snapshot.id).unwrap() == bytes);
+}
+
+/// That segments are not merged since the disk is full keeps no collection from being one. Any other error is told.
+#[test]
+fn a_collection_on_a_full_disk_leaves_segments_as_they_are() {
+    let full = |name| StorageError::NoSpace { name, available: 0, needed: 1 };
+    let broken =
+        |name| StorageError::Io { action: "create", name, source: std::io::Error::other("it is broken") };
+    for (error, is_told) in [(full as fn(String) -> StorageError, false), (broken, true)] {
+        let (stage, id, _, _) = going(0);
+        let caller = Caller::new(1);
+        stage.refuse("create index/", error);
+        // Whoever stores leaves it to a collection, too.
+        for number in 0..70_u64 {
+            caller.snapshot(&stage.other(), &MemoryDisk::new(number.to_le_bytes().repeat(512))).unwrap();
+        }
+        delete_snapshot(&stage.other(), id, &caller.context()).unwrap();
+        let before = stage.other().catalog().unwrap().packs.len();
+        let done = collect(&stage.other(), &NOW, &caller.context());
+        assert_eq!(done.is_err(), is_told, "{done:?}");
+        let catalog = stage.other().catalog().unwrap();
+        assert!(catalog.packs.len() < before && catalog.segments.is_empty());
+    }
+}
+
+/// Of a block map that cannot be read now nobody knows what is lost: that is no loss to tell of.
+#[test]
+fn what_cannot_be_read_now_is_not_called_lost() {
+    let (stage, ..) = going(0);
+    stage.refuse("manifests/", |name| StorageError::Io {
+        action: "open",
+        name,
+        source: std::io::Error::other("the line is down"),
+    });
+    let repaired = repair(&stage.region(), &RepairSources::default(), &Caller::new(1).context());
+    assert!(repaired.as_ref().is_err_and(|error| error.to_string().contains("line is down")), "{repaired:?}");
 }

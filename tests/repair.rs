@@ -2,25 +2,27 @@
 
 mod common;
 
-use common::{Caller, Draw, MemoryDisk, memory_region, small_packs, volume};
+use common::{Caller, Draw, MemoryDisk, memory_region, session, small_packs, volume};
 use imgstore::disk::DiskRead;
 use imgstore::io::directory::DirectoryOptions;
 use imgstore::io::memory::Memory;
 use imgstore::io::storage::Storage;
 use imgstore::model::catalog::RootId;
 use imgstore::model::ids::{SessionId, SnapshotId};
+use imgstore::model::objects::PackRecord;
 use imgstore::model::op::Op;
 use imgstore::ops::copy::{CopyOptions, CopyWhat, apply, plan};
 use imgstore::ops::delete::delete_snapshot;
 use imgstore::ops::error::OpsError;
 use imgstore::ops::gc::{GcOptions, collect};
-use imgstore::ops::repair::{RepairSources, Repaired, repair};
-use imgstore::ops::verify::{VerifyOptions, verify};
+use imgstore::ops::repair::{Lost, RepairSources, Repaired, repair};
+use imgstore::ops::verify::{Report, VerifyOptions, verify};
 use imgstore::region::error::RegionError;
 use imgstore::region::mend::Mended;
 use imgstore::region::{Region, RegionOptions};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// A region with two snapshots that share content, and a second region with copies of both.
 struct Two {
@@ -568,4 +570,160 @@ fn the_log_is_mended_behind_a_checkpoint() {
 
 fn session_number(number: u128) -> SessionId {
     SessionId(number.to_be_bytes())
+}
+
+// In memory, by the count -------------------------------------------------------------------------------------
+
+/// A region in memory with large packs, and a snapshot of each of these disks, each by a writer of its own.
+fn taken(disks: &[&[u8]]) -> (Memory, Region, Vec<SnapshotId>) {
+    let (storage, caller) = (Memory::new(), Caller::new(1));
+    let options = RegionOptions { pack_bytes: 8 << 20, ..small_packs() };
+    let region = memory_region(&storage, &options);
+    let take = |bytes: &&[u8]| {
+        let writer = Region::open(Arc::new(storage.clone()), session()).unwrap();
+        caller.snapshot(&writer, &MemoryDisk::new(bytes.to_vec())).unwrap().snapshot.id
+    };
+    let ids = disks.iter().map(take).collect();
+    (storage, region, ids)
+}
+
+/// Text that compresses to about half, and the same with a word changed now and then, which is stored as deltas.
+fn alike(len: usize) -> [Vec<u8>; 2] {
+    let mut draw = Draw::new(5);
+    let mut text: Vec<u8> = Vec::new();
+    while text.len() < len {
+        text.extend(format!("{:x} ", draw.next()).bytes());
+    }
+    text.truncate(len);
+    let mut changed = text.clone();
+    for at in (100..len - 10).step_by(3000) {
+        changed[at..at + 7].copy_from_slice(b"changed");
+    }
+    [text, changed]
+}
+
+/// The pack of deltas, and the one with their bases.
+fn delta_and_base(region: &Region) -> [PackRecord; 2] {
+    let catalog = region.catalog().unwrap();
+    let delta = catalog.packs.values().find(|pack| !pack.record.bases.is_empty()).unwrap();
+    let [base] = delta.record.bases[..] else { panic!("{delta:?}") };
+    [delta.record.clone(), catalog.packs[&base].record.clone()]
+}
+
+#[test]
+fn lost_chunks_beside_each_other_are_one_range_and_others_are_not() {
+    const BLOCK: usize = 4096;
+    let mut draw = Draw::new(1);
+    let mut noise = |blocks: usize| (0..blocks * BLOCK).map(|_| draw.next() as u8 | 1).collect::<Vec<u8>>();
+    let mut disk = [noise(72), vec![0; 16 * BLOCK], noise(12)].concat();
+    disk.truncate(disk.len() - 1000);
+    let (storage, region, ids) = taken(&[&disk]);
+    let manifest = region.catalog().unwrap().snapshots[&ids[0]].manifest.clone();
+    assert!(region.load_map(&manifest).unwrap().chunks().len() > 2);
+    region.catalog().unwrap().packs.keys().for_each(|pack| storage.delete(&pack.to_string()).unwrap());
+    let caller = Caller::new(1);
+    let repaired = repair(&region, &RepairSources::default(), &caller.context()).unwrap();
+    let ranges = vec![0..72 * BLOCK as u64, 88 * BLOCK as u64..disk.len() as u64];
+    assert_eq!(repaired.lost, [Lost { root: RootId::Snapshot(ids[0]), images: vec![], ranges }]);
+}
+
+#[test]
+fn block_maps_that_another_region_has_are_counted() {
+    let disks = [volume(30_000, 1), volume(40_000, 2)];
+    let (storage, region, ids) = taken(&[&disks[0], &disks[1]]);
+    let (_, there, _) = taken(&[&disks[1], &disks[0], &volume(10_000, 3)]);
+    for snapshot in region.catalog().unwrap().snapshots.values() {
+        storage.delete(&snapshot.manifest.name.to_string()).unwrap();
+    }
+    let (caller, regions) = (Caller::new(1), [there]);
+    let sources = RepairSources { regions: &regions, ..RepairSources::default() };
+    let repaired = repair(&region, &sources, &caller.context()).unwrap();
+    assert!(repaired.lost.is_empty() && repaired.manifests == 2, "{repaired:?}");
+    for (id, bytes) in ids.iter().zip(disks) {
+        assert!(caller.read_directly(&region, *id).unwrap() == bytes);
+    }
+}
+
+/// What is stored against a chunk that is lost can be moved as soon as that is back, wherever it came from.
+#[test]
+fn deltas_are_moved_once_their_bases_are_back() {
+    let disks = alike(300_000);
+    let chunks = delta_and_base(&taken(&[&disks[0], &disks[1]]).1);
+    let frames = chunks.map(|pack| u64::from(pack.frames));
+    assert!(frames[0] > 1 && frames[1] > 1);
+    let (_, there, _) = taken(&[&disks[0]]);
+    let (caller, regions) = (Caller::new(1), [there]);
+    for is_disk in [false, true] {
+        let (storage, region, ids) = taken(&[&disks[0], &disks[1]]);
+        storage.delete(&delta_and_base(&region)[1].name.to_string()).unwrap();
+        let disk: [Box<dyn DiskRead>; 1] = [Box::new(MemoryDisk::new(disks[0].clone()))];
+        let sources = if is_disk {
+            RepairSources { disks: &disk, ..RepairSources::default() }
+        } else {
+            RepairSources { regions: &regions, ..RepairSources::default() }
+        };
+        let repaired = repair(&region, &sources, &caller.context()).unwrap();
+        assert!(repaired.lost.is_empty(), "{repaired:?}");
+        let brought = if is_disk { repaired.reread } else { repaired.fetched };
+        assert_eq!([repaired.moved, brought], frames, "{repaired:?}");
+        for (id, bytes) in ids.iter().zip(&disks) {
+            assert!(caller.read_directly(&region, *id).unwrap() == *bytes);
+        }
+    }
+}
+
+/// A block map is put in the place of one that is named, and of nothing else.
+#[test]
+fn a_block_map_that_nothing_names_any_more_is_not_replaced() {
+    let bytes = volume(30_000, 1);
+    let (storage, region, ids) = taken(&[&bytes]);
+    let caller = Caller::new(1);
+    let lost = region.catalog().unwrap().snapshots[&ids[0]].manifest.clone();
+    let map = region.load_map(&lost).unwrap();
+    storage.delete(&lost.name.to_string()).unwrap();
+    let mut session = region.begin(caller.account).unwrap();
+    let by = session.place_manifest(&map).unwrap();
+    let replace = || region.replace_manifest(&lost, &by, &session, caller.account).unwrap();
+    assert!(replace());
+    let catalog = region.catalog().unwrap();
+    assert_eq!(catalog.snapshots[&ids[0]].manifest, by);
+    assert!(!replace(), "somebody else was faster");
+    assert_eq!(region.catalog().unwrap(), catalog);
+    assert!(caller.read_directly(&region, ids[0]).unwrap() == bytes);
+}
+
+#[test]
+fn a_check_says_how_much_it_has_looked_at() {
+    let disks = [volume(30_000, 1), volume(40_000, 2), volume(50_000, 3)];
+    let (_, region, _) = taken(&[&disks[0], &disks[1], &disks[2]]);
+    let catalog = region.catalog().unwrap();
+    let report = verify(&region, &VerifyOptions::default(), &Caller::new(1).context()).unwrap();
+    let (packs, snapshots) = (catalog.packs.len() as u64, catalog.snapshots.len() as u64);
+    assert!(packs > 1 && snapshots == 3 && report.findings.is_empty());
+    let sum = |of: fn(&PackRecord) -> u64| catalog.packs.values().map(|pack| of(&pack.record)).sum::<u64>();
+    let (chunks, pack_bytes) = (sum(|pack| pack.frames.into()), sum(|pack| pack.len));
+    assert_eq!(report, Report { findings: vec![], snapshots, packs, chunks, pack_bytes });
+}
+
+/// A pack is gone: what is wrong with it touches what is stored against its chunks, too, whether or not an index segment
+/// still lists these.
+#[test]
+fn what_is_stored_against_a_pack_that_is_gone_is_told_of() {
+    for is_listed in [false, true] {
+        let disks = alike(300_000);
+        let (storage, region, ids) = taken(&[&disks[0], &disks[1]]);
+        let caller = Caller::new(1);
+        for number in 0..if is_listed { 70_u64 } else { 0 } {
+            let disk = MemoryDisk::new(number.to_le_bytes().repeat(512));
+            caller.snapshot(&region, &disk).unwrap();
+        }
+        assert_eq!(!region.catalog().unwrap().segments.is_empty(), is_listed);
+        let base = delta_and_base(&region)[1].name.to_string();
+        storage.delete(&base).unwrap();
+        // Each of them is as it was written, and of no use.
+        let options = VerifyOptions { content: false, ..VerifyOptions::default() };
+        let report = verify(&region, &options, &caller.context()).unwrap();
+        let of_pack = report.findings.iter().find(|finding| finding.object == base).unwrap();
+        assert_eq!(of_pack.affected, [ids[1].to_string()], "listed: {is_listed}; {report:?}");
+    }
 }
