@@ -373,10 +373,9 @@ impl Index {
     /// Some segments, and live packs that none of them lists: for tests of what is made of an index.
     pub(super) fn of(segments: Vec<Arc<Segment>>, loose: Vec<(PackName, Vec<Entry>)>) -> Self {
         let mut index = Self { segments, ..Self::default() };
-        for (pack, entries) in loose {
-            index.add_pack(pack, PackState::Live);
-            index.add_loose(pack, Arc::new(entries));
-        }
+        let live = |(pack, entries)| (pack, index.add_pack(pack, PackState::Live), Arc::new(entries));
+        let loose = loose.into_iter().map(live).collect();
+        index.loose = Loose::new(loose);
         index
     }
 }
