@@ -727,3 +727,22 @@ fn what_is_stored_against_a_pack_that_is_gone_is_told_of() {
         assert_eq!(of_pack.affected, [ids[1].to_string()], "listed: {is_listed}; {report:?}");
     }
 }
+
+/// Only a lost block map's own disk brings it back, and another of as many chunks leaves nothing behind.
+#[test]
+fn a_disk_of_as_many_chunks_is_not_taken_for_the_lost_one() {
+    let (storage, region, ids) = taken(&[&[1; 4096]]);
+    let name = region.catalog().unwrap().snapshots[&ids[0]].manifest.name.to_string();
+    storage.delete(&name).unwrap();
+    let before = storage.list("").unwrap();
+    let repair = |byte: u8| {
+        let disks: [Box<dyn DiskRead>; 1] = [Box::new(MemoryDisk::new(vec![byte; 4096]))];
+        let sources = RepairSources { disks: &disks, ..RepairSources::default() };
+        repair(&region, &sources, &Caller::new(1).context()).unwrap()
+    };
+    let repaired = repair(2);
+    assert_eq!((repaired.manifests, repaired.lost.len(), &repaired.foreign_disks[..]), (0, 1, &[0][..]));
+    assert_eq!(storage.list("").unwrap(), before);
+    let repaired = repair(1);
+    assert_eq!((repaired.manifests, repaired.lost.len(), repaired.foreign_disks.len()), (1, 0, 0));
+}
