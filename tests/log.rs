@@ -369,6 +369,27 @@ fn there_is_a_checkpoint_every_64_records() {
     }
 }
 
+/// One that was made since a handle was opened is not made again by that.
+#[test]
+fn another_writers_checkpoint_counts() {
+    let line = BadLine::new(&[]);
+    let (region, other) = (line.region(), line.region());
+    let sequences = || -> Vec<u64> {
+        let listed = line.inner.list("checkpoints").unwrap();
+        listed.iter().map(|listed| listed.name.rsplit('/').next().unwrap().parse().unwrap()).collect()
+    };
+    for _ in 0..64 {
+        append(&region).unwrap();
+    }
+    append(&other).unwrap();
+    assert_eq!(sequences(), [64]);
+    while other.catalog().unwrap().sequence < 128 {
+        append(&other).unwrap();
+    }
+    append(&region).unwrap();
+    assert_eq!(sequences(), [64, 128]);
+}
+
 /// Records lie in folders of a thousand: a gap is noticed by what lies in the next folder, too.
 #[test]
 fn a_gap_at_the_border_of_two_folders_is_no_end() {
