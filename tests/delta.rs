@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Caller, Draw, MemoryDisk, small_packs};
+use common::{Caller, MemoryDisk, changed, small_packs, text};
 use imgstore::io::directory::DirectoryOptions;
 use imgstore::model::ids::SnapshotId;
 use imgstore::model::objects::{PackName, PackState};
@@ -110,26 +110,6 @@ impl Place {
         let objects = self.region(name).objects().unwrap();
         objects.iter().filter(|object| object.name.starts_with("packs/")).map(|object| object.len).sum()
     }
-}
-
-/// Text that compresses to about half, without zeros and without repetitions.
-fn text(len: usize, seed: u64) -> Vec<u8> {
-    let mut draw = Draw::new(seed);
-    let mut bytes = Vec::with_capacity(len + 16);
-    while bytes.len() < len {
-        bytes.extend(format!("{:x} ", draw.next()).bytes());
-    }
-    bytes.truncate(len);
-    bytes
-}
-
-/// The same with a word changed every so many bytes: no chunk is as it was.
-fn changed(bytes: &[u8], every: usize) -> Vec<u8> {
-    let mut changed = bytes.to_vec();
-    for at in (100..bytes.len() - 10).step_by(every) {
-        changed[at..at + 7].copy_from_slice(b"changed");
-    }
-    changed
 }
 
 /// Flips a bit of a file.

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Caller, Draw, MemoryDisk, memory_region, session, small_packs, volume};
+use common::{Caller, MemoryDisk, changed, memory_region, session, small_packs, text, volume};
 use imgstore::io::memory::Memory;
 use imgstore::io::storage::{Storage, read_whole};
 use imgstore::model::ids::{SessionId, SnapshotId};
@@ -94,26 +94,6 @@ fn pack_of(number: u8) -> PackName {
     PackName { session: SessionId([number; 16]), number: 0 }
 }
 
-/// Text that compresses to about half, without repetitions.
-fn text(len: usize, seed: u64) -> Vec<u8> {
-    let mut draw = Draw::new(seed);
-    let mut bytes = Vec::with_capacity(len + 16);
-    while bytes.len() < len {
-        bytes.extend(format!("{:x} ", draw.next()).bytes());
-    }
-    bytes.truncate(len);
-    bytes
-}
-
-/// The same with a word changed now and then: no chunk is as it was.
-fn changed(bytes: &[u8]) -> Vec<u8> {
-    let mut changed = bytes.to_vec();
-    for at in (100..bytes.len() - 10).step_by(3000) {
-        changed[at..at + 7].copy_from_slice(b"changed");
-    }
-    changed
-}
-
 #[test]
 fn of_a_pack_that_is_needed_whole_a_hundred_percent_are() {
     let place = Place::new();
@@ -122,7 +102,7 @@ fn of_a_pack_that_is_needed_whole_a_hundred_percent_are() {
         (1..=200_u8).flat_map(|number| [vec![number; 4096], vec![0; 4096]].concat()).collect();
     let first = text(400_000, 1);
     place.take(1, &blocks);
-    place.take(2, &[&first[..], &changed(&first)].concat());
+    place.take(2, &[&first[..], &changed(&first, 3000)].concat());
     let mark = place.mark().unwrap();
     for (number, frames_min) in [(1, 100), (2, 6)] {
         let record = place.pack(pack_of(number)).unwrap();
@@ -137,7 +117,7 @@ fn of_a_pack_that_is_needed_whole_a_hundred_percent_are() {
 #[test]
 fn a_plain_copy_is_kept_before_a_delta_whichever_pack_comes_first() {
     let place = Place::new();
-    let (first, second) = (text(300_000, 1), changed(&text(300_000, 1)));
+    let (first, second) = (text(300_000, 1), changed(&text(300_000, 1), 3000));
     place.take(1, &first);
     for [delta, plain] in [[2, 3], [5, 4]] {
         // Both look before either has stored.
@@ -163,7 +143,7 @@ fn a_collection_that_finds_nothing_to_do_leaves_no_record() {
     let place = Place::new();
     let first = text(300_000, 1);
     place.take(1, &first);
-    place.take(2, &changed(&first));
+    place.take(2, &changed(&first, 3000));
     assert_eq!(place.pack(pack_of(2)).unwrap().bases, [pack_of(1)]);
     let before = place.sequence();
     assert_eq!(place.collect(&NOW).unwrap(), Collected::default());
@@ -176,7 +156,7 @@ fn on_a_copy(place: &Place) -> (SnapshotId, Vec<u8>) {
     let copier = place.writer(6);
     let mut session = copier.begin(place.caller.account).unwrap();
     let bases = [place.take(5, &one), place.take(7, &two)];
-    let both = [changed(&one), changed(&two)].concat();
+    let both = [changed(&one, 3000), changed(&two, 3000)].concat();
     let id = place.take(8, &both);
     place.store(&mut session, &two, false);
     bases.into_iter().for_each(|id| place.delete(id));
@@ -211,7 +191,7 @@ fn a_delta_in_a_condemned_pack_keeps_its_base() {
     let place = Place::new();
     let first = text(300_000, 1);
     let base = place.take(1, &first);
-    place.take(2, &changed(&first));
+    place.take(2, &changed(&first, 3000));
     place.delete(base);
     place.append(vec![Op::CondemnPacks { packs: vec![pack_of(2)], at_ms: 1 }]);
     let mark = place.mark().unwrap();
@@ -225,7 +205,7 @@ fn bases_do_not_make_up_for_a_chunk_that_is_nowhere() {
     let place = Place::new();
     let first = text(300_000, 1);
     let base = place.take(1, &first);
-    place.take(2, &changed(&first));
+    place.take(2, &changed(&first, 3000));
     place.delete(base);
     place.take(3, &[7; 4096]);
     assert!(place.mark().is_ok());

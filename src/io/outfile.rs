@@ -83,8 +83,6 @@ impl NewFile {
 
 impl Drop for NewFile {
     fn drop(&mut self) {
-        // A file that is given up may fail to be written.
-        let _ = self.out.end_write_back();
         if let Some(temporary) = &self.temporary {
             // Nothing half-made stays; if this fails, the name says what it is.
             let _ = fs::remove_file(temporary);

@@ -50,7 +50,7 @@ impl WriteBehind {
     }
 
     /// Waits for what was begun. Its failure is this file's: a later sync would not tell of it again.
-    pub fn end_write_back(&mut self) -> io::Result<()> {
+    fn end_write_back(&mut self) -> io::Result<()> {
         let Some(running) = self.write_back.take() else { return Ok(()) };
         running.join().unwrap_or_else(|_| Err(io::Error::other("the write-back thread is gone")))
     }
@@ -64,7 +64,7 @@ impl WriteBehind {
 
 impl Drop for WriteBehind {
     fn drop(&mut self) {
-        // A file that is given up may fail to be written; but nobody has it open any more.
+        // A file that is given up may fail to be written; but afterwards nobody has it open any more.
         let _ = self.end_write_back();
     }
 }

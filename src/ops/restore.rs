@@ -218,13 +218,13 @@ fn write_all(
 
 /// Bytes that follow each other on the disk.
 #[derive(Default)]
-struct Gathered<'a> {
+struct Adjacent<'a> {
     start: u64,
     len: u64,
     parts: Vec<&'a [u8]>,
 }
 
-impl Gathered<'_> {
+impl Adjacent<'_> {
     /// Writes what there is, and forgets it.
     fn write(&mut self, target: &mut dyn DiskWrite, context: &Context<'_>) -> Result<(), OpsError> {
         let Self { start, len, parts } = std::mem::take(self);
@@ -243,7 +243,7 @@ fn write_pieces(
     target: &mut dyn DiskWrite,
     context: &Context<'_>,
 ) -> Result<u64, OpsError> {
-    let (mut gathered, mut done) = (Gathered::default(), 0);
+    let (mut adjacent, mut done) = (Adjacent::default(), 0);
     for Decoded { runs, buffer } in pieces {
         let mut rest = buffer.bytes();
         for group in runs.chunk_by(|a, b| matches!((a, b), (Run::Chunk(_), Run::Chunk(_)))) {
@@ -255,20 +255,20 @@ fn write_pieces(
                 let (bytes, after) =
                     rest.split_at(usize::try_from(block_offset(blocks)).unwrap_or(usize::MAX));
                 rest = after;
-                if gathered.start + gathered.len != start {
-                    gathered.write(target, context)?;
-                    gathered.start = start;
+                if adjacent.start + adjacent.len != start {
+                    adjacent.write(target, context)?;
+                    adjacent.start = start;
                 }
-                gathered.len += len;
-                gathered.parts.push(&bytes[..usize::try_from(len).unwrap_or(usize::MAX)]);
+                adjacent.len += len;
+                adjacent.parts.push(&bytes[..usize::try_from(len).unwrap_or(usize::MAX)]);
             } else {
-                gathered.write(target, context)?;
+                adjacent.write(target, context)?;
                 zero(target, start, len, context)?;
             }
             done += len;
         }
     }
-    gathered.write(target, context)?;
+    adjacent.write(target, context)?;
     Ok(done)
 }
 

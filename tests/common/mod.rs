@@ -386,3 +386,23 @@ impl Rules {
 pub fn code<T>(result: Result<T, OpsError>) -> Result<(), &'static str> {
     result.map(drop).map_err(|error| error.code())
 }
+
+/// Text that compresses to about half, without zeros and without repetitions.
+pub fn text(len: usize, seed: u64) -> Vec<u8> {
+    let mut draw = Draw::new(seed);
+    let mut bytes = Vec::with_capacity(len + 16);
+    while bytes.len() < len {
+        bytes.extend(format!("{:x} ", draw.next()).bytes());
+    }
+    bytes.truncate(len);
+    bytes
+}
+
+/// The same with a word changed every so many bytes: no chunk is as it was.
+pub fn changed(bytes: &[u8], every: usize) -> Vec<u8> {
+    let mut changed = bytes.to_vec();
+    for at in (100..bytes.len() - 10).step_by(every) {
+        changed[at..at + 7].copy_from_slice(b"changed");
+    }
+    changed
+}
