@@ -3,8 +3,9 @@
 
 mod common;
 
-use common::{Caller, Draw, MemoryDisk, memory_region, provider, session, small_packs, volume};
-use imgstore::disk::{DiskError, DiskRead, Extent};
+use common::made::{BLOCK, Edit, Watched, any_edits, any_kinds, any_params, edit, put_block};
+use common::{Caller, MemoryDisk, memory_region, provider, read_whole, session, small_packs, volume};
+use imgstore::disk::DiskRead;
 use imgstore::io::memory::Memory;
 use imgstore::io::storage::Storage;
 use imgstore::model::changes::Changes;
@@ -18,9 +19,7 @@ use imgstore::region::{Region, RegionOptions};
 use proptest::prelude::*;
 use std::collections::BTreeSet;
 use std::ops::Range;
-use std::sync::{Arc, Mutex};
-
-const BLOCK: usize = 4096;
+use std::sync::Arc;
 
 fn hinted(
     region: &Region,
@@ -43,87 +42,6 @@ fn of_blocks(blocks: &BTreeSet<usize>) -> Changes {
     changes
 }
 
-/// A disk that keeps in mind which blocks of it were read.
-struct Watched<'a> {
-    disk: &'a MemoryDisk,
-    read: Mutex<BTreeSet<usize>>,
-}
-
-impl<'a> Watched<'a> {
-    fn new(disk: &'a MemoryDisk) -> Self {
-        Self { disk, read: Mutex::default() }
-    }
-}
-
-impl DiskRead for Watched<'_> {
-    fn len_bytes(&self) -> u64 {
-        self.disk.len_bytes()
-    }
-
-    fn extent_at(&self, offset: u64) -> Result<Extent, DiskError> {
-        self.disk.extent_at(offset)
-    }
-
-    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), DiskError> {
-        let first = offset as usize / BLOCK;
-        self.read.lock().unwrap().extend(first..first + buffer.len().div_ceil(BLOCK));
-        self.disk.read_at(offset, buffer)
-    }
-}
-
-/// What a block of a made-up disk holds: 0 is zeros; of the others every third ends in zeros. There are few, so that
-/// the same fingerprints come again and stretches have no cut but at the longest length.
-fn put_block(bytes: &mut [u8], at: usize, kind: u8) {
-    let end = bytes.len().min((at + 1) * BLOCK);
-    let block = &mut bytes[at * BLOCK..end];
-    let mut draw = Draw::new(u64::from(kind) + 1);
-    let filled = match kind {
-        0 => 0,
-        kind if kind % 3 == 0 => block.len().min(1000),
-        _ => block.len(),
-    };
-    block.fill(0);
-    block[..filled].iter_mut().for_each(|byte| *byte = draw.next() as u8 | 1);
-}
-
-/// Runs of blocks: long and short runs of zeros, of one content, and of many.
-fn any_kinds() -> impl Strategy<Value = Vec<u8>> {
-    let run = prop_oneof![
-        3 => (1..12_usize).prop_map(|len| vec![0; len]),
-        1 => (12..90_usize).prop_map(|len| vec![0; len]),
-        2 => (1..80_usize, 1..9_u8).prop_map(|(len, kind)| vec![kind; len]),
-        4 => prop::collection::vec(any::<u8>(), 1..60),
-        2 => prop::collection::vec(0..4_u8, 1..40),
-    ];
-    prop::collection::vec(run, 1..9).prop_map(|runs| runs.concat())
-}
-
-/// A change: from a block on, so many blocks, to zeros, one content, or many; and whether only the hint says so.
-type Edit = (prop::sample::Index, usize, u8, u8, bool);
-
-fn any_edits() -> impl Strategy<Value = Vec<Edit>> {
-    let edit = (any::<prop::sample::Index>(), 1..7_usize, 0..3_u8, any::<u8>(), prop::bool::weighted(0.2));
-    prop::collection::vec(edit, 0..6)
-}
-
-fn any_params() -> impl Strategy<Value = ChunkerParams> {
-    let of = |min_blocks, avg_blocks, max_blocks, zero_tail_bytes| ChunkerParams {
-        min_blocks,
-        avg_blocks,
-        max_blocks,
-        zero_tail_bytes,
-    };
-    prop_oneof![
-        Just(ChunkerParams::DEFAULT),
-        Just(of(1, 1, 1, 0)),
-        Just(of(1, 2, 3, 0)),
-        Just(of(1, 4, 8, 256)),
-        Just(of(2, 4, 64, 0)),
-        Just(of(4, 200, 256, 256)),
-        Just(of(7, 16, 32, 4096)),
-    ]
-}
-
 fn check_same(
     kinds: &[u8],
     edits: &[Edit],
@@ -138,19 +56,7 @@ fn check_same(
     kinds.iter().enumerate().for_each(|(at, &kind)| put_block(&mut bytes, at, kind));
     let parent =
         caller.snapshot(&region, &MemoryDisk { bytes: bytes.clone(), hole_blocks }).unwrap().snapshot;
-    let mut changed = BTreeSet::new();
-    for (at, len, manner, kind, only_said) in edits {
-        let at = at.index(kinds.len());
-        for block in at..kinds.len().min(at + len) {
-            changed.insert(block);
-            match manner {
-                _ if *only_said => {}
-                0 => put_block(&mut bytes, block, 0),
-                1 => put_block(&mut bytes, block, *kind),
-                _ => put_block(&mut bytes, block, kind.wrapping_add(block as u8)),
-            }
-        }
-    }
+    let changed = edit(&mut bytes, edits);
     let disk = MemoryDisk { bytes, hole_blocks };
     let hint = believed(of_blocks(&changed));
     let watched = Watched::new(&disk);
@@ -158,9 +64,9 @@ fn check_same(
     prop_assert_eq!(taken.hint, Some(HintUse::Believed));
     prop_assert_eq!(taken.ingested.read_bytes > 0, !watched.read.lock().unwrap().is_empty());
     let map = region.load_map(&taken.snapshot.manifest).unwrap();
-    let full = caller.snapshot(&region, &disk).unwrap().snapshot;
-    prop_assert_eq!(&map, &region.load_map(&full.manifest).unwrap());
-    prop_assert_eq!(taken.snapshot.manifest.hash, full.manifest.hash);
+    let full = read_whole(&caller, &region, &disk);
+    prop_assert_eq!(&map, &region.load_map(&full).unwrap());
+    prop_assert_eq!(taken.snapshot.manifest.hash, full.hash);
     prop_assert!(caller.read_directly(&region, taken.snapshot.id).unwrap() == disk.bytes);
     let verified = hinted(&region, &caller, &disk, parent.id, Hint { verify: true, ..hint }).unwrap();
     prop_assert_eq!(verified.hint, Some(HintUse::Verified { wrong: vec![] }));

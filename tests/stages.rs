@@ -192,12 +192,12 @@ fn a_disk_that_shrinks_unseen_makes_no_short_snapshot() {
             self.inner.read_at(offset, buffer)
         }
     }
-    let (storage, caller) = (Memory::new(), Caller::new(2));
-    let region = memory_region(&storage, &small_packs());
+    let caller = Caller::new(2);
     let bytes = volume(2 << 20, 8);
     let mut refused = 0;
     // One that shrinks before its length is first asked for is taken as it is then.
     for good in 0..3 {
+        let region = memory_region(&Memory::new(), &small_packs());
         let inner = MemoryDisk::new(bytes.clone());
         let disk = Shrinking { inner, asked: AtomicUsize::new(0), good };
         match caller.snapshot(&region, &disk) {

@@ -10,7 +10,7 @@ use super::find::{
     volume as find_volume,
 };
 use super::gc::despite_collection;
-use super::ingest::{Ingested, ingest};
+use super::ingest::{Ingested, ingest_like};
 use super::instance::check_has_root;
 use super::register::{ImageOptions, build, check, check_name_free};
 use super::snapshot::{SnapshotOptions, create, describe};
@@ -18,7 +18,7 @@ use crate::disk::open::open_raw;
 use crate::disk::{DiskError, DiskRead};
 use crate::model::account::Tag;
 use crate::model::catalog::Catalog;
-use crate::model::ids::{ImageId, InstanceId, VolumeId};
+use crate::model::ids::{ImageId, InstanceId, SnapshotId, VolumeId};
 use crate::model::image::{
     BlockDeviceMapping, DeviceTarget, EbsBlockDevice, Image, ImageSource, is_same_device,
 };
@@ -288,9 +288,11 @@ fn read_all(
 ) -> Result<Captured, OpsError> {
     let region = session.region().clone();
     context.progress.begin("snapshot", disks.iter().map(|disk| disk.len_bytes()).sum());
+    let catalog = region.catalog()?;
     let (mut snapshots, mut ingested) = (Vec::new(), Vec::new());
     for (volume, disk) in volumes.iter().zip(disks) {
-        let content = ingest(session, &**disk, &Compression::default(), context)?;
+        let like = last_snapshot(&catalog, volume).or(volume.snapshot_id);
+        let content = ingest_like(session, &**disk, like, &Compression::default(), context)?;
         let said = SnapshotOptions {
             description: described(volume),
             tags: tags.to_vec(),
@@ -302,6 +304,12 @@ fn read_all(
         ingested.push(content);
     }
     Ok(Captured { snapshots, ingested })
+}
+
+/// The newest snapshot of a volume.
+fn last_snapshot(catalog: &Catalog, volume: &Volume) -> Option<SnapshotId> {
+    let of_volume = catalog.snapshots.values().filter(|snapshot| snapshot.volume == Some(volume.id));
+    of_volume.max_by_key(|snapshot| snapshot.created_ms).map(|snapshot| snapshot.id)
 }
 
 /// Refuses if one of the volumes was deleted while it was read.

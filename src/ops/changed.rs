@@ -241,7 +241,7 @@ impl Recut<'_> {
             if self.waiting.kept.len() >= KEPT_AT_ONCE {
                 let Some(buffer) = (self.take)() else { return false };
                 // Buffers go round: one more than there are would find no place.
-                self.waiting.buffer = buffer;
+                self.waiting.buffer = Some(buffer);
                 if !(self.send)(std::mem::take(&mut self.waiting)) {
                     return false;
                 }

@@ -1,5 +1,6 @@
 //! Cutting what was read: where chunks end, and their ids.
 
+use super::expected::Same;
 use super::pieces::{Part, Piece};
 use crate::chunk::cut::{Cutter, Span};
 use crate::chunk::fingerprint::BlockFacts;
@@ -7,14 +8,20 @@ use crate::chunk::frame::chunk_id;
 use crate::disk::AlignedBuffer;
 use crate::model::blockmap::ChunkRef;
 use crate::model::ids::ChunkId;
+use crate::model::objects::PackName;
+use crate::model::region::ChunkerParams;
 use crate::model::units::{BLOCK_BYTES, block_offset};
+use std::collections::BTreeSet;
 
 /// A buffer with the chunks that were cut in it.
 #[derive(Default)]
 pub(super) struct Batch {
-    pub(super) buffer: AlignedBuffer,
-    /// Chunks before those that were cut, which are stored: their bytes were not read.
+    /// None if it holds no chunk that anybody needs the bytes of.
+    pub(super) buffer: Option<AlignedBuffer>,
+    /// Chunks before those that were cut, which are stored: their bytes are not here.
     pub(super) kept: Vec<ChunkRef>,
+    /// The packs that those are in, if they were looked up.
+    pub(super) packs: Option<BTreeSet<PackName>>,
     chunks: Vec<Cut>,
     /// Bytes of the disk that were read for this.
     pub(super) read_bytes: u64,
@@ -32,7 +39,8 @@ impl Batch {
 
     /// The chunks that were cut, with their bytes.
     pub(super) fn chunks(&self) -> impl Iterator<Item = (ChunkId, &[u8])> {
-        self.chunks.iter().map(|cut| (cut.id, cut.bytes(self.buffer.bytes())))
+        let bytes = self.buffer.as_ref().map_or(&[][..], AlignedBuffer::bytes);
+        self.chunks.iter().map(|cut| (cut.id, cut.bytes(bytes)))
     }
 }
 
@@ -44,8 +52,12 @@ struct Cut {
 
 impl Cut {
     fn bytes<'a>(&self, buffer: &'a [u8]) -> &'a [u8] {
-        &buffer[self.offset..self.offset + usize::from(self.span.blocks) * BLOCK_BYTES]
+        bytes_of(self.span, self.offset, buffer)
     }
+}
+
+fn bytes_of(span: Span, offset: usize, buffer: &[u8]) -> &[u8] {
+    &buffer[offset..offset + usize::from(span.blocks) * BLOCK_BYTES]
 }
 
 /// A batch whose chunks have no ids yet.
@@ -58,6 +70,12 @@ pub(super) struct Unhashed {
 }
 
 impl Unhashed {
+    /// The last chunk, with its bytes.
+    pub(super) fn last(&self) -> Option<(Span, &[u8])> {
+        let (span, offset) = *self.chunks.last()?;
+        Some((span, bytes_of(span, offset, self.buffer.bytes())))
+    }
+
     pub(super) fn hashed(self) -> Batch {
         let Self { buffer, chunks, read_bytes, passed_bytes } = self;
         let hashed = |(span, offset)| {
@@ -66,7 +84,7 @@ impl Unhashed {
             cut
         };
         let chunks = chunks.into_iter().map(hashed).collect();
-        Batch { buffer, kept: Vec::new(), chunks, read_bytes, passed_bytes }
+        Batch { buffer: Some(buffer), chunks, read_bytes, passed_bytes, ..Batch::default() }
     }
 }
 
@@ -74,17 +92,33 @@ impl Unhashed {
 pub(super) struct Cutting {
     pub(super) cutter: Cutter,
     tail: Vec<u8>,
+    /// Whether it is in the state in which the one that made an expected map was at the same block.
+    pub(super) is_as_expected: bool,
 }
 
 impl Cutting {
     /// Goes on where a cutter stands; nothing is open in it.
     pub(super) fn new(cutter: Cutter) -> Self {
-        Self { cutter, tail: Vec::new() }
+        Self { cutter, tail: Vec::new(), is_as_expected: false }
+    }
+
+    /// At the start of a volume, where every cutter is in the same state.
+    pub(super) fn at_start(params: ChunkerParams) -> Self {
+        Self { is_as_expected: true, ..Self::new(Cutter::new(params)) }
     }
 
     /// The headroom that the next piece needs at least.
     pub(super) fn tail_bytes(&self) -> usize {
         self.tail.len()
+    }
+
+    /// The chunks of a piece that holds what was expected, to which it came as expected: nothing is open in it.
+    pub(super) fn pass(&mut self, read_bytes: u64, same: Same) -> Batch {
+        debug_assert!(self.is_as_expected && self.tail.is_empty());
+        let before = self.cutter.pending_from();
+        self.cutter = same.cutter;
+        let passed_bytes = block_offset(self.cutter.pending_from() - before);
+        Batch { kept: same.chunks, packs: Some(same.packs), read_bytes, passed_bytes, ..Batch::default() }
     }
 
     /// The chunks that end in a piece.
@@ -94,9 +128,11 @@ impl Cutting {
         buffer.bytes_mut()[start..headroom].copy_from_slice(&self.tail);
         let before = self.cutter.pending_from();
         let read_bytes = (buffer.bytes().len() - headroom) as u64;
+        let tail_max = bytes_behind_zeros(&parts).unwrap_or(buffer.bytes().len() - start);
         let chunks = cut_piece(&mut self.cutter, &parts, &facts, headroom);
         let pending = self.cutter.position() - self.cutter.pending_from();
         let pending = usize::try_from(block_offset(pending)).unwrap_or(0);
+        debug_assert!(pending <= tail_max, "what is open is in the buffer, without a hole");
         self.tail.clear();
         self.tail.extend_from_slice(&buffer.bytes()[buffer.bytes().len() - pending..]);
         let passed_bytes = block_offset(self.cutter.pending_from() - before);
@@ -117,6 +153,13 @@ impl Cutting {
         buffer.bytes_mut().copy_from_slice(&self.tail);
         Unhashed { buffer, chunks, read_bytes: 0, passed_bytes }
     }
+}
+
+/// Bytes of data behind the last hole, if there is one.
+fn bytes_behind_zeros(parts: &[Part]) -> Option<usize> {
+    let last = parts.iter().rposition(|part| matches!(part, Part::Zeros(_)))?;
+    let blocks = parts[last..].iter().map(|part| if let Part::Data(blocks) = part { *blocks } else { 0 });
+    usize::try_from(block_offset(blocks.sum())).ok()
 }
 
 /// The chunks that end in a piece, with the offsets of their bytes in its buffer.

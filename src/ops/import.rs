@@ -6,7 +6,7 @@ use super::encode::Compression;
 use super::error::{Code, OpsError};
 use super::find::{backing, check_contents, check_manifests, check_packs};
 use super::gc::despite_collection;
-use super::ingest::{Ingested, ingest};
+use super::ingest::{Ingested, ingest_like};
 use super::register::{ImageOptions, build, check, check_placeable};
 use super::snapshot::{SnapshotOptions, create, describe};
 use crate::disk::DiskRead;
@@ -76,7 +76,7 @@ fn store(
     context.progress.begin("import", disks.iter().map(|disk| disk.disk.len_bytes()).sum());
     let (mut snapshots, mut ingested) = (Vec::new(), Vec::new());
     for disk in disks {
-        let volume = ingest(&mut session, &*disk.disk, &compression, context)?;
+        let volume = ingest_like(&mut session, &*disk.disk, None, &compression, context)?;
         let description = format!("Imported as {} of {}", disk.device_name, options.name);
         let said = SnapshotOptions {
             description: description.chars().take(255).collect(),
@@ -183,7 +183,7 @@ fn store_template(
 ) -> Result<Imported, OpsError> {
     let mut session = region.begin(context.account)?;
     context.progress.begin("import", disk.len_bytes());
-    let ingested = ingest(&mut session, disk, &compression, context)?;
+    let ingested = ingest_like(&mut session, disk, None, &compression, context)?;
     let template = Template {
         id: TemplateId::from_random(region.random_id()?),
         owner: context.account,

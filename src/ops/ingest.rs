@@ -17,10 +17,12 @@ use super::context::Context;
 use super::cutting::Batch;
 use super::encode::{Compression, Encoder};
 use super::error::OpsError;
+use super::expected::Expected;
 use super::pieces::{Planner, READ_BYTES};
 use super::put::Put;
 use super::stage::{check_whole, join_all, spawn};
 use crate::disk::DiskRead;
+use crate::model::ids::SnapshotId;
 use crate::model::objects::{ManifestRecord, PackName};
 use crate::model::units::{block_offset, blocks_for_bytes};
 use crate::region::session::Session;
@@ -62,7 +64,21 @@ pub fn ingest(
     how: &Compression,
     context: &Context<'_>,
 ) -> Result<Ingested, OpsError> {
-    ingest_what(session, disk, None, how, context)
+    ingest_what(session, disk, Known::Nothing, how, context)
+}
+
+/// As [`ingest`], and with the same result, of a disk that may be as an earlier snapshot: the one that is `named`, or one
+/// of the caller's. Where it is, chunks need not be cut.
+pub(super) fn ingest_like(
+    session: &mut Session,
+    disk: &dyn DiskRead,
+    named: Option<SnapshotId>,
+    how: &Compression,
+    context: &Context<'_>,
+) -> Result<Ingested, OpsError> {
+    let expected = Expected::find(session.region(), disk, named, context)?;
+    let known = expected.as_ref().map_or(Known::Nothing, Known::Likely);
+    ingest_what(session, disk, known, how, context)
 }
 
 /// As [`ingest`], and with the same result, of a disk that is known to be as an earlier one but for some ranges: what
@@ -74,29 +90,39 @@ pub(super) fn ingest_changed(
     how: &Compression,
     context: &Context<'_>,
 ) -> Result<Ingested, OpsError> {
-    ingest_what(session, disk, Some(changed), how, context)
+    ingest_what(session, disk, Known::Changed(changed), how, context)
+}
+
+/// What is known of a disk before it is read.
+enum Known<'a> {
+    Nothing,
+    /// What it may hold.
+    Likely(&'a Expected),
+    /// That it is as an earlier one but for some ranges.
+    Changed(Changed<'a>),
 }
 
 fn ingest_what(
     session: &mut Session,
     disk: &dyn DiskRead,
-    changed: Option<Changed<'_>>,
+    known: Known<'_>,
     how: &Compression,
     context: &Context<'_>,
 ) -> Result<Ingested, OpsError> {
     let params = session.region().header().chunker;
     let before = session.stored_bytes();
-    let are_long = changed.is_some() || disk.is_computed();
+    let are_long = matches!(known, Known::Changed(_)) || disk.is_computed();
     let batch_bytes = if are_long { context.piece_bytes() } else { READ_BYTES };
     let mut put = Put::new(disk.len_bytes(), batch_bytes, context)?;
     let mut encoder = Encoder::new(session.region(), how, context);
     session.set_effort(encoder.effort());
     // One for each reader, and some that wait.
     let count = put.batches_max() + READERS_MAX + 2;
+    let stored_now = session.region().stored()?;
     thread::scope(|scope| {
         let (back, buffers) = buffers(count);
         let mut stages = Vec::new();
-        let stored = if let Some(changed) = changed {
+        let stored = if let Known::Changed(changed) = known {
             let (batches_in, batches_out) = bounded(count);
             let mut take = move || buffers.take();
             let mut send = move |batch| batches_in.send(batch).is_ok();
@@ -105,7 +131,9 @@ fn ingest_what(
             put.run(session, &mut encoder, context, batches_out.into_iter(), &back)
         } else {
             let (order_in, order_out) = bounded(count);
-            let planner = Arc::new(Planner::new(disk, params, context, order_in));
+            let expected =
+                if let Known::Likely(expected) = known { Some((expected, &stored_now)) } else { None };
+            let planner = Arc::new(Planner::new(disk, params, expected, context, order_in));
             for _ in 0..context.pool.current_num_threads().clamp(1, READERS_MAX) {
                 let (planner, buffers) = (planner.clone(), buffers.clone());
                 stages.push(spawn(scope, "read", move || planner.read(&buffers))?);

@@ -130,8 +130,14 @@ impl Put {
     ) -> Result<Option<Work>, OpsError> {
         context.check_cancelled()?;
         let mut work = Work::default();
-        for batch in batches.take(self.at_once) {
-            check_kept(session, &batch.kept)?;
+        for mut batch in batches.take(self.at_once) {
+            match batch.packs.take() {
+                Some(packs) => {
+                    session.use_packs(packs);
+                    work.passed += batch.kept.len();
+                }
+                None => check_kept(session, &batch.kept)?,
+            }
             let ids: Vec<ChunkId> = batch.chunks().map(|(id, _)| id).collect();
             work.is_new.extend(session.reserve(&ids)?);
             work.batches.push(batch);
@@ -160,7 +166,9 @@ impl Put {
             self.read_bytes += batch.read_bytes;
             self.passed_bytes += batch.passed_bytes;
             context.progress.advance(batch.passed_bytes);
-            back.give_back(batch.buffer);
+            if let Some(buffer) = batch.buffer {
+                back.give_back(buffer);
+            }
         }
         Ok(())
     }
@@ -180,6 +188,8 @@ fn check_kept(session: &mut Session, kept: &[ChunkRef]) -> Result<(), OpsError> 
 struct Work {
     batches: Vec<Batch>,
     is_new: Vec<bool>,
+    /// Chunks that are not among those, since they are where they were.
+    passed: usize,
     /// Of what is new, where there are to be deltas.
     features: Vec<Option<Features>>,
 }
@@ -227,7 +237,7 @@ fn describe(context: &Context<'_>, tasks: &Receiver<Task>, described: &Sender<Ta
 fn encode(encoder: &mut Encoder, context: &Context<'_>, tasks: &Receiver<Task>) -> Result<(), OpsError> {
     for Task { work, done } in tasks {
         let new: Vec<NewChunk<'_>> = work.new_chunks().collect();
-        encoder.pace(new.len(), work.is_new.len());
+        encoder.pace(new.len(), work.is_new.len() + work.passed);
         let frames = encoder.encode(&new, &work.features, &|_| true, context)?;
         if done.send(Encoded { work, frames }).is_err() {
             break;

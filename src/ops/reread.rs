@@ -31,7 +31,7 @@ pub(super) fn reread(
         stored += store(session, &batch, wanted, context)?;
         batch.refs().try_for_each(|chunk| map.push(chunk)).map_err(OpsError::Volume)?;
         context.progress.advance(batch.passed_bytes);
-        Ok::<_, OpsError>(batch.buffer)
+        Ok::<_, OpsError>(batch.buffer.unwrap_or_default())
     };
     while position < total {
         context.check_cancelled()?;

@@ -6,7 +6,7 @@ use super::encode::Compression;
 use super::error::{Code, OpsError};
 use super::find::{check_description, check_manifests, check_packs, check_tags, snapshot as find_snapshot};
 use super::gc::despite_collection;
-use super::ingest::{Ingested, ingest, ingest_changed};
+use super::ingest::{Ingested, ingest, ingest_changed, ingest_like};
 use crate::disk::DiskRead;
 use crate::model::account::Tag;
 use crate::model::blockmap::BlockMap;
@@ -119,7 +119,9 @@ fn bring_in(
     context: &Context<'_>,
 ) -> Result<(Ingested, Option<HintUse>), OpsError> {
     let how = &options.compression;
-    let Some(hint) = &options.hint else { return Ok((ingest(session, disk, how, context)?, None)) };
+    let Some(hint) = &options.hint else {
+        return Ok((ingest_like(session, disk, options.parent, how, context)?, None));
+    };
     let parent = match usable_parent(session.region(), disk, options, context)? {
         Ok(parent) => parent,
         Err(why) => return Ok((ingest(session, disk, how, context)?, Some(HintUse::Unusable { why }))),

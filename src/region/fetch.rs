@@ -12,8 +12,8 @@ use crate::pack::error::PackError;
 use crate::pack::index::{Filters, Index, Location};
 use crate::pack::read::{ReadRun, base_in, decode_frame, plan_reads, stored_frame};
 use crate::pack::spare::Bytes;
-use std::collections::HashSet;
-use std::sync::PoisonError;
+use std::collections::{BTreeSet, HashSet};
+use std::sync::{Arc, PoisonError};
 
 /// A read with the bytes that it gave.
 pub(super) type StoredRun = (ReadRun, Bytes);
@@ -98,6 +98,25 @@ impl Fetched {
 /// How often all places of a chunk are tried before it counts as lost.
 const ROUNDS: usize = 3;
 
+/// What a region held at a moment.
+pub struct Stored {
+    region: Region,
+    index: Arc<Index>,
+}
+
+impl Stored {
+    /// The packs that chunks were in such that something new might refer to them; none if one was in none.
+    pub fn packs_of(&self, ids: &[ChunkId]) -> Result<Option<BTreeSet<PackName>>, RegionError> {
+        let locate = |id| self.region.locate_usable(&self.index, id, Filters::Trusted);
+        let places = match self.index.for_each(ids, locate) {
+            // A damaged segment: the region leaves it out.
+            Err(PackError::Damaged { .. }) => self.region.try_locate_usable(ids)?,
+            places => places?,
+        };
+        Ok(places.into_iter().map(|place| Some(place?.pack)).collect())
+    }
+}
+
 impl Region {
     /// Where chunks are; one that is nowhere is an error.
     pub fn locate(&self, ids: &[ChunkId]) -> Result<Vec<Located>, RegionError> {
@@ -134,6 +153,11 @@ impl Region {
         self.with_index(|index| {
             index.for_each(ids, |id| Ok(self.locate_usable(index, id, Filters::Trusted)?.is_some()))
         })
+    }
+
+    /// What is stored now, for looking up often: [`Region::has_chunks`] looks at the log each time.
+    pub fn stored(&self) -> Result<Stored, RegionError> {
+        Ok(Stored { region: self.clone(), index: self.index()? })
     }
 
     /// Where chunks are that can be counted on: in a live or condemned pack that is there.

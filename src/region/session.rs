@@ -9,7 +9,7 @@ use super::compact::Compaction;
 use super::error::RegionError;
 use crate::chunk::frame::Frame;
 use crate::format::manifest;
-use crate::io::storage::Created;
+use crate::io::storage::{Created, read_whole};
 use crate::model::account::AccountId;
 use crate::model::blockmap::BlockMap;
 use crate::model::catalog::Catalog;
@@ -100,10 +100,15 @@ impl Region {
 
     /// The record of a manifest with these bytes, if something names it and it can be read.
     pub fn known_manifest(&self, catalog: &Catalog, hash: &ObjectHash) -> Option<ManifestRecord> {
-        let same = catalog.roots().map(|root| root.manifest).filter(|known| known.hash == *hash);
-        let mut seen = BTreeSet::new();
-        let mut once = same.filter(|known| seen.insert(known.name));
-        once.find(|known| self.load_map(known).is_ok()).cloned()
+        known_where(catalog, hash, |known| self.load_map(known).is_ok())
+    }
+
+    /// The same for bytes that are at hand.
+    fn known_with(&self, catalog: &Catalog, hash: &ObjectHash, bytes: &[u8]) -> Option<ManifestRecord> {
+        let limit = bytes.len() as u64;
+        known_where(catalog, hash, |known| {
+            read_whole(&*self.0.storage, &known.name.to_string(), limit).is_ok_and(|there| there == bytes)
+        })
     }
 
     /// Writes and registers packs until the queue is closed.
@@ -126,6 +131,17 @@ impl Region {
         }
         Ok(())
     }
+}
+
+fn known_where(
+    catalog: &Catalog,
+    hash: &ObjectHash,
+    is_whole: impl Fn(&ManifestRecord) -> bool,
+) -> Option<ManifestRecord> {
+    let same = catalog.roots().map(|root| root.manifest).filter(|known| known.hash == *hash);
+    let mut seen = BTreeSet::new();
+    let mut once = same.filter(|known| seen.insert(known.name));
+    once.find(|known| is_whole(known)).cloned()
 }
 
 impl Session {
@@ -156,6 +172,11 @@ impl Session {
                 }
             }
         })
+    }
+
+    /// Counts on these packs: chunks that were looked up elsewhere are in them.
+    pub fn use_packs(&mut self, packs: BTreeSet<PackName>) {
+        self.used.extend(packs);
     }
 
     /// Where a chunk is that can be counted on.
@@ -264,7 +285,7 @@ impl Session {
         if let Some(written) = self.written.iter().find(|written| written.hash == hash) {
             return Ok(written.clone());
         }
-        if let Some(known) = self.region.known_manifest(&self.region.catalog()?, &hash) {
+        if let Some(known) = self.region.known_with(&self.region.catalog()?, &hash, &bytes) {
             self.shared.push(known.clone());
             return Ok(known);
         }

@@ -1,6 +1,8 @@
 //! What several tests share: disks that look like file systems, contexts, regions in memory.
 #![allow(dead_code, reason = "every test uses a part of it")]
 
+pub mod made;
+
 use imgstore::disk::{DiskError, DiskRead, DiskWrite, Extent, FileWrite};
 use imgstore::io::memory::Memory;
 use imgstore::model::account::{AccountId, Permission};
@@ -16,6 +18,7 @@ use imgstore::ops::error::OpsError;
 use imgstore::ops::export;
 use imgstore::ops::find::AnyId;
 use imgstore::ops::import::{ImportDisk, import, import_template};
+use imgstore::ops::ingest::ingest;
 use imgstore::ops::launch::{LaunchOptions, Launched, launch};
 use imgstore::ops::modify::{PermissionChange, share_image};
 use imgstore::ops::register::ImageOptions;
@@ -283,6 +286,12 @@ pub fn clean(mut command: std::process::Command) -> std::process::Command {
         }
     }
     command
+}
+
+/// The manifest of a disk as the cutter makes it that knows nothing of other snapshots.
+pub fn read_whole(caller: &Caller, region: &Region, disk: &dyn DiskRead) -> ManifestRecord {
+    let mut session = region.begin(provider()).unwrap();
+    ingest(&mut session, disk, &Compression::default(), &caller.context()).unwrap().manifest
 }
 
 /// The account that makes the tests' regions.
