@@ -41,6 +41,7 @@ use imgstore::serve::message::{Message, NewRegion, Welcome};
 use std::fs;
 use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 
 /// Mutations of each file. Each costs tens of microseconds.
 const MUTATIONS: u64 = 3000;
@@ -103,6 +104,7 @@ fn mutate(seed: &[u8], other: &[u8], numbers: &mut Numbers) -> Vec<u8> {
 
 /// Runs a target; on a panic keeps the input, so that it can be moved to the regressions.
 fn run(name: &str, target: fn(&[u8]), input: &[u8], origin: &str) {
+    targets::RUNS_ALL.store(true, Ordering::Relaxed);
     if catch_unwind(|| target(input)).is_err() {
         let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("fuzz-replay-{name}"));
         fs::write(&kept, input).expect("a writable target folder");

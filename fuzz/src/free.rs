@@ -1,17 +1,12 @@
 //! What file systems say is free: the target, and the checksums that fit what was changed.
 
 use super::sparse::Sparse;
+use super::{is_zeros, sparse_files};
 use imgstore::disk::free::{Limits, Outcome, skip_free};
 
 /// The input as a disk, and as places of one; then with the checksums that fit.
 pub fn free(data: &[u8]) {
-    let plain = Sparse { len: data.len() as u64, pieces: vec![(0, data.to_vec())] };
-    let made = Sparse::parse(data);
-    let mut sealed = made.clone();
-    seal(&mut sealed);
-    for disk in [plain, made, sealed] {
-        check(disk);
-    }
+    sparse_files(data, Some(seal)).into_iter().for_each(check);
 }
 
 fn check(file: Sparse) {
@@ -40,11 +35,7 @@ fn check(file: Sparse) {
         assert!(extent.start == at && extent.end > at && extent.end <= file.len);
         let mut bytes = vec![0xaa; (extent.end - at).min(3000) as usize];
         disk.read_at(at, &mut bytes).expect("it is inside");
-        assert!(if extent.is_zero {
-            bytes.iter().all(|&byte| byte == 0)
-        } else {
-            bytes == file.get(at, bytes.len())
-        });
+        assert!(if extent.is_zero { is_zeros(&bytes) } else { bytes == file.get(at, bytes.len()) });
         at = extent.end;
     }
 }

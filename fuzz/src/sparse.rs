@@ -46,7 +46,13 @@ impl Sparse {
     /// Bytes of a place; zeros behind the end.
     pub fn get(&self, start: u64, len: usize) -> Vec<u8> {
         let mut found = vec![0; len];
-        let end = start + len as u64;
+        self.copy(start, &mut found);
+        found
+    }
+
+    /// Copies what is not zero of a place into zeros.
+    fn copy(&self, start: u64, found: &mut [u8]) {
+        let end = start + found.len() as u64;
         for (at, bytes) in &self.pieces {
             let (from, to) = (start.max(*at), end.min(at + bytes.len() as u64));
             if from < to {
@@ -54,7 +60,6 @@ impl Sparse {
                 found[(from - start) as usize..(to - start) as usize].copy_from_slice(piece);
             }
         }
-        found
     }
 }
 
@@ -72,7 +77,8 @@ impl DiskRead for Sparse {
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), DiskError> {
         assert!(offset + buffer.len() as u64 <= self.len, "a read outside of the file");
-        buffer.copy_from_slice(&self.get(offset, buffer.len()));
+        buffer.fill(0);
+        self.copy(offset, buffer);
         Ok(())
     }
 }
