@@ -11,6 +11,11 @@ use serde::{Serialize, de::DeserializeOwned};
 /// Largest encoded value: a bound on what decoding may allocate.
 pub const VALUE_BYTES_MAX: usize = 1 << 30;
 
+/// Bincode reserves the length that a string claims before it reads the string. So what is short, or not very long, is
+/// decoded within a limit of its own.
+const SHORT: usize = 16 << 10;
+const MIDDLING: usize = 4 << 20;
+
 const CONFIG: Configuration<LittleEndian, Fixint, Limit<VALUE_BYTES_MAX>> =
     bincode::config::standard().with_fixed_int_encoding().with_limit::<VALUE_BYTES_MAX>();
 
@@ -21,8 +26,14 @@ pub fn encode<T: Serialize>(what: &'static str, value: &T) -> Result<Vec<u8>, Fo
 
 /// The value that exactly these bytes stand for.
 pub fn decode<T: Serialize + DeserializeOwned>(what: &'static str, bytes: &[u8]) -> Result<T, FormatError> {
-    let (value, consumed) =
-        bincode::serde::decode_from_slice::<T, _>(bytes, CONFIG).map_err(|e| fault(what, &e))?;
+    let decoded = if bytes.len() <= SHORT {
+        bincode::serde::decode_from_slice::<T, _>(bytes, CONFIG.with_limit::<SHORT>())
+    } else if bytes.len() <= MIDDLING {
+        bincode::serde::decode_from_slice::<T, _>(bytes, CONFIG.with_limit::<MIDDLING>())
+    } else {
+        bincode::serde::decode_from_slice::<T, _>(bytes, CONFIG)
+    };
+    let (value, consumed) = decoded.map_err(|e| fault(what, &e))?;
     if consumed != bytes.len() {
         return Err(FormatError::length(what, consumed, bytes.len()));
     }
@@ -67,6 +78,20 @@ mod tests {
         assert!(decode::<Vec<u64>>("test", &hostile).is_err());
         assert!(decode::<String>("test", &hostile).is_err());
         assert!(decode::<Vec<String>>("test", &hostile).is_err());
+    }
+
+    #[test]
+    fn what_is_reserved_is_near_what_is_there() {
+        for (len, claimed) in [(32, SHORT), (SHORT, 2 * SHORT), (SHORT + 1, MIDDLING), (MIDDLING, 1 << 29)] {
+            let mut hostile = (claimed as u64).to_le_bytes().to_vec();
+            hostile.resize(len, b'x');
+            let refused = decode::<String>("test", &hostile).unwrap_err().to_string();
+            assert!(refused.contains("LimitExceeded"), "{refused}");
+        }
+        for len in [SHORT - 8, SHORT - 7, MIDDLING - 8, MIDDLING - 7] {
+            let text = "x".repeat(len);
+            assert_eq!(decode::<String>("test", &encode("test", &text).unwrap()).unwrap(), text);
+        }
     }
 
     #[test]
