@@ -8,10 +8,11 @@ use common::{Caller, MemoryDisk, memory_region, provider, read_whole, session, s
 use imgstore::disk::{DiskError, DiskRead, Extent};
 use imgstore::io::memory::Memory;
 use imgstore::io::storage::Storage;
+use imgstore::model::changes::Changes;
 use imgstore::model::region::ChunkerParams;
 use imgstore::ops::context::{Context, Progress};
 use imgstore::ops::error::OpsError;
-use imgstore::ops::snapshot::{SnapshotOptions, snapshot};
+use imgstore::ops::snapshot::{Hint, SnapshotOptions, snapshot};
 use imgstore::ops::verify::{VerifyOptions, verify};
 use imgstore::region::{Region, RegionOptions};
 use proptest::prelude::*;
@@ -238,6 +239,33 @@ fn an_earlier_map_that_is_lost_is_done_without() {
     assert_ne!(taken.snapshot.manifest.name, before.manifest.name, "it is not counted on");
     assert_eq!(taken.snapshot.manifest.hash, before.manifest.hash);
     assert!(caller.read_back(&region, taken.snapshot.id).unwrap() == disk.bytes);
+}
+
+/// Zeros that a hint did not tell of continue those at the end of a chunk that was kept: the map is none that a cutter makes,
+/// and is not taken over.
+#[test]
+fn cuts_that_a_wrong_hint_left_in_zeros_are_not_kept() {
+    for zeros in [1, 2, 3, 4, 9] {
+        let (region, caller) = (memory_region(&Memory::new(), &small_packs()), Caller::new(1));
+        let kinds = [1, 0, 0, 0].into_iter().chain((0..600).map(|at| [1, 2, 4, 5, 7, 8][at % 6]));
+        let mut bytes = vec![0; 604 * BLOCK];
+        kinds.enumerate().for_each(|(at, kind)| put_block(&mut bytes, at, kind));
+        let parent = caller.snapshot(&region, &MemoryDisk::new(bytes.clone())).unwrap().snapshot;
+        assert_eq!(region.load_map(&parent.manifest).unwrap().chunks()[0].blocks, 4);
+        bytes[4 * BLOCK..(4 + zeros) * BLOCK].fill(0);
+        put_block(&mut bytes, 20, 11);
+        let disk = MemoryDisk::new(bytes);
+        let mut changes = Changes::default();
+        changes.add_blocks(20..21);
+        let hint = Some(Hint { changes, verify: false });
+        let options = SnapshotOptions { parent: Some(parent.id), hint, ..SnapshotOptions::default() };
+        let hinted = snapshot(&region, &disk, &options, &caller.context()).unwrap().snapshot;
+        let whole = read_whole(&caller, &region, &disk);
+        assert_ne!(hinted.manifest.hash, whole.hash, "the hint was wrong");
+        let options = SnapshotOptions { parent: Some(hinted.id), ..SnapshotOptions::default() };
+        let taken = snapshot(&region, &disk, &options, &caller.context()).unwrap().snapshot;
+        assert_eq!(taken.manifest.hash, whole.hash, "{zeros}");
+    }
 }
 
 #[test]

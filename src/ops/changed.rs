@@ -240,7 +240,7 @@ impl Recut<'_> {
             self.waiting.kept.extend_from_slice(kept);
             if self.waiting.kept.len() >= KEPT_AT_ONCE {
                 let Some(buffer) = (self.take)() else { return false };
-                // Buffers go round: one more than there are would find no place.
+                // Buffers go round, and bound how much waits.
                 self.waiting.buffer = Some(buffer);
                 if !(self.send)(std::mem::take(&mut self.waiting)) {
                     return false;

@@ -132,7 +132,8 @@ impl Cutting {
         let chunks = cut_piece(&mut self.cutter, &parts, &facts, headroom);
         let pending = self.cutter.position() - self.cutter.pending_from();
         let pending = usize::try_from(block_offset(pending)).unwrap_or(0);
-        debug_assert!(pending <= tail_max, "what is open is in the buffer, without a hole");
+        // Else bytes of another place would be stored: better to end here.
+        assert!(pending <= tail_max, "what is open is in the buffer, without a hole");
         self.tail.clear();
         self.tail.extend_from_slice(&buffer.bytes()[buffer.bytes().len() - pending..]);
         let passed_bytes = block_offset(self.cutter.pending_from() - before);

@@ -134,9 +134,13 @@ impl Expected {
                     return None;
                 }
                 chunks.push(*chunk);
-                // Where a zero run follows, a cutter has no zeros at a chunk's end. A map that came by a wrong hint may.
-                let is_followed_by_zeros = expected.peek().is_none_or(|next| next.start_block > end);
-                if is_followed_by_zeros && end < self.map.volume_blocks() && is_zero(bytes_of(end - 1, end)) {
+                // Zeros on both sides of a chunk's end may be a run that a cutter would have seen: a map that came by a
+                // wrong hint can be such. (With chunks of one block another one can be, which cannot be told.)
+                let last_is_zero = end < self.map.volume_blocks() && is_zero(bytes_of(end - 1, end));
+                let next_is_zero = |next: &&ChunkRef| {
+                    next.start_block > end || next.end_block() > range.end || is_zero(bytes_of(end, end + 1))
+                };
+                if last_is_zero && expected.peek().is_none_or(next_is_zero) {
                     return None;
                 }
                 position = end;

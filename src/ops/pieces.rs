@@ -532,8 +532,9 @@ mod tests {
             let expected = Expected::of(map.clone(), params);
             let (again, same) = cut(&before, params, Some(&expected), room_blocks, &context);
             prop_assert_eq!(&again, &map);
-            // All are the same where each has room for all.
-            prop_assert!(same > 0 || room_blocks < kinds.len() as u64);
+            // All are the same where each has room for all, but where zeros lie on both sides of a chunk's end.
+            let has_zeros = kinds.windows(2).any(|two| two == [0, 0]);
+            prop_assert!(same > 0 || has_zeros || room_blocks < kinds.len() as u64);
 
             let gone = disk(&vec![0; kinds.len()]);
             let (map, _) = cut(&gone, params, Some(&expected), room_blocks, &context);
