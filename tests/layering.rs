@@ -141,3 +141,17 @@ fn files_have_one_idea_and_functions_fit_a_screen() {
     }
     assert!(faults.is_empty(), "{}", faults.join("\n"));
 }
+
+#[test]
+fn the_top_level_has_its_folders_and_no_others() {
+    let is_ours = |name: &str| {
+        let folders = ["benches", "docs", "fuzz", "src", "target", "tests"];
+        folders.contains(&name) || name.starts_with('.')
+    };
+    let entries = fs::read_dir(env!("CARGO_MANIFEST_DIR")).unwrap().map(Result::unwrap);
+    let folders = entries.filter(|entry| entry.path().is_dir());
+    let names: Vec<String> = folders.map(|entry| entry.file_name().into_string().unwrap()).collect();
+    assert!(names.contains(&"src".into()));
+    let others: Vec<&String> = names.iter().filter(|name| !is_ours(name)).collect();
+    assert!(others.is_empty(), "not at the top level: {others:?}");
+}

@@ -25,6 +25,7 @@ use crate::disk::DiskRead;
 use crate::model::ids::SnapshotId;
 use crate::model::objects::{ManifestRecord, PackName};
 use crate::model::units::{block_offset, blocks_for_bytes};
+use crate::region::fetch::Stored;
 use crate::region::session::Session;
 use crossbeam_channel::{Receiver, bounded};
 use std::sync::Arc;
@@ -77,7 +78,8 @@ pub(super) fn ingest_like(
     context: &Context<'_>,
 ) -> Result<Ingested, OpsError> {
     let expected = Expected::find(session.region(), disk, named, context)?;
-    let known = expected.as_ref().map_or(Known::Nothing, Known::Likely);
+    let stored = session.region().stored()?;
+    let known = expected.as_ref().map_or(Known::Nothing, |expected| Known::Likely(expected, &stored));
     ingest_what(session, disk, known, how, context)
 }
 
@@ -96,8 +98,8 @@ pub(super) fn ingest_changed(
 /// What is known of a disk before it is read.
 enum Known<'a> {
     Nothing,
-    /// What it may hold.
-    Likely(&'a Expected),
+    /// What it may hold, and what is stored.
+    Likely(&'a Expected, &'a Stored),
     /// That it is as an earlier one but for some ranges.
     Changed(Changed<'a>),
 }
@@ -118,7 +120,6 @@ fn ingest_what(
     session.set_effort(encoder.effort());
     // One for each reader, and some that wait.
     let count = put.batches_max() + READERS_MAX + 2;
-    let stored_now = session.region().stored()?;
     thread::scope(|scope| {
         let (back, buffers) = buffers(count);
         let mut stages = Vec::new();
@@ -132,7 +133,7 @@ fn ingest_what(
         } else {
             let (order_in, order_out) = bounded(count);
             let expected =
-                if let Known::Likely(expected) = known { Some((expected, &stored_now)) } else { None };
+                if let Known::Likely(expected, stored) = known { Some((expected, stored)) } else { None };
             let planner = Arc::new(Planner::new(disk, params, expected, context, order_in));
             for _ in 0..context.pool.current_num_threads().clamp(1, READERS_MAX) {
                 let (planner, buffers) = (planner.clone(), buffers.clone());

@@ -5,19 +5,23 @@ use imgstore::disk::{DiskError, DiskRead, Extent};
 use imgstore::model::region::ChunkerParams;
 use proptest::prelude::*;
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 pub const BLOCK: usize = 4096;
 
-/// A disk that keeps in mind which blocks of it were read.
+/// A disk that keeps in mind which blocks of it were read, and how many bytes, and is asked before each reading.
 pub struct Watched<'a> {
-    disk: &'a MemoryDisk,
+    pub disk: &'a MemoryDisk,
     pub read: Mutex<BTreeSet<usize>>,
+    pub read_bytes: AtomicUsize,
+    pub then: &'a (dyn Fn(Range<u64>) -> Result<(), DiskError> + Sync),
 }
 
 impl<'a> Watched<'a> {
     pub fn new(disk: &'a MemoryDisk) -> Self {
-        Self { disk, read: Mutex::default() }
+        Self { disk, read: Mutex::default(), read_bytes: AtomicUsize::new(0), then: &|_| Ok(()) }
     }
 }
 
@@ -31,8 +35,10 @@ impl DiskRead for Watched<'_> {
     }
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), DiskError> {
+        (self.then)(offset..offset + buffer.len() as u64)?;
         let first = offset as usize / BLOCK;
         self.read.lock().unwrap().extend(first..first + buffer.len().div_ceil(BLOCK));
+        self.read_bytes.fetch_add(buffer.len(), Ordering::Relaxed);
         self.disk.read_at(offset, buffer)
     }
 }
