@@ -2,8 +2,10 @@
 
 mod common;
 
-use common::{Caller, MemoryDisk, changed, small_packs, text};
+use common::{Caller, MemoryDisk, changed, session, small_packs, text};
 use imgstore::io::directory::DirectoryOptions;
+use imgstore::io::memory::Memory;
+use imgstore::io::storage::{Created, Listed, Object, Storage, StorageError};
 use imgstore::model::ids::SnapshotId;
 use imgstore::model::objects::{PackName, PackState};
 use imgstore::model::op::Op;
@@ -17,12 +19,13 @@ use imgstore::ops::repair::{RepairSources, repair};
 use imgstore::ops::snapshot::{SnapshotOptions, snapshot};
 use imgstore::ops::stats::item_stats;
 use imgstore::ops::verify::{Report, VerifyOptions, verify};
-use imgstore::region::Region;
 use imgstore::region::error::RegionError;
-use std::collections::{BTreeSet, HashSet};
+use imgstore::region::{Region, RegionOptions};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 
 const NOW: GcOptions = GcOptions { grace_ms: 0, repack_percent: 50 };
 
@@ -109,6 +112,54 @@ impl Place {
     fn stored(&self, name: &str) -> u64 {
         let objects = self.region(name).objects().unwrap();
         objects.iter().filter(|object| object.name.starts_with("packs/")).map(|object| object.len).sum()
+    }
+}
+
+/// Counts how often each pack is opened.
+#[derive(Default)]
+struct Counted {
+    inner: Memory,
+    opened: Mutex<BTreeMap<String, usize>>,
+}
+
+impl Storage for Counted {
+    fn create(&self, name: &str, parts: &[&[u8]]) -> Result<Created, StorageError> {
+        self.inner.create(name, parts)
+    }
+
+    fn open(&self, name: &str) -> Result<Arc<dyn Object>, StorageError> {
+        if name.starts_with("packs/") {
+            *self.opened.lock().unwrap().entry(name.to_owned()).or_default() += 1;
+        }
+        self.inner.open(name)
+    }
+
+    fn list(&self, folder: &str) -> Result<Vec<Listed>, StorageError> {
+        self.inner.list(folder)
+    }
+
+    fn restore(&self, name: &str, bytes: &[u8]) -> Result<(), StorageError> {
+        self.inner.restore(name, bytes)
+    }
+
+    fn delete(&self, name: &str) -> Result<(), StorageError> {
+        self.inner.delete(name)
+    }
+
+    fn persist(&self, folder: &str) -> Result<(), StorageError> {
+        self.inner.persist(folder)
+    }
+
+    fn admit_writer(&self) -> Result<(), StorageError> {
+        self.inner.admit_writer()
+    }
+
+    fn admit_collector(&self) -> Result<bool, StorageError> {
+        self.inner.admit_collector()
+    }
+
+    fn is_writer_gone(&self, writer: &str) -> Result<bool, StorageError> {
+        self.inner.is_writer_gone(writer)
     }
 }
 
@@ -387,4 +438,26 @@ fn deltas_on_a_pack_that_is_gone_are_stored_anew() {
     let (again, _) = place.take(&second, true);
     place.assert_has("here", again, &second);
     place.assert_has("here", two, &second);
+}
+
+/// Deltas of many packs on many others: with a look at all bases of each it would be packs times packs.
+#[test]
+fn each_pack_is_looked_for_once_however_many_are_based_on_it() {
+    let (caller, storage) = (Caller::new(2), Arc::new(Counted::default()));
+    let options = RegionOptions { pack_bytes: 16 << 10, ..small_packs() };
+    let region = Region::create(storage.clone(), session(), &options).unwrap();
+    let first = text(1_000_000, 1);
+    let second = (300..320).flat_map(|every| changed(&first, every)).collect();
+    let second = MemoryDisk::new(second);
+    caller.snapshot(&region, &MemoryDisk::new(first)).unwrap();
+    caller.snapshot(&region, &second).unwrap();
+    let packs = region.catalog().unwrap().packs.len();
+    let bases = region.catalog().unwrap().packs.values().map(|pack| pack.record.bases.len()).sum::<usize>();
+    assert!(packs > 10 && bases > packs, "{packs} packs with {bases} bases");
+    let region = Region::open(storage.clone(), session()).unwrap();
+    storage.opened.lock().unwrap().clear();
+    assert_eq!(caller.snapshot(&region, &second).unwrap().ingested.new_chunks, 0);
+    // Once for its own index, once to see that it is there.
+    let opened = storage.opened.lock().unwrap().clone();
+    assert!(opened.values().all(|times| *times <= 2), "{opened:?}");
 }

@@ -107,13 +107,32 @@ pub struct Stored {
 impl Stored {
     /// The packs that chunks were in such that something new might refer to them; none if one was in none.
     pub fn packs_of(&self, ids: &[ChunkId]) -> Result<Option<BTreeSet<PackName>>, RegionError> {
-        let locate = |id| self.region.locate_usable(&self.index, id, Filters::Trusted);
-        let places = match self.index.for_each(ids, locate) {
+        match self.packs_in_index(ids) {
             // A damaged segment: the region leaves it out.
-            Err(PackError::Damaged { .. }) => self.region.try_locate_usable(ids)?,
-            places => places?,
-        };
-        Ok(places.into_iter().map(|place| Some(place?.pack)).collect())
+            Err(PackError::Damaged { .. }) => {
+                let places = self.region.try_locate_usable(ids)?;
+                Ok(places.into_iter().map(|place| Some(place?.pack)).collect())
+            }
+            packs => Ok(packs?),
+        }
+    }
+
+    fn packs_in_index(&self, ids: &[ChunkId]) -> Result<Option<BTreeSet<PackName>>, PackError> {
+        // All places first: what waits for memory waits together. Then the packs, which are few.
+        let place = |id| self.index.locate_for_use(id, |_| false, Filters::Trusted);
+        let places = self.index.for_each(ids, place)?;
+        let mut packs = BTreeSet::new();
+        for (place, &id) in places.into_iter().zip(ids) {
+            let Some(place) = place else { return Ok(None) };
+            if packs.contains(&place.pack) {
+                continue;
+            }
+            let Some(usable) = self.region.locate_usable(&self.index, id, Filters::Trusted)? else {
+                return Ok(None);
+            };
+            packs.insert(usable.pack);
+        }
+        Ok(Some(packs))
     }
 }
 
@@ -240,38 +259,42 @@ impl Region {
     /// Packs that were looked for in vain.
     pub(super) fn lost_packs(&self) -> HashSet<PackName> {
         let presence = self.0.presence.lock().unwrap_or_else(PoisonError::into_inner);
-        presence.iter().filter_map(|(pack, is_there)| (!is_there).then_some(*pack)).collect()
+        presence.can_be_used.iter().filter_map(|(pack, can_be)| (!can_be).then_some(*pack)).collect()
     }
 
-    /// Whether a registered pack is there in its length. It is looked for once.
+    /// Whether a registered pack is there in its length, and those with the bases of its deltas. It is looked for once.
     pub(super) fn is_there(&self, name: PackName) -> Result<bool, PackError> {
         let mut presence = self.0.presence.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(&known) = presence.get(&name) {
+        if let Some(&known) = presence.can_be_used.get(&name) {
             return Ok(known);
         }
         loop {
             let before = self.head().position().sequence;
-            let is_there = self.is_there_with_bases(name)?;
+            let is_there = self.is_there_with_bases(name, &mut presence.opened)?;
             // What is gone may have been collected, and the pack be put on other bases.
             if is_there || self.catalog().map_or(true, |now| now.sequence == before) {
-                presence.insert(name, is_there);
+                presence.can_be_used.insert(name, is_there);
                 return Ok(is_there);
             }
         }
     }
 
-    /// Whether a registered pack is there, and those with the bases of its deltas: it is of no use without them.
-    fn is_there_with_bases(&self, name: PackName) -> Result<bool, PackError> {
+    /// Whether a registered pack is there, and those with the bases of its deltas: it is of no use without them. Those
+    /// that were `opened` before are there.
+    fn is_there_with_bases(&self, name: PackName, opened: &mut HashSet<PackName>) -> Result<bool, PackError> {
         let packs = self.head().catalog().packs.clone();
         let Some(pack) = packs.get(&name) else { return Ok(false) };
         let bases = pack.record.bases.iter().map(|base| (*base, packs.get(base).map_or(0, |p| p.record.len)));
         for (name, len) in [(name, pack.record.len)].into_iter().chain(bases) {
+            if opened.contains(&name) {
+                continue;
+            }
             match self.0.storage.open(&name.to_string()) {
-                Ok(object) if len == object.len() => {}
+                Ok(object) if len == object.len() => opened.insert(name),
                 Ok(_) => return Ok(false),
                 Err(e) if e.is_not_found() => return Ok(false),
                 Err(e) => return Err(e.into()),
-            }
+            };
         }
         Ok(true)
     }
@@ -280,7 +303,8 @@ impl Region {
     pub(super) fn note_lost(&self, name: &str) -> bool {
         let Some(pack) = PackName::parse(name) else { return false };
         let mut presence = self.0.presence.lock().unwrap_or_else(PoisonError::into_inner);
-        presence.insert(pack, false) != Some(false)
+        presence.opened.remove(&pack);
+        presence.can_be_used.insert(pack, false) != Some(false)
     }
 
     /// Reads the stored frames of chunks, near ones together. If a pack is gone, the log is replayed and the

@@ -86,8 +86,16 @@ struct Inner {
     index: Mutex<CachedIndex>,
     reader: PackReader,
     codecs: CodecPool,
-    /// Packs that were looked for, and whether they were there: a segment still lists what was lost.
-    presence: Mutex<HashMap<PackName, bool>>,
+    presence: Mutex<Presence>,
+}
+
+/// Packs that were looked for: a segment still lists what was lost.
+#[derive(Default)]
+struct Presence {
+    /// Those that were there.
+    opened: HashSet<PackName>,
+    /// Whether one was there with all that its deltas need.
+    can_be_used: HashMap<PackName, bool>,
 }
 
 #[derive(Default)]
