@@ -4,7 +4,7 @@
 //! The result is the map that a cutter gives. Where chunks end depends on the blocks since the last one ended, and on the
 //! block before (the header of `ops/changed.rs`). So a cutter that comes to a piece in the state in which the one that made
 //! the map was, and finds the same blocks, leaves it in the same state, with the same chunks. Where that state is known,
-//! a piece may begin and end: [`Expected::is_known_at`].
+//! a piece may begin and end: [`Expected::is_known`].
 
 use super::changed::was_cut_with;
 use super::context::Context;
@@ -16,10 +16,15 @@ use crate::chunk::frame::chunk_id;
 use crate::disk::DiskRead;
 use crate::model::blockmap::{BlockMap, ChunkRef};
 use crate::model::ids::SnapshotId;
-use crate::model::objects::PackName;
+use crate::model::objects::{ManifestRecord, PackName};
 use crate::model::region::ChunkerParams;
 use crate::model::snapshot::Snapshot;
 use crate::model::units::{BLOCK_BYTES, ZERO_RUN_BLOCKS_MIN, block_offset};
+#[cfg(test)]
+use crate::model::{
+    ids::{ObjectHash, SessionId},
+    objects::ManifestName,
+};
 use crate::region::Region;
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
@@ -34,7 +39,9 @@ const MEMORY_SHARE: u64 = 16;
 
 /// An earlier snapshot's map, for a disk of the same length.
 pub(super) struct Expected {
-    map: BlockMap,
+    pub(super) map: BlockMap,
+    /// Where the map is stored.
+    pub(super) manifest: ManifestRecord,
     params: ChunkerParams,
 }
 
@@ -51,7 +58,9 @@ pub(super) struct Same {
 impl Expected {
     #[cfg(test)]
     pub(super) fn of(map: BlockMap, params: ChunkerParams) -> Self {
-        Self { map, params }
+        let name = ManifestName { session: SessionId([0; 16]), number: 0 };
+        let manifest = ManifestRecord { name, len: 0, hash: ObjectHash([0; 32]), chunks: 0 };
+        Self { map, manifest, params }
     }
 
     /// The map of the snapshot that is `named` as the disk's parent, if half of what is tried of it is the same; else of that
@@ -88,7 +97,7 @@ impl Expected {
             }
             let (same, tried) = same_chunks(&map, disk, context)?;
             if same > best.0 {
-                best = (same, Some(Self { map, params }));
+                best = (same, Some(Self { map, manifest: snapshot.manifest.clone(), params }));
             }
             let is_enough = if named == Some(snapshot.id) { same * 2 >= tried } else { same == tried };
             if is_enough {
@@ -100,11 +109,15 @@ impl Expected {
 
     /// The last place in a piece, but for its start, where it may end so that the state of a cutter is known there.
     pub(super) fn end_of_piece(&self, piece: Range<u64>) -> Option<u64> {
-        if self.is_known_at(piece.end) {
+        let ended = self.count_ended_in(&piece, self.count_ended(piece.start));
+        if self.is_known(piece.end, ended) {
             return Some(piece.end);
         }
-        let begun = self.map.chunks().partition_point(|chunk| chunk.start_block <= piece.end);
-        let last = self.map.chunks()[..begun].last()?.start_block;
+        // The last that begins at the end or before it.
+        let last = match self.map.chunks().get(ended) {
+            Some(open) if open.start_block <= piece.end => open.start_block,
+            _ => self.map.chunks()[ended.checked_sub(1)?].start_block,
+        };
         (last > piece.start).then_some(last)
     }
 
@@ -112,11 +125,12 @@ impl Expected {
     /// makes of it that comes to it as expected.
     pub(super) fn find_in(&self, piece: &Loaded) -> Option<Same> {
         let blocks = piece.blocks();
-        if !self.is_known_at(blocks.start) || !self.is_known_at(blocks.end) {
+        let first = self.count_ended(blocks.start);
+        let ended = self.count_ended_in(&blocks, first);
+        if !self.is_known(blocks.start, first) || !self.is_known(blocks.end, ended) {
             return None;
         }
-        let first = self.count_ended(blocks.start);
-        let mut expected = self.map.chunks()[first..self.count_ended(blocks.end)].iter().peekable();
+        let mut expected = self.map.chunks()[first..ended].iter().peekable();
         let mut chunks = Vec::with_capacity(expected.len());
         for (range, range_offset) in piece.data() {
             let offset_of = |block: u64| {
@@ -134,13 +148,12 @@ impl Expected {
                     return None;
                 }
                 chunks.push(*chunk);
-                // Zeros on both sides of a chunk's end may be a run that a cutter would have seen: a map that came by a
-                // wrong hint can be such. (With chunks of one block another one can be, which cannot be told.)
-                let last_is_zero = end < self.map.volume_blocks() && is_zero(bytes_of(end - 1, end));
-                let next_is_zero = |next: &&ChunkRef| {
-                    next.start_block > end || next.end_block() > range.end || is_zero(bytes_of(end, end + 1))
-                };
-                if last_is_zero && expected.peek().is_none_or(next_is_zero) {
+                let goes_on = |next: &&ChunkRef| next.start_block == end && next.end_block() <= range.end;
+                let next_follows = expected.peek().is_some_and(goes_on);
+                let is_zero_block = |block: u64| is_zero(bytes_of(block, block + 1));
+                if end < self.map.volume_blocks()
+                    && may_hide_run(range.clone(), end, next_follows, is_zero_block)
+                {
                     return None;
                 }
                 position = end;
@@ -152,21 +165,22 @@ impl Expected {
         if expected.peek().is_some() {
             return None;
         }
-        Some(Same { chunks, packs: BTreeSet::new(), cutter: self.cutter_behind(piece)? })
+        Some(Same { chunks, packs: BTreeSet::new(), cutter: self.cutter_behind(piece, ended)? })
     }
 
     /// Whether a cutter that has just cut a piece is where the one that made the map was at the same block. `last` is the
     /// chunk that it cut last, with its bytes.
     pub(super) fn is_met(&self, cutter: &Cutter, last: Option<(Span, &[u8])>) -> bool {
         let position = cutter.position();
-        if !self.is_known_at(position) {
+        let count = self.count_ended(position);
+        if !self.is_known(position, count) {
             return false;
         }
-        if self.is_zero_at(position) {
+        // In a zero run, or right behind it.
+        if self.gap_behind(count).0 < position {
             return cutter.is_in_zero_run();
         }
         let Some((span, bytes)) = last.filter(|_| cutter.is_behind_chunk()) else { return false };
-        let count = self.count_ended(position);
         let is_same = |chunk: &ChunkRef| {
             (chunk.start_block, chunk.blocks) == (span.start_block, span.blocks)
                 && chunk.id == chunk_id(bytes)
@@ -175,23 +189,18 @@ impl Expected {
     }
 
     /// Whether the state of the cutter that made the map is known at a block, if the blocks before are given: at the volume's
-    /// start and end; between two chunks; in a zero run that is long enough to be known for one, and behind it.
-    fn is_known_at(&self, block: u64) -> bool {
-        let (before, after) = self.gap_around(block);
+    /// start and end; between two chunks; in a zero run that is long enough to be known for one, and behind it. So many
+    /// chunks have ended there.
+    fn is_known(&self, block: u64, ended: usize) -> bool {
+        let (before, after) = self.gap_behind(ended);
         block == 0
             || block == self.map.volume_blocks()
             || (before == block && after == block)
             || before + ZERO_RUN_BLOCKS_MIN <= block && block <= after
     }
 
-    /// Whether a block that [`Expected::is_known_at`] speaks of is in a zero run, or right behind it.
-    fn is_zero_at(&self, block: u64) -> bool {
-        self.gap_around(block).0 < block
-    }
-
-    /// Where the last chunk ends that ends at a block or before it, and where the next one begins.
-    fn gap_around(&self, block: u64) -> (u64, u64) {
-        let count = self.count_ended(block);
+    /// Where the last of so many chunks ends, and where the next one begins.
+    fn gap_behind(&self, count: usize) -> (u64, u64) {
         let before = count.checked_sub(1).map_or(0, |last| self.map.chunks()[last].end_block());
         (before, self.map.chunks().get(count).map_or(self.map.volume_blocks(), |next| next.start_block))
     }
@@ -201,11 +210,19 @@ impl Expected {
         self.map.chunks().partition_point(|chunk| chunk.end_block() <= block)
     }
 
+    /// How many end at a range's end or before it, if so many end at its start or before it. Looks only at those near it.
+    fn count_ended_in(&self, range: &Range<u64>, at_start: usize) -> usize {
+        let behind = &self.map.chunks()[at_start..];
+        let most =
+            usize::try_from(range.end - range.start).map_or(behind.len(), |most| most.min(behind.len()));
+        at_start + behind[..most].partition_point(|chunk| chunk.end_block() <= range.end)
+    }
+
     /// A cutter as one leaves a piece in which everything is as expected. None if zero blocks at its end may yet turn out to
     /// be the start of a zero run.
-    fn cutter_behind(&self, piece: &Loaded) -> Option<Cutter> {
+    fn cutter_behind(&self, piece: &Loaded, ended: usize) -> Option<Cutter> {
         let end = piece.blocks().end;
-        let (before, _) = self.gap_around(end);
+        let (before, _) = self.gap_behind(ended);
         if before + ZERO_RUN_BLOCKS_MIN <= end {
             let mut cutter = Cutter::resume(self.params, before, 0);
             cutter.push_zeros(end - before, &mut |_| {});
@@ -216,6 +233,24 @@ impl Expected {
         let is_settled = !facts.is_zero || end == self.map.volume_blocks();
         is_settled.then(|| Cutter::resume(self.params, end, facts.fingerprint))
     }
+}
+
+/// Whether there may be a zero run around a chunk's end, which a cutter would have seen: a map that came by a wrong hint
+/// can be such. `range` has the bytes that are known. (With chunks of one block there can be others, which cannot be told.)
+fn may_hide_run(
+    range: Range<u64>,
+    end: u64,
+    next_follows: bool,
+    is_zero_block: impl Fn(u64) -> bool,
+) -> bool {
+    let first = range.start.max(end.saturating_sub(ZERO_RUN_BLOCKS_MIN));
+    let before = (first..end).rev().take_while(|block| is_zero_block(*block)).count() as u64;
+    if before == 0 {
+        return false;
+    }
+    let last = range.end.min(end + ZERO_RUN_BLOCKS_MIN);
+    let behind = (end..last).take_while(|block| is_zero_block(*block)).count() as u64;
+    !next_follows || before + behind >= ZERO_RUN_BLOCKS_MIN
 }
 
 /// How many of some chunks, from all over a map, are where it says on a disk of its length; and of how many.

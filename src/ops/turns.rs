@@ -11,7 +11,7 @@ use crate::disk::AlignedBuffer;
 use crate::model::region::ChunkerParams;
 use crossbeam_channel::Sender;
 use std::collections::BTreeMap;
-use std::sync::{Condvar, Mutex, MutexGuard};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, ThreadId};
 
 /// What was found in a piece before it is cut.
@@ -31,6 +31,8 @@ pub(super) type ToHash = (Unhashed, Sender<Batch>);
 pub(super) struct Turns<'a> {
     params: ChunkerParams,
     expected: Option<&'a Expected>,
+    /// Pieces that pass and are handed on together: who waits for them need not be woken for each.
+    at_once: usize,
     state: Mutex<State>,
     moved_on: Condvar,
 }
@@ -42,6 +44,8 @@ struct State {
     cutting: Cutting,
     /// Pieces that were left here, by their numbers.
     left: BTreeMap<u64, Left>,
+    /// What is to be handed on, with who waits for it.
+    passed: Vec<(Sender<Batch>, Batch)>,
     /// A piece will not come.
     is_broken: bool,
 }
@@ -61,10 +65,11 @@ impl State {
 }
 
 impl<'a> Turns<'a> {
-    pub(super) fn new(params: ChunkerParams, expected: Option<&'a Expected>) -> Self {
+    /// As many pieces as are handed on `at_once` must be under way at least, and one more.
+    pub(super) fn new(params: ChunkerParams, expected: Option<&'a Expected>, at_once: usize) -> Self {
         let cutting = Cutting::at_start(params);
-        let state = State { turn: 0, cutting, left: BTreeMap::new(), is_broken: false };
-        Self { params, expected, state: Mutex::new(state), moved_on: Condvar::new() }
+        let state = State { turn: 0, cutting, left: BTreeMap::new(), passed: Vec::new(), is_broken: false };
+        Self { params, expected, at_once, state: Mutex::new(state), moved_on: Condvar::new() }
     }
 
     /// Cuts a piece, if it is one that has to wait for its turn, and those that were left and follow; buffers of those that
@@ -97,8 +102,8 @@ impl<'a> Turns<'a> {
         // What is taken out here has its turn until that is over: nobody else goes on.
         while let Some(Left { piece, same, batch, by }) = state.take_left() {
             if state.cutting.is_as_expected {
-                // Nobody may want it any more; who went has the reason.
-                let _ = batch.send(state.cutting.pass(piece.read_bytes(), same));
+                let passed = state.cutting.pass(piece.read_bytes(), same);
+                state.passed.push((batch, passed));
                 state.turn += 1;
                 buffers.put_back(piece.into_buffer(), by);
                 continue;
@@ -109,16 +114,25 @@ impl<'a> Turns<'a> {
             state = self.lock()?;
             to_hash.push((self.cut(&mut state, piece), batch));
         }
+        // What is cut is waited for with the buffer that it is in.
+        let is_time = !to_hash.is_empty() || state.passed.len() >= self.at_once;
+        let passed = if is_time { std::mem::take(&mut state.passed) } else { Vec::new() };
+        drop(state);
         self.moved_on.notify_all();
+        // Nobody may want them any more; who went has the reason.
+        passed.into_iter().for_each(|(batch, passed)| drop(batch.send(passed)));
         Some(to_hash)
     }
 
     /// Nobody need wait any more: a piece will not come.
     pub(super) fn give_up(&self) {
-        // Who meets a lock that somebody panicked with gives up as well.
-        if let Ok(mut state) = self.state.lock() {
-            state.is_broken = true;
-        }
+        // Whoever panicked with the lock has left nothing that is used any more.
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.is_broken = true;
+        // Who waits for these sees that nothing comes, and ends; that ends who waits for room behind them.
+        let passed = std::mem::take(&mut state.passed);
+        drop(state);
+        drop(passed);
         self.moved_on.notify_all();
     }
 
