@@ -106,7 +106,7 @@ pub fn create_snapshots(
     context.end_dry_run()?;
     let described = |_: &Volume| options.description.clone();
     despite_collection(|| {
-        let mut session = region.begin(context.account)?;
+        let mut session = region.begin_unread(context.account)?;
         let captured = read_all(&mut session, &volumes, &disks, &options.tags, &described, context)?;
         context.commit(region, |catalog| {
             still_there(catalog, &volumes, context)?;
@@ -176,7 +176,7 @@ pub fn create_image(
     });
     image.product_codes.clone_from(&instance.product_codes);
     let captured = despite_collection(|| {
-        let mut session = region.begin(context.account)?;
+        let mut session = region.begin_unread(context.account)?;
         let captured = read_all(&mut session, &volumes, &disks, &options.tags, &described, context)?;
         captured.place(&volumes, &mut image.devices);
         context.commit(region, |catalog| {

@@ -72,7 +72,7 @@ fn store(
     compression: Compression,
     context: &Context<'_>,
 ) -> Result<Imported, OpsError> {
-    let mut session = region.begin(context.account)?;
+    let mut session = region.begin_unread(context.account)?;
     context.progress.begin("import", disks.iter().map(|disk| disk.disk.len_bytes()).sum());
     let (mut snapshots, mut ingested) = (Vec::new(), Vec::new());
     for disk in disks {
@@ -181,7 +181,7 @@ fn store_template(
     compression: Compression,
     context: &Context<'_>,
 ) -> Result<Imported, OpsError> {
-    let mut session = region.begin(context.account)?;
+    let mut session = region.begin_unread(context.account)?;
     context.progress.begin("import", disk.len_bytes());
     let ingested = ingest_like(&mut session, disk, None, &compression, context)?;
     let template = Template {

@@ -77,8 +77,13 @@ pub(super) fn ingest_like(
     how: &Compression,
     context: &Context<'_>,
 ) -> Result<Ingested, OpsError> {
-    let expected = Expected::find(session.region(), disk, named, context)?;
-    let stored = session.region().stored()?;
+    let region = session.region();
+    let (expected, stored) = thread::scope(|scope| {
+        // Both take their time where there is much in a region.
+        let stored = spawn(scope, "index", || Ok(region.stored()?))?;
+        let expected = Expected::find(region, disk, named, context)?;
+        Ok::<_, OpsError>((expected, stored.join().map_err(|_| OpsError::WorkerGone)??))
+    })?;
     let known = expected.as_ref().map_or(Known::Nothing, |expected| Known::Likely(expected, &stored));
     ingest_what(session, disk, known, how, context)
 }
@@ -96,6 +101,7 @@ pub(super) fn ingest_changed(
 }
 
 /// What is known of a disk before it is read.
+#[derive(Clone, Copy)]
 enum Known<'a> {
     Nothing,
     /// What it may hold, and what is stored.
@@ -150,7 +156,10 @@ fn ingest_what(
     })?;
     check_whole("taken in", block_offset(blocks_for_bytes(put.volume_bytes)), put.passed_bytes)?;
     let map = put.map.finish();
-    let manifest = session.place_manifest(&map)?;
+    let manifest = match known {
+        Known::Likely(expected, _) if expected.map == map => session.share_manifest(&expected.manifest)?,
+        _ => session.place_manifest(&map)?,
+    };
     encoder.finish()?;
     Ok(Ingested {
         manifest,

@@ -100,7 +100,7 @@ fn store(
     options: &SnapshotOptions,
     context: &Context<'_>,
 ) -> Result<Taken, OpsError> {
-    let mut session = region.begin(context.account)?;
+    let mut session = region.begin_unread(context.account)?;
     context.progress.begin("snapshot", disk.len_bytes());
     let (ingested, hint) = bring_in(&mut session, disk, options, context)?;
     let snapshot = describe(region, &ingested, options, context)?;

@@ -4,14 +4,14 @@ use super::error::OpsError;
 use std::thread::{self, Scope, ScopedJoinHandle};
 
 /// A stage that runs.
-pub(super) type Stage<'scope> = ScopedJoinHandle<'scope, Result<(), OpsError>>;
+pub(super) type Stage<'scope, T = ()> = ScopedJoinHandle<'scope, Result<T, OpsError>>;
 
 /// Starts a stage.
-pub(super) fn spawn<'scope>(
+pub(super) fn spawn<'scope, T: Send + 'scope>(
     scope: &'scope Scope<'scope, '_>,
     name: &str,
-    run: impl FnOnce() -> Result<(), OpsError> + Send + 'scope,
-) -> Result<Stage<'scope>, OpsError> {
+    run: impl FnOnce() -> Result<T, OpsError> + Send + 'scope,
+) -> Result<Stage<'scope, T>, OpsError> {
     thread::Builder::new().name(name.into()).spawn_scoped(scope, run).map_err(|_| OpsError::WorkerGone)
 }
 

@@ -32,7 +32,8 @@ const FRESH_CHUNKS_MAX: usize = 256 << 10;
 pub struct Session {
     region: Region,
     account: AccountId,
-    index: Arc<Index>,
+    /// Where chunks are, from when this was last asked for.
+    index: Option<Arc<Index>>,
     /// Chunks that this session put or is about to put, beside those that `index` knows.
     fresh: HashMap<ChunkId, Placed>,
     /// Packs that are being emptied: no base is looked for in them.
@@ -77,11 +78,18 @@ struct PackWriter {
 impl Region {
     /// Opens a session for storing on behalf of `account`. Refused where the storage is nearly full.
     pub fn begin(&self, account: AccountId) -> Result<Session, RegionError> {
+        let mut session = self.begin_unread(account)?;
+        session.index()?;
+        Ok(session)
+    }
+
+    /// As [`Region::begin`]. Where chunks are is read when it is first asked for, which can be meanwhile.
+    pub fn begin_unread(&self, account: AccountId) -> Result<Session, RegionError> {
         self.0.storage.admit_writer()?;
         Ok(Session {
             region: self.clone(),
             account,
-            index: self.index()?,
+            index: None,
             fresh: HashMap::new(),
             avoided: HashSet::new(),
             effort: 0,
@@ -155,7 +163,7 @@ impl Session {
     pub fn reserve(&mut self, ids: &[ChunkId]) -> Result<Vec<bool>, RegionError> {
         self.check_failed()?;
         self.forget_fresh()?;
-        let index = self.index.clone();
+        let index = self.index()?;
         index.for_each(ids, |id| {
             if self.fresh.contains_key(&id) {
                 return Ok(false);
@@ -179,15 +187,21 @@ impl Session {
         self.used.extend(packs);
     }
 
+    fn index(&mut self) -> Result<Arc<Index>, RegionError> {
+        let index = self.index.take().map_or_else(|| self.region.index(), Ok)?;
+        Ok(self.index.insert(index).clone())
+    }
+
     /// Where a chunk is that can be counted on.
     fn find_usable(&mut self, id: ChunkId) -> Result<Option<Location>, RegionError> {
-        match self.region.locate_usable(&self.index, id, Filters::Trusted) {
+        let index = self.index()?;
+        match self.region.locate_usable(&index, id, Filters::Trusted) {
             Ok(located) => Ok(located),
             // A damaged segment: the region leaves it out.
             Err(PackError::Damaged { .. }) => {
                 let region = self.region.clone();
                 let located = region.with_index(|index| region.locate_usable(index, id, Filters::Trusted))?;
-                self.index = region.index()?;
+                self.index = Some(region.index()?);
                 Ok(located)
             }
             Err(error) => Err(error.into()),
@@ -214,7 +228,8 @@ impl Session {
             let is_avoided = |pack: &PackName| index.rank(pack) > 0 || self.avoided.contains(pack);
             index.locate_base(base, is_avoided)
         };
-        let located = match locate(&self.index) {
+        let index = self.index.as_ref().map_or_else(|| self.region.index(), |index| Ok(index.clone()))?;
+        let located = match locate(&index) {
             Ok(Some(location)) => Some(location),
             // Others may have stored it since this session looked.
             _ => self.region.with_index(locate)?,
@@ -270,7 +285,7 @@ impl Session {
         }
         self.join_writer()?;
         self.compact_beside()?;
-        self.index = self.region.index()?;
+        self.index = None;
         // What is still being encoded is in no pack yet.
         self.fresh = self.awaited.iter().map(|id| (*id, Placed::Awaited)).collect();
         Ok(())
@@ -298,6 +313,13 @@ impl Session {
         let written = ManifestRecord { name, len: bytes.len() as u64, hash, chunks };
         self.written.push(written.clone());
         Ok(written)
+    }
+
+    /// As [`Session::place_manifest`], of a block map that was read from a stored manifest, which is taken.
+    pub fn share_manifest(&mut self, known: &ManifestRecord) -> Result<ManifestRecord, RegionError> {
+        self.flush()?;
+        self.shared.push(known.clone());
+        Ok(known.clone())
     }
 
     /// A manifest that was there when it was placed and that nothing in the catalogue names any more: it may be
