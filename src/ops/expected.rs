@@ -16,15 +16,10 @@ use crate::chunk::frame::chunk_id;
 use crate::disk::DiskRead;
 use crate::model::blockmap::{BlockMap, ChunkRef};
 use crate::model::ids::SnapshotId;
-use crate::model::objects::{ManifestRecord, PackName};
+use crate::model::objects::PackName;
 use crate::model::region::ChunkerParams;
 use crate::model::snapshot::Snapshot;
 use crate::model::units::{BLOCK_BYTES, ZERO_RUN_BLOCKS_MIN, block_offset};
-#[cfg(test)]
-use crate::model::{
-    ids::{ObjectHash, SessionId},
-    objects::ManifestName,
-};
 use crate::region::Region;
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
@@ -39,9 +34,7 @@ const MEMORY_SHARE: u64 = 16;
 
 /// An earlier snapshot's map, for a disk of the same length.
 pub(super) struct Expected {
-    pub(super) map: BlockMap,
-    /// Where the map is stored.
-    pub(super) manifest: ManifestRecord,
+    map: BlockMap,
     params: ChunkerParams,
 }
 
@@ -58,9 +51,7 @@ pub(super) struct Same {
 impl Expected {
     #[cfg(test)]
     pub(super) fn of(map: BlockMap, params: ChunkerParams) -> Self {
-        let name = ManifestName { session: SessionId([0; 16]), number: 0 };
-        let manifest = ManifestRecord { name, len: 0, hash: ObjectHash([0; 32]), chunks: 0 };
-        Self { map, manifest, params }
+        Self { map, params }
     }
 
     /// The map of the snapshot that is `named` as the disk's parent, if half of what is tried of it is the same; else of that
@@ -97,7 +88,7 @@ impl Expected {
             }
             let (same, tried) = same_chunks(&map, disk, context)?;
             if same > best.0 {
-                best = (same, Some(Self { map, manifest: snapshot.manifest.clone(), params }));
+                best = (same, Some(Self { map, params }));
             }
             let is_enough = if named == Some(snapshot.id) { same * 2 >= tried } else { same == tried };
             if is_enough {

@@ -81,8 +81,9 @@ pub(super) fn ingest_like(
     let (expected, stored) = thread::scope(|scope| {
         // Both take their time where there is much in a region.
         let stored = spawn(scope, "index", || Ok(region.stored()?))?;
-        let expected = Expected::find(region, disk, named, context)?;
-        Ok::<_, OpsError>((expected, stored.join().map_err(|_| OpsError::WorkerGone)??))
+        let expected = Expected::find(region, disk, named, context);
+        let stored = stored.join().unwrap_or(Err(OpsError::WorkerGone));
+        Ok::<_, OpsError>((expected?, stored?))
     })?;
     let known = expected.as_ref().map_or(Known::Nothing, |expected| Known::Likely(expected, &stored));
     ingest_what(session, disk, known, how, context)
@@ -156,10 +157,7 @@ fn ingest_what(
     })?;
     check_whole("taken in", block_offset(blocks_for_bytes(put.volume_bytes)), put.passed_bytes)?;
     let map = put.map.finish();
-    let manifest = match known {
-        Known::Likely(expected, _) if expected.map == map => session.share_manifest(&expected.manifest)?,
-        _ => session.place_manifest(&map)?,
-    };
+    let manifest = session.place_manifest(&map)?;
     encoder.finish()?;
     Ok(Ingested {
         manifest,

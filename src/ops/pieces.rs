@@ -459,14 +459,14 @@ mod tests {
         room_blocks: u64,
         context: &Context<'_>,
     ) -> (BlockMap, usize) {
-        let (turns, total) = (Turns::new(params, expected, 1), blocks_for_bytes(disk.len_bytes()));
+        let (turns, total) = (Turns::new(params, expected, 3), blocks_for_bytes(disk.len_bytes()));
         let (_back, take) = buffers(1);
-        let mut map = BlockMapBuilder::new(disk.len_bytes()).unwrap();
-        let (mut number, mut position, mut same) = (0, 0, 0);
-        loop {
+        let (mut batches, mut position, mut is_end) = (Vec::new(), 0, false);
+        while !is_end {
             let room = usize::try_from(room_blocks).unwrap() * BLOCK_BYTES;
             let (plan, reached) = plan_expected(disk, position..total, room, expected, context).unwrap();
-            let found = if position == total {
+            is_end = position == total;
+            let found = if is_end {
                 Found::End
             } else {
                 let loaded = load(disk, plan, AlignedBuffer::default(), headroom(params), context).unwrap();
@@ -475,19 +475,17 @@ mod tests {
                     None => Found::Other(loaded.described(params)),
                 }
             };
-            let is_end = matches!(found, Found::End);
             let (batch_in, batch) = bounded(1);
-            for (unhashed, batch) in turns.settle(number, found, batch_in, &take).unwrap() {
+            for (unhashed, batch) in turns.settle(batches.len() as u64, found, batch_in, &take).unwrap() {
                 batch.send(unhashed.hashed()).unwrap();
             }
-            let batch = batch.recv().unwrap();
-            same += usize::from(batch.packs.is_some());
-            batch.refs().for_each(|chunk| map.push(chunk).unwrap());
-            (number, position) = (number + 1, reached);
-            if is_end {
-                return (map.finish(), same);
-            }
+            batches.push(batch);
+            position = reached;
         }
+        let mut map = BlockMapBuilder::new(disk.len_bytes()).unwrap();
+        let batches: Vec<Batch> = batches.into_iter().map(|batch| batch.try_recv().unwrap()).collect();
+        batches.iter().flat_map(Batch::refs).for_each(|chunk| map.push(chunk).unwrap());
+        (map.finish(), batches.iter().filter(|batch| batch.packs.is_some()).count())
     }
 
     fn any_kinds() -> impl Strategy<Value = Vec<u8>> {

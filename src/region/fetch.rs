@@ -279,16 +279,14 @@ impl Region {
         }
     }
 
-    /// Whether a registered pack is there, and those with the bases of its deltas: it is of no use without them. Those
+    /// Whether a registered pack is there, and those with the bases of its deltas: it is of no use without them. Of these, those
     /// that were `opened` before are there.
     fn is_there_with_bases(&self, name: PackName, opened: &mut HashSet<PackName>) -> Result<bool, PackError> {
         let packs = self.head().catalog().packs.clone();
         let Some(pack) = packs.get(&name) else { return Ok(false) };
         let bases = pack.record.bases.iter().map(|base| (*base, packs.get(base).map_or(0, |p| p.record.len)));
+        let bases = bases.filter(|(base, _)| !opened.contains(base)).collect::<Vec<_>>();
         for (name, len) in [(name, pack.record.len)].into_iter().chain(bases) {
-            if opened.contains(&name) {
-                continue;
-            }
             match self.0.storage.open(&name.to_string()) {
                 Ok(object) if len == object.len() => opened.insert(name),
                 Ok(_) => return Ok(false),

@@ -279,6 +279,12 @@ impl Session {
     /// Waits until every chunk that was put is in a durable, registered pack. From then on the index answers
     /// for them.
     pub fn flush(&mut self) -> Result<(), RegionError> {
+        self.write_all()?;
+        self.index().map(drop)
+    }
+
+    /// The same, but that the index is read when it is asked for again.
+    fn write_all(&mut self) -> Result<(), RegionError> {
         self.check_failed()?;
         if self.open.is_some() {
             self.seal()?;
@@ -295,7 +301,7 @@ impl Session {
     /// the region has already, or a new one. Before a record names it, [`Session::lost_manifest`] must say that
     /// it is still there.
     pub fn place_manifest(&mut self, map: &BlockMap) -> Result<ManifestRecord, RegionError> {
-        self.flush()?;
+        self.write_all()?;
         let (bytes, hash) = manifest::encode(map);
         if let Some(written) = self.written.iter().find(|written| written.hash == hash) {
             return Ok(written.clone());
@@ -313,13 +319,6 @@ impl Session {
         let written = ManifestRecord { name, len: bytes.len() as u64, hash, chunks };
         self.written.push(written.clone());
         Ok(written)
-    }
-
-    /// As [`Session::place_manifest`], of a block map that was read from a stored manifest, which is taken.
-    pub fn share_manifest(&mut self, known: &ManifestRecord) -> Result<ManifestRecord, RegionError> {
-        self.flush()?;
-        self.shared.push(known.clone());
-        Ok(known.clone())
     }
 
     /// A manifest that was there when it was placed and that nothing in the catalogue names any more: it may be
