@@ -440,6 +440,42 @@ fn deltas_on_a_pack_that_is_gone_are_stored_anew() {
     place.assert_has("here", two, &second);
 }
 
+/// Bases that no snapshot refers to itself are lost: collection keeps what is stored against them, and frees other things;
+/// with the bases all is back.
+#[test]
+fn what_is_stored_against_a_lost_base_outlives_a_collection() {
+    let place = Place::new();
+    let first = text(1_000_000, 1);
+    let second = changed(&first, 3000);
+    let (one, _) = place.take(&first, true);
+    let (two, _) = place.take(&second, true);
+    let (three, _) = place.take(&text(300_000, 9), true);
+    place.delete(one);
+    place.delete(three);
+    let bases: BTreeSet<PackName> =
+        place.packs_with_bases("here").into_iter().flat_map(|(_, bases)| bases).collect();
+    let path = |base: &PackName| place.root("here").join(base.to_string());
+    let lost: Vec<(PathBuf, Vec<u8>)> =
+        bases.iter().map(|base| (path(base), fs::read(path(base)).unwrap())).collect();
+    lost.iter().for_each(|(path, _)| fs::remove_file(path).unwrap());
+    let mend = || {
+        let sources = RepairSources { force: true, ..RepairSources::default() };
+        repair(&place.open(), &sources, &place.caller.context()).unwrap()
+    };
+    assert_eq!(mend().lost.len(), 1);
+    // Both the lost packs and those with the deltas are in quarantine by now.
+    let collected = place.collect(NOW);
+    assert!(collected.freed.count > 0, "{collected:?}");
+    for (path, bytes) in &lost {
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, bytes).unwrap();
+    }
+    assert!(mend().lost.is_empty());
+    assert!(place.collect(NOW).lost.is_empty());
+    place.assert_has("here", two, &second);
+    place.assert_clean("here");
+}
+
 /// Deltas of many packs on many others: with a look at all bases of each it would be packs times packs.
 #[test]
 fn a_pack_is_not_looked_for_with_each_that_is_based_on_it() {
