@@ -153,6 +153,10 @@ fn direct_len(offset: u64, bytes: &[u8]) -> usize {
     if is_aligned && len >= DIRECT_BYTES_MIN { len } else { 0 }
 }
 
+/// Buffers have room for a multiple of this: those for pieces of a disk, which are all a little longer or shorter, need not be made
+/// again for each that is longer than all before. What is never used costs addresses only.
+const ROOM_BYTES: usize = 512 << 10;
+
 /// Bytes that begin where direct writes can.
 #[derive(Debug, Default)]
 pub struct AlignedBuffer {
@@ -165,7 +169,7 @@ impl AlignedBuffer {
     /// Makes it so long. What is in it afterwards is unspecified.
     pub fn resize(&mut self, len: usize) {
         if self.bytes.len() < len + ALIGN {
-            self.bytes = vec![0; len + ALIGN];
+            self.bytes = vec![0; (len + ALIGN).next_multiple_of(ROOM_BYTES)];
             // Not to be had is allowed by its contract; then nothing is written directly.
             self.start = Some(self.bytes.as_ptr().align_offset(ALIGN)).filter(|at| *at < ALIGN).unwrap_or(0);
         }
