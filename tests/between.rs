@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Caller, Draw, MemoryDisk, memory_region, session, small_packs, volume};
+use common::{Caller, Draw, MemoryDisk, memory_region, pass_on, session, small_packs, volume};
 use imgstore::disk::DiskRead;
 use imgstore::format::record::{self, Body};
 use imgstore::io::memory::Memory;
@@ -120,38 +120,16 @@ impl Storage for Stage {
         self.inner.create(name, parts)
     }
 
-    fn restore(&self, name: &str, bytes: &[u8]) -> Result<(), StorageError> {
-        self.inner.restore(name, bytes)
-    }
-
     fn open(&self, name: &str) -> Result<Arc<dyn Object>, StorageError> {
         self.step(name)?;
         self.inner.open(name)
     }
 
-    fn list(&self, folder: &str) -> Result<Vec<Listed>, StorageError> {
-        self.inner.list(folder)
-    }
-
-    fn delete(&self, name: &str) -> Result<(), StorageError> {
-        self.inner.delete(name)
-    }
-
-    fn persist(&self, folder: &str) -> Result<(), StorageError> {
-        self.inner.persist(folder)
-    }
-
-    fn admit_writer(&self) -> Result<(), StorageError> {
-        self.inner.admit_writer()
-    }
-
-    fn admit_collector(&self) -> Result<bool, StorageError> {
-        self.inner.admit_collector()
-    }
-
     fn is_writer_gone(&self, writer: &str) -> Result<bool, StorageError> {
         Ok(writer != self.alive.to_string())
     }
+
+    pass_on!(list restore delete persist admit_writer admit_collector);
 }
 
 /// A region with a segment, packs that are worn, garbage, and snapshots that somebody is about to delete.

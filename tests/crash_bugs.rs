@@ -3,7 +3,7 @@
 mod common;
 mod crash_harness;
 
-use common::{Caller, MemoryDisk, volume};
+use common::{Caller, MemoryDisk, pass_on, volume};
 use crash_harness::{HOME, History, World, Wrap, crash_everywhere, honest};
 use imgstore::io::sim::{CrashMode, Hook, SimFiles, SimOp, Verdict};
 use imgstore::io::storage::{Created, Listed, Object, Storage, StorageError};
@@ -132,10 +132,6 @@ impl Storage for Faulty {
         self.inner.has_twins()
     }
 
-    fn restore(&self, name: &str, bytes: &[u8]) -> Result<(), StorageError> {
-        self.inner.restore(name, bytes)
-    }
-
     fn open(&self, name: &str) -> Result<Arc<dyn Object>, StorageError> {
         if self.late.lock().unwrap().iter().any(|(late, _)| late == name) {
             self.write_late()?;
@@ -143,29 +139,11 @@ impl Storage for Faulty {
         self.inner.open(name)
     }
 
-    fn list(&self, folder: &str) -> Result<Vec<Listed>, StorageError> {
-        self.inner.list(folder)
-    }
-
-    fn delete(&self, name: &str) -> Result<(), StorageError> {
-        self.inner.delete(name)
-    }
-
     fn persist(&self, folder: &str) -> Result<(), StorageError> {
         if self.fault == Fault::SkipPersist { Ok(()) } else { self.inner.persist(folder) }
     }
 
-    fn admit_writer(&self) -> Result<(), StorageError> {
-        self.inner.admit_writer()
-    }
-
-    fn admit_collector(&self) -> Result<bool, StorageError> {
-        self.inner.admit_collector()
-    }
-
-    fn is_writer_gone(&self, writer: &str) -> Result<bool, StorageError> {
-        self.inner.is_writer_gone(writer)
-    }
+    pass_on!(list restore delete admit_writer admit_collector is_writer_gone);
 }
 
 fn record(wrap: &Wrap, hook: Option<Hook>) -> History {

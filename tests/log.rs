@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Caller, MemoryDisk, memory_region, session, small_packs, volume};
+use common::{Caller, MemoryDisk, memory_region, pass_on, session, small_packs, volume};
 use imgstore::chunk::frame::{Codec, Frame, chunk_id};
 use imgstore::format::checkpoint::{self, Checkpoint};
 use imgstore::format::entry::Entry;
@@ -213,10 +213,6 @@ impl Storage for BadLine {
         }
     }
 
-    fn restore(&self, name: &str, bytes: &[u8]) -> Result<(), StorageError> {
-        self.inner.restore(name, bytes)
-    }
-
     fn open(&self, name: &str) -> Result<Arc<dyn Object>, StorageError> {
         if self.out_of_reach.lock().unwrap().as_ref().is_some_and(|names| name.starts_with(names)) {
             let source = std::io::Error::other("no answer");
@@ -245,25 +241,11 @@ impl Storage for BadLine {
         self.twins
     }
 
-    fn delete(&self, name: &str) -> Result<(), StorageError> {
-        self.inner.delete(name)
-    }
-
     fn persist(&self, folder: &str) -> Result<(), StorageError> {
         if self.unpersisted { Err(lost(folder)) } else { self.inner.persist(folder) }
     }
 
-    fn admit_writer(&self) -> Result<(), StorageError> {
-        self.inner.admit_writer()
-    }
-
-    fn admit_collector(&self) -> Result<bool, StorageError> {
-        self.inner.admit_collector()
-    }
-
-    fn is_writer_gone(&self, writer: &str) -> Result<bool, StorageError> {
-        self.inner.is_writer_gone(writer)
-    }
+    pass_on!(restore delete admit_writer admit_collector is_writer_gone);
 }
 
 /// Appends a record that does nothing.

@@ -1,5 +1,5 @@
 //! What several tests share: disks that look like file systems, contexts, regions in memory.
-#![allow(dead_code, reason = "every test uses a part of it")]
+#![allow(dead_code, unused_imports, unused_macros, reason = "every test uses a part of it")]
 
 pub mod made;
 
@@ -303,6 +303,54 @@ pub fn provider() -> AccountId {
 pub fn session() -> SessionId {
     SessionId(imgstore::io::clock::random_bytes().unwrap())
 }
+
+/// Methods of `Storage` that a wrapper leaves to the storage that is its `inner`.
+macro_rules! pass_on {
+    (@create) => {
+        fn create(&self, name: &str, parts: &[&[u8]]) -> Result<Created, StorageError> {
+            self.inner.create(name, parts)
+        }
+    };
+    (@list) => {
+        fn list(&self, folder: &str) -> Result<Vec<Listed>, StorageError> {
+            self.inner.list(folder)
+        }
+    };
+    (@restore) => {
+        fn restore(&self, name: &str, bytes: &[u8]) -> Result<(), StorageError> {
+            self.inner.restore(name, bytes)
+        }
+    };
+    (@delete) => {
+        fn delete(&self, name: &str) -> Result<(), StorageError> {
+            self.inner.delete(name)
+        }
+    };
+    (@persist) => {
+        fn persist(&self, folder: &str) -> Result<(), StorageError> {
+            self.inner.persist(folder)
+        }
+    };
+    (@admit_writer) => {
+        fn admit_writer(&self) -> Result<(), StorageError> {
+            self.inner.admit_writer()
+        }
+    };
+    (@admit_collector) => {
+        fn admit_collector(&self) -> Result<bool, StorageError> {
+            self.inner.admit_collector()
+        }
+    };
+    (@is_writer_gone) => {
+        fn is_writer_gone(&self, writer: &str) -> Result<bool, StorageError> {
+            self.inner.is_writer_gone(writer)
+        }
+    };
+    ($($method:ident)+) => {
+        $($crate::common::pass_on!(@$method);)+
+    };
+}
+pub(crate) use pass_on;
 
 /// Options of a region whose packs are small, so that small disks fill several.
 pub fn small_packs() -> RegionOptions {
