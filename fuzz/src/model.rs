@@ -17,7 +17,7 @@ use imgstore::ops::snapshot::{SnapshotOptions, snapshot};
 use imgstore::region::session::Session;
 use imgstore::region::{Region, RegionOptions};
 use rayon::ThreadPool;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, LazyLock};
 
 /// Operations of a sequence at most.
 const OPERATIONS_MAX: usize = 24;
@@ -44,6 +44,11 @@ impl DiskRead for Disk {
 
 /// A volume of up to 16 blocks of few kinds, so that volumes share many.
 fn content(choice: u8) -> Vec<u8> {
+    static CONTENTS: LazyLock<Vec<Vec<u8>>> = LazyLock::new(|| (0..=u8::MAX).map(make).collect());
+    CONTENTS[usize::from(choice)].clone()
+}
+
+fn make(choice: u8) -> Vec<u8> {
     let (kind, blocks) = (choice & 15, usize::from(choice >> 4) + 1);
     let block = |at: usize| {
         let mut state = (at as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ u64::from(kind / 3);
@@ -59,10 +64,8 @@ fn content(choice: u8) -> Vec<u8> {
     bytes
 }
 
-fn pool() -> &'static ThreadPool {
-    static POOL: OnceLock<ThreadPool> = OnceLock::new();
-    POOL.get_or_init(|| rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("a thread"))
-}
+static POOL: LazyLock<ThreadPool> =
+    LazyLock::new(|| rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("a thread"));
 
 struct World {
     storage: Memory,
@@ -91,7 +94,7 @@ impl World {
             account: AccountId::from_random(1),
             now_ms: self.now_ms,
             dry_run: false,
-            pool: pool(),
+            pool: &POOL,
             memory_bytes: 16 << 20,
             progress: &Unwatched,
         }

@@ -37,6 +37,8 @@ pub const PAGE_ENTRIES: usize = 85;
 const PACK_NAME_BYTES: usize = 24;
 const TABLE_END: usize = PAGE_ENTRIES * ENTRY_BYTES;
 const PAGE: &str = "index page";
+/// What is reserved or unused is compared with it, which is quicker than byte by byte.
+static ZEROS: [u8; PAGE_BYTES] = [0; PAGE_BYTES];
 
 /// What must be known of a segment before its first byte is written.
 #[derive(Debug, Clone, Copy)]
@@ -255,7 +257,7 @@ pub fn decode_header(bytes: &[u8]) -> Result<SegmentHeader, FormatError> {
     if entries.div_ceil(PAGE_ENTRIES as u64) != u64::from(pages) {
         return Err(FormatError::invalid(what, "its pages do not hold its number of entries"));
     }
-    if header[52..PAGE_BYTES - 4].iter().any(|&byte| byte != 0) {
+    if header[52..PAGE_BYTES - 4] != ZEROS[52..PAGE_BYTES - 4] {
         return Err(FormatError::Newer { what, feature: "a reserved field that is not 0".into() });
     }
     let table =
@@ -321,7 +323,7 @@ fn check_page(page: &[u8], number: u32, count: usize) -> Result<(), FormatError>
     let fits = tail[..4] == (count as u32).to_le_bytes() && tail[4..8] == number.to_le_bytes();
     let entries = &entry_arrays(page)[..count];
     let unused = &page[count * ENTRY_BYTES..TABLE_END];
-    let sound = fits && tail[8..] == [0; 4] && unused.iter().all(|&byte| byte == 0);
+    let sound = fits && tail[8..] == [0; 4] && *unused == ZEROS[..unused.len()];
     if !sound || !entries.is_sorted_by(|a, b| entry_id(a) < entry_id(b)) {
         return Err(FormatError::invalid(PAGE, "its count, number or order is wrong"));
     }
