@@ -13,7 +13,7 @@ pub mod free;
 pub mod open;
 pub mod ova;
 
-pub use crate::io::direct::AlignedBuffer;
+pub use crate::io::aligned::AlignedBuffer;
 pub use crate::io::disk::{DiskError, DiskRead, DiskWrite, Extent, FileWrite};
 
 /// Whether every byte is zero; stops soon after the first that is not.

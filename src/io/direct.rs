@@ -7,14 +7,13 @@
 //! Only on file systems where that is known to be so: on btrfs it goes around compression, or through the cache all the same
 //! for the sake of checksums; over a network each piece would be made durable by itself.
 
+use super::aligned::{ALIGN, AlignedBuffer};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl, fstatfs};
 use rustix::io::pwritev;
 use std::fs::File;
 use std::io::{self, IoSlice};
 use std::os::unix::fs::{FileExt, FileTypeExt};
 
-/// What the address, the place and the length of a direct write are multiples of: enough for every usual device.
-const ALIGN: usize = 4096;
 /// Shorter pieces are gathered by the page cache, which the device empties beside the direct ones: each of those is a round
 /// trip to it.
 const DIRECT_BYTES_MIN: usize = 256 << 10;
@@ -36,6 +35,8 @@ pub struct Direct {
     is_refused: bool,
     /// Whether the file is in that mode now.
     is_on: bool,
+    /// What is copied goes through it.
+    moved: AlignedBuffer,
 }
 
 impl Direct {
@@ -76,7 +77,7 @@ impl Direct {
 
     /// As [`Direct::write_all_at`], of bytes that may begin anywhere in memory: they are copied first.
     pub fn move_all_at(&mut self, file: &File, offset: u64, bytes: &[u8]) -> io::Result<usize> {
-        let mut buffer = AlignedBuffer::default();
+        let mut buffer = std::mem::take(&mut self.moved);
         let mut cached = 0;
         for (at, piece) in (offset..).step_by(MOVED_BYTES).zip(bytes.chunks(MOVED_BYTES)) {
             if piece.len() < DIRECT_BYTES_MIN || !self.is_good(file) {
@@ -87,6 +88,7 @@ impl Direct {
                 cached += self.write_all_at(file, at, buffer.bytes())?;
             }
         }
+        self.moved = buffer;
         Ok(cached)
     }
 
@@ -151,40 +153,6 @@ fn direct_len(offset: u64, bytes: &[u8]) -> usize {
     let is_aligned = offset.is_multiple_of(ALIGN as u64) && bytes.as_ptr().align_offset(ALIGN) == 0;
     let len = bytes.len() / ALIGN * ALIGN;
     if is_aligned && len >= DIRECT_BYTES_MIN { len } else { 0 }
-}
-
-/// Buffers have room for a multiple of this: those for pieces of a disk, which are all a little longer or shorter, need not be made
-/// again for each that is longer than all before. What is never used costs addresses only.
-const ROOM_BYTES: usize = 512 << 10;
-
-/// Bytes that begin where direct writes can.
-#[derive(Debug, Default)]
-pub struct AlignedBuffer {
-    bytes: Vec<u8>,
-    start: usize,
-    len: usize,
-}
-
-impl AlignedBuffer {
-    /// Makes it so long. What is in it afterwards is unspecified.
-    pub fn resize(&mut self, len: usize) {
-        if self.bytes.len() < len + ALIGN {
-            self.bytes = vec![0; (len + ALIGN).next_multiple_of(ROOM_BYTES)];
-            // Not to be had is allowed by its contract; then nothing is written directly.
-            self.start = Some(self.bytes.as_ptr().align_offset(ALIGN)).filter(|at| *at < ALIGN).unwrap_or(0);
-        }
-        self.len = len;
-    }
-
-    /// The bytes.
-    pub fn bytes(&self) -> &[u8] {
-        &self.bytes[self.start..self.start + self.len]
-    }
-
-    /// The bytes, to be filled.
-    pub fn bytes_mut(&mut self) -> &mut [u8] {
-        &mut self.bytes[self.start..self.start + self.len]
-    }
 }
 
 #[cfg(test)]
@@ -315,15 +283,5 @@ mod tests {
         assert_eq!(direct_len(512, bytes), 0);
         assert_eq!(direct_len(0, &bytes[512..]), 0);
         assert_eq!(direct_len(0, &bytes[..DIRECT_BYTES_MIN - 1]), 0);
-    }
-
-    #[test]
-    fn a_buffer_stays_aligned_when_it_grows_and_shrinks() {
-        let mut buffer = AlignedBuffer::default();
-        for len in [0, 1, 5000, 1 << 20, 4096, 2 << 20] {
-            buffer.resize(len);
-            assert_eq!(buffer.bytes().len(), len);
-            assert_eq!(buffer.bytes_mut().as_ptr().align_offset(ALIGN), 0);
-        }
     }
 }

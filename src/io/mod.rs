@@ -5,11 +5,13 @@
 //! - [`files`]: the seam under `directory`: the file system calls that durability hangs on. [`os`] makes
 //!   them, [`sim`] simulates them with everything that a crash can do to them.
 //! - [`disk`]: what a disk is to the pipelines; [`rawdisk`] reads one, [`outfile`] writes one; [`parts`] reads and writes the
-//!   files of a bundle; [`direct`] is how large pieces get past the page cache.
+//!   files of a bundle; [`direct`] is how large pieces get past the page cache,
+//!   from [`aligned`] memory.
 //! - [`reflink`]: clones of disk files, and where two differ.
 //! - [`config`]: small files of the user's own.
 //! - [`map`]: the read-only map of sealed files, the only `unsafe` of the project.
 
+pub mod aligned;
 pub mod clock;
 pub mod config;
 pub mod direct;

@@ -22,15 +22,18 @@ use std::iter::Peekable;
 use std::sync::Arc;
 use std::thread;
 
-/// Blocks of chunks that a thread decodes at a time: a usual processor's own cache.
-const PIECE_BLOCKS: usize = (1 << 20) / BLOCK_BYTES;
+/// Blocks of chunks that a thread decodes at a time: a huge page.
+const PIECE_BLOCKS: usize = (2 << 20) / BLOCK_BYTES;
 /// Pieces that are written at once at most: while all processors decode, who writes waits for one after each write, and the
 /// disk with it.
-const WRITTEN_AT_ONCE_MAX: usize = 16;
-/// The same with little memory: there are twice as many buffers, so that others are filled meanwhile.
-const WRITTEN_AT_ONCE_MIN: usize = 4;
+const WRITTEN_AT_ONCE_MAX: usize = 8;
+/// The same with little memory.
+const WRITTEN_AT_ONCE_MIN: usize = 2;
+/// Buffers for each that is written at once. Of some content decoding is the slower, of other the disk: where there are many,
+/// each goes on while it waits for the other.
+const BUFFERS_OF_WRITTEN: usize = 6;
 /// Pieces that are fetched ahead of decoding, beside those of the batch that is fetched.
-const FETCHED_AHEAD: usize = 4;
+const FETCHED_AHEAD: usize = 2;
 /// Threads that decode: more than one can write for. Each holds a batch of stored frames.
 const DECODERS_MAX: usize = 16;
 /// Most zeros that a target is asked for at once.
@@ -74,7 +77,7 @@ pub fn restore(
     let threads = context.pool.current_num_threads().min(DECODERS_MAX);
     let piece_bytes = PIECE_BLOCKS * BLOCK_BYTES;
     let at_once = (2 * context.buffer_bytes() / piece_bytes).clamp(WRITTEN_AT_ONCE_MIN, WRITTEN_AT_ONCE_MAX);
-    let count = threads + 2 * at_once;
+    let count = threads + BUFFERS_OF_WRITTEN * at_once;
     thread::scope(|scope| {
         let (back, buffers) = buffers(count);
         let (tasks_in, tasks) = bounded(FETCHED_AHEAD);
