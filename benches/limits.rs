@@ -7,12 +7,13 @@
 //! limits write FILE BYTES   writes a new file past the page cache, and makes it durable: by one thread, by all, the better
 //! ```
 //!
-//! Each on all processors. Prints one JSON object: bytes, and seconds without what was made ready.
+//! Each on all processors, in the memory that imgstore uses for pieces of disks. Prints one JSON object: bytes, and seconds without what was made ready.
 #![allow(clippy::print_stdout, reason = "a program that reports")]
 
 #[path = "common/packs.rs"]
 mod packs;
 
+use imgstore::disk::AlignedBuffer;
 use imgstore::io::directory::DirectoryOptions;
 use imgstore::region::Region;
 use packs::{bases, decompress_all, packs, raw_bytes};
@@ -28,8 +29,6 @@ use std::time::Instant;
 const READ_BYTES: u64 = 1 << 20;
 /// What is written at once, by one thread and by each of all.
 const WRITE_BYTES: [usize; 2] = [16 << 20, 4 << 20];
-/// What writing past the page cache wants buffers aligned to, and where the system copies to quickest.
-const ALIGNMENT: usize = 4096;
 
 fn main() {
     // `cargo bench` adds a flag of its own.
@@ -70,9 +69,10 @@ fn read(disk: &Path) -> (u64, f64) {
     let pieces = pieces(&file);
     let next = AtomicUsize::new(0);
     let work = || {
-        let mut buffer = Aligned::new(READ_BYTES as usize);
+        let mut buffer = AlignedBuffer::default();
+        buffer.resize(READ_BYTES as usize);
         while let Some(&(offset, len)) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let part = &mut buffer.bytes()[..len as usize];
+            let part = &mut buffer.bytes_mut()[..len as usize];
             file.read_exact_at(part, offset).expect("the disk's bytes");
             std::hint::black_box(blake3::hash(part));
         }
@@ -108,8 +108,9 @@ fn write_by(threads: usize, part_bytes: usize, path: &Path, bytes: u64) -> (u64,
     file.set_len(parts * part_bytes as u64).expect("a length");
     let next = AtomicU64::new(0);
     let work = || {
-        let mut buffer = Aligned::new(part_bytes);
-        let part = buffer.bytes();
+        let mut buffer = AlignedBuffer::default();
+        buffer.resize(part_bytes);
+        let part = buffer.bytes_mut();
         part.fill(0x5a);
         loop {
             let number = next.fetch_add(1, Ordering::Relaxed);
@@ -123,21 +124,4 @@ fn write_by(threads: usize, part_bytes: usize, path: &Path, bytes: u64) -> (u64,
     scope(|scope| (0..threads).for_each(|_| drop(scope.spawn(work))));
     file.sync_all().expect("a durable file");
     (parts * part_bytes as u64, started.elapsed().as_secs_f64())
-}
-
-/// Bytes that begin where a page does.
-struct Aligned {
-    memory: Vec<u8>,
-    len: usize,
-}
-
-impl Aligned {
-    fn new(len: usize) -> Self {
-        Self { memory: vec![0; len + ALIGNMENT], len }
-    }
-
-    fn bytes(&mut self) -> &mut [u8] {
-        let start = self.memory.as_ptr().align_offset(ALIGNMENT);
-        &mut self.memory[start..start + self.len]
-    }
 }
