@@ -186,9 +186,12 @@ fn a_disk_comes_out_in_every_format_and_goes_in_again() {
         &["export", &id, "x.raw", "--compress"],
         &["export", &id, "x.ova", "--format", "ova"],
         &["export", &id, "x", "--all"],
+        &["export", &id, "x.qcow2"],
+        &["export", &id, "x.VHDX"],
     ] {
         assert_eq!(place.run(wrong).status.code(), Some(2), "{wrong:?}");
     }
+    place.json(&["export", &id, "a.vmdk", "--force", "--format", "raw"]);
     let dry = place.run(&["export", &id, "dry.qcow2", "--format", "qcow2", "--dry-run"]);
     assert!(String::from_utf8_lossy(&dry.stderr).contains("nothing was changed"), "{dry:?}");
     let left: Vec<_> =

@@ -62,9 +62,9 @@ pub struct ExportArgs {
     /// The file, or - for standard output; with --all a folder
     #[arg(value_name = "FILE")]
     pub file: PathBuf,
-    /// The output's format
-    #[arg(long, value_enum, default_value = "raw")]
-    pub format: OutFormat,
+    /// The output's format [default: raw, unless the file is named like another's]
+    #[arg(long, value_enum)]
+    pub format: Option<OutFormat>,
     /// Compress a qcow2 disk, with zstd
     #[arg(long)]
     pub compress: bool,

@@ -16,13 +16,33 @@ use serde_json::json;
 use std::path::Path;
 use std::time::Instant;
 
+/// How files of other formats end, which is what such a format is called.
+const ENDINGS: [&str; 5] = ["qcow2", "vmdk", "vhd", "vhdx", "ova"];
+
+/// What was asked for. A raw disk that is named like another one is asked for by name: who opens the file would take it for
+/// what it is not.
+fn out_format(args: &ExportArgs) -> Result<OutFormat, CliError> {
+    if let Some(format) = args.format {
+        return Ok(format);
+    }
+    let ending = args.file.extension().filter(|_| !args.all).and_then(|ending| ending.to_str());
+    match ENDINGS.iter().find(|known| ending.is_some_and(|ending| ending.eq_ignore_ascii_case(known))) {
+        None => Ok(OutFormat::Raw),
+        Some(format) => Err(CliError::Usage(format!(
+            "{} would be a raw disk: say --format {format}, or --format raw",
+            args.file.display()
+        ))),
+    }
+}
+
 /// The format of a disk; none for a whole machine.
 fn disk_format(args: &ExportArgs) -> Result<Option<DiskFormat>, CliError> {
-    if args.compress && args.format != OutFormat::Qcow2 {
+    let format = out_format(args)?;
+    if args.compress && format != OutFormat::Qcow2 {
         let why = "--compress goes with --format qcow2; VMDK and OVA are always compressed";
         return Err(CliError::Usage(why.into()));
     }
-    Ok(match args.format {
+    Ok(match format {
         OutFormat::Raw => Some(DiskFormat::Raw),
         OutFormat::Qcow2 => Some(DiskFormat::Qcow2 { is_compressed: args.compress }),
         OutFormat::Vmdk => Some(DiskFormat::Vmdk),
