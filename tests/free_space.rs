@@ -9,6 +9,7 @@ mod common;
 #[path = "../fuzz/src/sparse.rs"]
 mod sparse;
 
+use common::mounted::{Mounted, have, must, run, text};
 use common::{Draw, MemoryDisk};
 use imgstore::disk::free::{Limits, Outcome, Part, Place, skip_free};
 use imgstore::disk::{DiskError, DiskRead, Extent};
@@ -16,37 +17,10 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::Arc;
 
 const MIB: u64 = 1 << 20;
 const BLOCK: u64 = 4096;
-
-/// Runs a program: whether it succeeded, and what it printed. `None` if there is no such program.
-fn run(program: &str, args: &[&str]) -> Option<(bool, String)> {
-    let output = Command::new(program).args(args).env("LC_ALL", "C").output().ok()?;
-    let said = [output.stdout, output.stderr].concat();
-    Some((output.status.success(), String::from_utf8_lossy(&said).into_owned()))
-}
-
-fn must(program: &str, args: &[&str]) -> String {
-    let (ok, said) = run(program, args).unwrap_or_else(|| panic!("no {program}"));
-    assert!(ok, "{program} {args:?}: {said}");
-    said
-}
-
-/// Whether all of these programs are there; else says that a test is skipped.
-fn have(programs: &[&str]) -> bool {
-    let missing = programs.iter().find(|program| run(program, &["-V"]).is_none());
-    if let Some(program) = missing {
-        println!("skipped: there is no {program}");
-    }
-    missing.is_none()
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().unwrap()
-}
 
 /// A disk that is a file.
 struct FileDisk(File, u64);
@@ -191,38 +165,6 @@ fn contents(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
         }
     }
     found
-}
-
-/// A mounted file system, unmounted in the end.
-struct Mounted(PathBuf);
-
-impl Mounted {
-    fn new(image: &Path, options: &str) -> Option<Self> {
-        let folder = image.with_extension("mnt");
-        fs::create_dir_all(&folder).unwrap();
-        let options = format!("loop{options}");
-        let (ok, said) = run("mount", &["-o", &options, text(image), text(&folder)])?;
-        if !ok {
-            println!("skipped: cannot mount: {said}");
-        }
-        ok.then_some(Self(folder))
-    }
-}
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        // For a moment something else may look into what was mounted; and the last writes are done when the
-        // device is gone.
-        let image = self.0.with_extension("");
-        for _ in 0..100 {
-            run("umount", &[text(&self.0)]);
-            if run("losetup", &["-j", text(&image)]).is_none_or(|found| found.1.is_empty()) {
-                return;
-            }
-            std::thread::sleep(std::time::Duration::from_millis(100));
-        }
-        println!("{} stays mounted", self.0.display());
-    }
 }
 
 /// Fills a file system and empties it in part, twice, by the kernel.

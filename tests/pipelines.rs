@@ -2,7 +2,9 @@
 
 mod common;
 
-use common::{Caller, Draw, MemoryDisk, MemoryTarget, memory_region, session, small_packs, volume};
+use common::{
+    Caller, Draw, MemoryDisk, MemoryTarget, import_disks, memory_region, session, small_packs, volume,
+};
 use imgstore::disk::{DiskError, DiskRead, DiskWrite, Extent};
 use imgstore::io::directory::DirectoryOptions;
 use imgstore::io::memory::Memory;
@@ -29,25 +31,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 fn image_options(name: &str) -> ImageOptions {
     ImageOptions::named(name, Architecture::X86_64)
-}
-
-fn import_disks(
-    region: &Region,
-    caller: &Caller,
-    name: &str,
-    disks: Vec<Vec<u8>>,
-) -> imgstore::model::image::Image {
-    let disks: Vec<_> = disks
-        .into_iter()
-        .zip(["/dev/xvda", "/dev/xvdb", "/dev/xvdc"])
-        .map(|(bytes, device)| ImportDisk {
-            device_name: device.into(),
-            disk: Box::new(MemoryDisk::new(bytes)),
-        })
-        .collect();
-    import(region, &disks, &[], &image_options(name), Compression::default(), &caller.context())
-        .unwrap()
-        .image
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use crate::model::units::display_bytes;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// A part of a disk that surely reads as zeros, or that must be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,6 +50,12 @@ pub trait DiskWrite: Send {
 
     /// Makes a range read as zeros. Offsets ascend together with those of `write_at`.
     fn zero_at(&mut self, offset: u64, len: u64) -> Result<(), DiskError>;
+
+    /// Takes over a file of the same length with all that is to be written, by sharing its blocks, where that can be. Says
+    /// whether it did; if not, everything is to be written.
+    fn share_all_of(&mut self, _file: &Path) -> bool {
+        false
+    }
 
     /// Makes everything durable and gives the disk its name. Without it nothing is left behind.
     fn finish(self: Box<Self>) -> Result<(), DiskError>;

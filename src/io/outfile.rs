@@ -3,6 +3,7 @@
 use super::clock::random_u64;
 use super::disk::{DiskError, DiskWrite, FileWrite};
 use super::os::no_follow;
+use super::reflink::share_all;
 use super::write_behind::WriteBehind;
 use crate::model::ids::{InstanceId, VolumeId};
 use rustix::fs::{CWD, FallocateFlags, RenameFlags, renameat_with};
@@ -107,6 +108,10 @@ impl DiskWrite for NewFile {
 
     fn write_parts_at(&mut self, offset: u64, parts: &[&[u8]]) -> Result<(), DiskError> {
         self.out.write_parts_at(offset, parts).map_err(|e| DiskError::io("write", &self.path, offset, e))
+    }
+
+    fn share_all_of(&mut self, file: &Path) -> bool {
+        share_all(self.out.file(), file)
     }
 
     /// A new file reads as zeros where nothing was written.

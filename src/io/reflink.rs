@@ -170,6 +170,15 @@ impl Drop for NewClone {
     }
 }
 
+/// Lets a new file share all blocks of another regular file, if that has its length and the file system can; says whether it
+/// does. What was shared before a failure is no harm to who writes everything then: it is the same.
+pub fn share_all(new: &File, with: &Path) -> bool {
+    let opened = OpenOptions::new().read(true).custom_flags(no_follow() | no_waiting()).open(with);
+    let (Ok(source), Ok(expected)) = (opened, new.metadata()) else { return false };
+    let is_alike = |found: Metadata| found.is_file() && found.len() == expected.len();
+    source.metadata().is_ok_and(is_alike) && ioctl_ficlone(new, &source).is_ok()
+}
+
 /// Where a new clone differs from one that was kept; or why that cannot be told. Both are files that nobody writes to.
 /// What lies at one place on the disk is the same; what lies elsewhere, or nowhere that is told, may differ.
 pub fn changes_between(base: &KeptClone, new: &NewClone) -> Result<Result<Changes, &'static str>, DiskError> {
@@ -338,6 +347,23 @@ mod tests {
         ];
         assert_eq!(compare(of(&base), of(&new), 20 * K).unwrap().ranges(), [1..2, 5..6, 8..20]);
         assert!(compare(of(&base[..2]), of(&new), 20 * K).is_err(), "a list that ends early");
+    }
+
+    #[test]
+    fn only_regular_files_of_the_same_length_are_shared() {
+        let here = tempfile::tempdir().unwrap();
+        let path = |name: &str| here.path().join(name);
+        let new = File::options().write(true).create_new(true).open(path("new")).unwrap();
+        new.set_len(8192).unwrap();
+        fs::write(path("longer"), [1; 8193]).unwrap();
+        fs::write(path("same"), [1; 8192]).unwrap();
+        std::os::unix::fs::symlink(path("same"), path("link")).unwrap();
+        for name in ["longer", "link", "nothing", "."] {
+            assert!(!share_all(&new, &path(name)), "{name}");
+        }
+        // Whether it can be depends on the file system; what there is then does not.
+        let is_shared = share_all(&new, &path("same"));
+        assert_eq!(fs::read(path("new")).unwrap(), [u8::from(is_shared); 8192]);
     }
 
     #[test]

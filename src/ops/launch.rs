@@ -183,7 +183,8 @@ impl Launch<'_> {
         let reservation_id = ReservationId::from_random(self.region.random_id()?);
         let mut launched = Vec::new();
         while launched.len() < self.options.count_max as usize {
-            match write_instance(self.region, self.contents, self.output, self.image, self.context, written) {
+            let Self { region, contents, output, image, context, .. } = *self;
+            match write_instance(region, contents, output, image, launched.first(), context, written) {
                 Ok(one) => launched.push(one),
                 // As many as there is space for, if they are enough.
                 Err(OpsError::Disk(DiskError::NoSpace { path, .. }))

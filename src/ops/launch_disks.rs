@@ -76,10 +76,21 @@ impl Content {
         format!("{}.raw", self.device_name.trim_start_matches("/dev/"))
     }
 
-    fn write(&self, region: &Region, path: &Path, context: &Context<'_>) -> Result<(), OpsError> {
+    /// Writes it to a new file; or shares the blocks of the file that has it already, if there is one and the file system can.
+    fn write(
+        &self,
+        region: &Region,
+        path: &Path,
+        same: Option<&Path>,
+        context: &Context<'_>,
+    ) -> Result<(), OpsError> {
         let mut target = open_target(path, self.volume_bytes, TargetOptions::default())?;
         if let Some((root, map)) = &self.map {
-            restore(region, *root, map, &mut *target, context)?;
+            if same.is_some_and(|same| target.share_all_of(same)) {
+                context.progress.advance(map.volume_bytes());
+            } else {
+                restore(region, *root, map, &mut *target, context)?;
+            }
         }
         context.check_cancelled()?;
         Ok(target.finish()?)
@@ -108,12 +119,13 @@ impl Written {
     }
 }
 
-/// Writes the disks of one instance.
+/// Writes the disks of one instance, whose content those of `first` have, which was written before.
 pub(super) fn write_instance(
     region: &Region,
     contents: &[Content],
     output: &Path,
     image: &Image,
+    first: Option<&Launched>,
     context: &Context<'_>,
     written: &mut Written,
 ) -> Result<Launched, OpsError> {
@@ -128,7 +140,8 @@ pub(super) fn write_instance(
         if let Some((_, files)) = written.0.last_mut() {
             files.push(path.clone());
         }
-        content.write(region, &path, context)?;
+        let same = first.map(|made| Path::new(&made.instance.path).join(content.file_name()));
+        content.write(region, &path, same.as_deref(), context)?;
         put_on_record(region, content, &path, &mut made, context)?;
     }
     Ok(made)

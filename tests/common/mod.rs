@@ -2,6 +2,7 @@
 #![allow(dead_code, unused_imports, unused_macros, reason = "every test uses a part of it")]
 
 pub mod made;
+pub mod mounted;
 
 use imgstore::disk::{DiskError, DiskRead, DiskWrite, Extent, FileWrite};
 use imgstore::io::memory::Memory;
@@ -274,6 +275,28 @@ impl Caller {
         export::export(region, &root, &map, Box::new(target.clone()), &self.context())?;
         Ok(target.bytes())
     }
+}
+
+/// An image of these disks, the first of which is its root.
+pub fn import_disks(region: &Region, caller: &Caller, name: &str, disks: Vec<Vec<u8>>) -> Image {
+    let disks: Vec<_> = disks
+        .into_iter()
+        .zip(["/dev/xvda", "/dev/xvdb", "/dev/xvdc"])
+        .map(|(bytes, device)| ImportDisk {
+            device_name: device.into(),
+            disk: Box::new(MemoryDisk::new(bytes)),
+        })
+        .collect();
+    import(
+        region,
+        &disks,
+        &[],
+        &ImageOptions::named(name, Architecture::X86_64),
+        Compression::default(),
+        &caller.context(),
+    )
+    .unwrap()
+    .image
 }
 
 /// A command without the environment of whoever runs the tests, but for what `tests/measure/coverage` and
