@@ -7,7 +7,8 @@
 //! limits write FILE BYTES   writes a new file past the page cache, and makes it durable: by one thread, by all, the better
 //! ```
 //!
-//! Each on all processors, in the memory that imgstore uses for pieces of disks. Prints one JSON object: bytes, and seconds without what was made ready.
+//! Each on all processors, in the memory that imgstore uses for pieces of disks. Prints one JSON object: bytes, and seconds
+//! without what was made ready.
 #![allow(clippy::print_stdout, reason = "a program that reports")]
 
 #[path = "common/packs.rs"]

@@ -6,8 +6,9 @@
 mod common;
 
 use common::Draw;
+use common::mounted::Mounted;
 use serde_json::Value;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, OpenOptions};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -26,6 +27,13 @@ impl Place {
         let folder = tempfile::tempdir().unwrap();
         let disks = folder.path().to_owned();
         Self { folder, disks }
+    }
+
+    /// Puts the disks onto a file system of their own, unmounted with what is returned; the home is elsewhere.
+    fn mount(&mut self, kind: &str, options: &str) -> Option<Mounted> {
+        let mounted = Mounted::fresh(&self.folder.path().join("image"), kind, 512, options)?;
+        self.disks.clone_from(&mounted.0);
+        Some(mounted)
     }
 
     fn run(&self, args: &[&str]) -> Output {
@@ -178,41 +186,6 @@ fn a_dirty_bitmap_of_qemu_is_believed() {
     assert_eq!(place.snapshot(&args)["hint"]["wrong"], Value::Array(vec![]));
 }
 
-/// A file system of its own kind for the disks, unmounted in the end; the home is elsewhere.
-struct Mounted(PathBuf);
-
-impl Mounted {
-    fn new(place: &mut Place, kind: &str, options: &str) -> Option<Self> {
-        let (image, folder) = (place.folder.path().join("image"), place.folder.path().join("mnt"));
-        File::create(&image).unwrap().set_len(512 << 20).unwrap();
-        fs::create_dir(&folder).unwrap();
-        let run = |program: &str, args: &[&str]| {
-            let output = Command::new(program).args(args).arg(&image).output();
-            let ok = output.as_ref().is_ok_and(|output| output.status.success());
-            if !ok {
-                println!("skipped: {program} {args:?}: {output:?}");
-            }
-            ok.then_some(())
-        };
-        run(&format!("mkfs.{kind}"), &["-q"])?;
-        run("mount", &["-o", &format!("loop{options}"), "--target", folder.to_str().unwrap(), "--source"])?;
-        place.disks.clone_from(&folder);
-        Some(Self(folder))
-    }
-}
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        for _ in 0..100 {
-            if Command::new("umount").arg(&self.0).status().is_ok_and(|status| status.success()) {
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(100));
-        }
-        println!("{} stays mounted", self.0.display());
-    }
-}
-
 /// Writes over a disk file here and there, as a guest does: blocks, parts of them, zeros, holes; never synced.
 fn scribble(path: &Path, len: usize, draw: &mut Draw) {
     let file = OpenOptions::new().write(true).open(path).unwrap();
@@ -238,7 +211,7 @@ fn scribble(path: &Path, len: usize, draw: &mut Draw) {
 fn a_kept_clone_says_what_is_read() {
     for kind in ["xfs", "btrfs"] {
         let mut place = Place::new();
-        let Some(_mounted) = Mounted::new(&mut place, kind, "") else { continue };
+        let Some(_mounted) = place.mount(kind, "") else { continue };
         let len = 24 * MIB - 100;
         fs::write(place.disks.join("a.raw"), common::volume(len, 9)).unwrap();
         let first = place.snapshot(&["a.raw", "--clone", "a.clone"]);
@@ -278,7 +251,7 @@ fn a_kept_clone_says_what_is_read() {
 #[test]
 fn a_wrong_clone_is_refused_or_not_believed() {
     let mut place = Place::new();
-    let Some(_mounted) = Mounted::new(&mut place, "xfs", "") else { return };
+    let Some(_mounted) = place.mount("xfs", "") else { return };
     fs::write(place.disks.join("a.raw"), common::volume(4 * MIB, 9)).unwrap();
     fs::write(place.disks.join("b.raw"), common::volume(4 * MIB, 10)).unwrap();
     fs::write(place.disks.join("precious"), "precious").unwrap();
@@ -357,7 +330,7 @@ fn a_wrong_clone_is_refused_or_not_believed() {
 #[test]
 fn compressed_files_tell_nothing_and_others_cannot_be_cloned() {
     let mut place = Place::new();
-    if let Some(_mounted) = Mounted::new(&mut place, "btrfs", ",compress-force=zstd") {
+    if let Some(_mounted) = place.mount("btrfs", ",compress-force=zstd") {
         fs::write(place.disks.join("a.raw"), common::volume(4 * MIB, 9)).unwrap();
         place.snapshot(&["a.raw", "--clone", "a.clone"]);
         let again = place.snapshot(&["a.raw", "--clone", "a.clone"]);
@@ -365,7 +338,7 @@ fn compressed_files_tell_nothing_and_others_cannot_be_cloned() {
         assert!(place.holds(&again, "a.raw"));
     }
     let mut place = Place::new();
-    if let Some(_mounted) = Mounted::new(&mut place, "ext4", "") {
+    if let Some(_mounted) = place.mount("ext4", "") {
         fs::write(place.disks.join("a.raw"), common::volume(MIB, 9)).unwrap();
         let said = place.fails(6, &["snapshot", "a.raw", "--clone", "a.clone"]);
         assert!(said.contains("cannot share blocks with the disk"), "{said}");

@@ -1,16 +1,14 @@
 //! Instances that are launched together share their disks' blocks where the file system can: XFS and btrfs, on loop
-//! mounts. Skipped, saying so, where those cannot be made.
-#![allow(clippy::print_stdout, reason = "what is skipped is said")]
-
+//! mounts, and ext4, which cannot. Skipped, saying so, where those cannot be made.
 mod common;
 
-use common::mounted::{Mounted, have, must, text};
+use common::mounted::Mounted;
 use common::{Caller, import_disks, memory_region, small_packs, volume};
 use fiemap::{Fiemap, FiemapExtentFlags};
 use imgstore::io::memory::Memory;
 use imgstore::ops::devices::DeviceSpec;
 use imgstore::ops::launch::{LaunchOptions, launch};
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
@@ -26,15 +24,9 @@ fn shared_of(path: &str) -> (u64, u64) {
 #[test]
 fn the_disks_of_later_instances_are_clones_that_go_their_own_ways() {
     for kind in ["xfs", "btrfs"] {
-        let mkfs = format!("mkfs.{kind}");
-        if !have(&[&mkfs]) {
-            continue;
-        }
         let folder = tempfile::tempdir().unwrap();
-        let image = folder.path().join("fs");
-        File::create(&image).unwrap().set_len(512 << 20).unwrap();
-        must(&mkfs, &["-q", text(&image)]);
-        let Some(mounted) = Mounted::new(&image, "") else { continue };
+        let image_file = folder.path().join("fs");
+        let Some(mounted) = Mounted::fresh(&image_file, kind, 512, "") else { continue };
 
         let caller = Caller::new(2);
         let region = memory_region(&Memory::new(), &small_packs());
@@ -52,6 +44,9 @@ fn the_disks_of_later_instances_are_clones_that_go_their_own_ways() {
             ..LaunchOptions::one(&mounted.0.join("vms"))
         };
         let launched = launch(&region, image.id, &options, &caller.context()).unwrap();
+        // What is compared comes from the disk, not from memory.
+        drop(mounted);
+        let _mounted = Mounted::new(&image_file, "").unwrap();
 
         let is_whole = |at: usize| {
             let [first, second] = [0, 1].map(|disk| fs::read(&launched[at].volumes[disk].path).unwrap());
@@ -72,5 +67,29 @@ fn the_disks_of_later_instances_are_clones_that_go_their_own_ways() {
         disk.write_all_at(&[0xaa; 70_000], 1 << 20).unwrap();
         disk.sync_all().unwrap();
         assert_eq!((is_whole(0), is_whole(1), is_whole(2)), (true, false, true), "{kind}");
+    }
+}
+
+/// Each instance takes space of its own on ext4; shared blocks count once.
+#[test]
+fn as_many_are_launched_as_there_is_space_for() {
+    const COUNT: usize = 30;
+    for (kind, mib) in [("ext4", 64), ("xfs", 320), ("btrfs", 320)] {
+        let folder = tempfile::tempdir().unwrap();
+        let Some(mounted) = Mounted::fresh(&folder.path().join("fs"), kind, mib, "") else { continue };
+        let caller = Caller::new(2);
+        let region = memory_region(&Memory::new(), &small_packs());
+        let root = volume(20 << 20, 3);
+        let image = import_disks(&region, &caller, "many", vec![root.clone()]);
+        let vms = mounted.0.join("vms");
+        let options = LaunchOptions { count_max: COUNT as u32, ..LaunchOptions::one(&vms) };
+        let launched = launch(&region, image.id, &options, &caller.context()).unwrap();
+        let expected = if kind == "ext4" { 1..4 } else { COUNT..COUNT + 1 };
+        assert!(expected.contains(&launched.len()), "{kind}: {}", launched.len());
+        for made in &launched {
+            assert!(fs::read(&made.volumes[0].path).unwrap() == root, "{kind}");
+        }
+        assert_eq!(fs::read_dir(&vms).unwrap().count(), launched.len(), "{kind}: nothing else is left");
+        assert_eq!(region.catalog().unwrap().instances.len(), launched.len());
     }
 }

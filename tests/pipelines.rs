@@ -414,7 +414,7 @@ fn a_cancelled_launch_leaves_no_file_and_no_record() {
     let folder = tempfile::tempdir().unwrap();
     let caller = Caller { memory_bytes: 16 << 20, ..Caller::new(2) };
     let region = memory_region(&Memory::new(), &small_packs());
-    let image = import_disks(&region, &caller, "big", vec![volume(16 << 20, 1)]);
+    let image = import_disks(&region, &caller, "big", vec![volume(48 << 20, 1)]);
     let stop = StopAfter(AtomicU64::new(5 << 20));
     let context = Context { progress: &stop, ..caller.context() };
     let options = LaunchOptions::one(folder.path());

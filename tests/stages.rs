@@ -136,8 +136,12 @@ impl DiskWrite for Target {
     fn write_at(&mut self, _offset: u64, _bytes: &[u8]) -> Result<(), DiskError> {
         match self.left.checked_sub(1) {
             Some(left) => self.left = left,
-            None if self.panics => panic!("a panic that was ordered"),
-            None => return Err(broken()),
+            None => {
+                // The stages before run full meanwhile: who ends them must wake them.
+                std::thread::sleep(Duration::from_millis(30));
+                assert!(!self.panics, "a panic that was ordered");
+                return Err(broken());
+            }
         }
         Ok(())
     }
@@ -159,7 +163,7 @@ fn export_to(region: &Region, root: &Root<'_>, target: Target, caller: &Caller) 
 #[test]
 fn a_target_that_fails_or_panics_ends_the_export() {
     let region = memory_region(&Memory::new(), &small_packs());
-    let taken = Caller::new(2).snapshot(&region, &MemoryDisk::new(disk(24 << 20))).unwrap();
+    let taken = Caller::new(2).snapshot(&region, &MemoryDisk::new(disk(48 << 20))).unwrap();
     let root = Root::from(&taken.snapshot);
     for (threads, left) in [(1, 0), (4, 0), (1, 3), (4, 3), (1, 17), (4, 17)] {
         let caller = Caller::new(threads);

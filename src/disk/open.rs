@@ -7,6 +7,7 @@ use crate::io::outfile::{BlockDevice, NewFile, Stream, is_block_device};
 use crate::io::rawdisk::RawDisk;
 
 pub use crate::io::outfile::{absolute, make_dirs, remove_dir_with, remove_made_file, utf8};
+pub use crate::io::reflink::FinishedFile;
 
 use std::io::Write;
 use std::path::Path;

@@ -10,8 +10,8 @@ use memmap2::MmapMut;
 pub const ALIGN: usize = 4096;
 /// A huge page of usual processors.
 const HUGE_BYTES: usize = 2 << 20;
-/// What is shorter would waste most of one.
-const HUGE_MIN: usize = HUGE_BYTES / 4;
+/// What is shorter would waste more than a quarter of one: it takes memory whole.
+const HUGE_MIN: usize = HUGE_BYTES / 4 * 3;
 /// Shorter ones have room for a multiple of this: pieces of a disk, which are all a little longer or shorter, need not be made
 /// again for each that is longer than all before. What is never used costs addresses only.
 const ROOM_BYTES: usize = 64 << 10;
@@ -47,11 +47,15 @@ impl Memory {
 
     /// A map may begin between two huge pages, so it is one longer. What lies outside is never touched.
     fn huge(len: usize) -> std::io::Result<Self> {
-        let map = MmapMut::map_anon(len.next_multiple_of(HUGE_BYTES) + HUGE_BYTES)?;
+        let memory = Self::Huge(MmapMut::map_anon(len.next_multiple_of(HUGE_BYTES) + HUGE_BYTES)?);
         // Without them it is memory as any other.
         #[cfg(target_os = "linux")]
-        let _ = map.advise(memmap2::Advice::HugePage);
-        Ok(Self::Huge(map))
+        if let Self::Huge(map) = &memory {
+            let (start, huge) = (memory.start(), in_huge_pages(len));
+            let _ = map.advise_range(memmap2::Advice::HugePage, start, huge);
+            let _ = map.advise_range(memmap2::Advice::NoHugePage, start + huge, map.len() - start - huge);
+        }
+        Ok(memory)
     }
 
     fn bytes(&self) -> &[u8] {
@@ -77,6 +81,13 @@ impl Memory {
         // Not to be had is allowed by its contract; then nothing is written directly.
         Some(self.bytes().as_ptr().align_offset(alignment)).filter(|at| *at < room).unwrap_or(0)
     }
+}
+
+/// So much of what is so long lies in huge pages: none for a rest that is short, as the room of a piece for a chunk that began
+/// before it.
+fn in_huge_pages(len: usize) -> usize {
+    let rest = len % HUGE_BYTES;
+    if rest < HUGE_MIN { len - rest } else { len.next_multiple_of(HUGE_BYTES) }
 }
 
 impl AlignedBuffer {
@@ -108,7 +119,7 @@ mod tests {
     #[test]
     fn a_buffer_is_aligned_however_it_grows_and_shrinks() {
         let mut buffer = AlignedBuffer::default();
-        for len in [1, 5000, HUGE_MIN - 1, HUGE_MIN, 1 << 20, 4096, HUGE_BYTES, HUGE_BYTES + 1, 9 << 20] {
+        for len in [1, 5000, 1 << 20, HUGE_MIN - 1, HUGE_MIN, 4096, HUGE_BYTES, HUGE_BYTES + 1, 9 << 20] {
             let mut fresh = AlignedBuffer::default();
             let huge = if len < HUGE_MIN { ALIGN } else { HUGE_BYTES };
             for (buffer, alignment) in [(&mut buffer, ALIGN), (&mut fresh, huge)] {
@@ -121,11 +132,20 @@ mod tests {
     }
 
     #[test]
+    fn a_rest_takes_a_huge_page_only_if_it_needs_most_of_one() {
+        let lengths =
+            [(0, 0), (HUGE_MIN - 1, 0), (HUGE_MIN, 1), (HUGE_BYTES, 1), (HUGE_BYTES + HUGE_MIN - 1, 1)];
+        for (len, pages) in lengths.into_iter().chain([(HUGE_BYTES + HUGE_MIN, 2), (8 << 20, 4)]) {
+            assert_eq!(in_huge_pages(len), pages * HUGE_BYTES, "{len}");
+        }
+    }
+
+    #[test]
     fn memory_is_kept_while_there_is_room() {
         let mut buffer = AlignedBuffer::default();
         // What each is made for, and what still fits.
         for (len, fits) in
-            [(5000, ROOM_BYTES - ALIGN), (1 << 20, HUGE_BYTES), (HUGE_BYTES + 1, 2 * HUGE_BYTES)]
+            [(5000, ROOM_BYTES - ALIGN), (HUGE_MIN, HUGE_BYTES), (HUGE_BYTES + 1, 2 * HUGE_BYTES)]
         {
             buffer.resize(len);
             let place = buffer.bytes().as_ptr();

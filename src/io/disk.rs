@@ -1,8 +1,9 @@
 //! What a disk is to the pipelines: a length, extents, positioned reads; and a target of positioned writes.
 
 use crate::model::units::display_bytes;
+use std::fs::File;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// A part of a disk that surely reads as zeros, or that must be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,9 +53,10 @@ pub trait DiskWrite: Send {
     fn zero_at(&mut self, offset: u64, len: u64) -> Result<(), DiskError>;
 
     /// Takes over a file of the same length with all that is to be written, by sharing its blocks, where that can be. Says
-    /// whether it did; if not, everything is to be written.
-    fn share_all_of(&mut self, _file: &Path) -> bool {
-        false
+    /// whether it did; if not, nothing was done, and everything is to be written. After an error parts may be as in the file:
+    /// the target is of no use then.
+    fn share_all_of(&mut self, _file: &File) -> Result<bool, DiskError> {
+        Ok(false)
     }
 
     /// Makes everything durable and gives the disk its name. Without it nothing is left behind.

@@ -110,8 +110,8 @@ impl DiskWrite for NewFile {
         self.out.write_parts_at(offset, parts).map_err(|e| DiskError::io("write", &self.path, offset, e))
     }
 
-    fn share_all_of(&mut self, file: &Path) -> bool {
-        share_all(self.out.file(), file)
+    fn share_all_of(&mut self, file: &File) -> Result<bool, DiskError> {
+        share_all(self.out.file(), file).map_err(|e| DiskError::io("clone to", &self.path, 0, e))
     }
 
     /// A new file reads as zeros where nothing was written.

@@ -2,7 +2,7 @@
 //! between two of them, by where their blocks lie (FIEMAP).
 
 use super::clock::random_u64;
-use super::disk::DiskError;
+use super::disk::{DiskError, DiskWrite};
 use super::os::{no_follow, no_waiting};
 use super::rawdisk::RawDisk;
 use crate::model::changes::Changes;
@@ -129,13 +129,13 @@ impl NewClone {
     }
 
     fn share(&self, with: &File) -> Result<(), DiskError> {
-        ioctl_ficlone(&self.file, with).map_err(|e| match e {
-            Errno::OPNOTSUPP | Errno::NOTTY | Errno::INVAL | Errno::XDEV => bad(
-                &self.path,
-                "cannot share blocks with the disk: both must lie on one file system that can, such as XFS or btrfs",
-            ),
-            e => DiskError::io("clone", &self.path, 0, e.into()),
-        })
+        const WHY: &str = "cannot share blocks with the disk: both must lie on one file system that can, such as XFS or btrfs";
+        let is_shared = clone_blocks(&self.file, with);
+        if is_shared.map_err(|e| DiskError::io("clone", &self.path, 0, e))? {
+            Ok(())
+        } else {
+            Err(bad(&self.path, WHY))
+        }
     }
 
     /// The clone as a disk.
@@ -161,6 +161,72 @@ impl NewClone {
     }
 }
 
+/// Lets a new file share all blocks of another that has its length. Says whether it does; if not, that cannot be here.
+pub fn share_all(new: &File, with: &File) -> io::Result<bool> {
+    // Of a longer one it would become longer, too.
+    Ok(new.metadata()?.len() == with.metadata()?.len() && clone_blocks(new, with)?)
+}
+
+fn clone_blocks(new: &File, with: &File) -> io::Result<bool> {
+    match ioctl_ficlone(new, with) {
+        Ok(()) => Ok(true),
+        Err(Errno::OPNOTSUPP | Errno::NOTTY | Errno::INVAL | Errno::XDEV) => Ok(false),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// A file that was written whole, and what it is told by from itself after a change.
+#[derive(Debug, Clone)]
+pub struct FinishedFile {
+    path: PathBuf,
+    seen: Seen,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Seen {
+    device: u64,
+    stamp: Stamp,
+    changed_s: i64,
+    changed_ns: i64,
+}
+
+impl Seen {
+    fn of(metadata: &Metadata) -> Self {
+        Self {
+            device: metadata.dev(),
+            stamp: Stamp::of(metadata),
+            changed_s: metadata.ctime(),
+            changed_ns: metadata.ctime_nsec(),
+        }
+    }
+}
+
+impl FinishedFile {
+    /// A regular file, as it is now.
+    pub fn new(path: &Path) -> Result<Self, DiskError> {
+        let metadata = fs::symlink_metadata(path).map_err(|e| DiskError::io("look at", path, 0, e))?;
+        if !metadata.is_file() {
+            return Err(bad(path, "is no regular file any more"));
+        }
+        Ok(Self { path: path.to_owned(), seen: Seen::of(&metadata) })
+    }
+
+    /// Lets a new disk be of its blocks, as [`DiskWrite::share_all_of`] says. That somebody has changed it is an error, too.
+    pub fn share_with(&self, target: &mut dyn DiskWrite) -> Result<bool, DiskError> {
+        let failed = |e| DiskError::io("look at", &self.path, 0, e);
+        let opened = OpenOptions::new().read(true).custom_flags(no_follow() | no_waiting()).open(&self.path);
+        let source = opened.map_err(failed)?;
+        let check = || match source.metadata().map_err(failed)? {
+            found if Seen::of(&found) == self.seen => Ok(()),
+            _ => Err(bad(&self.path, "was written to before it was cloned")),
+        };
+        check()?;
+        let is_shared = target.share_all_of(&source)?;
+        // What was written meanwhile may be in it.
+        check().map(|()| is_shared)
+    }
+}
+
 impl Drop for NewClone {
     fn drop(&mut self) {
         if let Some(temporary) = &self.temporary {
@@ -168,15 +234,6 @@ impl Drop for NewClone {
             let _ = fs::remove_file(temporary);
         }
     }
-}
-
-/// Lets a new file share all blocks of another regular file, if that has its length and the file system can; says whether it
-/// does. What was shared before a failure is no harm to who writes everything then: it is the same.
-pub fn share_all(new: &File, with: &Path) -> bool {
-    let opened = OpenOptions::new().read(true).custom_flags(no_follow() | no_waiting()).open(with);
-    let (Ok(source), Ok(expected)) = (opened, new.metadata()) else { return false };
-    let is_alike = |found: Metadata| found.is_file() && found.len() == expected.len();
-    source.metadata().is_ok_and(is_alike) && ioctl_ficlone(new, &source).is_ok()
 }
 
 /// Where a new clone differs from one that was kept; or why that cannot be told. Both are files that nobody writes to.
@@ -319,6 +376,7 @@ fn bad(path: &Path, why: &'static str) -> DiskError {
 mod tests {
     #![allow(clippy::single_range_in_vec_init, reason = "lists of ranges, not numbers")]
     use super::*;
+    use crate::io::outfile::NewFile;
 
     const K: u64 = 4096;
 
@@ -350,20 +408,68 @@ mod tests {
     }
 
     #[test]
-    fn only_regular_files_of_the_same_length_are_shared() {
+    fn only_a_regular_file_that_is_as_it_was_is_shared() {
         let here = tempfile::tempdir().unwrap();
         let path = |name: &str| here.path().join(name);
-        let new = File::options().write(true).create_new(true).open(path("new")).unwrap();
-        new.set_len(8192).unwrap();
-        fs::write(path("longer"), [1; 8193]).unwrap();
-        fs::write(path("same"), [1; 8192]).unwrap();
-        std::os::unix::fs::symlink(path("same"), path("link")).unwrap();
-        for name in ["longer", "link", "nothing", "."] {
-            assert!(!share_all(&new, &path(name)), "{name}");
+        for name in ["longer", "same", "written", "moved"] {
+            fs::write(path(name), vec![1; if name == "longer" { 8193 } else { 8192 }]).unwrap();
         }
-        // Whether it can be depends on the file system; what there is then does not.
-        let is_shared = share_all(&new, &path("same"));
-        assert_eq!(fs::read(path("new")).unwrap(), [u8::from(is_shared); 8192]);
+        std::os::unix::fs::symlink(path("same"), path("link")).unwrap();
+        for name in ["link", "nothing", "."] {
+            FinishedFile::new(&path(name)).unwrap_err();
+        }
+        let [longer, same, written, moved] =
+            ["longer", "same", "written", "moved"].map(|name| FinishedFile::new(&path(name)).unwrap());
+        let mut new = NewFile::create(&path("new"), 8192, false).unwrap();
+        assert!(!longer.share_with(&mut new).unwrap());
+        // With the times that it had, but for the one that nobody can set.
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        let modified = fs::metadata(path("written")).unwrap().modified().unwrap();
+        fs::write(path("written"), [2; 8192]).unwrap();
+        File::options().write(true).open(path("written")).unwrap().set_modified(modified).unwrap();
+        let error = written.share_with(&mut new).unwrap_err();
+        assert!(error.to_string().contains("was written to before it was cloned"), "{error}");
+        // Another file of its name, and a link to one.
+        fs::copy(path("same"), path("copy")).unwrap();
+        fs::rename(path("copy"), path("moved")).unwrap();
+        moved.share_with(&mut new).unwrap_err();
+        fs::remove_file(path("moved")).unwrap();
+        std::os::unix::fs::symlink(path("same"), path("moved")).unwrap();
+        moved.share_with(&mut new).unwrap_err();
+        // Nothing was done for any of these; whether it can be depends on the file system.
+        let mut another = NewFile::create(&path("another"), 8192, false).unwrap();
+        let is_shared = same.share_with(&mut another).unwrap();
+        for (new, name, byte) in [(new, "new", 0), (another, "another", u8::from(is_shared))] {
+            Box::new(new).finish().unwrap();
+            assert_eq!(fs::read(path(name)).unwrap(), [byte; 8192]);
+        }
+    }
+
+    /// Somebody writes to the file while it is cloned.
+    #[test]
+    fn a_file_that_changes_while_it_is_cloned_is_an_error() {
+        struct Late(PathBuf);
+        impl DiskWrite for Late {
+            fn write_at(&mut self, _offset: u64, _bytes: &[u8]) -> Result<(), DiskError> {
+                unreachable!("it is only cloned to")
+            }
+            fn zero_at(&mut self, _offset: u64, _len: u64) -> Result<(), DiskError> {
+                unreachable!("it is only cloned to")
+            }
+            fn share_all_of(&mut self, _file: &File) -> Result<bool, DiskError> {
+                std::thread::sleep(std::time::Duration::from_millis(20));
+                fs::write(&self.0, [2; 8192]).unwrap();
+                Ok(true)
+            }
+            fn finish(self: Box<Self>) -> Result<(), DiskError> {
+                unreachable!("it is only cloned to")
+            }
+        }
+        let here = tempfile::tempdir().unwrap();
+        let path = here.path().join("file");
+        fs::write(&path, [1; 8192]).unwrap();
+        let file = FinishedFile::new(&path).unwrap();
+        file.share_with(&mut Late(path)).unwrap_err();
     }
 
     #[test]

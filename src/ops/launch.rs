@@ -24,7 +24,7 @@ use std::path::{Path, PathBuf};
 pub struct LaunchOptions {
     /// At least so many instances: fewer are not worth it. 1 to `count_max`.
     pub count_min: u32,
-    /// So many instances, or as many of them as there is space for.
+    /// So many instances, or as many of them as there is space for. Disks that share their blocks take it once.
     pub count_max: u32,
     /// The folder in which each instance gets a folder of its own.
     pub output: PathBuf,
@@ -181,10 +181,10 @@ impl Launch<'_> {
     /// Writes all disks, then puts all instances on record at once.
     fn run(&self, token: Option<&ClientToken>, written: &mut Written) -> Result<Vec<Launched>, OpsError> {
         let reservation_id = ReservationId::from_random(self.region.random_id()?);
-        let mut launched = Vec::new();
+        let (mut launched, mut first) = (Vec::new(), Vec::new());
         while launched.len() < self.options.count_max as usize {
             let Self { region, contents, output, image, context, .. } = *self;
-            match write_instance(region, contents, output, image, launched.first(), context, written) {
+            match write_instance(region, contents, output, image, &mut first, context, written) {
                 Ok(one) => launched.push(one),
                 // As many as there is space for, if they are enough.
                 Err(OpsError::Disk(DiskError::NoSpace { path, .. }))

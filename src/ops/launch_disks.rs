@@ -5,7 +5,7 @@ use super::error::OpsError;
 use super::find::backing;
 use super::launch::Launched;
 use super::restore::restore;
-use crate::disk::open::{TargetOptions, make_dirs, open_target, remove_dir_with, utf8};
+use crate::disk::open::{FinishedFile, TargetOptions, make_dirs, open_target, remove_dir_with, utf8};
 use crate::model::blockmap::BlockMap;
 use crate::model::catalog::{Catalog, Root, RootId};
 use crate::model::ids::{InstanceId, ReservationId, TemplateId, VolumeId};
@@ -81,19 +81,28 @@ impl Content {
         &self,
         region: &Region,
         path: &Path,
-        same: Option<&Path>,
+        same: Option<&FinishedFile>,
         context: &Context<'_>,
-    ) -> Result<(), OpsError> {
-        let mut target = open_target(path, self.volume_bytes, TargetOptions::default())?;
+    ) -> Result<FinishedFile, OpsError> {
+        let create = || open_target(path, self.volume_bytes, TargetOptions::default());
+        let mut target = create()?;
         if let Some((root, map)) = &self.map {
-            if same.is_some_and(|same| target.share_all_of(same)) {
+            let is_shared = same.map_or(Ok(false), |same| same.share_with(&mut *target));
+            let is_shared = is_shared.or_else(|error| {
+                context.progress.note(&format!("{error}; {} is written whole", path.display()));
+                // Whatever of it is shared by now is not taken.
+                target = create()?;
+                Ok::<_, OpsError>(false)
+            })?;
+            if is_shared {
                 context.progress.advance(map.volume_bytes());
             } else {
                 restore(region, *root, map, &mut *target, context)?;
             }
         }
         context.check_cancelled()?;
-        Ok(target.finish()?)
+        target.finish()?;
+        Ok(FinishedFile::new(path)?)
     }
 }
 
@@ -119,13 +128,14 @@ impl Written {
     }
 }
 
-/// Writes the disks of one instance, whose content those of `first` have, which was written before.
+/// Writes the disks of one instance. What those of the instance that was written first are is in `first`, one for each of the
+/// contents; with none, this is the first, and they are put there.
 pub(super) fn write_instance(
     region: &Region,
     contents: &[Content],
     output: &Path,
     image: &Image,
-    first: Option<&Launched>,
+    first: &mut Vec<FinishedFile>,
     context: &Context<'_>,
     written: &mut Written,
 ) -> Result<Launched, OpsError> {
@@ -135,13 +145,15 @@ pub(super) fn write_instance(
     written.0.push((folder.clone(), Vec::new()));
     make_dirs(&folder)?;
     let mut made = Launched { instance: instance(id, image, &folder, context)?, volumes: Vec::new() };
-    for content in contents {
+    for (at, content) in contents.iter().enumerate() {
         let path = folder.join(content.file_name());
         if let Some((_, files)) = written.0.last_mut() {
             files.push(path.clone());
         }
-        let same = first.map(|made| Path::new(&made.instance.path).join(content.file_name()));
-        content.write(region, &path, same.as_deref(), context)?;
+        let file = content.write(region, &path, first.get(at), context)?;
+        if first.len() == at {
+            first.push(file);
+        }
         put_on_record(region, content, &path, &mut made, context)?;
     }
     Ok(made)

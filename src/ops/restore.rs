@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! fetch     stored frames, near ones together
-//! decode    decompress, and BLAKE3 equals the id: on several threads, each with a few chunks that stay in its cache
+//! decode    decompress, and BLAKE3 equals the id: on several threads, each with its own piece of the disk at a time
 //! write     ascending positions, as much at once as is ready; zero runs are left out or zeroed, as the target needs
 //! ```
 
@@ -22,8 +22,8 @@ use std::iter::Peekable;
 use std::sync::Arc;
 use std::thread;
 
-/// Blocks of chunks that a thread decodes at a time: a huge page.
-const PIECE_BLOCKS: usize = (2 << 20) / BLOCK_BYTES;
+/// Bytes of chunks that a thread decodes at a time at most: a huge page.
+const PIECE_BYTES_MAX: usize = 2 << 20;
 /// Pieces that are written at once at most: while all processors decode, who writes waits for one after each write, and the
 /// disk with it.
 const WRITTEN_AT_ONCE_MAX: usize = 8;
@@ -75,7 +75,7 @@ pub fn restore(
     context: &Context<'_>,
 ) -> Result<(), OpsError> {
     let threads = context.pool.current_num_threads().min(DECODERS_MAX);
-    let piece_bytes = PIECE_BLOCKS * BLOCK_BYTES;
+    let piece_bytes = context.buffer_bytes().min(PIECE_BYTES_MAX);
     let at_once = (2 * context.buffer_bytes() / piece_bytes).clamp(WRITTEN_AT_ONCE_MIN, WRITTEN_AT_ONCE_MAX);
     let count = threads + BUFFERS_OF_WRITTEN * at_once;
     thread::scope(|scope| {
@@ -86,7 +86,8 @@ pub fn restore(
             let (decoded, to_write) = bounded(1);
             order_in.send(to_write).is_ok() && tasks_in.send(Task { piece, decoded }).is_ok()
         };
-        let mut stages = vec![spawn(scope, "fetch", move || fetch(region, map, context, &mut send))?];
+        let mut stages =
+            vec![spawn(scope, "fetch", move || fetch(region, map, piece_bytes, context, &mut send))?];
         for _ in 0..threads {
             let (tasks, buffers) = (tasks.clone(), buffers.clone());
             stages.push(spawn(scope, "decode", move || decode_all(region, root, &tasks, &buffers))?);
@@ -103,17 +104,19 @@ pub fn restore(
 fn fetch(
     region: &Region,
     map: &BlockMap,
+    piece_bytes: usize,
     context: &Context<'_>,
     send: &mut dyn FnMut(Piece) -> bool,
 ) -> Result<(), OpsError> {
     let mut runs = map.runs().peekable();
-    let at_once = (context.piece_bytes() / BLOCK_BYTES / PIECE_BLOCKS).max(1);
+    let at_once = (context.piece_bytes() / piece_bytes).max(1);
     while runs.peek().is_some() {
         context.check_cancelled()?;
-        let pieces: Vec<Vec<Run>> = std::iter::repeat_with(|| take_runs(&mut runs, PIECE_BLOCKS))
-            .take_while(|runs| !runs.is_empty())
-            .take(at_once)
-            .collect();
+        let pieces: Vec<Vec<Run>> =
+            std::iter::repeat_with(|| take_runs(&mut runs, piece_bytes / BLOCK_BYTES))
+                .take_while(|runs| !runs.is_empty())
+                .take(at_once)
+                .collect();
         let ids: Vec<ChunkId> = pieces.iter().flatten().filter_map(chunk_of).collect();
         let fetched = region.fetch(&ids)?;
         let mut frames = fetched.frames();

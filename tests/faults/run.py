@@ -3,10 +3,11 @@
 usage: run.py IMGSTORE FOLDER
 
 For each command, each kind of call and each of its calls in turn, strace lets that one call fail with EIO or ENOSPC. The
-command may fail, with a sentence and not by a signal; what was acknowledged before and by it reads as it was taken, a
-check finds nothing, and the next command works.
+command may fail, with a sentence and not by a signal; what was acknowledged before and by it reads as it was taken, the
+disks of instances on record are those of their image, a check finds nothing, and the next command works.
 """
 
+import json
 import os
 import random
 import re
@@ -19,6 +20,11 @@ CALLS = {
     "fsync": ["EIO", "ENOSPC"],
     "fdatasync": ["EIO"],
     "write": ["EIO", "ENOSPC"],
+    "pwritev": ["EIO", "ENOSPC"],
+    "pwrite64": ["EIO"],
+    "ftruncate": ["ENOSPC"],
+    # A disk is made to share the blocks of another by it, on XFS and btrfs.
+    "ioctl": ["EIO", "ENOSPC", "EOPNOTSUPP", "EINTR"],
     "renameat2": ["EIO"],
     "mkdir": ["ENOSPC"],
     "unlink": ["EIO"],
@@ -29,6 +35,7 @@ CALLS = {
 EACH_MAX = 14
 failures = []
 checks = injected = 0
+machines = None
 
 
 def check(holds, what):
@@ -60,8 +67,35 @@ def write_disk(draw):
     return open(f"{FOLDER}/disk.raw", "rb").read()
 
 
+class Machines:
+    """An image, and what is launched of it."""
+
+    def __init__(self, disk):
+        self.content = open(disk, "rb").read()
+        self.image = must("import", "--name", "machine", disk).decode().strip()
+        self.folder = f"{FOLDER}/vms"
+
+    def end(self, what, may_leave):
+        """Checks the disks of all instances, that there is nothing else, and takes all away."""
+        instances = json.loads(must("instances", "--json"))["instances"]
+        instances = [instance for instance in instances if instance["state"] != "terminated"]
+        for instance in instances:
+            for volume in instance["volumes"]:
+                with open(volume["path"], "rb") as disk:
+                    check(disk.read() == self.content, f"{what}: {volume['path']}")
+        known = {os.path.basename(instance["path"]) for instance in instances}
+        left = set(os.listdir(self.folder)) - known if os.path.isdir(self.folder) else set()
+        check(may_leave or not left, f"{what}: nobody knows {left}")
+        if instances:
+            must("terminate", *[instance["instance_id"] for instance in instances])
+        shutil.rmtree(self.folder, ignore_errors=True)
+        return len(instances)
+
+
 def command_of(kind, kept, draw):
     """A command of a kind, and the id of the snapshot that it takes away."""
+    if kind == "launch":
+        return ["launch", machines.image, "--count", "3", "--output", machines.folder], None
     if kind == "snapshot":
         return ["snapshot", f"{FOLDER}/disk.raw"], None
     if kind == "copy":
@@ -94,7 +128,7 @@ def after(what, kept, draw):
 
 
 def main():
-    global injected
+    global injected, machines
     draw = random.Random(5)
     shutil.rmtree(f"{FOLDER}/home", ignore_errors=True)
     shutil.rmtree(f"{FOLDER}/away", ignore_errors=True)
@@ -107,8 +141,10 @@ def main():
         kept[must("snapshot", f"{FOLDER}/disk.raw").decode().strip()] = content
 
     take()
+    machines = Machines(f"{FOLDER}/disk.raw")
     must("region", "add", "backup", f"{FOLDER}/away")
-    for kind in ["snapshot", "copy", "delete", "gc", "repair"]:
+    must("copy", machines.image, "--to", "backup")
+    for kind in ["snapshot", "copy", "delete", "gc", "repair", "launch"]:
         for call, errors in CALLS.items():
             while len(kept) < 5:
                 take()
@@ -116,6 +152,8 @@ def main():
             done, calls = count(kind, call, kept, draw)
             if kind == "snapshot":
                 kept[done.stdout.decode().strip()] = content
+            if kind == "launch":
+                check(machines.end(kind, may_leave=False) == 3, "launch: not three instances")
             places = list(range(1, calls + 1))
             places = places[: EACH_MAX // 2] + draw.sample(places[EACH_MAX // 2 :], min(EACH_MAX // 2, max(0, calls - EACH_MAX // 2)))
             for error in errors:
@@ -147,6 +185,9 @@ def main():
                         kept[printed.group()] = content
                     if gone:
                         del kept[gone]
+                    if kind == "launch":
+                        launched = machines.end(what, may_leave=call == "unlink")
+                        check(done.returncode != 0 or launched == 3, f"{what}: {launched} instances")
                     after(what, kept, draw)
     print(f"{injected} calls failed once")
     print(f"{checks - len(failures)} passed, {len(failures)} failed")

@@ -11,13 +11,13 @@ use std::path::PathBuf;
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Each instance gets a folder with a sparse raw file for each disk. On XFS and btrfs the second instance's and all\nlater ones share their blocks with the first's until they are written to, which takes no time and no space.\n\nExamples:\n  imgstore launch ami-0123… --output /srv/vms\n  imgstore launch ami-0123… --count 3 --device /dev/xvda:size=20G --device /dev/xvdb:none\n  imgstore launch ami-0123… --count 2:10 --device /dev/xvdc:ephemeral0 --client-token nightly-1"
+    after_help = "Each instance gets a folder with a sparse raw file for each disk. Where the file system can (such as\nXFS and btrfs), the second instance's and all later ones share their blocks with the first's until they are\nwritten to: they take hardly any time, and space only for what guests write.\n\nExamples:\n  imgstore launch ami-0123… --output /srv/vms\n  imgstore launch ami-0123… --count 3 --device /dev/xvda:size=20G --device /dev/xvdb:none\n  imgstore launch ami-0123… --count 2:10 --device /dev/xvdc:ephemeral0 --client-token nightly-1"
 )]
 pub struct LaunchArgs {
     /// The image
     #[arg(value_name = "IMAGE")]
     pub image: ImageId,
-    /// How many instances; MIN:MAX for as many as there is space for
+    /// How many instances; MIN:MAX for as many as there is space for (blocks that are shared need it once)
     #[arg(long, value_name = "N|MIN:MAX", default_value = "1", value_parser = parse_count)]
     pub count: (u32, u32),
     /// Where the instances' folders go [default: instances/ in the home]
@@ -62,7 +62,7 @@ pub struct ExportArgs {
     /// The file, or - for standard output; with --all a folder
     #[arg(value_name = "FILE")]
     pub file: PathBuf,
-    /// The output's format [default: raw, unless the file is named like another's]
+    /// The output's format [default: raw; needed if the file is named like another's]
     #[arg(long, value_enum)]
     pub format: Option<OutFormat>,
     /// Compress a qcow2 disk, with zstd

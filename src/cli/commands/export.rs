@@ -1,9 +1,10 @@
 //! export.
 
 use super::Session;
-use crate::cli::args::{ExportArgs, OutFormat};
+use crate::cli::args::{ExportArgs, Format, OutFormat};
 use crate::cli::error::CliError;
 use crate::cli::text::bytes;
+use clap::ValueEnum as _;
 use imgstore::disk::create::{DiskFormat, create_disk, create_file};
 use imgstore::disk::open::{TargetOptions, stream_target};
 use imgstore::model::catalog::RootId;
@@ -16,23 +17,20 @@ use serde_json::json;
 use std::path::Path;
 use std::time::Instant;
 
-/// How files of other formats end, which is what such a format is called.
-const ENDINGS: [&str; 5] = ["qcow2", "vmdk", "vhd", "vhdx", "ova"];
-
-/// What was asked for. A raw disk that is named like another one is asked for by name: who opens the file would take it for
+/// What was asked for. A raw disk with the name of another format is asked for by name: who opens the file would take it for
 /// what it is not.
 fn out_format(args: &ExportArgs) -> Result<OutFormat, CliError> {
     if let Some(format) = args.format {
         return Ok(format);
     }
     let ending = args.file.extension().filter(|_| !args.all).and_then(|ending| ending.to_str());
-    match ENDINGS.iter().find(|known| ending.is_some_and(|ending| ending.eq_ignore_ascii_case(known))) {
-        None => Ok(OutFormat::Raw),
-        Some(format) => Err(CliError::Usage(format!(
-            "{} would be a raw disk: say --format {format}, or --format raw",
-            args.file.display()
-        ))),
-    }
+    let Some(ending) = ending.map(str::to_ascii_lowercase) else { return Ok(OutFormat::Raw) };
+    let cure = match (OutFormat::from_str(&ending, false), Format::from_str(&ending, false)) {
+        (Ok(OutFormat::Raw), _) | (Err(_), Err(_)) => return Ok(OutFormat::Raw),
+        (Ok(_), _) => format!("say --format {ending}, or --format raw"),
+        (Err(_), Ok(_)) => "such are not written; say --format raw".to_owned(),
+    };
+    Err(CliError::Usage(format!("{} would be a raw disk: {cure}", args.file.display())))
 }
 
 /// The format of a disk; none for a whole machine.
