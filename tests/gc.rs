@@ -15,7 +15,7 @@ use imgstore::ops::bin;
 use imgstore::ops::delete::delete_snapshot;
 use imgstore::ops::encode::Compression;
 use imgstore::ops::error::{Class, OpsError};
-use imgstore::ops::gc::{Collected, GcOptions, collect};
+use imgstore::ops::gc::{Collected, GcOptions, collect, preview};
 use imgstore::ops::repair::{RepairSources, repair};
 use imgstore::ops::verify::{VerifyOptions, verify};
 use imgstore::region::losses::Losses;
@@ -399,9 +399,8 @@ fn everything_at_once_loses_nothing() {
 
 // What a review of collection and repair found ---------------------------------------------------------------
 
-/// Content that two writers have stored at once, each in packs of its own: those that sort first, and the others. It is
-/// in the index of segments, too.
-fn doubled(place: &Place, caller: &Caller) -> (SnapshotId, Vec<u8>, [Vec<PackName>; 2]) {
+/// Content that two writers have stored at once, each in packs of its own: those that sort first, and the others.
+fn doubled_in_few(place: &Place, caller: &Caller) -> (SnapshotId, Vec<u8>, [Vec<PackName>; 2]) {
     let bytes = volume(300_000, 5);
     let regions = [place.open(), place.open()];
     let mut sessions = regions.each_ref().map(|region| region.begin(caller.account).unwrap());
@@ -415,9 +414,16 @@ fn doubled(place: &Place, caller: &Caller) -> (SnapshotId, Vec<u8>, [Vec<PackNam
     drop(sessions);
     drop(regions);
     let id = place.snapshot(caller, &bytes);
+    assert!(place.open().catalog().unwrap().segments.is_empty());
+    (id, bytes, packs)
+}
+
+/// The same, and it is in the index of segments, too.
+fn doubled(place: &Place, caller: &Caller) -> (SnapshotId, Vec<u8>, [Vec<PackName>; 2]) {
+    let doubled = doubled_in_few(place, caller);
     fill(place, caller, 0);
     assert!(!place.open().catalog().unwrap().segments.is_empty());
-    (id, bytes, packs)
+    doubled
 }
 
 /// Enough small packs that a segment is made of them.
@@ -541,6 +547,33 @@ fn repair_takes_each_chunk_from_whichever_pack_has_it_intact() {
     place.collect(NOW, &caller);
     assert_eq!(caller.read_back(&place.open(), id).unwrap(), bytes);
     place.assert_clean(&caller);
+}
+
+/// A repair was interrupted when it had put two packs in quarantine: one has a frame damaged, the other its own index, so
+/// that nobody knows that it has the chunk, too. It stays until that was moved, and no longer.
+#[test]
+fn a_damaged_pack_that_nobody_knows_the_content_of_stays_while_it_alone_has_it() {
+    for is_frame_damaged in [true, false] {
+        let (place, caller) = (Place::new(), Caller::new(1));
+        let (id, bytes, [first, second]) = doubled_in_few(&place, &caller);
+        if is_frame_damaged {
+            damage_frame(&place, &first[0], 200);
+        }
+        let len = std::fs::metadata(place.root().join(second[0].to_string())).unwrap().len() as usize;
+        damage_frame(&place, &second[0], len - 60);
+        let damaged = [first[0], second[0]].into_iter().collect();
+        place.open().quarantine(&damaged, caller.account, caller.now_ms).unwrap();
+        let freed = second.len() as u64 - u64::from(is_frame_damaged);
+        assert_eq!(preview(&place.open(), &NOW, &caller.context()).unwrap().freed.count, freed);
+        place.collect(NOW, &caller);
+        assert_eq!(place.root().join(second[0].to_string()).exists(), is_frame_damaged);
+        let repaired = repair(&place.open(), &RepairSources::default(), &caller.context()).unwrap();
+        assert!(repaired.lost.is_empty() && repaired.moved > 0, "{repaired:?}");
+        place.collect(NOW, &caller);
+        assert_eq!(caller.read_back(&place.open(), id).unwrap(), bytes);
+        assert!(!place.root().join(second[0].to_string()).exists());
+        place.assert_clean(&caller);
+    }
 }
 
 /// A copy that only a condemned pack has is stored again: that pack goes when its grace is over.

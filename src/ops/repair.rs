@@ -125,7 +125,8 @@ fn mend(
         let mut wanted = wanted(region)?;
         for pack in &quarantine {
             context.check_cancelled()?;
-            for (id, frame) in region.salvage(*pack) {
+            // What cannot be read now stays where it is; it is told of as lost.
+            for (id, frame) in region.salvage(*pack).unwrap_or_default() {
                 if wanted.remove(&id) {
                     session.put(id, &frame)?;
                     repaired.moved += 1;

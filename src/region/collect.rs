@@ -14,7 +14,7 @@ use crate::model::catalog::{Catalog, Pack};
 use crate::model::ids::SessionId;
 use crate::model::objects::{ManifestName, PackName, PackRecord, PackState};
 use crate::model::op::Op;
-use crate::model::units::{BLOCK_BYTES, TimeMs};
+use crate::model::units::TimeMs;
 use crate::pack::index::{Index, Location};
 use crate::pack::places::{Group, Places};
 use crate::pack::trailer::{read_effort, read_trailer};
@@ -60,6 +60,8 @@ pub struct Mark {
     doubles: Vec<Double>,
     /// What of all that is lost.
     pub(super) lost: Lost,
+    /// Packs in quarantine that hold what is needed and is nowhere else, though no index says so.
+    unsaved: BTreeSet<PackName>,
 }
 
 /// A chunk in several packs: the place that is kept, and the other packs.
@@ -104,7 +106,7 @@ impl Mark {
             // What is damaged may be mended, and needs then what it is on record with.
             self.catalog.with_bases(self.usage.keys().copied().chain(quarantined(&self.catalog)))
         } else {
-            self.catalog.with_bases(stuck)
+            self.catalog.with_bases(stuck.chain(self.unsaved.iter().copied()))
         };
         kept.extend(self.usage.keys());
         kept
@@ -117,6 +119,11 @@ impl Mark {
 
     fn can_be_based_on(&self, bases: &BTreeSet<PackName>) -> bool {
         bases.iter().all(|base| self.catalog.can_be_used(*base))
+    }
+
+    /// Whether something refers to a chunk whose id begins so, or is stored against it.
+    pub(super) fn is_needed(&self, leading: u64) -> bool {
+        self.live.binary_search(&leading).is_ok() || self.is_base(leading)
     }
 
     /// Whether a chunk whose id begins so is the base of a delta in a pack that is kept.
@@ -224,6 +231,7 @@ impl Region {
             based_on: BTreeMap::new(),
             doubles: Vec::new(),
             lost: Lost::default(),
+            unsaved: BTreeSet::new(),
         };
         // Which packs stay says which bases do, and the other way round: until no pack comes to it.
         let (mut named, mut scanned) = (Vec::new(), Vec::new());
@@ -236,7 +244,8 @@ impl Region {
                 .filter(|p| mark.deltas.contains_key(p) && !scanned.contains(p))
                 .collect();
             if more.is_empty() {
-                mark.lost = self.find_lost(&mark, losses, is_incomplete, watch)?;
+                mark.lost = self.find_lost(&mark, losses, is_incomplete, &mut watch)?;
+                mark.unsaved = self.find_unsaved(&mark, watch)?;
                 return Ok(mark);
             }
             for pack in more {
@@ -399,11 +408,7 @@ impl Region {
         for double in going {
             watch()?;
             let located = (double.entry.id, Location::new(&double.entry, double.pack));
-            let proved = self.fetch_at(vec![located]).and_then(|fetched| {
-                let mut raw = vec![0; usize::from(double.entry.raw_blocks) * BLOCK_BYTES];
-                fetched.frames().first().map_or(Ok(()), |frame| fetched.decode_here(self, *frame, &mut raw))
-            });
-            if let Err(error) = proved {
+            if let Err(error) = self.prove_at(located) {
                 return Err(RegionError::Uncollectable { why: error.to_string() }.into());
             }
         }

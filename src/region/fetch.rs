@@ -357,6 +357,13 @@ impl Region {
         Ok(Fetched { wanted, runs, bases })
     }
 
+    /// Decodes a chunk where it is, and proves it by its hash.
+    pub(super) fn prove_at(&self, located: Located) -> Result<(), RegionError> {
+        let fetched = self.fetch_at(vec![located])?;
+        let Some(frame) = fetched.frames().first().copied() else { return Ok(()) };
+        fetched.decode_here(self, frame, &mut vec![0; fetched.raw_bytes(frame)])
+    }
+
     fn read_with_bases(&self, wanted: &[Located]) -> Result<(Vec<StoredRun>, Bases), RegionError> {
         let runs = self.read_runs(wanted)?;
         let frames = runs.iter().flat_map(|(read, bytes)| {

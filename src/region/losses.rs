@@ -5,11 +5,13 @@
 //! anywhere. As long as that is so, no pack in quarantine goes, for it may be mended, a collection moves nothing, and
 //! whatever else goes is proved by its own trailer to hold nothing of what is missing. A pack with a good trailer and a
 //! damaged frame is none of that: it is kept for what it holds, as any other, and a second copy goes only after a proof.
+//! So does a pack in quarantine that does not say what it holds: it is looked into frame by frame.
 
 use super::Region;
 use super::collect::Mark;
 use super::error::RegionError;
 use crate::model::catalog::{Catalog, Root, RootId};
+use crate::model::ids::ChunkId;
 use crate::model::objects::{PackName, PackState};
 use crate::pack::error::PackError;
 use crate::pack::trailer::read_trailer;
@@ -123,6 +125,35 @@ impl Region {
             return Err(RegionError::Uncollectable { why }.into());
         }
         Ok(lost)
+    }
+
+    /// Packs in quarantine that no longer say what they hold, and hold what is needed and no pack that stays has intact: a
+    /// repair that was interrupted has not moved it yet.
+    pub(super) fn find_unsaved<E: From<RegionError>>(
+        &self,
+        mark: &Mark,
+        mut watch: impl FnMut() -> Result<(), E>,
+    ) -> Result<BTreeSet<PackName>, E> {
+        let mut unsaved = BTreeSet::new();
+        for name in quarantined(&mark.catalog).filter(|name| !mark.is_used(name)) {
+            watch()?;
+            let is_unsaved = |id: &ChunkId| mark.is_needed(id.leading()) && !self.is_kept_intact(mark, *id);
+            // What cannot be read now may be read later.
+            if self.salvage(name).map_or(true, |found| found.iter().any(|(id, _)| is_unsaved(id))) {
+                unsaved.insert(name);
+            }
+        }
+        Ok(unsaved)
+    }
+
+    /// Whether a pack that stays has a chunk intact, as a plain frame if something is stored against it.
+    fn is_kept_intact(&self, mark: &Mark, id: ChunkId) -> bool {
+        let only_plain = mark.is_base(id.leading());
+        let places = self.with_index(|index| index.places_of(id)).unwrap_or_default();
+        let mut kept = places
+            .into_iter()
+            .filter(|place| mark.is_used(&place.pack) && (place.codec.is_plain() || !only_plain));
+        kept.any(|place| self.prove_at((id, place)).is_ok())
     }
 
     /// Whether what is missing may be in a pack that is on record as damaged and cannot be read.

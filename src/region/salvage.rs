@@ -36,15 +36,16 @@ impl Region {
     }
 
     /// Chunks in a pack whose own index cannot be read: its frames one by one as far as they can be told apart, each
-    /// named by its content, and plain.
-    pub fn salvage(&self, pack: PackName) -> Vec<(ChunkId, Frame)> {
-        let catalog = self.catalog().ok();
-        let record = catalog.as_ref().and_then(|catalog| catalog.packs.get(&pack)).map(|pack| &pack.record);
-        if record.is_none_or(|record| read_trailer(&*self.0.storage, self.0.header.id, record).is_ok()) {
-            return Vec::new();
+    /// named by its content, and plain. None of a pack that is gone; that it cannot be read now is an error.
+    pub fn salvage(&self, pack: PackName) -> Result<Vec<(ChunkId, Frame)>, RegionError> {
+        let catalog = self.catalog()?;
+        let Some(known) = catalog.packs.get(&pack) else { return Ok(Vec::new()) };
+        if read_trailer(&*self.0.storage, self.0.header.id, &known.record).is_ok() {
+            return Ok(Vec::new());
         }
-        let Ok(bytes) = read_whole(&*self.0.storage, &pack.to_string(), PACK_BYTES_MAX) else {
-            return Vec::new();
+        let bytes = match read_whole(&*self.0.storage, &pack.to_string(), PACK_BYTES_MAX) {
+            Err(error) if error.is_not_found() => return Ok(Vec::new()),
+            bytes => bytes?,
         };
         let (mut found, mut deltas): (Vec<(ChunkId, Frame)>, Vec<Frame>) = (Vec::new(), Vec::new());
         let mut at = HEADER_BYTES;
@@ -69,7 +70,7 @@ impl Region {
                 found.push((id, plain));
             }
         }
-        found
+        Ok(found)
     }
 
     /// Whether a block map is the one that a manifest held.
