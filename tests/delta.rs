@@ -376,7 +376,8 @@ fn what_waits_keeps_its_bases_and_theirs() {
     }
     let mark = region.mark::<RegionError>(&HashSet::new(), || Ok(())).unwrap();
     let sweep = |of: RangeInclusive<u64>| {
-        let is_due = |state| matches!(state, PackState::Condemned { since_ms } if of.contains(&since_ms));
+        let is_due =
+            |_: &_, state| matches!(state, PackState::Condemned { since_ms } if of.contains(&since_ms));
         region.sweep(&mark, &mark.kept_packs(), account, is_due).unwrap().into_iter().collect::<BTreeSet<_>>()
     };
     assert_eq!(sweep(1..=1), [].into());

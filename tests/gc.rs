@@ -15,7 +15,7 @@ use imgstore::ops::bin;
 use imgstore::ops::delete::delete_snapshot;
 use imgstore::ops::encode::Compression;
 use imgstore::ops::error::{Class, OpsError};
-use imgstore::ops::gc::{Collected, GcOptions, collect, preview};
+use imgstore::ops::gc::{Amount, Collected, GcOptions, collect, preview};
 use imgstore::ops::repair::{RepairSources, repair};
 use imgstore::ops::verify::{VerifyOptions, verify};
 use imgstore::region::losses::Losses;
@@ -550,22 +550,28 @@ fn repair_takes_each_chunk_from_whichever_pack_has_it_intact() {
 }
 
 /// A repair was interrupted when it had put two packs in quarantine: one has a frame damaged, the other its own index, so
-/// that nobody knows that it has the chunk, too. It stays until that was moved, and no longer.
+/// that nobody knows that it has the chunk, too. It stays until that was moved, and no longer; also if it has damaged frames.
 #[test]
 fn a_damaged_pack_that_nobody_knows_the_content_of_stays_while_it_alone_has_it() {
-    for is_frame_damaged in [true, false] {
+    for case in 0..3 {
         let (place, caller) = (Place::new(), Caller::new(1));
         let (id, bytes, [first, second]) = doubled_in_few(&place, &caller);
-        if is_frame_damaged {
-            damage_frame(&place, &first[0], 200);
-        }
         let len = std::fs::metadata(place.root().join(second[0].to_string())).unwrap().len() as usize;
+        let is_frame_damaged = case > 0;
+        if case == 1 {
+            damage_frame(&place, &first[0], 200);
+        } else if case == 2 {
+            damage_frame(&place, &first[0], len / 10 * 9);
+            damage_frame(&place, &second[0], 200);
+        }
         damage_frame(&place, &second[0], len - 60);
         let damaged = [first[0], second[0]].into_iter().collect();
         place.open().quarantine(&damaged, caller.account, caller.now_ms).unwrap();
         let freed = second.len() as u64 - u64::from(is_frame_damaged);
         assert_eq!(preview(&place.open(), &NOW, &caller.context()).unwrap().freed.count, freed);
-        place.collect(NOW, &caller);
+        let unsaved =
+            Amount { count: is_frame_damaged.into(), bytes: u64::from(is_frame_damaged) * len as u64 };
+        assert_eq!(place.collect(NOW, &caller).unsaved, unsaved);
         assert_eq!(place.root().join(second[0].to_string()).exists(), is_frame_damaged);
         let repaired = repair(&place.open(), &RepairSources::default(), &caller.context()).unwrap();
         assert!(repaired.lost.is_empty() && repaired.moved > 0, "{repaired:?}");
@@ -591,7 +597,7 @@ fn repair_does_not_count_on_a_condemned_pack() {
     let repaired = repair(&place.open(), &RepairSources::default(), &caller.context()).unwrap();
     assert!(repaired.lost.is_empty() && repaired.moved > 0, "{repaired:?}");
     // A collector that has marked before takes nothing by that mark any more.
-    assert!(region.sweep(&mark, &kept, caller.account, |_| true).unwrap().is_empty());
+    assert!(region.sweep(&mark, &kept, caller.account, |_, _| true).unwrap().is_empty());
     caller.now_ms += 2 * HOUR.grace_ms;
     place.collect(HOUR, &caller);
     assert_eq!(caller.read_back(&place.open(), id).unwrap(), bytes);

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Caller, Draw, MemoryDisk, memory_region, session, small_packs, volume};
+use common::{Caller, Draw, MemoryDisk, alike, memory_region, session, small_packs, volume};
 use imgstore::disk::DiskRead;
 use imgstore::io::directory::DirectoryOptions;
 use imgstore::io::memory::Memory;
@@ -585,21 +585,6 @@ fn taken(disks: &[&[u8]]) -> (Memory, Region, Vec<SnapshotId>) {
     };
     let ids = disks.iter().map(take).collect();
     (storage, region, ids)
-}
-
-/// Text that compresses to about half, and the same with a word changed now and then, which is stored as deltas.
-fn alike(len: usize) -> [Vec<u8>; 2] {
-    let mut draw = Draw::new(5);
-    let mut text: Vec<u8> = Vec::new();
-    while text.len() < len {
-        text.extend(format!("{:x} ", draw.next()).bytes());
-    }
-    text.truncate(len);
-    let mut changed = text.clone();
-    for at in (100..len - 10).step_by(3000) {
-        changed[at..at + 7].copy_from_slice(b"changed");
-    }
-    [text, changed]
 }
 
 /// The pack of deltas, and the one with their bases.

@@ -38,6 +38,7 @@ use imgstore::model::ids::{ChunkId, ObjectHash, SessionId};
 use imgstore::model::objects::{ManifestName, ManifestRecord, SegmentName, SegmentRecord};
 use imgstore::model::op::{AccountChange, Author, BinStay, InstanceChange, LogRecord, Op, VolumeChange};
 use imgstore::model::units::{BLOCK_BYTES, CHUNK_BLOCKS_MAX};
+use imgstore::pack::scan::Scan;
 use imgstore::pack::segment::Segment;
 use imgstore::serve::message::Message;
 use sparse::Sparse;
@@ -566,12 +567,22 @@ fn frame_at(bytes: &[u8], entry: &Entry) {
     }
 }
 
+/// Frames one behind the other; and those that are found behind what is none stand there, in their order.
 fn scan(mut bytes: &[u8]) {
+    let mut found = Scan::new(bytes);
     while let Ok((frame, len)) = pack_format::scan_frame(bytes) {
         assert_eq!(frame.stored_bytes(), len as u64);
         let header = pack_format::encode_frame_header(&frame).expect("what decoded encodes");
         assert_eq!([&header[..], &frame.body].concat(), bytes[..len]);
+        assert_eq!(pack_format::claimed_len(bytes), Some(len));
+        assert_eq!(found.next(), Some(frame));
         bytes = &bytes[len..];
+    }
+    for frame in found {
+        let header = pack_format::encode_frame_header(&frame).expect("what decoded encodes");
+        let whole = [&header[..], &frame.body].concat();
+        let at = bytes.windows(whole.len()).position(|there| there == whole).expect("it stands there");
+        bytes = &bytes[at + whole.len()..];
     }
 }
 

@@ -137,6 +137,21 @@ pub fn scan_frame(bytes: &[u8]) -> Result<(Frame, usize), FormatError> {
     Ok((Frame { codec, raw_blocks, body: body.to_vec() }, len))
 }
 
+/// How long a frame is, with its header, by what that says; none if no frame of this version says so. Of the bytes there may
+/// be fewer.
+pub fn claimed_len(bytes: &[u8]) -> Option<usize> {
+    let header = bytes.first_chunk::<FRAME_HEADER_BYTES>()?;
+    let stored_len = u32::from_le_bytes([header[0], header[1], header[2], header[3]]) as usize;
+    // Cheap ones first: it is asked of any bytes.
+    if stored_len > BODY_BYTES_MAX || header[7] != 0 {
+        return None;
+    }
+    let (codec, raw_blocks) = (Codec::from_number(header[6])?, u16::from_le_bytes([header[4], header[5]]));
+    let is_possible =
+        (1..=CHUNK_BLOCKS_MAX).contains(&raw_blocks) && check_lengths(codec, raw_blocks, stored_len).is_ok();
+    is_possible.then_some(FRAME_HEADER_BYTES + stored_len)
+}
+
 /// A chunk has 1 to 256 blocks, a body 1 byte to 1 MiB, a raw one exactly the chunk's, a delta's more than an id.
 fn check_lengths(codec: Codec, raw_blocks: u16, stored_len: usize) -> Result<(), FormatError> {
     let raw_bytes = usize::from(raw_blocks) * BLOCK_BYTES;

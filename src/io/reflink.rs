@@ -161,14 +161,28 @@ impl NewClone {
     }
 }
 
-/// Lets a new file share all blocks of another that has its length. Says whether it does; if not, that cannot be here.
+/// Lets a new file, in which nothing was written, share all blocks of another that has its length. Says whether it does; if not,
+/// that cannot be here, and nothing was done.
 pub fn share_all(new: &File, with: &File) -> io::Result<bool> {
-    // Of a longer one it would become longer, too.
-    Ok(new.metadata()?.len() == with.metadata()?.len() && clone_blocks(new, with)?)
+    let len = new.metadata()?.len();
+    if with.metadata()?.len() != len {
+        return Ok(false);
+    }
+    new.set_len(0)?;
+    let is_shared = clone_blocks(new, with)?;
+    if !is_shared {
+        new.set_len(len)?;
+    }
+    Ok(is_shared)
 }
 
-fn clone_blocks(new: &File, with: &File) -> io::Result<bool> {
-    match ioctl_ficlone(new, with) {
+/// Lets an empty file share all blocks of another.
+fn clone_blocks(empty: &File, with: &File) -> io::Result<bool> {
+    match ioctl_ficlone(empty, with) {
+        // XFS before Linux 6.13 says the same when it stopped half-way, for want of space for one: the file is shorter then.
+        Ok(()) if empty.metadata()?.len() != with.metadata()?.len() => {
+            Err(io::Error::other("only a part of its blocks could be shared"))
+        }
         Ok(()) => Ok(true),
         Err(Errno::OPNOTSUPP | Errno::NOTTY | Errno::INVAL | Errno::XDEV) => Ok(false),
         Err(e) => Err(e.into()),
@@ -218,7 +232,7 @@ impl FinishedFile {
         let source = opened.map_err(failed)?;
         let check = || match source.metadata().map_err(failed)? {
             found if Seen::of(&found) == self.seen => Ok(()),
-            _ => Err(bad(&self.path, "was written to before it was cloned")),
+            _ => Err(bad(&self.path, "is not as it was written any more")),
         };
         check()?;
         let is_shared = target.share_all_of(&source)?;
@@ -428,7 +442,7 @@ mod tests {
         fs::write(path("written"), [2; 8192]).unwrap();
         File::options().write(true).open(path("written")).unwrap().set_modified(modified).unwrap();
         let error = written.share_with(&mut new).unwrap_err();
-        assert!(error.to_string().contains("was written to before it was cloned"), "{error}");
+        assert!(error.to_string().contains("is not as it was written any more"), "{error}");
         // Another file of its name, and a link to one.
         fs::copy(path("same"), path("copy")).unwrap();
         fs::rename(path("copy"), path("moved")).unwrap();

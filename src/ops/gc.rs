@@ -76,6 +76,8 @@ pub struct Collected {
     pub in_progress: Amount,
     /// Packs that would be rewritten if there were space for it.
     pub left_worn: Amount,
+    /// Damaged packs that stay since they alone hold something that is needed: a repair moves it.
+    pub unsaved: Amount,
     /// Snapshots and templates with lost content. What they still have stays, what is damaged, too, and nothing is
     /// rewritten as long as they are there.
     pub lost: Vec<RootId>,
@@ -106,6 +108,7 @@ pub fn preview(region: &Region, options: &GcOptions, context: &Context<'_>) -> R
             Some(_) if is_over(pack.state, options, context) && !kept.contains(name) => {
                 collected.freed.add(pack.record.len);
             }
+            Some(_) if mark.unsaved().contains(name) => collected.unsaved.add(pack.record.len),
             Some(since) => wait(&mut collected, pack.record.len, since, options),
             None => {}
         }
@@ -154,7 +157,7 @@ pub fn collect_into(
     }
     let is_full = region.admit_collector()?;
     let account = context.account;
-    let mut failure = None;
+    let (mut failure, mut unsaved) = (None, BTreeSet::new());
     // What a collection before this one had on record as swept goes first: on a full disk it makes room.
     remove_swept(region, collected, &mut failure, context)?;
     collected.expired = region.commit(account, |catalog| {
@@ -166,14 +169,18 @@ pub fn collect_into(
         condemn_dead(region, mark, options, collected, context)
     })? {
         collected.lost = mark.lost_roots().to_vec();
-        let is_due = |state| is_over(state, options, context);
-        region.sweep(&mark, &kept, account, is_due)?;
+        unsaved.clone_from(mark.unsaved());
+        region.sweep(&mark, &kept, account, |_, state| is_over(state, options, context))?;
         remove_swept(region, collected, &mut failure, context)?;
         let worn = candidates(region, &mark, &kept, options)?.worn;
         if is_full {
             // Rewriting needs space before it gives any back.
             worn.iter().for_each(|name| collected.left_worn.add(len_of(&mark, name)));
-        } else if let Some((mark, kept)) = rewrite_worn(region, &mark, &worn, collected, context)? {
+        } else if let Some(Rewritten { mark, kept, emptied }) =
+            rewrite_worn(region, &mark, &worn, collected, context)?
+        {
+            // Only of these it was proved that what they hold is elsewhere, too.
+            let is_due = |name: &PackName, state| emptied.contains(name) && is_over(state, options, context);
             region.sweep(&mark, &kept, account, is_due)?;
             remove_swept(region, collected, &mut failure, context)?;
         }
@@ -197,9 +204,11 @@ pub fn collect_into(
             region.prune_features()?;
         }
     }
-    for pack in region.catalog()?.packs.values() {
-        if let Some(since) = closed_since(pack.state) {
-            wait(collected, pack.record.len, since, options);
+    for (name, pack) in region.catalog()?.packs.iter() {
+        match closed_since(pack.state) {
+            Some(_) if unsaved.contains(name) => collected.unsaved.add(pack.record.len),
+            Some(since) => wait(collected, pack.record.len, since, options),
+            None => {}
         }
     }
     failure.map_or(Ok(()), |error| Err(error.into()))
@@ -310,15 +319,14 @@ fn condemn_dead(
     Ok(Some(kept))
 }
 
-/// Rewrites worn packs, and condemns them. Gives a new mark and the packs that stay, or nothing if there was nothing to
-/// rewrite or others were faster.
+/// Rewrites worn packs, and condemns them. Nothing if there was nothing to rewrite or others were faster.
 fn rewrite_worn(
     region: &Region,
     mark: &Mark,
     worn: &[PackName],
     collected: &mut Collected,
     context: &Context<'_>,
-) -> Result<Option<(Mark, BTreeSet<PackName>)>, OpsError> {
+) -> Result<Option<Rewritten>, OpsError> {
     if worn.is_empty() {
         return Ok(None);
     }
@@ -328,11 +336,12 @@ fn rewrite_worn(
         moved = repack(region, mark, &avoided, context)?;
         Ok(())
     })?;
-    let Some(Rewritten { mark: after, kept, emptied }) = rewritten else { return Ok(None) };
-    emptied.iter().for_each(|name| collected.repacked.add(len_of(mark, name)));
-    collected.moved.count += moved.count;
-    collected.moved.bytes += moved.bytes;
-    Ok(Some((after, kept)))
+    if let Some(Rewritten { emptied, .. }) = &rewritten {
+        emptied.iter().for_each(|name| collected.repacked.add(len_of(mark, name)));
+        collected.moved.count += moved.count;
+        collected.moved.bytes += moved.bytes;
+    }
+    Ok(rewritten)
 }
 
 /// Moves what is needed of packs into new ones. Gives what was moved.

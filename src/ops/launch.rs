@@ -181,10 +181,10 @@ impl Launch<'_> {
     /// Writes all disks, then puts all instances on record at once.
     fn run(&self, token: Option<&ClientToken>, written: &mut Written) -> Result<Vec<Launched>, OpsError> {
         let reservation_id = ReservationId::from_random(self.region.random_id()?);
-        let (mut launched, mut first) = (Vec::new(), Vec::new());
+        let (mut launched, mut before) = (Vec::new(), Vec::new());
         while launched.len() < self.options.count_max as usize {
             let Self { region, contents, output, image, context, .. } = *self;
-            match write_instance(region, contents, output, image, &mut first, context, written) {
+            match write_instance(region, contents, output, image, &mut before, context, written) {
                 Ok(one) => launched.push(one),
                 // As many as there is space for, if they are enough.
                 Err(OpsError::Disk(DiskError::NoSpace { path, .. }))

@@ -128,14 +128,14 @@ impl Written {
     }
 }
 
-/// Writes the disks of one instance. What those of the instance that was written first are is in `first`, one for each of the
-/// contents; with none, this is the first, and they are put there.
+/// Writes the disks of one instance. Those of the instance that was written before are in `before`, one for each of the contents,
+/// or none; then these are.
 pub(super) fn write_instance(
     region: &Region,
     contents: &[Content],
     output: &Path,
     image: &Image,
-    first: &mut Vec<FinishedFile>,
+    before: &mut Vec<FinishedFile>,
     context: &Context<'_>,
     written: &mut Written,
 ) -> Result<Launched, OpsError> {
@@ -150,9 +150,10 @@ pub(super) fn write_instance(
         if let Some((_, files)) = written.0.last_mut() {
             files.push(path.clone());
         }
-        let file = content.write(region, &path, first.get(at), context)?;
-        if first.len() == at {
-            first.push(file);
+        let file = content.write(region, &path, before.get(at), context)?;
+        match before.get_mut(at) {
+            Some(place) => *place = file,
+            None => before.push(file),
         }
         put_on_record(region, content, &path, &mut made, context)?;
     }

@@ -120,20 +120,10 @@ fn mend(
     }
     // Before the disks: what is still here need not be compressed again.
     repaired.moved = store(&mut session, region, context)?;
-    // The second time deltas find bases of other packs.
-    for _ in 0..2 {
-        let mut wanted = wanted(region)?;
-        for pack in &quarantine {
-            context.check_cancelled()?;
-            // What cannot be read now stays where it is; it is told of as lost.
-            for (id, frame) in region.salvage(*pack).unwrap_or_default() {
-                if wanted.remove(&id) {
-                    session.put(id, &frame)?;
-                    repaired.moved += 1;
-                }
-            }
-        }
-        session.flush()?;
+    // The second time deltas find bases of other packs; the third, what only such bases were kept for.
+    let mut lacking = BTreeSet::new();
+    for _ in 0..3 {
+        lacking = salvage(&mut session, &quarantine, lacking, repaired, context)?;
     }
     for source in sources.regions {
         repaired.fetched += store(&mut session, source, context)?;
@@ -146,6 +136,38 @@ fn mend(
     session.flush()?;
     repaired.stored_bytes = session.stored_bytes();
     Ok(())
+}
+
+/// Stores what packs hold whose own indexes are lost, of what is wanted or is `lacking` to know what they hold. Gives what is lacking
+/// then.
+fn salvage(
+    session: &mut Session,
+    packs: &[PackName],
+    lacking: BTreeSet<ChunkId>,
+    repaired: &mut Repaired,
+    context: &Context<'_>,
+) -> Result<BTreeSet<ChunkId>, OpsError> {
+    let region = session.region().clone();
+    let mut wanted = wanted(&region)?;
+    wanted.extend(lacking);
+    let mut lacking = BTreeSet::new();
+    for pack in packs {
+        context.check_cancelled()?;
+        let mut found = Vec::new();
+        let salvaged = region.salvage(*pack, |id, frame| {
+            if wanted.remove(&id) {
+                found.extend(frame().map(|frame| (id, frame)));
+            }
+        });
+        for (id, frame) in &found {
+            session.put(*id, frame)?;
+        }
+        repaired.moved += found.len() as u64;
+        // What cannot be read now stays where it is, and is told of as lost.
+        lacking.extend(salvaged.ok().flatten().unwrap_or_default().lacking);
+    }
+    session.flush()?;
+    Ok(lacking)
 }
 
 /// Stores what a disk has of what is missing, and nothing else of it.

@@ -362,6 +362,13 @@ impl Index {
         }
     }
 
+    /// Whether it lists all that a pack holds.
+    pub fn lists(&self, pack: &PackName) -> bool {
+        let is_listed = |segment: &Arc<Segment>| segment.packs().binary_search(pack).is_ok();
+        self.loose().contains_key(pack)
+            || (!self.partial.contains(pack) && self.segments.iter().any(is_listed))
+    }
+
     /// Packs whose trailers could not be read.
     pub fn unreadable(&self) -> &[Unreadable] {
         &self.unreadable

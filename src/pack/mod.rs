@@ -2,7 +2,7 @@
 //!
 //! [`build`] fills packs, [`trailer`] reads their own index, [`index`] answers where a chunk is across all
 //! of them, [`segment`] is the mapped part of that answer, [`merge`] makes new segments, [`read`] fetches
-//! frames into [`spare`] memory.
+//! frames into [`spare`] memory, [`scan`] tells them apart where a trailer is lost.
 
 mod atomic {
     //! The atomics of [`super::checked`], which a test puts others in the place of.
@@ -17,6 +17,7 @@ pub mod merge;
 pub mod places;
 pub mod quick;
 pub mod read;
+pub mod scan;
 pub mod segment;
 pub mod similar;
 pub mod spare;

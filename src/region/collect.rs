@@ -97,6 +97,11 @@ impl Mark {
         self.usage(&pack.name).bytes.saturating_mul(100) / bytes
     }
 
+    /// Packs in quarantine that stay until a repair has moved what they alone hold.
+    pub const fn unsaved(&self) -> &BTreeSet<PackName> {
+        &self.unsaved
+    }
+
     /// Packs that must stay: those with a place that is kept, the bases of deltas in these packs among them.
     pub fn kept_packs(&self) -> BTreeSet<PackName> {
         // A pack that cannot be put on others, as long as some of those are damaged, keeps all that it is on record with.
@@ -245,7 +250,7 @@ impl Region {
                 .collect();
             if more.is_empty() {
                 mark.lost = self.find_lost(&mark, losses, is_incomplete, &mut watch)?;
-                mark.unsaved = self.find_unsaved(&mark, watch)?;
+                mark.unsaved = self.find_unsaved(&mark, &mark.index, watch)?;
                 return Ok(mark);
             }
             for pack in more {
@@ -321,7 +326,7 @@ impl Region {
         mark: &Mark,
         kept: &BTreeSet<PackName>,
         account: AccountId,
-        due: impl Fn(PackState) -> bool,
+        due: impl Fn(&PackName, PackState) -> bool,
     ) -> Result<Vec<PackName>, RegionError> {
         self.commit(account, |catalog| {
             if !mark.holds(catalog, kept) {
@@ -331,7 +336,7 @@ impl Region {
                 let was = mark.catalog.packs.get(name).map(|pack| pack.state);
                 // What came into quarantine after the mark, nobody has looked into yet.
                 let is_new = matches!(state, PackState::Quarantined { .. }) && was != Some(state);
-                due(state) && !kept.contains(name) && !is_new
+                due(name, state) && !kept.contains(name) && !is_new
             });
             let ops = if packs.is_empty() { vec![] } else { vec![Op::SweepPacks { packs: packs.clone() }] };
             Ok((ops, packs))

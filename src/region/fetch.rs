@@ -360,7 +360,7 @@ impl Region {
     /// Decodes a chunk where it is, and proves it by its hash.
     pub(super) fn prove_at(&self, located: Located) -> Result<(), RegionError> {
         let fetched = self.fetch_at(vec![located])?;
-        let Some(frame) = fetched.frames().first().copied() else { return Ok(()) };
+        let Some(frame) = fetched.frames().first().copied() else { return Err(self.missing(located.0)) };
         fetched.decode_here(self, frame, &mut vec![0; fetched.raw_bytes(frame)])
     }
 

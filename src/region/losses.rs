@@ -14,8 +14,9 @@ use crate::model::catalog::{Catalog, Root, RootId};
 use crate::model::ids::ChunkId;
 use crate::model::objects::{PackName, PackState};
 use crate::pack::error::PackError;
+use crate::pack::index::Index;
 use crate::pack::trailer::read_trailer;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 
 /// Whether a mark may be made although something is lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -128,20 +129,38 @@ impl Region {
     }
 
     /// Packs in quarantine that no longer say what they hold, and hold what is needed and no pack that stays has intact: a
-    /// repair that was interrupted has not moved it yet.
+    /// repair that was interrupted has not moved it yet. Also those of which that is not known now.
     pub(super) fn find_unsaved<E: From<RegionError>>(
         &self,
         mark: &Mark,
+        index: &Index,
         mut watch: impl FnMut() -> Result<(), E>,
     ) -> Result<BTreeSet<PackName>, E> {
-        let mut unsaved = BTreeSet::new();
-        for name in quarantined(&mark.catalog).filter(|name| !mark.is_used(name)) {
+        let (mut unsaved, mut held) = (BTreeSet::new(), Vec::new());
+        // While content is lost, all packs in quarantine stay.
+        let unlisted = quarantined(&mark.catalog).filter(|name| !mark.is_used(name) && !index.lists(name));
+        for name in unlisted.filter(|_| !mark.has_losses()) {
             watch()?;
-            let is_unsaved = |id: &ChunkId| mark.is_needed(id.leading()) && !self.is_kept_intact(mark, *id);
-            // What cannot be read now may be read later.
-            if self.salvage(name).map_or(true, |found| found.iter().any(|(id, _)| is_unsaved(id))) {
-                unsaved.insert(name);
+            let mut ids = Vec::new();
+            match self.salvage(name, |id, _| ids.push(id)) {
+                Ok(Some(found)) if !found.is_unread => held.push((name, ids, found.lacking)),
+                // What cannot be read now may be read later.
+                _ => {
+                    unsaved.insert(name);
+                }
             }
+        }
+        let all: HashSet<ChunkId> = held.iter().flat_map(|(_, ids, _)| ids).copied().collect();
+        let lacking: HashSet<ChunkId> = held.iter().flat_map(|(_, _, lacking)| lacking).copied().collect();
+        for (name, ids, bases) in held {
+            let mut is_unsaved = bases.iter().any(|base| all.contains(base));
+            for id in ids {
+                watch()?;
+                is_unsaved = is_unsaved
+                    || lacking.contains(&id)
+                    || (mark.is_needed(id.leading()) && !self.is_kept_intact(mark, id));
+            }
+            unsaved.extend(is_unsaved.then_some(name));
         }
         Ok(unsaved)
     }

@@ -5,15 +5,24 @@ use super::error::RegionError;
 use super::session::Session;
 use crate::chunk::frame::Frame;
 use crate::format::manifest;
-use crate::format::pack::{HEADER_BYTES, PACK_BYTES_MAX, scan_frame};
-use crate::io::storage::read_whole;
+use crate::format::pack::{HEADER_BYTES, PACK_BYTES_MAX};
 use crate::model::account::AccountId;
 use crate::model::blockmap::BlockMap;
 use crate::model::ids::ChunkId;
 use crate::model::objects::{ManifestRecord, PackName, SegmentName};
 use crate::model::op::Op;
+use crate::pack::scan::{Scan, read_what_can_be};
 use crate::pack::trailer::read_trailer;
 use std::collections::{BTreeSet, HashMap};
+
+/// What is to be known of a pack that was gone through frame by frame.
+#[derive(Debug, Default)]
+pub struct Salvaged {
+    /// Whether frames are missing that the device did not give, and may give later.
+    pub is_unread: bool,
+    /// Bases of its deltas that are nowhere to be had: what those are is not known without.
+    pub lacking: BTreeSet<ChunkId>,
+}
 
 impl Region {
     /// Puts packs that hold damage in quarantine: what something new would use of them is stored anew from now on.
@@ -35,42 +44,49 @@ impl Region {
         })
     }
 
-    /// Chunks in a pack whose own index cannot be read: its frames one by one as far as they can be told apart, each
-    /// named by its content, and plain. None of a pack that is gone; that it cannot be read now is an error.
-    pub fn salvage(&self, pack: PackName) -> Result<Vec<(ChunkId, Frame)>, RegionError> {
+    /// Goes through a pack whose own index cannot be read, as far as its frames can be told apart: `take` gets each chunk, named by
+    /// its content, and what gives a plain frame of it. Nothing if the index can be read.
+    pub fn salvage(
+        &self,
+        pack: PackName,
+        mut take: impl FnMut(ChunkId, &dyn Fn() -> Option<Frame>),
+    ) -> Result<Option<Salvaged>, RegionError> {
         let catalog = self.catalog()?;
-        let Some(known) = catalog.packs.get(&pack) else { return Ok(Vec::new()) };
+        let Some(known) = catalog.packs.get(&pack) else { return Ok(Some(Salvaged::default())) };
         if read_trailer(&*self.0.storage, self.0.header.id, &known.record).is_ok() {
-            return Ok(Vec::new());
+            return Ok(None);
         }
-        let bytes = match read_whole(&*self.0.storage, &pack.to_string(), PACK_BYTES_MAX) {
-            Err(error) if error.is_not_found() => return Ok(Vec::new()),
-            bytes => bytes?,
+        let object = match self.0.storage.open(&pack.to_string()) {
+            Err(error) if error.is_not_found() => return Ok(Some(Salvaged::default())),
+            opened => opened?,
         };
-        let (mut found, mut deltas): (Vec<(ChunkId, Frame)>, Vec<Frame>) = (Vec::new(), Vec::new());
-        let mut at = HEADER_BYTES;
-        // The end shows in bytes that are no frame.
-        while let Some(Ok((frame, len))) = bytes.get(at..).map(scan_frame) {
-            at += len;
-            if !frame.codec.is_plain() {
-                deltas.push(frame);
-            } else if let Ok((id, _)) = self.0.codecs.identify(&frame, None) {
-                found.push((id, frame));
+        let (bytes, is_unread) = read_what_can_be(&*object, PACK_BYTES_MAX);
+        let mut scan = Scan::new(bytes.get(HEADER_BYTES..).unwrap_or_default());
+        let frames: Vec<Frame> = scan.by_ref().collect();
+        let is_whole = !scan.has_gap() && frames.len() == known.record.frames as usize;
+        let mut salvaged = Salvaged { is_unread: is_unread && !is_whole, ..Salvaged::default() };
+        let (plain, deltas): (Vec<Frame>, Vec<Frame>) =
+            frames.into_iter().partition(|frame| frame.codec.is_plain());
+        let mut here = HashMap::new();
+        for frame in plain {
+            if let Ok((id, _)) = self.0.codecs.identify(&frame, None) {
+                take(id, &|| Some(frame.clone()));
+                here.insert(id, frame);
             }
         }
         // Their bases are in this pack as a rule, which no index lists any more.
-        let places: HashMap<ChunkId, usize> = found.iter().map(|(id, _)| *id).zip(0..).collect();
         for delta in deltas {
             let Some(base) = delta.base() else { continue };
-            let here = places.get(&base).and_then(|&at| self.decode(base, &found[at].1));
-            let content = here.or_else(|| Some(self.intact_base(base)?.to_vec()));
-            if let Ok((id, raw)) = self.0.codecs.identify(&delta, content.as_deref())
-                && let Ok(plain) = self.encode(&raw, id, i32::from(self.0.header.zstd_level))
-            {
-                found.push((id, plain));
+            let content = here.get(&base).and_then(|frame| self.decode(base, frame));
+            let Some(content) = content.or_else(|| Some(self.intact_base(base)?.to_vec())) else {
+                salvaged.lacking.insert(base);
+                continue;
+            };
+            if let Ok((id, raw)) = self.0.codecs.identify(&delta, Some(&content)) {
+                take(id, &|| self.encode(&raw, id, i32::from(self.0.header.zstd_level)).ok());
             }
         }
-        Ok(found)
+        Ok(Some(salvaged))
     }
 
     /// Whether a block map is the one that a manifest held.

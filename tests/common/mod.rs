@@ -375,6 +375,21 @@ macro_rules! pass_on {
 }
 pub(crate) use pass_on;
 
+/// Text that compresses to about half, and the same with a word changed now and then, which is stored as deltas.
+pub fn alike(len: usize) -> [Vec<u8>; 2] {
+    let mut draw = Draw::new(5);
+    let mut text: Vec<u8> = Vec::new();
+    while text.len() < len {
+        text.extend(format!("{:x} ", draw.next()).bytes());
+    }
+    text.truncate(len);
+    let mut changed = text.clone();
+    for at in (100..len - 10).step_by(3000) {
+        changed[at..at + 7].copy_from_slice(b"changed");
+    }
+    [text, changed]
+}
+
 /// Options of a region whose packs are small, so that small disks fill several.
 pub fn small_packs() -> RegionOptions {
     RegionOptions { pack_bytes: 64 << 10, ..RegionOptions::named("test", provider()) }

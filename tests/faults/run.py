@@ -21,7 +21,7 @@ CALLS = {
     "fdatasync": ["EIO"],
     "write": ["EIO", "ENOSPC"],
     "pwritev": ["EIO", "ENOSPC"],
-    "pwrite64": ["EIO"],
+    "pwrite64": ["EIO", "ENOSPC"],
     "ftruncate": ["ENOSPC"],
     # A disk is made to share the blocks of another by it, on XFS and btrfs.
     "ioctl": ["EIO", "ENOSPC", "EOPNOTSUPP", "EINTR"],
@@ -88,6 +88,7 @@ class Machines:
         check(may_leave or not left, f"{what}: nobody knows {left}")
         if instances:
             must("terminate", *[instance["instance_id"] for instance in instances])
+            check(may_leave or not os.listdir(self.folder), f"{what}: disks are left after terminate")
         shutil.rmtree(self.folder, ignore_errors=True)
         return len(instances)
 
@@ -187,7 +188,7 @@ def main():
                         del kept[gone]
                     if kind == "launch":
                         launched = machines.end(what, may_leave=call == "unlink")
-                        check(done.returncode != 0 or launched == 3, f"{what}: {launched} instances")
+                        check(launched == 3 or (done.returncode != 0 and launched == 0), f"{what}: {launched} instances")
                     after(what, kept, draw)
     print(f"{injected} calls failed once")
     print(f"{checks - len(failures)} passed, {len(failures)} failed")

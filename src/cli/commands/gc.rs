@@ -50,6 +50,8 @@ fn document(session: &Session<'_>, collected: &Collected, started: Instant) -> V
         "waiting_bytes": collected.waiting.bytes,
         "waiting_since": collected.waiting_since_ms.map(time),
         "waiting_until": collected.waiting_until_ms.map(time),
+        "unsaved_packs": collected.unsaved.count,
+        "unsaved_bytes": collected.unsaved.bytes,
         "lost": collected.lost.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "left_worn_packs": collected.left_worn.count,
         "left_worn_bytes": collected.left_worn.bytes,
@@ -89,6 +91,13 @@ fn text(collected: &Collected, dry_run: bool) -> String {
             amount(*waiting, "pack"),
             collected.waiting_since_ms.map(time).unwrap_or_default(),
             collected.waiting_until_ms.map(time).unwrap_or_default()
+        ),
+    );
+    let unsaved = amount(collected.unsaved, "damaged pack");
+    line(
+        collected.unsaved.count > 0,
+        format!(
+            "kept        {unsaved}, which alone may hold something that is needed: run `imgstore repair`"
         ),
     );
     let lost: Vec<String> = collected.lost.iter().map(ToString::to_string).collect();
