@@ -13,6 +13,7 @@ use imgstore::ops::delete::delete_snapshot;
 use imgstore::ops::gc::{Collected, GcOptions, collect};
 use imgstore::ops::repair::{RepairSources, Repaired, repair};
 use imgstore::region::{Region, RegionOptions};
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
@@ -96,6 +97,14 @@ impl Place {
     fn open(&self) -> Region {
         let storage = Worn { inner: self.memory.clone(), bad: self.bad.clone() };
         Region::open(Arc::new(storage), session()).unwrap()
+    }
+
+    /// How many chunks the last snapshot has, each once.
+    fn chunks(&self) -> u64 {
+        let region = self.open();
+        let manifest = region.catalog().unwrap().snapshots[&self.taken.last().unwrap().0].manifest.clone();
+        let map = region.load_map(&manifest).unwrap();
+        map.chunks().iter().map(|chunk| chunk.id).collect::<BTreeSet<_>>().len() as u64
     }
 
     fn packs(&self) -> Vec<PackName> {
@@ -191,6 +200,43 @@ fn deltas_are_salvaged_whose_bases_nobody_knows_of() {
         }
         let repaired = place.repair();
         assert!(repaired.lost.is_empty() && repaired.moved > 1, "{repaired:?}");
+        // Nothing was stored twice.
+        let stored = place
+            .open()
+            .catalog()
+            .unwrap()
+            .packs
+            .values()
+            .filter(|pack| pack.state == PackState::Live)
+            .map(|pack| u64::from(pack.record.frames))
+            .sum::<u64>();
+        let again = if is_stored_again { place.chunks() } else { 0 };
+        assert_eq!(stored, repaired.moved + again);
         place.assert_whole();
     }
+}
+
+/// As before, and the pack of the bases has a bad sector: it may hold any base, so the deltas stay, too.
+#[test]
+fn deltas_stay_while_their_bases_may_be_in_what_cannot_be_read() {
+    let disks = alike(1_500_000);
+    let mut place = Place::new(&disks);
+    let catalog = place.open().catalog().unwrap();
+    let bases: Vec<PackName> = catalog.packs.values().flat_map(|pack| pack.record.bases.clone()).collect();
+    let [base] = bases[..] else { panic!("{bases:?}") };
+    let deltas = place.packs().into_iter().find(|pack| *pack != base).unwrap();
+    place.delete_first();
+    for pack in [base, deltas] {
+        place.wear(&pack, place.len(&pack) - 100..place.len(&pack));
+    }
+    place.wear(&base, 70_000..70_001);
+    let damaged = [base, deltas].into_iter().collect();
+    place.open().quarantine(&damaged, place.caller.account, place.caller.now_ms).unwrap();
+    let (_, bytes) = place.taken[0].clone();
+    place.take(&bytes);
+    let collected = place.collect();
+    assert_eq!((collected.unsaved.count, collected.freed.count), (2, 0), "{collected:?}");
+    place.bad.lock().unwrap().clear();
+    assert_eq!(place.collect().freed.count, 2);
+    place.assert_whole();
 }

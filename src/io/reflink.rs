@@ -178,9 +178,11 @@ pub fn share_all(new: &File, with: &File) -> io::Result<bool> {
 
 /// Lets an empty file share all blocks of another.
 fn clone_blocks(empty: &File, with: &File) -> io::Result<bool> {
+    // It may grow meanwhile.
+    let len = with.metadata()?.len();
     match ioctl_ficlone(empty, with) {
         // XFS before Linux 6.13 says the same when it stopped half-way, for want of space for one: the file is shorter then.
-        Ok(()) if empty.metadata()?.len() != with.metadata()?.len() => {
+        Ok(()) if empty.metadata()?.len() < len => {
             Err(io::Error::other("only a part of its blocks could be shared"))
         }
         Ok(()) => Ok(true),

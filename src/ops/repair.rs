@@ -120,10 +120,14 @@ fn mend(
     }
     // Before the disks: what is still here need not be compressed again.
     repaired.moved = store(&mut session, region, context)?;
-    // The second time deltas find bases of other packs; the third, what only such bases were kept for.
+    // What is stored now may be what deltas of other packs lack.
     let mut lacking = BTreeSet::new();
-    for _ in 0..3 {
+    loop {
+        let before = (repaired.moved, lacking.clone());
         lacking = salvage(&mut session, &quarantine, lacking, repaired, context)?;
+        if before == (repaired.moved, lacking.clone()) {
+            break;
+        }
     }
     for source in sources.regions {
         repaired.fetched += store(&mut session, source, context)?;
@@ -150,7 +154,7 @@ fn salvage(
     let region = session.region().clone();
     let mut wanted = wanted(&region)?;
     wanted.extend(lacking);
-    let mut lacking = BTreeSet::new();
+    let (mut lacking, mut stored) = (BTreeSet::new(), BTreeSet::new());
     for pack in packs {
         context.check_cancelled()?;
         let mut found = Vec::new();
@@ -161,12 +165,14 @@ fn salvage(
         });
         for (id, frame) in &found {
             session.put(*id, frame)?;
+            stored.insert(*id);
         }
         repaired.moved += found.len() as u64;
         // What cannot be read now stays where it is, and is told of as lost.
         lacking.extend(salvaged.ok().flatten().unwrap_or_default().lacking);
     }
     session.flush()?;
+    lacking.retain(|base| !stored.contains(base));
     Ok(lacking)
 }
 

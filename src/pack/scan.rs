@@ -7,6 +7,8 @@ use crate::io::storage::Object;
 /// Bytes that are read at once, and those that are given up together where the device fails.
 const READ_BYTES: usize = 64 << 10;
 const SECTOR_BYTES: usize = 4 << 10;
+/// Sectors that are tried in vain before nothing more is read: each may take a dying disk seconds.
+const FAILED_MAX: usize = 64;
 /// How often all bytes may be summed up in search of a frame: what looks like one may be so long each time.
 const SUMMED_MAX: usize = 16;
 
@@ -18,12 +20,24 @@ pub struct Scan<'a> {
     /// Bytes that the search may still sum up.
     to_sum: usize,
     has_gap: bool,
+    is_cut_short: bool,
 }
 
 impl<'a> Scan<'a> {
     /// Over what comes behind a pack's header.
     pub const fn new(bytes: &'a [u8]) -> Self {
-        Self { bytes, at: 0, to_sum: bytes.len().saturating_mul(SUMMED_MAX), has_gap: false }
+        Self {
+            bytes,
+            at: 0,
+            to_sum: bytes.len().saturating_mul(SUMMED_MAX),
+            has_gap: false,
+            is_cut_short: false,
+        }
+    }
+
+    /// Whether the search was given up, since too much had looked like a frame: there may be more.
+    pub const fn is_cut_short(&self) -> bool {
+        self.is_cut_short
     }
 
     /// Whether something was left out before a frame that was found.
@@ -31,21 +45,30 @@ impl<'a> Scan<'a> {
         self.has_gap
     }
 
-    fn is_frame(&mut self, at: usize) -> bool {
-        let Some(rest) = self.bytes.get(at..) else { return false };
-        let Some(len) = claimed_len(rest).filter(|len| *len <= rest.len()) else { return false };
-        let Some(left) = self.to_sum.checked_sub(len) else { return false };
-        self.to_sum = left;
-        scan_frame(rest).is_ok()
+    /// The frame at a place, and its length. What only looks like one counts.
+    fn frame_at(&mut self, at: usize) -> Option<(Frame, usize)> {
+        let rest = self.bytes.get(at..)?;
+        let len = claimed_len(rest).filter(|len| *len <= rest.len())?;
+        if len > self.to_sum {
+            self.is_cut_short = true;
+            return None;
+        }
+        let frame = scan_frame(rest).ok();
+        if frame.is_none() {
+            self.to_sum -= len;
+        }
+        frame
     }
 
-    /// Where the next frame is, when what is here is none.
-    fn next_place(&mut self) -> Option<usize> {
-        let after = claimed_len(&self.bytes[self.at..]).map(|len| self.at + len);
-        if let Some(after) = after.filter(|after| self.is_frame(*after)) {
-            return Some(after);
-        }
-        (self.at + 1..self.bytes.len()).find(|at| self.is_frame(*at))
+    /// The next frame, when what is here is none: where this says that it ends, or anywhere behind.
+    fn find_behind(&mut self, here: usize) -> Option<(Frame, usize)> {
+        let after = claimed_len(&self.bytes[here..]).map(|len| here + len);
+        let found = after.into_iter().chain(here + 1..self.bytes.len()).find_map(|at| {
+            self.at = at;
+            self.frame_at(at)
+        });
+        self.has_gap |= found.is_some();
+        found
     }
 }
 
@@ -53,11 +76,9 @@ impl Iterator for Scan<'_> {
     type Item = Frame;
 
     fn next(&mut self) -> Option<Frame> {
-        if scan_frame(self.bytes.get(self.at..)?).is_err() {
-            self.at = self.next_place()?;
-            self.has_gap = true;
-        }
-        let (frame, len) = scan_frame(&self.bytes[self.at..]).ok()?;
+        let here = self.at;
+        let found = self.frame_at(here).or_else(|| self.find_behind(here));
+        let (frame, len) = found?;
         self.at += len;
         Some(frame)
     }
@@ -66,15 +87,17 @@ impl Iterator for Scan<'_> {
 /// Reads what can be read of an object, at most so many bytes, and zeros for the rest. Says whether there is such a rest.
 pub fn read_what_can_be(object: &dyn Object, bytes_max: u64) -> (Vec<u8>, bool) {
     let mut bytes = vec![0; usize::try_from(object.len().min(bytes_max)).unwrap_or(usize::MAX)];
-    let mut is_unread = object.len() > bytes_max;
+    let (mut is_unread, mut failed) = (object.len() > bytes_max, 0);
     for (number, piece) in bytes.chunks_mut(READ_BYTES).enumerate() {
         let offset = (number * READ_BYTES) as u64;
-        if object.read_at(offset, piece).is_ok() {
+        if failed < FAILED_MAX && object.read_at(offset, piece).is_ok() {
             continue;
         }
         for (number, sector) in piece.chunks_mut(SECTOR_BYTES).enumerate() {
-            if object.read_at(offset + (number * SECTOR_BYTES) as u64, sector).is_err() {
+            let at = offset + (number * SECTOR_BYTES) as u64;
+            if failed >= FAILED_MAX || object.read_at(at, sector).is_err() {
                 sector.fill(0);
+                failed += 1;
                 is_unread = true;
             }
         }
@@ -121,7 +144,7 @@ mod tests {
             damaged.extend([0xff; 5000]);
             let mut scan = Scan::new(&damaged);
             assert_eq!(scan.by_ref().collect::<Vec<_>>(), left, "{case:?}");
-            assert_eq!(scan.has_gap(), case != [(8, 12)], "{case:?}");
+            assert_eq!((scan.has_gap(), scan.is_cut_short()), (case != [(8, 12)], false), "{case:?}");
         }
         assert_eq!(Scan::new(&[]).count() + Scan::new(&[7; 3]).count() + Scan::new(&[0; 9000]).count(), 0);
     }
@@ -164,6 +187,6 @@ mod tests {
         let bytes: Vec<u8> = header[..12].iter().copied().cycle().take(4 << 20).collect();
         let mut scan = Scan::new(&bytes);
         assert!(scan.next().is_none());
-        assert!(scan.to_sum < 8192, "as much was summed up as may be");
+        assert!(scan.is_cut_short() && scan.to_sum < 8192, "as much was summed up as may be");
     }
 }

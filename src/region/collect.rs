@@ -97,7 +97,7 @@ impl Mark {
         self.usage(&pack.name).bytes.saturating_mul(100) / bytes
     }
 
-    /// Packs in quarantine that stay until a repair has moved what they alone hold.
+    /// Packs that stay until a repair has moved what packs in quarantine alone hold.
     pub const fn unsaved(&self) -> &BTreeSet<PackName> {
         &self.unsaved
     }
@@ -111,8 +111,9 @@ impl Mark {
             // What is damaged may be mended, and needs then what it is on record with.
             self.catalog.with_bases(self.usage.keys().copied().chain(quarantined(&self.catalog)))
         } else {
-            self.catalog.with_bases(stuck.chain(self.unsaved.iter().copied()))
+            self.catalog.with_bases(stuck)
         };
+        kept.extend(&self.unsaved);
         kept.extend(self.usage.keys());
         kept
     }

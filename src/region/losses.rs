@@ -129,7 +129,8 @@ impl Region {
     }
 
     /// Packs in quarantine that no longer say what they hold, and hold what is needed and no pack that stays has intact: a
-    /// repair that was interrupted has not moved it yet. Also those of which that is not known now.
+    /// repair that was interrupted has not moved it yet. Also those of which that is not known now, and the packs with the bases
+    /// of all these.
     pub(super) fn find_unsaved<E: From<RegionError>>(
         &self,
         mark: &Mark,
@@ -150,10 +151,12 @@ impl Region {
                 }
             }
         }
+        // They may hold any base.
+        let is_some_unread = !unsaved.is_empty();
         let all: HashSet<ChunkId> = held.iter().flat_map(|(_, ids, _)| ids).copied().collect();
         let lacking: HashSet<ChunkId> = held.iter().flat_map(|(_, _, lacking)| lacking).copied().collect();
         for (name, ids, bases) in held {
-            let mut is_unsaved = bases.iter().any(|base| all.contains(base));
+            let mut is_unsaved = bases.iter().any(|base| is_some_unread || all.contains(base));
             for id in ids {
                 watch()?;
                 is_unsaved = is_unsaved
@@ -162,7 +165,7 @@ impl Region {
             }
             unsaved.extend(is_unsaved.then_some(name));
         }
-        Ok(unsaved)
+        Ok(mark.catalog.with_bases(unsaved))
     }
 
     /// Whether a pack that stays has a chunk intact, as a plain frame if something is stored against it.

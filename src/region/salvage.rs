@@ -15,10 +15,13 @@ use crate::pack::scan::{Scan, read_what_can_be};
 use crate::pack::trailer::read_trailer;
 use std::collections::{BTreeSet, HashMap};
 
+/// Frames that are taken of a pack beyond twice those that it was made with.
+const FRAMES_MORE: usize = 1024;
+
 /// What is to be known of a pack that was gone through frame by frame.
 #[derive(Debug, Default)]
 pub struct Salvaged {
-    /// Whether frames are missing that the device did not give, and may give later.
+    /// Whether there may be more: what the device did not give it may give later.
     pub is_unread: bool,
     /// Bases of its deltas that are nowhere to be had: what those are is not known without.
     pub lacking: BTreeSet<ChunkId>,
@@ -62,9 +65,13 @@ impl Region {
         };
         let (bytes, is_unread) = read_what_can_be(&*object, PACK_BYTES_MAX);
         let mut scan = Scan::new(bytes.get(HEADER_BYTES..).unwrap_or_default());
-        let frames: Vec<Frame> = scan.by_ref().collect();
-        let is_whole = !scan.has_gap() && frames.len() == known.record.frames as usize;
-        let mut salvaged = Salvaged { is_unread: is_unread && !is_whole, ..Salvaged::default() };
+        let count = known.record.frames as usize;
+        // In the body of a damaged one there may be others.
+        let count_max = count.saturating_mul(2).saturating_add(FRAMES_MORE);
+        let frames: Vec<Frame> = scan.by_ref().take(count_max).collect();
+        let is_whole = !scan.has_gap() && frames.len() == count;
+        let may_be_more = is_unread || scan.is_cut_short() || frames.len() == count_max;
+        let mut salvaged = Salvaged { is_unread: may_be_more && !is_whole, ..Salvaged::default() };
         let (plain, deltas): (Vec<Frame>, Vec<Frame>) =
             frames.into_iter().partition(|frame| frame.codec.is_plain());
         let mut here = HashMap::new();
@@ -77,16 +84,36 @@ impl Region {
         // Their bases are in this pack as a rule, which no index lists any more.
         for delta in deltas {
             let Some(base) = delta.base() else { continue };
-            let content = here.get(&base).and_then(|frame| self.decode(base, frame));
-            let Some(content) = content.or_else(|| Some(self.intact_base(base)?.to_vec())) else {
-                salvaged.lacking.insert(base);
-                continue;
-            };
-            if let Ok((id, raw)) = self.0.codecs.identify(&delta, Some(&content)) {
-                take(id, &|| self.encode(&raw, id, i32::from(self.0.header.zstd_level)).ok());
+            let content = here.get(&base).and_then(|frame| self.decode(base, frame)).map(Ok);
+            match content.or_else(|| self.listed_base(base).transpose()) {
+                Some(Ok(content)) => {
+                    if let Ok((id, raw)) = self.0.codecs.identify(&delta, Some(&content)) {
+                        take(id, &|| self.encode(&raw, id, i32::from(self.0.header.zstd_level)).ok());
+                    }
+                }
+                Some(Err(_)) => salvaged.is_unread = true,
+                None => {
+                    salvaged.lacking.insert(base);
+                }
             }
         }
         Ok(Some(salvaged))
+    }
+
+    /// The content of a base that the index lists; none if it is nowhere intact. That it cannot be read now is an error.
+    fn listed_base(&self, id: ChunkId) -> Result<Option<Vec<u8>>, RegionError> {
+        if let Some(content) = self.intact_base(id) {
+            return Ok(Some(content.to_vec()));
+        }
+        let places = self.with_index(|index| index.places_of(id))?;
+        for place in places.into_iter().filter(|place| place.codec.is_plain()) {
+            if let Err(error) = self.prove_at((id, place))
+                && !error.is_damage()
+            {
+                return Err(error);
+            }
+        }
+        Ok(None)
     }
 
     /// Whether a block map is the one that a manifest held.

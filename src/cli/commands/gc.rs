@@ -97,7 +97,8 @@ fn text(collected: &Collected, dry_run: bool) -> String {
     line(
         collected.unsaved.count > 0,
         format!(
-            "kept        {unsaved}, which alone may hold something that is needed: run `imgstore repair`"
+            "kept        {unsaved}, which alone may hold something that is needed: run `imgstore repair`; one that cannot be \
+             read whole stays until it can, or until its file is gone"
         ),
     );
     let lost: Vec<String> = collected.lost.iter().map(ToString::to_string).collect();
