@@ -9,7 +9,7 @@ use std::io::{self, Seek};
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// A raw disk open for reading.
 #[derive(Debug)]
@@ -17,8 +17,15 @@ pub struct RawDisk {
     file: File,
     path: PathBuf,
     len: u64,
-    /// The data that was found last. To look for it again costs as much as the file has pieces behind it.
-    data: Mutex<Range<u64>>,
+    found: Mutex<Found>,
+}
+
+/// What was found last. To look for it again costs as much as the file has pieces behind it.
+#[derive(Debug, Clone, Default)]
+struct Found {
+    data: Range<u64>,
+    /// Where the last hole ended that ends in data.
+    hole_end: Option<u64>,
 }
 
 impl RawDisk {
@@ -60,11 +67,18 @@ impl RawDisk {
         }
         // A hint only: readers beside each other go from front to back.
         let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::Sequential);
-        Ok(Self { file, path: path.to_owned(), len, data: Mutex::new(0..0) })
+        Ok(Self { file, path: path.to_owned(), len, found: Mutex::default() })
     }
 
     /// Data or hole by SEEK_DATA and SEEK_HOLE. File systems that cannot tell say "all data".
-    fn seek_extent(&self, offset: u64) -> rustix::io::Result<Extent> {
+    fn seek_extent(&self, offset: u64, is_behind_hole: bool) -> rustix::io::Result<Extent> {
+        if is_behind_hole {
+            let hole = rustix::fs::seek(&self.file, SeekFrom::Hole(offset))?;
+            // Else there was data, and is none any more.
+            if hole > offset {
+                return Ok(Extent { start: offset, end: hole, is_zero: false });
+            }
+        }
         match rustix::fs::seek(&self.file, SeekFrom::Data(offset)) {
             Ok(data) if data > offset => Ok(Extent { start: offset, end: data, is_zero: true }),
             Ok(_) => {
@@ -77,6 +91,10 @@ impl RawDisk {
             }
             Err(e) => Err(e),
         }
+    }
+
+    fn found(&self) -> MutexGuard<'_, Found> {
+        self.found.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn reaches_end(&self) -> bool {
@@ -92,11 +110,11 @@ impl DiskRead for RawDisk {
     fn extent_at(&self, offset: u64) -> Result<Extent, DiskError> {
         let all_data = Extent { start: offset, end: self.len, is_zero: false };
         // What was data may have become a hole: it is read then, and is zeros all the same.
-        let known = self.data.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if known.contains(&offset) {
-            return Ok(Extent { start: offset, end: known.end, is_zero: false });
+        let Found { data, hole_end } = self.found().clone();
+        if data.contains(&offset) {
+            return Ok(Extent { start: offset, end: data.end, is_zero: false });
         }
-        let extent = match self.seek_extent(offset) {
+        let extent = match self.seek_extent(offset, hole_end == Some(offset)) {
             Ok(extent) => Extent { end: extent.end.min(self.len), ..extent },
             // Not for block devices, nor where the file system has no such call: read everything.
             Err(rustix::io::Errno::INVAL | rustix::io::Errno::NXIO | rustix::io::Errno::OPNOTSUPP) => {
@@ -106,8 +124,10 @@ impl DiskRead for RawDisk {
         };
         // A hole that moved under us while we looked: take it as data, content decides.
         let extent = if extent.end > offset { extent } else { all_data };
-        if !extent.is_zero {
-            *self.data.lock().unwrap_or_else(PoisonError::into_inner) = extent.start..extent.end;
+        if extent.is_zero {
+            self.found().hole_end = Some(extent.end);
+        } else {
+            self.found().data = extent.start..extent.end;
         }
         Ok(extent)
     }
@@ -129,5 +149,36 @@ impl DiskRead for RawDisk {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::fs::{FallocateFlags, fallocate};
+
+    const STEP: u64 = 64 << 10;
+
+    #[test]
+    fn data_behind_a_hole_is_told_from_what_became_one() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(9 * STEP).unwrap();
+        for step in [3, 4, 6] {
+            file.as_file().write_all_at(&[1; STEP as usize], step * STEP).unwrap();
+        }
+        let disk = RawDisk::open(file.path()).unwrap();
+        let extent = |at: u64, end, is_zero| Extent { start: at * STEP, end: end * STEP, is_zero };
+        let expected = [extent(0, 3, true), extent(3, 5, false), extent(5, 6, true), extent(6, 7, false)];
+        for expected in expected.into_iter().chain([extent(7, 9, true)]) {
+            assert_eq!(disk.extent_at(expected.start).unwrap(), expected);
+        }
+        // Looked at from within, and again.
+        assert_eq!(disk.extent_at(4 * STEP).unwrap(), extent(4, 5, false));
+        assert_eq!(disk.extent_at(STEP).unwrap(), extent(1, 3, true));
+
+        assert_eq!(disk.extent_at(0).unwrap(), extent(0, 3, true));
+        let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        fallocate(file.as_file(), punch, 3 * STEP, 2 * STEP).unwrap();
+        assert_eq!(disk.extent_at(3 * STEP).unwrap(), extent(3, 6, true));
     }
 }

@@ -98,26 +98,27 @@ impl Expected {
         Ok(best.1)
     }
 
-    /// The last place in a piece, but for its start, where it may end so that the state of a cutter is known there.
-    pub(super) fn end_of_piece(&self, piece: Range<u64>) -> Option<u64> {
-        let ended = self.count_ended_in(&piece, self.count_ended(piece.start));
+    /// The last place in a piece, but for its start, where it may end so that the state of a cutter is known there; if there
+    /// is none, its end. And how many chunks end there or before it, if so many end at its start or before it.
+    pub(super) fn end_of_piece(&self, piece: Range<u64>, before: usize) -> (u64, usize) {
+        let ended = self.count_ended_in(&piece, before);
         if self.is_known(piece.end, ended) {
-            return Some(piece.end);
+            return (piece.end, ended);
         }
         // The last that begins at the end or before it.
         let last = match self.map.chunks().get(ended) {
-            Some(open) if open.start_block <= piece.end => open.start_block,
-            _ => self.map.chunks()[ended.checked_sub(1)?].start_block,
+            Some(open) if open.start_block <= piece.end => Some(ended),
+            _ => ended.checked_sub(1),
         };
-        (last > piece.start).then_some(last)
+        let start = last.map(|last| (self.map.chunks()[last].start_block, last));
+        start.filter(|(start, _)| *start > piece.start).unwrap_or((piece.end, ended))
     }
 
     /// Whether a piece holds the chunks and zero runs that were expected there, and nothing else; then what a cutter
     /// makes of it that comes to it as expected.
     pub(super) fn find_in(&self, piece: &Loaded) -> Option<Same> {
         let blocks = piece.blocks();
-        let first = self.count_ended(blocks.start);
-        let ended = self.count_ended_in(&blocks, first);
+        let Range { start: first, end: ended } = piece.expected();
         if !self.is_known(blocks.start, first) || !self.is_known(blocks.end, ended) {
             return None;
         }

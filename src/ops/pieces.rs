@@ -46,6 +46,8 @@ struct Plan {
     start_block: u64,
     data_blocks: u64,
     parts: Vec<Part>,
+    /// Chunks of what is expected that end in it.
+    expected: Range<usize>,
 }
 
 impl Plan {
@@ -97,6 +99,11 @@ impl Loaded {
         };
         let start = self.plan.start_block;
         start..start + self.plan.parts.iter().map(blocks).sum::<u64>()
+    }
+
+    /// Which chunks of what is expected end in it.
+    pub(super) fn expected(&self) -> Range<usize> {
+        self.plan.expected.clone()
     }
 
     /// All bytes, behind the headroom.
@@ -167,6 +174,8 @@ pub(super) struct Planner<'a> {
 struct Next {
     number: u64,
     block: u64,
+    /// Chunks of what is expected that end there or before it.
+    ended: usize,
     is_over: bool,
 }
 
@@ -193,7 +202,7 @@ impl<'a> Planner<'a> {
             total_blocks,
             expected,
             order,
-            next: Mutex::new(Next { number: 0, block: 0, is_over: false }),
+            next: Mutex::new(Next { number: 0, block: 0, ended: 0, is_over: false }),
             turns: Turns::new(params, expected.map(|(expected, _)| expected), passed_at_once),
         }
     }
@@ -258,13 +267,14 @@ impl<'a> Planner<'a> {
         let is_end = next.block == self.total_blocks;
         let room = if self.disk.is_computed() { self.context.piece_bytes() } else { READ_BYTES };
         let range = next.block..self.total_blocks;
-        let (plan, reached) = plan_expected(self.disk, range, room, self.expected(), self.context)?;
+        let expected = self.expected().map(|expected| (expected, next.ended));
+        let (plan, reached) = plan_expected(self.disk, range, room, expected, self.context)?;
         let (batch, batch_out) = bounded(1);
         if self.order.send(batch_out).is_err() {
             return Ok(None);
         }
         let number = next.number;
-        *next = Next { number: number + 1, block: reached, is_over: is_end };
+        *next = Next { number: number + 1, block: reached, ended: plan.expected.end, is_over: is_end };
         Ok(Some(Task { number, plan, is_end, batch }))
     }
 }
@@ -300,17 +310,20 @@ pub(super) fn fill(
     Ok((load(disk, plan, buffer, headroom, context)?.described(params), reached))
 }
 
-/// As [`plan_piece`], ending where the state of a cutter is known if the disk holds what is expected.
+/// As [`plan_piece`], ending where the state of a cutter is known if the disk holds what is expected, of which so many
+/// chunks have ended before.
 fn plan_expected(
     disk: &dyn DiskRead,
     range: Range<u64>,
     room_bytes: usize,
-    expected: Option<&Expected>,
+    expected: Option<(&Expected, usize)>,
     context: &Context<'_>,
 ) -> Result<(Plan, u64), OpsError> {
     let (mut plan, reached) = plan_piece(disk, range.clone(), room_bytes, context)?;
-    let end = expected.and_then(|expected| expected.end_of_piece(range.start..reached)).unwrap_or(reached);
+    let Some((expected, before)) = expected else { return Ok((plan, reached)) };
+    let (end, ended) = expected.end_of_piece(range.start..reached, before);
     plan.leave_out(reached - end);
+    plan.expected = before..ended;
     Ok((plan, end))
 }
 
@@ -323,7 +336,7 @@ fn plan_piece(
 ) -> Result<(Plan, u64), OpsError> {
     let len = disk.len_bytes();
     let room_blocks = (room_bytes / BLOCK_BYTES) as u64;
-    let mut plan = Plan { start_block: range.start, data_blocks: 0, parts: Vec::new() };
+    let mut plan = Plan { start_block: range.start, data_blocks: 0, parts: Vec::new(), expected: 0..0 };
     let mut position = range.start;
     while position < range.end && plan.data_blocks < room_blocks {
         context.check_cancelled()?;
@@ -339,7 +352,11 @@ fn plan_piece(
         }
         let data_end = blocks_for_bytes(extent.end).min(range.end).max(position + 1);
         let blocks = (data_end - position).min(room_blocks - plan.data_blocks);
-        plan.parts.push(Part::Data(blocks));
+        // One read for what lies between two holes that are long enough.
+        match plan.parts.last_mut() {
+            Some(Part::Data(before)) => *before += blocks,
+            _ => plan.parts.push(Part::Data(blocks)),
+        }
         plan.data_blocks += blocks;
         position += blocks;
     }
@@ -461,10 +478,12 @@ mod tests {
     ) -> (BlockMap, usize) {
         let (turns, total) = (Turns::new(params, expected, 3), blocks_for_bytes(disk.len_bytes()));
         let (_back, take) = buffers(1);
-        let (mut batches, mut position, mut is_end) = (Vec::new(), 0, false);
+        let (mut batches, mut position, mut ended, mut is_end) = (Vec::new(), 0, 0, false);
         while !is_end {
             let room = usize::try_from(room_blocks).unwrap() * BLOCK_BYTES;
-            let (plan, reached) = plan_expected(disk, position..total, room, expected, context).unwrap();
+            let known = expected.map(|expected| (expected, ended));
+            let (plan, reached) = plan_expected(disk, position..total, room, known, context).unwrap();
+            ended = plan.expected.end;
             is_end = position == total;
             let found = if is_end {
                 Found::End

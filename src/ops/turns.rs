@@ -119,8 +119,9 @@ impl<'a> Turns<'a> {
         let passed = if is_time { std::mem::take(&mut state.passed) } else { Vec::new() };
         drop(state);
         self.moved_on.notify_all();
-        // Nobody may want them any more; who went has the reason.
-        passed.into_iter().for_each(|(batch, passed)| drop(batch.send(passed)));
+        // The first is waited for: who is woken by it finds the others there, too. Nobody may want them any more; who
+        // went has the reason.
+        passed.into_iter().rev().for_each(|(batch, passed)| drop(batch.send(passed)));
         Some(to_hash)
     }
 

@@ -127,6 +127,10 @@ impl Stored {
             if packs.contains(&place.pack) {
                 continue;
             }
+            if self.region.is_there(place.pack)? {
+                packs.insert(place.pack);
+                continue;
+            }
             let Some(usable) = self.region.locate_usable(&self.index, id, Filters::Trusted)? else {
                 return Ok(None);
             };
