@@ -13,6 +13,12 @@ pub fn percent(part: u64, whole: u64) -> String {
     if whole == 0 { "-".into() } else { format!("{:.1} %", part as f64 * 100.0 / whole as f64) }
 }
 
+/// So many of something: `1 pack`, `2 packs`.
+pub fn counted(count: impl Into<u64>, one: &str) -> String {
+    let count = count.into();
+    format!("{count} {one}{}", if count == 1 { "" } else { "s" })
+}
+
 /// A time in UTC to the second: `2026-11-21T03:30:00Z`.
 pub fn time(time_ms: TimeMs) -> String {
     // The year 9999 is what the text form reaches to.

@@ -8,7 +8,6 @@ use crate::chunk::frame::{Codec, Draft, Frame, FrameError, ZSTD_LEVELS};
 use crate::model::ids::ChunkId;
 use crate::model::units::{BLOCK_BYTES, CHUNK_BLOCKS_MAX};
 use crate::region::Region;
-use crate::region::bases::Bytes;
 use crate::region::similar::{Base, Found, Similar, Wanted};
 use rayon::prelude::*;
 use std::cmp::Reverse;
@@ -102,7 +101,7 @@ struct Delta<'a> {
 enum Content<'a> {
     Here(&'a [u8]),
     Decoded(Vec<u8>),
-    Read(Bytes),
+    Read(crate::region::bases::Content),
 }
 
 impl Deref for Content<'_> {

@@ -2,7 +2,8 @@
 //!
 //! [`build`] fills packs, [`trailer`] reads their own index, [`index`] answers where a chunk is across all
 //! of them, [`segment`] is the mapped part of that answer, [`merge`] makes new segments, [`read`] fetches
-//! frames into [`spare`] memory, [`scan`] tells them apart where a trailer is lost.
+//! frames into [`spare`] memory, [`decoded`] keeps some that were decoded, [`scan`] tells them apart where a trailer
+//! is lost.
 
 mod atomic {
     //! The atomics of [`super::checked`], which a test puts others in the place of.
@@ -10,6 +11,7 @@ mod atomic {
 }
 pub mod build;
 mod checked;
+pub mod decoded;
 pub mod error;
 pub mod index;
 mod loose;

@@ -1,5 +1,6 @@
 //! Fetching frames: near ones together, by positioned reads.
 
+use super::decoded::Decoded;
 use super::error::PackError;
 use super::index::Location;
 use super::spare::{Bytes, Spare};
@@ -69,13 +70,14 @@ fn allowed_gap(run: &ReadRun, useful: u64) -> u64 {
 pub struct PackReader {
     storage: Arc<dyn Storage>,
     spare: Arc<Spare>,
+    decoded: Decoded,
     open: Mutex<HashMap<PackName, Arc<dyn Object>>>,
 }
 
 impl PackReader {
     /// A reader of the packs in a storage.
     pub fn new(storage: Arc<dyn Storage>) -> Self {
-        Self { storage, spare: Arc::default(), open: Mutex::default() }
+        Self { storage, spare: Arc::default(), decoded: Decoded::default(), open: Mutex::default() }
     }
 
     /// The bytes of a run.
@@ -88,6 +90,11 @@ impl PackReader {
     /// Memory for what is decoded from runs.
     pub fn spare(&self) -> &Arc<Spare> {
         &self.spare
+    }
+
+    /// What was decoded from runs lately, and may be wanted again.
+    pub const fn decoded(&self) -> &Decoded {
+        &self.decoded
     }
 
     fn object(&self, name: PackName) -> Result<Arc<dyn Object>, PackError> {

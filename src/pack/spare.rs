@@ -44,6 +44,13 @@ impl Spare {
     }
 }
 
+impl Bytes {
+    /// Bytes of memory that it takes: those that are in it, and those that fit.
+    pub fn memory_bytes(&self) -> usize {
+        self.memory.len()
+    }
+}
+
 impl Deref for Bytes {
     type Target = [u8];
 

@@ -7,10 +7,10 @@ use crate::io::storage::StorageError;
 use crate::model::ids::ChunkId;
 use crate::model::objects::{PackName, PackState};
 use crate::model::units::BLOCK_BYTES;
+pub use crate::pack::decoded::Content;
 use crate::pack::error::PackError;
 use crate::pack::index::{Filters, Location};
 use crate::pack::read::{ReadRun, base_in, decode_frame};
-pub use crate::pack::spare::Bytes;
 use crate::pack::trailer::read_trailer;
 use std::collections::{BTreeSet, HashMap};
 
@@ -113,16 +113,22 @@ impl Region {
 
 impl Bases {
     /// The bytes of a base; none if it is not here or damaged here.
-    pub fn content(&self, region: &Region, id: ChunkId) -> Option<Bytes> {
+    pub fn content(&self, region: &Region, id: ChunkId) -> Option<Content> {
         let (located, run) = self.places.get(&id)?;
+        let reader = &region.0.reader;
+        if let Some(decoded) = reader.decoded().get(&located.1) {
+            return Some(decoded);
+        }
         let (read, bytes) = self.runs.get(*run)?;
-        let mut raw = region.0.reader.spare().take(usize::from(located.1.raw_blocks) * BLOCK_BYTES);
+        let mut raw = reader.spare().take(usize::from(located.1.raw_blocks) * BLOCK_BYTES);
         decode_frame(&region.0.codecs, read, bytes, *located, None, &mut raw).ok()?;
-        Some(raw)
+        let content = Content::from(raw);
+        reader.decoded().keep(&located.1, &content);
+        Some(content)
     }
 
     /// As [`Bases::content`], or from any other place that has it intact.
-    pub fn intact_content(&self, region: &Region, id: ChunkId) -> Option<Bytes> {
+    pub fn intact_content(&self, region: &Region, id: ChunkId) -> Option<Content> {
         self.content(region, id).or_else(|| region.intact_base(id))
     }
 }

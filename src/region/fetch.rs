@@ -1,7 +1,7 @@
 //! Reading chunks of a region: the I/O here, the decoding wherever the caller has a thread for it.
 
 use super::Region;
-use super::bases::Bases;
+use super::bases::{Bases, Content};
 use super::error::RegionError;
 use crate::chunk::frame::{CodecPool, Frame};
 use crate::io::storage::StorageError;
@@ -224,7 +224,7 @@ impl Region {
     }
 
     /// The content of a base from any place that has it intact as a plain frame.
-    pub(super) fn intact_base(&self, id: ChunkId) -> Option<Bytes> {
+    pub(super) fn intact_base(&self, id: ChunkId) -> Option<Content> {
         self.first_intact(id, true, |place| self.read_bases(&[(id, *place)]).ok()?.content(self, id))
     }
 

@@ -3,7 +3,7 @@
 use super::Session;
 use crate::cli::args::GcArgs;
 use crate::cli::error::CliError;
-use crate::cli::text::{bytes, time};
+use crate::cli::text::{bytes, counted, time};
 use imgstore::ops::context::Progress;
 use imgstore::ops::gc::{Amount, Collected, GcOptions, collect_into};
 use serde_json::{Value, json};
@@ -62,7 +62,7 @@ fn document(session: &Session<'_>, collected: &Collected, started: Instant) -> V
 }
 
 fn amount(amount: Amount, what: &str) -> String {
-    format!("{} {what}{}, {}", amount.count, if amount.count == 1 { "" } else { "s" }, bytes(amount.bytes))
+    format!("{}, {}", counted(amount.count, what), bytes(amount.bytes))
 }
 
 fn text(collected: &Collected, dry_run: bool) -> String {

@@ -2,7 +2,7 @@
 
 use super::Session;
 use crate::cli::error::CliError;
-use crate::cli::text::{bytes, printable, time_millis};
+use crate::cli::text::{bytes, counted, printable, time_millis};
 use imgstore::model::account::Permission;
 use imgstore::model::image::DeregistrationProtection;
 use imgstore::model::objects::PackName;
@@ -160,7 +160,9 @@ fn words(op: &Op) -> String {
     match op {
         Op::NoOp => "nothing".into(),
         Op::RegisterPack(pack) => format!("stored a pack of {} ({})", bytes(pack.len), pack.name),
-        Op::RegisterSegment(segment) => format!("indexed {} chunks ({})", segment.entries, segment.name),
+        Op::RegisterSegment(segment) => {
+            format!("indexed {} ({})", counted(segment.entries, "chunk"), segment.name)
+        }
         Op::CreateSnapshot { snapshot, .. } => match &snapshot.source {
             Some(source) => format!(
                 "copied snapshot {} from {} in {}",
@@ -202,13 +204,21 @@ fn words(op: &Op) -> String {
         Op::ModifyInstance { id, change } => format!("{id}: {}", instance_change(change)),
         Op::TerminateInstance { id, .. } => format!("terminated {id}"),
         Op::ForgetInstance { id } => format!("forgot {id}, terminated long ago"),
-        Op::CondemnPacks { packs, .. } => format!("condemned {} packs that nothing needs", packs.len()),
-        Op::SweepPacks { packs } => format!("began to remove {} condemned packs", packs.len()),
-        Op::ForgetPacks { packs } => format!("removed {} packs", packs.len()),
-        Op::QuarantinePacks { packs, .. } => format!("quarantined {} damaged packs", packs.len()),
+        Op::CondemnPacks { packs, .. } => {
+            format!("condemned {} not needed by anything", counted(packs.len() as u64, "pack"))
+        }
+        Op::SweepPacks { packs } => {
+            format!("began to remove {}", counted(packs.len() as u64, "condemned pack"))
+        }
+        Op::ForgetPacks { packs } => format!("removed {}", counted(packs.len() as u64, "pack")),
+        Op::QuarantinePacks { packs, .. } => {
+            format!("quarantined {}", counted(packs.len() as u64, "damaged pack"))
+        }
         Op::FenceSessions { sessions } => format!("fenced {} sessions that are gone", sessions.len()),
         Op::ReplaceManifest { lost, by } => format!("replaced block map {lost} by its like, {}", by.name),
-        Op::RebasePack { pack, bases } => format!("{pack} has its bases in {} other packs now", bases.len()),
+        Op::RebasePack { pack, bases } => {
+            format!("{pack} has its bases in {} now", counted(bases.len() as u64, "other pack"))
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use super::Session;
 use crate::cli::args::RepackArgs;
 use crate::cli::error::CliError;
-use crate::cli::text::bytes;
+use crate::cli::text::{bytes, counted};
 use imgstore::ops::context::Progress;
 use imgstore::ops::repack::{RepackOptions, Repacked, repack as run_repack};
 use serde_json::{Value, json};
@@ -51,23 +51,23 @@ fn text(repacked: &Repacked, dry_run: bool) -> String {
     } else if dry_run {
         let needed = bytes(moved.bytes);
         lines.push(format!(
-            "would rewrite  {} packs, {}, {needed} of it needed",
-            emptied.count,
+            "would rewrite  {}, {}, {needed} of it needed",
+            counted(emptied.count, "pack"),
             bytes(emptied.bytes)
         ));
     } else {
-        let (packs, chunks) = (emptied.count, moved.count);
-        lines.push(format!("rewritten  {packs} packs, {chunks} chunks"));
+        let (packs, chunks) = (counted(emptied.count, "pack"), counted(moved.count, "chunk"));
+        lines.push(format!("rewritten  {packs}, {chunks}"));
         lines.push(format!("before     {}", bytes(emptied.bytes)));
         lines.push(format!("now        {}", bytes(*stored_bytes)));
         lines.push("`imgstore gc` frees the old packs, after its grace".to_owned());
     }
     if left.count > 0 {
-        lines.push(format!("left       {} packs, {}", left.count, bytes(left.bytes)));
+        lines.push(format!("left       {}, {}", counted(left.count, "pack"), bytes(left.bytes)));
     }
     if in_progress.count > 0 {
         let size = bytes(in_progress.bytes);
-        lines.push(format!("in use     {} packs of running commands, {size}", in_progress.count));
+        lines.push(format!("in use     {} of running commands, {size}", counted(in_progress.count, "pack")));
     }
     lines.join("\n") + "\n"
 }

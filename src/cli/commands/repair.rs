@@ -5,7 +5,7 @@ use super::ingest::open;
 use super::upkeep::{finding_document, findings_text};
 use crate::cli::args::RepairArgs;
 use crate::cli::error::{self, CliError};
-use crate::cli::text::bytes;
+use crate::cli::text::{bytes, counted};
 use imgstore::ops::context::Progress;
 use imgstore::ops::repair::{Lost, RepairSources, Repaired, repair as run_repair};
 use imgstore::region::mend::Mended;
@@ -114,16 +114,18 @@ fn text(repaired: &Repaired, mended: &Mended, dry_run: bool) -> String {
     let Repaired { quarantined, moved, fetched, reread, manifests, caches, stored_bytes, lost, .. } =
         repaired;
     if !quarantined.is_empty() {
-        text += &format!("{would}quarantined   {} packs\n", quarantined.len());
+        text += &format!("{would}quarantined   {}\n", counted(quarantined.len() as u64, "pack"));
     }
     if moved + fetched + reread > 0 {
         text += &format!(
-            "stored again  {moved} chunks from here, {fetched} from other regions, {reread} from disks; {}\n",
+            "stored again  {} from here, {fetched} from other regions, {reread} from disks; {}\n",
+            counted(*moved, "chunk"),
             bytes(*stored_bytes)
         );
     }
     if manifests + caches > 0 {
-        text += &format!("made anew     {manifests} block maps, {caches} segments and checkpoints\n");
+        let maps = counted(*manifests, "block map");
+        text += &format!("made anew     {maps}; segments and checkpoints: {caches}\n");
     }
     for Lost { root, images, ranges } in lost {
         let sum: u64 = ranges.iter().map(|range| range.end - range.start).sum();

@@ -4,7 +4,7 @@ use super::Session;
 use crate::cli::args::VerifyArgs;
 use crate::cli::checks::Checks;
 use crate::cli::error::{self, CliError};
-use crate::cli::text::{bytes, percent, printable, table, time};
+use crate::cli::text::{bytes, counted, percent, printable, table, time};
 use imgstore::model::objects::PackName;
 use imgstore::model::units::TimeMs;
 use imgstore::ops::context::Progress;
@@ -74,18 +74,18 @@ fn region_text(stats: &RegionStats) -> String {
          snapshots   {}\n\
          volumes     {}\n\
          data        {}\n\
-         unique      {} ({} of data), {} chunks\n\
-         stored      {} ({} of data), {} packs, index {}\n",
+         unique      {} ({} of data), {}\n\
+         stored      {} ({} of data), {}, index {}\n",
         stats.images,
         stats.snapshots,
         bytes(stats.volume_bytes),
         bytes(stats.data_bytes),
         bytes(stats.unique_bytes),
         percent(stats.unique_bytes, stats.data_bytes),
-        stats.chunks,
+        counted(stats.chunks, "chunk"),
         bytes(stats.store_bytes),
         percent(stats.store_bytes, stats.data_bytes),
-        stats.packs,
+        counted(stats.packs, "pack"),
         bytes(stats.index_bytes),
     )
 }
@@ -104,17 +104,18 @@ pub fn verify(session: &Session<'_>, args: &VerifyArgs) -> Result<u8, CliError> 
         Err(error) => return Err(error),
     };
     session.watcher.note(&format!(
-        "{} snapshots, {} packs, {} chunks, {} read, {:.1} s",
-        report.snapshots,
-        report.packs,
-        report.chunks,
+        "{}, {}, {}, {} read, {:.1} s",
+        counted(report.snapshots, "snapshot"),
+        counted(report.packs, "pack"),
+        counted(report.chunks, "chunk"),
         bytes(report.pack_bytes),
         started.elapsed().as_secs_f64()
     ));
     match age {
         (oldest, never) if never > 0 => {
             let since = oldest.map(|at| format!("; of the others one was last on {}", time(at)));
-            session.watcher.note(&format!("{never} packs were never checked{}", since.unwrap_or_default()));
+            let never = counted(never as u64, "pack");
+            session.watcher.note(&format!("never checked: {never}{}", since.unwrap_or_default()));
         }
         (Some(oldest), _) => session.watcher.note(&format!("every pack was checked since {}", time(oldest))),
         (None, _) => {}
@@ -134,7 +135,9 @@ fn check(session: &Session<'_>, region: &Region, args: &VerifyArgs) -> Result<(R
     let is_whole = args.ids.is_empty() && args.sample >= 100.0;
     let skip = if is_whole { checks.begin(content, args.resume, now_ms) } else { BTreeSet::new() };
     if !skip.is_empty() {
-        session.watcher.note(&format!("{} packs were found good before the interruption", skip.len()));
+        session
+            .watcher
+            .note(&format!("found good before the interruption: {}", counted(skip.len() as u64, "pack")));
     }
     let checked_ms = checks.times(content);
     let noted = Mutex::new(checks);
@@ -197,11 +200,11 @@ fn report_text(report: &Report) -> String {
 
 /// Findings, for people.
 pub(super) fn findings_text(findings: &[Finding]) -> String {
-    let mut text = format!("{} findings:\n", findings.len());
+    let mut text = format!("{}:\n", counted(findings.len() as u64, "finding"));
     for finding in findings {
         text += &format!("- {}: {}\n", finding.object, printable(&finding.problem));
         if finding.affected_of_others > 0 {
-            text += &format!("  affects {} snapshots of others\n", finding.affected_of_others);
+            text += &format!("  affects {} of others\n", counted(finding.affected_of_others, "snapshot"));
         }
         if !finding.affected.is_empty() {
             text += &format!("  affects {}\n", finding.affected.join(", "));
