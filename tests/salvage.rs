@@ -3,15 +3,19 @@
 mod common;
 
 use common::{Caller, MemoryDisk, alike, memory_region, pass_on, session, small_packs};
+use imgstore::format::pack::Trailer;
 use imgstore::io::map::Bytes;
 use imgstore::io::memory::Memory;
 use imgstore::io::storage::{Created, Listed, Object, Storage, StorageError};
-use imgstore::model::ids::SnapshotId;
+use imgstore::model::ids::{ChunkId, SnapshotId};
 use imgstore::model::objects::{PackName, PackState};
 use imgstore::model::region::ChunkerParams;
 use imgstore::ops::delete::delete_snapshot;
-use imgstore::ops::gc::{Collected, GcOptions, collect};
+use imgstore::ops::encode::Compression;
+use imgstore::ops::gc::{Collected, GcOptions, collect, preview};
 use imgstore::ops::repair::{RepairSources, Repaired, repair};
+use imgstore::ops::snapshot::{SnapshotOptions, snapshot};
+use imgstore::pack::trailer::read_trailer;
 use imgstore::region::{Region, RegionOptions};
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -25,12 +29,17 @@ type Bad = Arc<Mutex<Vec<(String, Range<u64>)>>>;
 struct Worn {
     inner: Memory,
     bad: Bad,
+    flaky: Flaky,
 }
+
+/// An object of whose frames, which are there, the device gives every fourth that it is asked for, and how often it was.
+type Flaky = Arc<Mutex<Option<(String, Range<u64>, usize)>>>;
 
 impl Storage for Worn {
     fn open(&self, name: &str) -> Result<Arc<dyn Object>, StorageError> {
         let inner = self.inner.open(name)?;
-        Ok(Arc::new(WornObject { inner, name: name.to_owned(), bad: self.bad.clone() }))
+        let (bad, flaky) = (self.bad.clone(), self.flaky.clone());
+        Ok(Arc::new(WornObject { inner, name: name.to_owned(), bad, flaky }))
     }
 
     pass_on!(create list restore delete persist admit_writer admit_collector is_writer_gone);
@@ -40,6 +49,19 @@ struct WornObject {
     inner: Arc<dyn Object>,
     name: String,
     bad: Bad,
+    flaky: Flaky,
+}
+
+impl WornObject {
+    fn fails(&self, offset: u64) -> bool {
+        match &mut *self.flaky.lock().unwrap() {
+            Some((name, frames, asked)) if *name == self.name && frames.contains(&offset) => {
+                *asked += 1;
+                !asked.is_multiple_of(4)
+            }
+            _ => false,
+        }
+    }
 }
 
 impl Object for WornObject {
@@ -51,7 +73,7 @@ impl Object for WornObject {
         let end = offset + buffer.len() as u64;
         let is_bad =
             |(name, bad): &(String, Range<u64>)| *name == self.name && offset < bad.end && bad.start < end;
-        if self.bad.lock().unwrap().iter().any(is_bad) {
+        if self.bad.lock().unwrap().iter().any(is_bad) || self.fails(offset) {
             let source = std::io::Error::from_raw_os_error(5);
             return Err(StorageError::Io { action: "read", name: self.name.clone(), source });
         }
@@ -68,6 +90,7 @@ impl Object for WornObject {
 struct Place {
     memory: Memory,
     bad: Bad,
+    flaky: Flaky,
     caller: Caller,
     taken: Vec<(SnapshotId, Vec<u8>)>,
 }
@@ -79,7 +102,13 @@ impl Place {
         // Chunks so small that a pack's own index has sectors of its own.
         let chunker = ChunkerParams { min_blocks: 1, avg_blocks: 2, max_blocks: 4, zero_tail_bytes: 0 };
         memory_region(&memory, &RegionOptions { pack_bytes: 8 << 20, chunker, ..small_packs() });
-        let mut place = Self { memory, bad: Bad::default(), caller: Caller::new(1), taken: Vec::new() };
+        let mut place = Self {
+            memory,
+            bad: Bad::default(),
+            flaky: Flaky::default(),
+            caller: Caller::new(1),
+            taken: Vec::new(),
+        };
         disks.iter().for_each(|disk| place.take(disk));
         place
     }
@@ -95,7 +124,7 @@ impl Place {
     }
 
     fn open(&self) -> Region {
-        let storage = Worn { inner: self.memory.clone(), bad: self.bad.clone() };
+        let storage = Worn { inner: self.memory.clone(), bad: self.bad.clone(), flaky: self.flaky.clone() };
         Region::open(Arc::new(storage), session()).unwrap()
     }
 
@@ -109,6 +138,12 @@ impl Place {
 
     fn packs(&self) -> Vec<PackName> {
         self.open().catalog().unwrap().packs.keys().copied().collect()
+    }
+
+    fn trailer(&self, pack: &PackName) -> Trailer {
+        let region = self.open();
+        let record = region.catalog().unwrap().packs[pack].record.clone();
+        read_trailer(&self.memory, region.header().id, &record).unwrap()
     }
 
     fn len(&self, pack: &PackName) -> u64 {
@@ -239,4 +274,79 @@ fn deltas_stay_while_their_bases_may_be_in_what_cannot_be_read() {
     place.bad.lock().unwrap().clear();
     assert_eq!(place.collect().freed.count, 2);
     place.assert_whole();
+}
+
+/// Little is needed of a pack that stays all the same, since one that cannot be read is stored against it: it is not rewritten
+/// at each collection, and a dry run does not say that it goes.
+#[test]
+fn what_stays_for_a_pack_that_cannot_be_read_is_not_rewritten() {
+    let disks = alike(1_500_000);
+    let mut place = Place::new(&disks);
+    let catalog = place.open().catalog().unwrap();
+    let bases: Vec<PackName> = catalog.packs.values().flat_map(|pack| pack.record.bases.clone()).collect();
+    let [base] = bases[..] else { panic!("{bases:?}") };
+    let deltas = place.packs().into_iter().find(|pack| *pack != base).unwrap();
+    place.take(&disks[0][..200_000]);
+    place.delete_first();
+    place.delete_first();
+    let worn = place.packs();
+    place.wear(&deltas, place.len(&deltas) - 100..place.len(&deltas));
+    place.wear(&deltas, 70_000..70_001);
+    let damaged = [deltas].into_iter().collect();
+    place.open().quarantine(&damaged, place.caller.account, place.caller.now_ms).unwrap();
+    for _ in 0..3 {
+        let previewed = preview(&place.open(), &NOW, &place.caller.context()).unwrap();
+        let collected = place.collect();
+        for collected in [previewed, collected] {
+            let counts = (collected.unsaved.count, collected.repacked.count, collected.freed.count);
+            assert_eq!(counts, (1, 0, 0), "{collected:?}");
+        }
+        assert_eq!(place.packs(), worn);
+    }
+    place.bad.lock().unwrap().clear();
+    let collected = place.collect();
+    assert_eq!((collected.unsaved.count, collected.repacked.count), (0, 1), "{collected:?}");
+    place.assert_whole();
+}
+
+/// That a base cannot be read for a while does not say that it is nowhere: what is stored against it may be the last copy.
+#[test]
+fn deltas_stay_while_their_bases_cannot_be_read() {
+    for phase in 0..4 {
+        let mut place = Place::new(&alike(1_500_000));
+        let catalog = place.open().catalog().unwrap();
+        let bases: Vec<PackName> =
+            catalog.packs.values().flat_map(|pack| pack.record.bases.clone()).collect();
+        let [base] = bases[..] else { panic!("{bases:?}") };
+        let before = place.packs();
+        let deltas = *before.iter().find(|pack| **pack != base).unwrap();
+        let trailer = place.trailer(&deltas);
+        let frames =
+            64..place.trailer(&base).entries.iter().map(|entry| u64::from(entry.offset) + 1).max().unwrap();
+        place.wear(&deltas, place.len(&deltas) - 100..place.len(&deltas));
+        let damaged = [deltas].into_iter().collect();
+        place.open().quarantine(&damaged, place.caller.account, place.caller.now_ms).unwrap();
+        let (_, bytes) = place.taken[1].clone();
+        let how =
+            SnapshotOptions { compression: Compression { level: None, delta: false }, ..Default::default() };
+        snapshot(&place.open(), &MemoryDisk::new(bytes), &how, &place.caller.context()).unwrap();
+        // The new copy of what are deltas is no good.
+        let copies: Vec<PackName> = place.packs().into_iter().filter(|pack| !before.contains(pack)).collect();
+        let [copy] = copies[..] else { panic!("{copies:?}") };
+        let is_here = |base: u64| trailer.entries.iter().any(|entry| entry.id.leading() == base);
+        let of_deltas: BTreeSet<ChunkId> =
+            trailer.deltas().filter(|(_, base)| !is_here(*base)).map(|(entry, _)| entry.id).collect();
+        assert!(of_deltas.len() > 9);
+        for entry in place.trailer(&copy).entries.iter().filter(|entry| of_deltas.contains(&entry.id)) {
+            let start = u64::from(entry.offset);
+            place.wear(&copy, start..start + 1);
+        }
+        *place.flaky.lock().unwrap() = Some((base.to_string(), frames, phase));
+        let collected = place.collect();
+        assert_eq!((collected.unsaved.count, collected.freed.count), (1, 0), "{collected:?}");
+        assert!(place.flaky.lock().unwrap().take().unwrap().2 > 4);
+        place.bad.lock().unwrap().retain(|(name, _)| *name == deltas.to_string());
+        assert_eq!(place.collect().freed.count, 1);
+        place.assert_whole();
+    }
 }

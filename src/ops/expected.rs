@@ -101,6 +101,7 @@ impl Expected {
     /// The last place in a piece, but for its start, where it may end so that the state of a cutter is known there; if there
     /// is none, its end. And how many chunks end there or before it, if so many end at its start or before it.
     pub(super) fn end_of_piece(&self, piece: Range<u64>, before: usize) -> (u64, usize) {
+        debug_assert_eq!(before, self.count_ended(piece.start), "else no piece passes any more");
         let ended = self.count_ended_in(&piece, before);
         if self.is_known(piece.end, ended) {
             return (piece.end, ended);

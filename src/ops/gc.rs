@@ -269,10 +269,11 @@ fn candidates(
     for (&name, pack) in live() {
         if kept.contains(&name) {
             let is_worn = mark.needed_percent(&pack.record) < u64::from(options.repack_percent);
-            // Who is at work may be moving things into it.
-            // Nor is anything moved that may be lost.
+            // Who is at work may be moving things into it. Nor is anything moved that may be lost, nor what would stay
+            // all the same.
             if is_worn
                 && !mark.has_losses()
+                && !mark.unsaved().contains(&name)
                 && !in_progress.contains(&name)
                 && !others.contains(&name.session)
             {

@@ -122,7 +122,8 @@ fn mend(
     repaired.moved = store(&mut session, region, context)?;
     // What is stored now may be what deltas of other packs lack.
     let mut lacking = BTreeSet::new();
-    loop {
+    // Each time but the last another pack can be read: no more often, if what is written cannot be read again.
+    for _ in 0..quarantine.len() + 2 {
         let before = (repaired.moved, lacking.clone());
         lacking = salvage(&mut session, &quarantine, lacking, repaired, context)?;
         if before == (repaired.moved, lacking.clone()) {

@@ -114,21 +114,26 @@ impl Region {
 impl Bases {
     /// The bytes of a base; none if it is not here or damaged here.
     pub fn content(&self, region: &Region, id: ChunkId) -> Option<Content> {
-        let (located, run) = self.places.get(&id)?;
-        let reader = &region.0.reader;
-        if let Some(decoded) = reader.decoded().get(&located.1) {
-            return Some(decoded);
-        }
-        let (read, bytes) = self.runs.get(*run)?;
-        let mut raw = reader.spare().take(usize::from(located.1.raw_blocks) * BLOCK_BYTES);
-        decode_frame(&region.0.codecs, read, bytes, *located, None, &mut raw).ok()?;
-        let content = Content::from(raw);
-        reader.decoded().keep(&located.1, &content);
-        Some(content)
+        let (located, _) = self.places.get(&id)?;
+        let decoded = region.0.reader.decoded();
+        decoded.get(&located.1).or_else(|| {
+            let content = self.content_now(region, id)?;
+            decoded.keep(&located.1, &content);
+            Some(content)
+        })
     }
 
-    /// As [`Bases::content`], or from any other place that has it intact.
+    /// The same of what was read now, as proofs want it: what was good a while ago may be damaged.
+    pub(super) fn content_now(&self, region: &Region, id: ChunkId) -> Option<Content> {
+        let (located, run) = self.places.get(&id)?;
+        let (read, bytes) = self.runs.get(*run)?;
+        let mut raw = region.0.reader.spare().take(usize::from(located.1.raw_blocks) * BLOCK_BYTES);
+        decode_frame(&region.0.codecs, read, bytes, *located, None, &mut raw).ok()?;
+        Some(raw.into())
+    }
+
+    /// As it was read now, or from any other place that has it intact now.
     pub fn intact_content(&self, region: &Region, id: ChunkId) -> Option<Content> {
-        self.content(region, id).or_else(|| region.intact_base(id))
+        self.content_now(region, id).or_else(|| region.intact_base(id))
     }
 }

@@ -62,7 +62,8 @@ impl Fetched {
     ///
     /// If it is damaged, and the chunk is somewhere else, too, it is decoded from there.
     pub fn decode(&self, region: &Region, frame: FetchedFrame, raw: &mut [u8]) -> Result<(), RegionError> {
-        self.decode_here(region, frame, raw).or_else(|error| {
+        let base = |id| self.bases.content(region, id).or_else(|| region.intact_base(id));
+        self.decode_with(region, frame, base, raw).or_else(|error| {
             match region.intact_content(self.wanted[frame.wanted].0) {
                 Some(content) if content.len() == raw.len() => {
                     raw.copy_from_slice(&content);
@@ -73,16 +74,27 @@ impl Fetched {
         })
     }
 
-    /// As [`Fetched::decode`], and a damaged frame is an error. A damaged base is none if it is somewhere else, too.
+    /// As [`Fetched::decode`], and a damaged frame is an error. A damaged base is none if it is somewhere else, too. All was
+    /// read now: it is a proof.
     pub fn decode_here(
         &self,
         region: &Region,
         frame: FetchedFrame,
         raw: &mut [u8],
     ) -> Result<(), RegionError> {
+        self.decode_with(region, frame, |id| self.bases.intact_content(region, id), raw)
+    }
+
+    fn decode_with(
+        &self,
+        region: &Region,
+        frame: FetchedFrame,
+        base: impl Fn(ChunkId) -> Option<Content>,
+        raw: &mut [u8],
+    ) -> Result<(), RegionError> {
         let (run, bytes) = &self.runs[frame.run];
         let located = self.wanted[frame.wanted];
-        let base = base_in(run, bytes, &located.1).and_then(|base| self.bases.intact_content(region, base));
+        let base = base_in(run, bytes, &located.1).and_then(base);
         Ok(decode_frame(&region.0.codecs, run, bytes, located, base.as_deref(), raw)?)
     }
 
@@ -225,7 +237,14 @@ impl Region {
 
     /// The content of a base from any place that has it intact as a plain frame.
     pub(super) fn intact_base(&self, id: ChunkId) -> Option<Content> {
-        self.first_intact(id, true, |place| self.read_bases(&[(id, *place)]).ok()?.content(self, id))
+        self.intact_base_in(id).map(|(_, content)| content)
+    }
+
+    /// The same, with the pack that has it.
+    pub(super) fn intact_base_in(&self, id: ChunkId) -> Option<(PackName, Content)> {
+        self.first_intact(id, true, |place| {
+            Some((place.pack, self.read_bases(&[(id, *place)]).ok()?.content_now(self, id)?))
+        })
     }
 
     fn first_intact<T>(

@@ -138,33 +138,40 @@ impl Region {
         mut watch: impl FnMut() -> Result<(), E>,
     ) -> Result<BTreeSet<PackName>, E> {
         let (mut unsaved, mut held) = (BTreeSet::new(), Vec::new());
+        let mut based_on = BTreeSet::new();
         // While content is lost, all packs in quarantine stay.
         let unlisted = quarantined(&mark.catalog).filter(|name| !mark.is_used(name) && !index.lists(name));
         for name in unlisted.filter(|_| !mark.has_losses()) {
             watch()?;
             let mut ids = Vec::new();
             match self.salvage(name, |id, _| ids.push(id)) {
-                Ok(Some(found)) if !found.is_unread => held.push((name, ids, found.lacking)),
+                Ok(Some(found)) if !found.is_unread => held.push((name, ids, found)),
                 // What cannot be read now may be read later.
-                _ => {
+                salvaged => {
                     unsaved.insert(name);
+                    based_on.extend(salvaged.ok().flatten().unwrap_or_default().based_on);
                 }
             }
         }
-        // They may hold any base.
-        let is_some_unread = !unsaved.is_empty();
         let all: HashSet<ChunkId> = held.iter().flat_map(|(_, ids, _)| ids).copied().collect();
-        let lacking: HashSet<ChunkId> = held.iter().flat_map(|(_, _, lacking)| lacking).copied().collect();
-        for (name, ids, bases) in held {
-            let mut is_unsaved = bases.iter().any(|base| is_some_unread || all.contains(base));
+        let lacking: HashSet<ChunkId> = held.iter().flat_map(|(.., found)| &found.lacking).copied().collect();
+        // They may hold any base: those that were not read, and those of which more is known once they are mended.
+        let may_hold_any = !unsaved.is_empty() || !lacking.is_disjoint(&all);
+        for (name, ids, found) in held {
+            let mut is_unsaved = may_hold_any && !found.lacking.is_empty();
             for id in ids {
                 watch()?;
                 is_unsaved = is_unsaved
                     || lacking.contains(&id)
                     || (mark.is_needed(id.leading()) && !self.is_kept_intact(mark, id));
             }
-            unsaved.extend(is_unsaved.then_some(name));
+            if is_unsaved {
+                unsaved.insert(name);
+                based_on.extend(found.based_on);
+            }
         }
+        // Its record may name another pack for a base, one in which that is damaged.
+        unsaved.extend(based_on);
         Ok(mark.catalog.with_bases(unsaved))
     }
 

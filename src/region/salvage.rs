@@ -1,6 +1,7 @@
 //! What repair takes from damaged objects, and how caches are made anew.
 
 use super::Region;
+use super::bases::Content;
 use super::error::RegionError;
 use super::session::Session;
 use crate::chunk::frame::Frame;
@@ -25,6 +26,8 @@ pub struct Salvaged {
     pub is_unread: bool,
     /// Bases of its deltas that are nowhere to be had: what those are is not known without.
     pub lacking: BTreeSet<ChunkId>,
+    /// Other packs in which there are bases of its deltas.
+    pub based_on: BTreeSet<PackName>,
 }
 
 impl Region {
@@ -81,36 +84,52 @@ impl Region {
                 here.insert(id, frame);
             }
         }
+        let mut cannot_be_read = BTreeSet::new();
         // Their bases are in this pack as a rule, which no index lists any more.
         for delta in deltas {
             let Some(base) = delta.base() else { continue };
-            let content = here.get(&base).and_then(|frame| self.decode(base, frame)).map(Ok);
-            match content.or_else(|| self.listed_base(base).transpose()) {
-                Some(Ok(content)) => {
-                    if let Ok((id, raw)) = self.0.codecs.identify(&delta, Some(&content)) {
-                        take(id, &|| self.encode(&raw, id, i32::from(self.0.header.zstd_level)).ok());
-                    }
+            if cannot_be_read.contains(&base) || salvaged.lacking.contains(&base) {
+                continue;
+            }
+            let mut identify = |content: &[u8]| {
+                if let Ok((id, raw)) = self.0.codecs.identify(&delta, Some(content)) {
+                    take(id, &|| self.encode(&raw, id, i32::from(self.0.header.zstd_level)).ok());
                 }
-                Some(Err(_)) => salvaged.is_unread = true,
-                None => {
+            };
+            if let Some(content) = here.get(&base).and_then(|frame| self.decode(base, frame)) {
+                identify(&content);
+                continue;
+            }
+            match self.listed_base(base) {
+                Ok(Some((pack, content))) => {
+                    salvaged.based_on.insert(pack);
+                    identify(&content);
+                }
+                Ok(None) => {
                     salvaged.lacking.insert(base);
+                }
+                Err(_) => {
+                    cannot_be_read.insert(base);
                 }
             }
         }
+        salvaged.is_unread |= !cannot_be_read.is_empty();
         Ok(Some(salvaged))
     }
 
-    /// The content of a base that the index lists; none if it is nowhere intact. That it cannot be read now is an error.
-    fn listed_base(&self, id: ChunkId) -> Result<Option<Vec<u8>>, RegionError> {
-        if let Some(content) = self.intact_base(id) {
-            return Ok(Some(content.to_vec()));
+    /// The content of a base that the index lists, and its pack; none if it is nowhere intact. That it cannot be read now is
+    /// an error.
+    fn listed_base(&self, id: ChunkId) -> Result<Option<(PackName, Content)>, RegionError> {
+        if let Some(found) = self.intact_base_in(id) {
+            return Ok(Some(found));
         }
         let places = self.with_index(|index| index.places_of(id))?;
         for place in places.into_iter().filter(|place| place.codec.is_plain()) {
-            if let Err(error) = self.prove_at((id, place))
-                && !error.is_damage()
-            {
-                return Err(error);
+            match self.prove_at((id, place)) {
+                Err(error) if error.is_damage() => {}
+                Err(error) => return Err(error),
+                // It is there after all: what failed before was not it.
+                Ok(()) => return self.intact_base_in(id).map(Some).ok_or_else(|| self.missing(id)),
             }
         }
         Ok(None)
