@@ -245,6 +245,10 @@ fn a_trailer_has_frames_in_order_end_to_end() {
     let refused =
         |mut entries: Vec<Entry>, end| encode_trailer(&header, &mut entries, &mut [], end, 0).is_err();
     assert!(refused(vec![], 64), "no frames");
+    let delta = Entry { codec: Codec::Delta, ..good[1] };
+    assert!(refused(vec![good[0], delta], end), "a delta without a base");
+    let mut of_another = [(good[0].id, good[1].id)];
+    assert!(encode_trailer(&header, &mut good.clone(), &mut of_another, end, 0).is_err(), "a base for none");
     assert!(refused(vec![good[0], good[0]], end), "one twice");
     assert!(refused(vec![good[0], entry(2, 176, 100)], end), "a chunk twice");
     assert!(refused(good.to_vec(), end + 1) && refused(good.to_vec(), end - 1), "a gap at the end");
@@ -260,6 +264,17 @@ fn a_trailer_has_frames_in_order_end_to_end() {
     );
     assert!(refused(vec![good[0], entry(1, 176, 0)], 176 + 12), "no bytes");
     assert!(!refused(vec![good[0], Entry { raw_blocks: 256, ..good[1] }], end));
+    // With a base for a frame that says it is none, and a hash that fits.
+    let mut base = [(delta.id, good[0].id)];
+    let (mut lies, _) = encode_trailer(&header, &mut [good[0], delta], &mut base, end, 9).unwrap();
+    assert_eq!(decode_trailer(&header, &lies).unwrap().deltas().count(), 1);
+    // The entries are those of before but for the codec.
+    lies[..2 * ENTRY_BYTES].copy_from_slice(&bytes[..2 * ENTRY_BYTES]);
+    let footer = lies.len() - 32;
+    let covered = [&header[..], &lies[..footer]].concat();
+    lies[footer..].copy_from_slice(&blake3::derive_key("imgstore 2026-11 pack trailer v1", &covered));
+    let error = decode_trailer(&header, &lies).unwrap_err();
+    assert!(error.to_string().contains("a base for each delta"), "{error}");
     // In another order, and with a hash that fits.
     let mut swapped = bytes.clone();
     let (first, rest) = swapped.split_at_mut(48);
