@@ -32,8 +32,8 @@ struct Worn {
     flaky: Flaky,
 }
 
-/// An object of whose frames, which are there, the device gives every fourth that it is asked for, and how often it was.
-type Flaky = Arc<Mutex<Option<(String, Range<u64>, usize)>>>;
+/// An object of whose frames, which are there, the device gives the fourth of so many that it is asked for, and how often it was.
+type Flaky = Arc<Mutex<Option<(String, Range<u64>, usize, usize)>>>;
 
 impl Storage for Worn {
     fn open(&self, name: &str) -> Result<Arc<dyn Object>, StorageError> {
@@ -55,9 +55,9 @@ struct WornObject {
 impl WornObject {
     fn fails(&self, offset: u64) -> bool {
         match &mut *self.flaky.lock().unwrap() {
-            Some((name, frames, asked)) if *name == self.name && frames.contains(&offset) => {
+            Some((name, frames, of, asked)) if *name == self.name && frames.contains(&offset) => {
                 *asked += 1;
-                !asked.is_multiple_of(4)
+                *asked % *of != 4 % *of
             }
             _ => false,
         }
@@ -218,11 +218,7 @@ fn deltas_are_salvaged_whose_bases_nobody_knows_of() {
         assert_eq!(packs.len(), 2);
         place.delete_first();
         for pack in &packs {
-            let mut bytes = vec![0; place.len(pack) as usize];
-            place.memory.open(&pack.to_string()).unwrap().read_at(0, &mut bytes).unwrap();
-            let at = bytes.len() - 60;
-            bytes[at] ^= 1;
-            place.memory.restore(&pack.to_string(), &bytes).unwrap();
+            place.damage(pack, &[place.len(pack) as usize - 60]);
         }
         if is_stored_again {
             let damaged = packs.iter().copied().collect();
@@ -309,44 +305,110 @@ fn what_stays_for_a_pack_that_cannot_be_read_is_not_rewritten() {
     place.assert_whole();
 }
 
-/// That a base cannot be read for a while does not say that it is nowhere: what is stored against it may be the last copy.
-#[test]
-fn deltas_stay_while_their_bases_cannot_be_read() {
-    for phase in 0..4 {
-        let mut place = Place::new(&alike(1_500_000));
-        let catalog = place.open().catalog().unwrap();
-        let bases: Vec<PackName> =
-            catalog.packs.values().flat_map(|pack| pack.record.bases.clone()).collect();
-        let [base] = bases[..] else { panic!("{bases:?}") };
-        let before = place.packs();
-        let deltas = *before.iter().find(|pack| **pack != base).unwrap();
-        let trailer = place.trailer(&deltas);
-        let frames =
-            64..place.trailer(&base).entries.iter().map(|entry| u64::from(entry.offset) + 1).max().unwrap();
-        place.wear(&deltas, place.len(&deltas) - 100..place.len(&deltas));
-        let damaged = [deltas].into_iter().collect();
-        place.open().quarantine(&damaged, place.caller.account, place.caller.now_ms).unwrap();
-        let (_, bytes) = place.taken[1].clone();
+/// Two snapshots, and the packs of both: the second has deltas on the first.
+fn with_deltas() -> (Place, PackName, PackName) {
+    let place = Place::new(&alike(1_500_000));
+    let catalog = place.open().catalog().unwrap();
+    let bases: Vec<PackName> = catalog.packs.values().flat_map(|pack| pack.record.bases.clone()).collect();
+    let [base] = bases[..] else { panic!("{bases:?}") };
+    let deltas = place.packs().into_iter().find(|pack| *pack != base).unwrap();
+    (place, base, deltas)
+}
+
+impl Place {
+    /// Flips bits of a pack at some offsets.
+    fn damage(&self, pack: &PackName, at: &[usize]) {
+        let mut bytes = vec![0; self.len(pack) as usize];
+        self.memory.open(&pack.to_string()).unwrap().read_at(0, &mut bytes).unwrap();
+        at.iter().for_each(|at| bytes[*at] ^= 1);
+        self.memory.restore(&pack.to_string(), &bytes).unwrap();
+    }
+
+    /// Each of its frames is damaged.
+    fn lose_frames(&self, pack: PackName) {
+        let at: Vec<usize> =
+            self.trailer(&pack).entries.iter().map(|entry| entry.offset as usize + 20).collect();
+        self.damage(&pack, &at);
+        self.quarantine(pack);
+    }
+
+    fn quarantine(&self, pack: PackName) {
+        let damaged = [pack].into_iter().collect();
+        self.open().quarantine(&damaged, self.caller.account, self.caller.now_ms).unwrap();
+    }
+
+    /// Its own index is damaged.
+    fn lose_trailer(&self, pack: PackName) {
+        self.damage(&pack, &[self.len(&pack) as usize - 60]);
+        self.quarantine(pack);
+    }
+
+    /// The second disk is stored again, each chunk by itself, and what is a delta in a pack cannot be read there.
+    fn store_again_in_vain(&self, deltas: &Trailer) {
+        let before = self.packs();
         let how =
             SnapshotOptions { compression: Compression { level: None, delta: false }, ..Default::default() };
-        snapshot(&place.open(), &MemoryDisk::new(bytes), &how, &place.caller.context()).unwrap();
-        // The new copy of what are deltas is no good.
-        let copies: Vec<PackName> = place.packs().into_iter().filter(|pack| !before.contains(pack)).collect();
+        let (_, bytes) = self.taken.last().unwrap().clone();
+        snapshot(&self.open(), &MemoryDisk::new(bytes), &how, &self.caller.context()).unwrap();
+        let copies: Vec<PackName> = self.packs().into_iter().filter(|pack| !before.contains(pack)).collect();
         let [copy] = copies[..] else { panic!("{copies:?}") };
-        let is_here = |base: u64| trailer.entries.iter().any(|entry| entry.id.leading() == base);
-        let of_deltas: BTreeSet<ChunkId> =
-            trailer.deltas().filter(|(_, base)| !is_here(*base)).map(|(entry, _)| entry.id).collect();
-        assert!(of_deltas.len() > 9);
-        for entry in place.trailer(&copy).entries.iter().filter(|entry| of_deltas.contains(&entry.id)) {
-            let start = u64::from(entry.offset);
-            place.wear(&copy, start..start + 1);
+        let is_here = |base: u64| deltas.entries.iter().any(|entry| entry.id.leading() == base);
+        let ids: BTreeSet<ChunkId> =
+            deltas.deltas().filter(|(_, base)| !is_here(*base)).map(|(entry, _)| entry.id).collect();
+        assert!(ids.len() > 9);
+        for entry in self.trailer(&copy).entries.iter().filter(|entry| ids.contains(&entry.id)) {
+            self.wear(&copy, u64::from(entry.offset)..u64::from(entry.offset) + 1);
         }
-        *place.flaky.lock().unwrap() = Some((base.to_string(), frames, phase));
+    }
+}
+
+/// That a base cannot be read for a while does not say that it is nowhere: what is stored against it may be the last copy. It
+/// can be read when it is looked for in vain and then asked for itself, for good or that once.
+#[test]
+fn deltas_stay_while_their_bases_cannot_be_read() {
+    for of in [4, 7] {
+        let (place, base, deltas) = with_deltas();
+        let trailer = place.trailer(&deltas);
+        place.lose_trailer(deltas);
+        place.store_again_in_vain(&trailer);
+        let ends = place.trailer(&base).entries.iter().map(|entry| u64::from(entry.offset) + 1).max();
+        *place.flaky.lock().unwrap() = Some((base.to_string(), 64..ends.unwrap(), of, 0));
         let collected = place.collect();
         assert_eq!((collected.unsaved.count, collected.freed.count), (1, 0), "{collected:?}");
-        assert!(place.flaky.lock().unwrap().take().unwrap().2 > 4);
-        place.bad.lock().unwrap().retain(|(name, _)| *name == deltas.to_string());
+        assert!(place.flaky.lock().unwrap().take().unwrap().3 > 4);
+        place.bad.lock().unwrap().clear();
         assert_eq!(place.collect().freed.count, 1);
+        place.assert_whole();
+    }
+}
+
+/// Bases are damaged where the record of a pack says that they are. They were stored again elsewhere, where nothing needs them
+/// but deltas of that pack, whose own index is lost by now; and what is a delta there is nowhere else, or cannot be read there.
+#[test]
+fn what_bases_are_in_stays_though_nothing_names_it() {
+    for is_nowhere_else in [false, true] {
+        let (mut place, base, deltas) = with_deltas();
+        let trailer = place.trailer(&deltas);
+        let (first, bytes) = place.taken[0].clone();
+        place.lose_frames(base);
+        place.delete_first();
+        let before = place.packs();
+        place.take(&bytes);
+        let copies: Vec<PackName> = place.packs().into_iter().filter(|pack| !before.contains(pack)).collect();
+        let (again, _) = place.taken.pop().unwrap();
+        assert_ne!(first, again);
+        delete_snapshot(&place.open(), again, &place.caller.context()).unwrap();
+        place.lose_trailer(deltas);
+        if !is_nowhere_else {
+            place.store_again_in_vain(&trailer);
+        }
+        for _ in 0..2 {
+            let collected = place.collect();
+            assert_eq!(collected.lost.is_empty(), !is_nowhere_else, "{collected:?}");
+            assert!(copies.iter().all(|copy| place.packs().contains(copy)), "{collected:?}");
+        }
+        let repaired = place.repair();
+        assert!(repaired.lost.is_empty() && repaired.moved > 9, "{repaired:?}");
         place.assert_whole();
     }
 }

@@ -121,15 +121,9 @@ fn mend(
     // Before the disks: what is still here need not be compressed again.
     repaired.moved = store(&mut session, region, context)?;
     // What is stored now may be what deltas of other packs lack.
-    let mut lacking = BTreeSet::new();
-    // Each time but the last another pack can be read: no more often, if what is written cannot be read again.
-    for _ in 0..quarantine.len() + 2 {
-        let before = (repaired.moved, lacking.clone());
-        lacking = salvage(&mut session, &quarantine, lacking, repaired, context)?;
-        if before == (repaired.moved, lacking.clone()) {
-            break;
-        }
-    }
+    let mut salvage = Salvage::default();
+    // What was stored is not wanted again, also if it cannot be read: so this ends.
+    while salvage.go_through(&mut session, &quarantine, repaired, context)? {}
     for source in sources.regions {
         repaired.fetched += store(&mut session, source, context)?;
         // What is stored against what was fetched can be read again.
@@ -143,38 +137,51 @@ fn mend(
     Ok(())
 }
 
-/// Stores what packs hold whose own indexes are lost, of what is wanted or is `lacking` to know what they hold. Gives what is lacking
-/// then.
-fn salvage(
-    session: &mut Session,
-    packs: &[PackName],
+/// What packs gave whose own indexes are lost.
+#[derive(Default)]
+struct Salvage {
+    stored: BTreeSet<ChunkId>,
+    /// Bases without which it is not known what some deltas are.
     lacking: BTreeSet<ChunkId>,
-    repaired: &mut Repaired,
-    context: &Context<'_>,
-) -> Result<BTreeSet<ChunkId>, OpsError> {
-    let region = session.region().clone();
-    let mut wanted = wanted(&region)?;
-    wanted.extend(lacking);
-    let (mut lacking, mut stored) = (BTreeSet::new(), BTreeSet::new());
-    for pack in packs {
-        context.check_cancelled()?;
-        let mut found = Vec::new();
-        let salvaged = region.salvage(*pack, |id, frame| {
-            if wanted.remove(&id) {
-                found.extend(frame().map(|frame| (id, frame)));
+}
+
+impl Salvage {
+    /// Goes through such packs, and stores what is wanted, or is lacking to know what they hold. Whether more may come of it the
+    /// next time.
+    fn go_through(
+        &mut self,
+        session: &mut Session,
+        packs: &[PackName],
+        repaired: &mut Repaired,
+        context: &Context<'_>,
+    ) -> Result<bool, OpsError> {
+        let region = session.region().clone();
+        let mut wanted = wanted(&region)?;
+        wanted.extend(&self.lacking);
+        wanted.retain(|id| !self.stored.contains(id));
+        let (mut lacking, before) = (BTreeSet::new(), self.stored.len());
+        for pack in packs {
+            context.check_cancelled()?;
+            let mut found = Vec::new();
+            let salvaged = region.salvage(*pack, |id, frame| {
+                if wanted.remove(&id) {
+                    found.extend(frame().map(|frame| (id, frame)));
+                }
+            });
+            for (id, frame) in &found {
+                session.put(*id, frame)?;
+                self.stored.insert(*id);
             }
-        });
-        for (id, frame) in &found {
-            session.put(*id, frame)?;
-            stored.insert(*id);
+            repaired.moved += found.len() as u64;
+            // What cannot be read now stays where it is, and is told of as lost.
+            lacking.extend(salvaged.ok().flatten().unwrap_or_default().lacking);
         }
-        repaired.moved += found.len() as u64;
-        // What cannot be read now stays where it is, and is told of as lost.
-        lacking.extend(salvaged.ok().flatten().unwrap_or_default().lacking);
+        session.flush()?;
+        lacking.retain(|base| !self.stored.contains(base));
+        let is_news = self.stored.len() > before || lacking != self.lacking;
+        self.lacking = lacking;
+        Ok(is_news)
     }
-    session.flush()?;
-    lacking.retain(|base| !stored.contains(base));
-    Ok(lacking)
 }
 
 /// Stores what a disk has of what is missing, and nothing else of it.

@@ -3,6 +3,7 @@
 
 use super::index::Location;
 use super::spare::Bytes;
+use crate::model::ids::ChunkId;
 use crate::model::objects::PackName;
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Deref;
@@ -11,8 +12,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// Bytes of memory that are kept. Four times as much finds a tenth more.
 const KEPT_BYTES_MAX: usize = 8 << 20;
 
-/// Where a frame is: packs are never changed, and their names never used again.
-type Place = (PackName, u32);
+/// Which chunk is where: packs are never changed, and their names never used again; but of two chunks an index that is not
+/// true may say that both are in one place.
+type Place = (ChunkId, PackName, u32);
 
 /// The content of a frame.
 #[derive(Debug, Clone)]
@@ -51,32 +53,32 @@ struct Kept {
     asked: u64,
 }
 
-fn place(location: &Location) -> Place {
-    (location.pack, location.offset)
+const fn place((id, location): &(ChunkId, Location)) -> Place {
+    (*id, location.pack, location.offset)
 }
 
 impl Decoded {
-    /// The content of a frame, if it was kept.
-    pub fn get(&self, location: &Location) -> Option<Content> {
+    /// The content of a chunk's frame, if it was kept.
+    pub fn get(&self, located: &(ChunkId, Location)) -> Option<Content> {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let State { kept, order, asked, .. } = &mut *state;
-        let found = kept.get_mut(&place(location))?;
+        let found = kept.get_mut(&place(located))?;
         *asked += 1;
         order.remove(&found.asked);
-        order.insert(*asked, place(location));
+        order.insert(*asked, place(located));
         found.asked = *asked;
         Some(found.content.clone())
     }
 
-    /// Keeps the content of a frame, which was read there and proved by its hash; what was not asked for longest goes.
-    pub fn keep(&self, location: &Location, content: &Content) {
+    /// Keeps the content of a chunk's frame, which was read there and proved by its hash; what was not asked for longest goes.
+    pub fn keep(&self, located: &(ChunkId, Location), content: &Content) {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let State { kept, order, asked, bytes } = &mut *state;
         *asked += 1;
         let new = Kept { content: content.clone(), asked: *asked };
         *bytes += content.0.memory_bytes();
-        order.insert(*asked, place(location));
-        let mut gone = kept.insert(place(location), new);
+        order.insert(*asked, place(located));
+        let mut gone = kept.insert(place(located), new);
         if let Some(before) = &gone {
             order.remove(&before.asked);
         }
@@ -98,9 +100,9 @@ mod tests {
     use crate::model::ids::SessionId;
     use crate::pack::spare::Spare;
 
-    fn at(number: u64, offset: u32) -> Location {
+    fn at(number: u64, offset: u32) -> (ChunkId, Location) {
         let pack = PackName { session: SessionId([7; 16]), number };
-        Location { pack, offset, stored_len: 9, raw_blocks: 1, codec: Codec::Zstd }
+        (ChunkId([3; 32]), Location { pack, offset, stored_len: 9, raw_blocks: 1, codec: Codec::Zstd })
     }
 
     fn content(byte: u8, len: usize) -> Content {
@@ -117,6 +119,8 @@ mod tests {
             decoded.keep(&at(1, offset), &content(byte, len));
         }
         assert_eq!((has(1, 0), has(1, 192), has(2, 0)), (Some(1), Some(4), None));
+        let other = (ChunkId([4; 32]), at(1, 0).1);
+        assert!(decoded.get(&other).is_none(), "another chunk that is said to be in the same place");
         // The oldest that was not asked for since makes room, then the next one.
         decoded.keep(&at(2, 0), &content(5, len));
         assert_eq!((has(1, 64), has(1, 0), has(2, 0)), (None, Some(1), Some(5)));

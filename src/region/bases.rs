@@ -10,7 +10,7 @@ use crate::model::units::BLOCK_BYTES;
 pub use crate::pack::decoded::Content;
 use crate::pack::error::PackError;
 use crate::pack::index::{Filters, Location};
-use crate::pack::read::{ReadRun, base_in, decode_frame};
+use crate::pack::read::{ReadRun, base_in, decode_frame, stored_frame};
 use crate::pack::trailer::read_trailer;
 use std::collections::{BTreeSet, HashMap};
 
@@ -114,13 +114,16 @@ impl Region {
 impl Bases {
     /// The bytes of a base; none if it is not here or damaged here.
     pub fn content(&self, region: &Region, id: ChunkId) -> Option<Content> {
-        let (located, _) = self.places.get(&id)?;
+        let (located, run) = self.places.get(&id)?;
         let decoded = region.0.reader.decoded();
-        decoded.get(&located.1).or_else(|| {
-            let content = self.content_now(region, id)?;
-            decoded.keep(&located.1, &content);
-            Some(content)
-        })
+        if let Some(content) = decoded.get(located) {
+            // It may have been damaged since: nothing new is stored against that.
+            let (read, bytes) = self.runs.get(*run)?;
+            return stored_frame(read, bytes, *located).is_ok().then_some(content);
+        }
+        let content = self.content_now(region, id)?;
+        decoded.keep(located, &content);
+        Some(content)
     }
 
     /// The same of what was read now, as proofs want it: what was good a while ago may be damaged.

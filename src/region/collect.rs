@@ -210,7 +210,7 @@ impl Region {
         let catalog = self.catalog()?;
         let index = self.index_of(&catalog);
         if let Some(pack) = index.unreadable().first() {
-            let why = format!("packs that cannot be read: {} ({})", index.unreadable().len(), pack.error);
+            let why = format!("packs cannot be read: {} ({})", index.unreadable().len(), pack.error);
             return Err(RegionError::Uncollectable { why }.into());
         }
         let mut gathered = Gathered { references: Vec::new(), limit: GATHERED_MIN };

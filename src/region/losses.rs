@@ -10,6 +10,7 @@
 use super::Region;
 use super::collect::Mark;
 use super::error::RegionError;
+use super::salvage::Salvaged;
 use crate::model::catalog::{Catalog, Root, RootId};
 use crate::model::ids::ChunkId;
 use crate::model::objects::{PackName, PackState};
@@ -139,18 +140,22 @@ impl Region {
     ) -> Result<BTreeSet<PackName>, E> {
         let (mut unsaved, mut held) = (BTreeSet::new(), Vec::new());
         let mut based_on = BTreeSet::new();
-        // While content is lost, all packs in quarantine stay.
         let unlisted = quarantined(&mark.catalog).filter(|name| !mark.is_used(name) && !index.lists(name));
-        for name in unlisted.filter(|_| !mark.has_losses()) {
+        for name in unlisted {
             watch()?;
             let mut ids = Vec::new();
-            match self.salvage(name, |id, _| ids.push(id)) {
-                Ok(Some(found)) if !found.is_unread => held.push((name, ids, found)),
+            // Its own index may be read again by now: the next mark finds it listed.
+            let found = self.salvage(name, |id, _| ids.push(id))?;
+            let found = found.unwrap_or(Salvaged { is_unread: true, ..Salvaged::default() });
+            if mark.has_losses() {
+                // All packs in quarantine stay, with what they are on record with, and with what they are on.
+                based_on.extend(found.based_on);
+            } else if found.is_unread {
                 // What cannot be read now may be read later.
-                salvaged => {
-                    unsaved.insert(name);
-                    based_on.extend(salvaged.ok().flatten().unwrap_or_default().based_on);
-                }
+                unsaved.insert(name);
+                based_on.extend(found.based_on);
+            } else {
+                held.push((name, ids, found));
             }
         }
         let all: HashSet<ChunkId> = held.iter().flat_map(|(_, ids, _)| ids).copied().collect();

@@ -26,7 +26,7 @@ pub struct Salvaged {
     pub is_unread: bool,
     /// Bases of its deltas that are nowhere to be had: what those are is not known without.
     pub lacking: BTreeSet<ChunkId>,
-    /// Other packs in which there are bases of its deltas.
+    /// Other packs in which there are bases of its deltas, or may be.
     pub based_on: BTreeSet<PackName>,
 }
 
@@ -51,7 +51,8 @@ impl Region {
     }
 
     /// Goes through a pack whose own index cannot be read, as far as its frames can be told apart: `take` gets each chunk, named by
-    /// its content, and what gives a plain frame of it. Nothing if the index can be read.
+    /// its content, and what gives a plain frame of it. Nothing if the index can be read. An error if nobody knows where things
+    /// are.
     pub fn salvage(
         &self,
         pack: PackName,
@@ -64,7 +65,8 @@ impl Region {
         }
         let object = match self.0.storage.open(&pack.to_string()) {
             Err(error) if error.is_not_found() => return Ok(Some(Salvaged::default())),
-            opened => opened?,
+            Err(_) => return Ok(Some(Salvaged { is_unread: true, ..Salvaged::default() })),
+            Ok(object) => object,
         };
         let (bytes, is_unread) = read_what_can_be(&*object, PACK_BYTES_MAX);
         let mut scan = Scan::new(bytes.get(HEADER_BYTES..).unwrap_or_default());
@@ -109,6 +111,8 @@ impl Region {
                     salvaged.lacking.insert(base);
                 }
                 Err(_) => {
+                    let places = self.with_index(|index| index.places_of(base))?;
+                    salvaged.based_on.extend(places.iter().map(|place| place.pack));
                     cannot_be_read.insert(base);
                 }
             }

@@ -98,7 +98,7 @@ fn text(collected: &Collected, dry_run: bool) -> String {
         collected.unsaved.count > 0,
         format!(
             "kept        {unsaved}, which alone may hold something that is needed: run `imgstore repair`; one that cannot be \
-             read whole stays until it can, or until its file is gone"
+             read or searched whole stays until it can, or until its file is gone"
         ),
     );
     let lost: Vec<String> = collected.lost.iter().map(ToString::to_string).collect();

@@ -214,7 +214,9 @@ fn words(op: &Op) -> String {
         Op::QuarantinePacks { packs, .. } => {
             format!("quarantined {}", counted(packs.len() as u64, "damaged pack"))
         }
-        Op::FenceSessions { sessions } => format!("fenced {} sessions that are gone", sessions.len()),
+        Op::FenceSessions { sessions } => {
+            format!("fenced {}", counted(sessions.len() as u64, "dead session"))
+        }
         Op::ReplaceManifest { lost, by } => format!("replaced block map {lost} by its like, {}", by.name),
         Op::RebasePack { pack, bases } => {
             format!("{pack} has its bases in {} now", counted(bases.len() as u64, "other pack"))
