@@ -23,13 +23,16 @@ fn findings(storage: &Memory) -> Vec<Finding> {
     verify(&open(storage), &VerifyOptions::default(), &Caller::new(1).context()).unwrap().findings
 }
 
+fn noise() -> MemoryDisk {
+    let mut draw = Draw::new(1);
+    MemoryDisk::new((0..2_000_000).flat_map(|_| draw.next().to_le_bytes()).collect())
+}
+
 /// A region whose chunks are in a segment, with the snapshot of a disk.
 fn with_segment() -> (Memory, SnapshotId) {
     let (storage, caller) = (Memory::new(), Caller::new(1));
     let region = memory_region(&storage, &small_packs());
-    let mut draw = Draw::new(1);
-    let noise: Vec<u8> = (0..2_000_000).flat_map(|_| draw.next().to_le_bytes()).collect();
-    let taken = caller.snapshot(&region, &MemoryDisk::new(noise)).unwrap();
+    let taken = caller.snapshot(&region, &noise()).unwrap();
     drop(region);
     assert_eq!(open(&storage).catalog().unwrap().segments.len(), 1);
     (storage, taken.snapshot.id)
@@ -107,4 +110,20 @@ fn a_writer_that_meets_a_damaged_segment_finds_what_is_there() {
     let stored = open(&storage).stored().unwrap();
     let packs = stored.packs_of(&ids[..ids.len() - 1]).unwrap().unwrap();
     assert!(packs.len() > 64 && stored.packs_of(&ids).unwrap().is_none());
+}
+
+/// A pack is gone, a segment still lists it, and what was in it was stored again: it is counted on where it is now.
+#[test]
+fn what_was_stored_again_is_looked_for_where_it_is() {
+    let (storage, snapshot) = with_segment();
+    let catalog = open(&storage).catalog().unwrap();
+    let lost = *catalog.packs.keys().next().unwrap();
+    storage.delete(&lost.to_string()).unwrap();
+    let again = Caller::new(1).snapshot(&open(&storage), &noise()).unwrap();
+    assert!(again.ingested.new_chunks > 0);
+    let region = open(&storage);
+    let map = region.load_map(&catalog.snapshots[&snapshot].manifest).unwrap();
+    let ids: Vec<ChunkId> = map.chunks().iter().map(|chunk| chunk.id).collect();
+    let packs = region.stored().unwrap().packs_of(&ids).unwrap().unwrap();
+    assert!(packs.len() > 64 && !packs.contains(&lost));
 }
