@@ -412,3 +412,38 @@ fn what_bases_are_in_stays_though_nothing_names_it() {
         place.assert_whole();
     }
 }
+
+/// A bit of a base rots, and a repair puts the packs of both in quarantine, base and sound delta. The base comes back with
+/// another snapshot of the old disk, and that is deleted: what can be read stays readable.
+#[test]
+fn bases_stay_that_only_packs_in_quarantine_need() {
+    for is_trailer_lost in [false, true] {
+        let (mut place, base, deltas) = with_deltas();
+        let entries = place.trailer(&base).entries;
+        let leading = place.trailer(&deltas).deltas().map(|(_, base)| base).collect::<Vec<_>>();
+        let rotten = entries.iter().find(|entry| leading.contains(&entry.id.leading())).unwrap();
+        let (_, bytes) = place.taken[0].clone();
+        place.delete_first();
+        place.damage(&base, &[rotten.offset as usize + 20]);
+        let repaired = place.repair();
+        assert!(repaired.lost.len() == 1 && repaired.quarantined.len() == 2, "{repaired:?}");
+        let before = place.packs();
+        place.take(&bytes);
+        let copies: Vec<PackName> = place.packs().into_iter().filter(|pack| !before.contains(pack)).collect();
+        let (again, _) = place.taken.pop().unwrap();
+        let (id, whole) = place.taken[0].clone();
+        assert!(place.caller.read_back(&place.open(), id).unwrap() == whole);
+        delete_snapshot(&place.open(), again, &place.caller.context()).unwrap();
+        if is_trailer_lost {
+            place.lose_trailer(deltas);
+        }
+        for _ in 0..2 {
+            place.collect();
+            assert!(copies.iter().all(|copy| place.packs().contains(copy)), "{is_trailer_lost}");
+        }
+        assert!(is_trailer_lost || place.caller.read_back(&place.open(), id).unwrap() == whole);
+        let repaired = place.repair();
+        assert!(repaired.lost.is_empty() && repaired.moved > 0, "{repaired:?}");
+        place.assert_whole();
+    }
+}

@@ -297,9 +297,6 @@ fn condemn_dead(
     context: &Context<'_>,
 ) -> Result<Option<BTreeSet<PackName>>, OpsError> {
     let kept = mark.kept_packs();
-    if !region.rebase(mark, &kept, context.account)? {
-        return Ok(None);
-    }
     let Candidates { dead, in_progress, .. } = candidates(region, mark, &kept, options)?;
     collected.in_progress = in_progress;
     // Copies go only if those that stay are good: also those that were condemned before and go now.
@@ -310,6 +307,10 @@ fn condemn_dead(
         mark.catalog.packs.iter().filter(is_going).map(|(name, _)| *name).collect();
     region.prove_unwanted(mark, going.iter().copied(), || context.check_cancelled())?;
     region.prove_kept(mark, &going, || context.check_cancelled())?;
+    // Before that a base on record may be the better copy.
+    if !region.rebase(mark, &kept, context.account)? {
+        return Ok(None);
+    }
     if dead.is_empty() {
         return Ok(Some(kept));
     }

@@ -17,7 +17,7 @@ use crate::model::ids::{ChunkId, RegionId};
 use crate::model::objects::{PackName, PackState, SegmentName};
 use crate::model::units::BLOCK_BYTES;
 use std::cmp::Reverse;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 /// Where a chunk's frame is.
@@ -360,6 +360,17 @@ impl Index {
             (_, true) => 1,
             _ => 2,
         }
+    }
+
+    /// The packs that have a plain frame of the chunk whose id begins with these bytes, whatever they are good for.
+    pub fn packs_with_base(&self, leading: u64) -> Result<BTreeSet<PackName>, PackError> {
+        let loose = self.loose.places_leading(leading).filter(|(.., location)| location.codec.is_plain());
+        let mut packs: BTreeSet<PackName> = loose.map(|(.., location)| location.pack).collect();
+        for segment in &self.segments {
+            let found = segment.lookup_leading(leading)?.filter(|(entry, _)| entry.codec.is_plain());
+            packs.extend(found.map(|(_, pack)| pack).filter(|pack| self.is_known(pack)));
+        }
+        Ok(packs)
     }
 
     /// Whether it lists all that a pack holds.

@@ -11,7 +11,7 @@ use super::Region;
 use super::collect::Mark;
 use super::error::RegionError;
 use super::salvage::Salvaged;
-use crate::model::catalog::{Catalog, Root, RootId};
+use crate::model::catalog::{Catalog, Pack, Root, RootId};
 use crate::model::ids::ChunkId;
 use crate::model::objects::{PackName, PackState};
 use crate::pack::error::PackError;
@@ -46,6 +46,31 @@ impl Mark {
     /// Whether there are any.
     pub fn has_losses(&self) -> bool {
         !self.lost.roots.is_empty()
+    }
+}
+
+/// What is known of packs that no mark looks into.
+#[derive(Default)]
+struct Doubted {
+    /// Those that stay.
+    unsaved: BTreeSet<PackName>,
+    /// Those that may go, the chunks that they hold, and more of them.
+    held: Vec<(PackName, Vec<ChunkId>, Salvaged)>,
+    /// The packs that their deltas are on.
+    based_on: BTreeSet<PackName>,
+    /// The leading bytes of bases of their deltas.
+    bases: HashSet<u64>,
+}
+
+/// Whether a mark does not look into a pack from which something may have to be read: one that is damaged, or is condemned and on
+/// something damaged, and is kept or does not say what it holds; one that nothing refers to yet, on something damaged.
+fn is_doubted(mark: &Mark, index: &Index, name: PackName, pack: &Pack) -> bool {
+    let is_live =
+        |base: &PackName| mark.catalog.packs.get(base).is_some_and(|pack| pack.state == PackState::Live);
+    match pack.state {
+        PackState::Sweeping => false,
+        PackState::Live => !mark.is_used(&name) && !pack.record.bases.iter().all(is_live),
+        _ => index.rank(&name) > 1 && (mark.is_used(&name) || !index.lists(&name)),
     }
 }
 
@@ -129,35 +154,28 @@ impl Region {
         Ok(lost)
     }
 
-    /// Packs in quarantine that no longer say what they hold, and hold what is needed and no pack that stays has intact: a
-    /// repair that was interrupted has not moved it yet. Also those of which that is not known now, and the packs with the bases
-    /// of all these.
+    /// Packs that stay beside those that a mark keeps: those in quarantine that no longer say what they hold, and hold what is needed
+    /// and no pack that stays has intact (a repair that was interrupted has not moved it yet), and those of which that is not known
+    /// now. And what the deltas are on in packs that no mark looks into: a base may be elsewhere than is on record.
     pub(super) fn find_unsaved<E: From<RegionError>>(
         &self,
         mark: &Mark,
         index: &Index,
         mut watch: impl FnMut() -> Result<(), E>,
     ) -> Result<BTreeSet<PackName>, E> {
-        let (mut unsaved, mut held) = (BTreeSet::new(), Vec::new());
-        let mut based_on = BTreeSet::new();
-        let unlisted = quarantined(&mark.catalog).filter(|name| !mark.is_used(name) && !index.lists(name));
-        for name in unlisted {
+        let mut doubted = Doubted::default();
+        for (&name, pack) in
+            mark.catalog.packs.iter().filter(|(name, pack)| is_doubted(mark, index, **name, pack))
+        {
             watch()?;
-            let mut ids = Vec::new();
-            // Its own index may be read again by now: the next mark finds it listed.
-            let found = self.salvage(name, |id, _| ids.push(id))?;
-            let found = found.unwrap_or(Salvaged { is_unread: true, ..Salvaged::default() });
-            if mark.has_losses() {
-                // All packs in quarantine stay, with what they are on record with, and with what they are on.
-                based_on.extend(found.based_on);
-            } else if found.is_unread {
-                // What cannot be read now may be read later.
-                unsaved.insert(name);
-                based_on.extend(found.based_on);
-            } else {
-                held.push((name, ids, found));
-            }
+            let is_unlisted = is_quarantined(pack.state) && !mark.is_used(&name) && !index.lists(&name);
+            // While content is lost, all packs in quarantine stay, with what they are on record with.
+            self.look_into(name, pack, is_unlisted && !mark.has_losses(), &mut doubted)?;
         }
+        for leading in &doubted.bases {
+            doubted.based_on.extend(self.with_index(|index| index.packs_with_base(*leading))?);
+        }
+        let Doubted { mut unsaved, held, mut based_on, bases } = doubted;
         let all: HashSet<ChunkId> = held.iter().flat_map(|(_, ids, _)| ids).copied().collect();
         let lacking: HashSet<ChunkId> = held.iter().flat_map(|(.., found)| &found.lacking).copied().collect();
         // They may hold any base: those that were not read, and those of which more is known once they are mended.
@@ -166,18 +184,55 @@ impl Region {
             let mut is_unsaved = may_hold_any && !found.lacking.is_empty();
             for id in ids {
                 watch()?;
-                is_unsaved = is_unsaved
-                    || lacking.contains(&id)
-                    || (mark.is_needed(id.leading()) && !self.is_kept_intact(mark, id));
+                let is_needed = mark.is_needed(id.leading()) || bases.contains(&id.leading());
+                is_unsaved =
+                    is_unsaved || lacking.contains(&id) || (is_needed && !self.is_kept_intact(mark, id));
             }
             if is_unsaved {
                 unsaved.insert(name);
                 based_on.extend(found.based_on);
             }
         }
-        // Its record may name another pack for a base, one in which that is damaged.
         unsaved.extend(based_on);
         Ok(mark.catalog.with_bases(unsaved))
+    }
+
+    /// Notes what is to be known of a pack that no mark looks into. If it `may_go`, what it holds.
+    fn look_into(
+        &self,
+        name: PackName,
+        pack: &Pack,
+        may_go: bool,
+        doubted: &mut Doubted,
+    ) -> Result<(), RegionError> {
+        let trailer = |record| read_trailer(&*self.0.storage, self.0.header.id, record);
+        if let Ok(trailer) = trailer(&pack.record) {
+            doubted.bases.extend(trailer.deltas().map(|(_, base)| base));
+            // It could not be read a moment ago: the next mark finds it listed.
+            doubted.unsaved.extend(may_go.then_some(name));
+            return Ok(());
+        }
+        let mut ids = Vec::new();
+        let found = self.salvage(name, |id, _| ids.push(id))?;
+        let found = found.unwrap_or(Salvaged { is_unread: true, ..Salvaged::default() });
+        if found.is_unread || ids.is_empty() {
+            // Its bases may be any that a pack holds that it is on record with, wherever those are by now.
+            let catalog = self.catalog()?;
+            let records = pack.record.bases.iter().filter_map(|base| catalog.packs.get(base));
+            for base in records.filter(|base| base.state != PackState::Live) {
+                let entries = trailer(&base.record).map_or_else(|_| Vec::new(), |trailer| trailer.entries);
+                let plain = entries.iter().filter(|entry| entry.codec.is_plain());
+                doubted.bases.extend(plain.map(|entry| entry.id.leading()));
+            }
+        }
+        if may_go && !found.is_unread {
+            doubted.held.push((name, ids, found));
+            return Ok(());
+        }
+        // What cannot be read now may be read later.
+        doubted.unsaved.extend(may_go.then_some(name));
+        doubted.based_on.extend(found.based_on);
+        Ok(())
     }
 
     /// Whether a pack that stays has a chunk intact, as a plain frame if something is stored against it.
