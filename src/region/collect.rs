@@ -137,15 +137,15 @@ impl Mark {
         self.bases.binary_search(&leading).is_ok()
     }
 
-    /// Live packs that are on record with bases in packs that nothing keeps: there they are not needed, since they are
-    /// elsewhere, too. With it, the packs that do keep them.
+    /// Live packs that are on record with bases in packs that nothing keeps or that are damaged, and where those are, too.
     fn to_rebase(&self, catalog: &Catalog, kept: &BTreeSet<PackName>) -> Vec<Op> {
         let mut ops = Vec::new();
         for (&pack, bases) in &self.based_on {
             let Some(known) = catalog.packs.get(&pack).filter(|known| known.state == PackState::Live) else {
                 continue;
             };
-            if !known.record.bases.iter().all(|base| kept.contains(base)) && self.can_be_based_on(bases) {
+            let stays = |base: &PackName| kept.contains(base) && self.catalog.can_be_used(*base);
+            if !known.record.bases.iter().all(stays) && self.can_be_based_on(bases) {
                 ops.push(Op::RebasePack { pack, bases: bases.iter().copied().collect() });
             }
         }
@@ -274,7 +274,7 @@ impl Region {
     }
 
     /// Puts on record where the bases are of deltas in packs that stay, if they were elsewhere, too, and the mark still
-    /// holds; whether it did.
+    /// holds; whether it did, if there was such a pack.
     pub fn rebase(
         &self,
         mark: &Mark,
@@ -282,10 +282,10 @@ impl Region {
         account: AccountId,
     ) -> Result<bool, RegionError> {
         self.commit(account, |catalog| {
-            if !mark.holds(catalog, kept) {
-                return Ok((vec![], false));
-            }
-            Ok((mark.to_rebase(catalog, kept), true))
+            let ops = mark.to_rebase(catalog, kept);
+            // Else whoever acts on the mark asks.
+            let holds = ops.is_empty() || mark.holds(catalog, kept);
+            Ok((if holds { ops } else { vec![] }, holds))
         })
     }
 

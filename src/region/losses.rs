@@ -15,9 +15,12 @@ use crate::model::catalog::{Catalog, Pack, Root, RootId};
 use crate::model::ids::ChunkId;
 use crate::model::objects::{PackName, PackState};
 use crate::pack::error::PackError;
-use crate::pack::index::Index;
+use crate::pack::index::{Index, Location};
 use crate::pack::trailer::read_trailer;
 use std::collections::{BTreeSet, HashSet};
+
+/// Bases that are looked up between two looks at whether the collection is to go on.
+const LOOKED_UP_AT_ONCE: usize = 4096;
 
 /// Whether a mark may be made although something is lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,6 +63,8 @@ struct Doubted {
     based_on: BTreeSet<PackName>,
     /// The leading bytes of bases of their deltas.
     bases: HashSet<u64>,
+    /// Bases that were found nowhere.
+    lacking: HashSet<ChunkId>,
 }
 
 /// Whether a mark does not look into a pack from which something may have to be read: one that is damaged, or is condemned and on
@@ -170,14 +175,17 @@ impl Region {
             watch()?;
             let is_unlisted = is_quarantined(pack.state) && !mark.is_used(&name) && !index.lists(&name);
             // While content is lost, all packs in quarantine stay, with what they are on record with.
-            self.look_into(name, pack, is_unlisted && !mark.has_losses(), &mut doubted)?;
+            self.look_into(mark, name, is_unlisted && !mark.has_losses(), &mut doubted)?;
         }
-        for leading in &doubted.bases {
-            doubted.based_on.extend(self.with_index(|index| index.packs_with_base(*leading))?);
+        let Doubted { mut unsaved, held, mut based_on, bases, mut lacking } = doubted;
+        for some in Vec::from_iter(&bases).chunks(LOOKED_UP_AT_ONCE) {
+            watch()?;
+            let of_each = |index: &Index| some.iter().map(|base| index.packs_with_base(**base)).collect();
+            let packs: Vec<BTreeSet<PackName>> = self.with_index(of_each)?;
+            based_on.extend(packs.into_iter().flatten());
         }
-        let Doubted { mut unsaved, held, mut based_on, bases } = doubted;
         let all: HashSet<ChunkId> = held.iter().flat_map(|(_, ids, _)| ids).copied().collect();
-        let lacking: HashSet<ChunkId> = held.iter().flat_map(|(.., found)| &found.lacking).copied().collect();
+        lacking.extend(held.iter().flat_map(|(.., found)| &found.lacking));
         // They may hold any base: those that were not read, and those of which more is known once they are mended.
         let may_hold_any = !unsaved.is_empty() || !lacking.is_disjoint(&all);
         for (name, ids, found) in held {
@@ -200,14 +208,20 @@ impl Region {
     /// Notes what is to be known of a pack that no mark looks into. If it `may_go`, what it holds.
     fn look_into(
         &self,
+        mark: &Mark,
         name: PackName,
-        pack: &Pack,
         may_go: bool,
         doubted: &mut Doubted,
     ) -> Result<(), RegionError> {
+        let Some(pack) = mark.catalog.packs.get(&name) else { return Ok(()) };
         let trailer = |record| read_trailer(&*self.0.storage, self.0.header.id, record);
         if let Ok(trailer) = trailer(&pack.record) {
-            doubted.bases.extend(trailer.deltas().map(|(_, base)| base));
+            for (entry, base) in trailer.deltas() {
+                // Of what is kept for snapshots, those that are in no better pack: the others are there already.
+                if !mark.is_used(&name) || self.is_only_in_doubted(mark, entry.id)? {
+                    doubted.bases.insert(base);
+                }
+            }
             // It could not be read a moment ago: the next mark finds it listed.
             doubted.unsaved.extend(may_go.then_some(name));
             return Ok(());
@@ -220,9 +234,14 @@ impl Region {
             let catalog = self.catalog()?;
             let records = pack.record.bases.iter().filter_map(|base| catalog.packs.get(base));
             for base in records.filter(|base| base.state != PackState::Live) {
-                let entries = trailer(&base.record).map_or_else(|_| Vec::new(), |trailer| trailer.entries);
-                let plain = entries.iter().filter(|entry| entry.codec.is_plain());
-                doubted.bases.extend(plain.map(|entry| entry.id.leading()));
+                match trailer(&base.record).map_err(RegionError::from) {
+                    Ok(trailer) => {
+                        let plain = trailer.entries.iter().filter(|entry| entry.codec.is_plain());
+                        doubted.bases.extend(plain.map(|entry| entry.id.leading()));
+                    }
+                    Err(error) if error.is_damage() => {}
+                    Err(error) => return Err(error),
+                }
             }
         }
         if may_go && !found.is_unread {
@@ -232,7 +251,16 @@ impl Region {
         // What cannot be read now may be read later.
         doubted.unsaved.extend(may_go.then_some(name));
         doubted.based_on.extend(found.based_on);
+        doubted.lacking.extend(found.lacking);
         Ok(())
+    }
+
+    /// Whether a chunk is needed, and in no pack that something new may refer to.
+    fn is_only_in_doubted(&self, mark: &Mark, id: ChunkId) -> Result<bool, RegionError> {
+        let is_good = |place: &Location, index: &Index| index.rank(&place.pack) < 2;
+        Ok(mark.is_needed(id.leading())
+            && !self
+                .with_index(|index| Ok(index.places_of(id)?.iter().any(|place| is_good(place, index))))?)
     }
 
     /// Whether a pack that stays has a chunk intact, as a plain frame if something is stored against it.
