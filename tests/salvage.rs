@@ -250,12 +250,7 @@ fn deltas_are_salvaged_whose_bases_nobody_knows_of() {
 /// As before, and the pack of the bases has a bad sector: it may hold any base, so the deltas stay, too.
 #[test]
 fn deltas_stay_while_their_bases_may_be_in_what_cannot_be_read() {
-    let disks = alike(1_500_000);
-    let mut place = Place::new(&disks);
-    let catalog = place.open().catalog().unwrap();
-    let bases: Vec<PackName> = catalog.packs.values().flat_map(|pack| pack.record.bases.clone()).collect();
-    let [base] = bases[..] else { panic!("{bases:?}") };
-    let deltas = place.packs().into_iter().find(|pack| *pack != base).unwrap();
+    let (mut place, base, deltas) = with_deltas();
     place.delete_first();
     for pack in [base, deltas] {
         place.wear(&pack, place.len(&pack) - 100..place.len(&pack));
@@ -276,13 +271,9 @@ fn deltas_stay_while_their_bases_may_be_in_what_cannot_be_read() {
 /// at each collection, and a dry run does not say that it goes.
 #[test]
 fn what_stays_for_a_pack_that_cannot_be_read_is_not_rewritten() {
-    let disks = alike(1_500_000);
-    let mut place = Place::new(&disks);
-    let catalog = place.open().catalog().unwrap();
-    let bases: Vec<PackName> = catalog.packs.values().flat_map(|pack| pack.record.bases.clone()).collect();
-    let [base] = bases[..] else { panic!("{bases:?}") };
-    let deltas = place.packs().into_iter().find(|pack| *pack != base).unwrap();
-    place.take(&disks[0][..200_000]);
+    let (mut place, _, deltas) = with_deltas();
+    let (_, first) = place.taken[0].clone();
+    place.take(&first[..200_000]);
     place.delete_first();
     place.delete_first();
     let worn = place.packs();
