@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Caller, MemoryDisk, alike, memory_region, pass_on, session, small_packs};
+use common::{Caller, MemoryDisk, alike, memory_region, pass_on, session, small_packs, text};
 use imgstore::format::pack::Trailer;
 use imgstore::io::map::Bytes;
 use imgstore::io::memory::Memory;
@@ -10,9 +10,12 @@ use imgstore::io::storage::{Created, Listed, Object, Storage, StorageError};
 use imgstore::model::ids::{ChunkId, SnapshotId};
 use imgstore::model::objects::{PackName, PackState};
 use imgstore::model::region::ChunkerParams;
+use imgstore::ops::context::Context;
 use imgstore::ops::delete::delete_snapshot;
 use imgstore::ops::encode::Compression;
 use imgstore::ops::gc::{Collected, GcOptions, collect, preview};
+use imgstore::ops::ingest::ingest;
+use imgstore::ops::repack::{RepackOptions, repack};
 use imgstore::ops::repair::{RepairSources, Repaired, repair};
 use imgstore::ops::snapshot::{SnapshotOptions, snapshot};
 use imgstore::pack::trailer::read_trailer;
@@ -30,7 +33,11 @@ struct Worn {
     inner: Memory,
     bad: Bad,
     flaky: Flaky,
+    at_work: AtWork,
 }
+
+/// Writers that are not taken for gone.
+type AtWork = Arc<Mutex<Vec<String>>>;
 
 /// An object of whose frames, which are there, the device gives the fourth of so many that it is asked for, and how often it was.
 type Flaky = Arc<Mutex<Option<(String, Range<u64>, usize, usize)>>>;
@@ -42,7 +49,12 @@ impl Storage for Worn {
         Ok(Arc::new(WornObject { inner, name: name.to_owned(), bad, flaky }))
     }
 
-    pass_on!(create list restore delete persist admit_writer admit_collector is_writer_gone);
+    fn is_writer_gone(&self, writer: &str) -> Result<bool, StorageError> {
+        let is_at_work = self.at_work.lock().unwrap().iter().any(|at_work| at_work == writer);
+        Ok(!is_at_work && self.inner.is_writer_gone(writer)?)
+    }
+
+    pass_on!(create list restore delete persist admit_writer admit_collector);
 }
 
 struct WornObject {
@@ -91,6 +103,7 @@ struct Place {
     memory: Memory,
     bad: Bad,
     flaky: Flaky,
+    at_work: AtWork,
     caller: Caller,
     taken: Vec<(SnapshotId, Vec<u8>)>,
 }
@@ -106,6 +119,7 @@ impl Place {
             memory,
             bad: Bad::default(),
             flaky: Flaky::default(),
+            at_work: AtWork::default(),
             caller: Caller::new(1),
             taken: Vec::new(),
         };
@@ -124,7 +138,12 @@ impl Place {
     }
 
     fn open(&self) -> Region {
-        let storage = Worn { inner: self.memory.clone(), bad: self.bad.clone(), flaky: self.flaky.clone() };
+        let storage = Worn {
+            inner: self.memory.clone(),
+            bad: self.bad.clone(),
+            flaky: self.flaky.clone(),
+            at_work: self.at_work.clone(),
+        };
         Region::open(Arc::new(storage), session()).unwrap()
     }
 
@@ -271,7 +290,7 @@ fn deltas_stay_while_their_bases_may_be_in_what_cannot_be_read() {
 /// at each collection, and a dry run does not say that it goes.
 #[test]
 fn what_stays_for_a_pack_that_cannot_be_read_is_not_rewritten() {
-    let (mut place, _, deltas) = with_deltas();
+    let (mut place, base, deltas) = with_deltas();
     let (_, first) = place.taken[0].clone();
     place.take(&first[..200_000]);
     place.delete_first();
@@ -290,6 +309,13 @@ fn what_stays_for_a_pack_that_cannot_be_read_is_not_rewritten() {
         }
         assert_eq!(place.packs(), worn);
     }
+    // Nor by compressing anew.
+    for dry_run in [true, false] {
+        let context = Context { dry_run, ..place.caller.context() };
+        let repacked = repack(&place.open(), &RepackOptions::default(), &context).unwrap();
+        assert_eq!((repacked.left.count, repacked.left.bytes), (1, place.len(&base)), "{repacked:?}");
+    }
+    assert_eq!(place.open().catalog().unwrap().packs[&base].state, PackState::Live);
     place.bad.lock().unwrap().clear();
     let collected = place.collect();
     assert_eq!((collected.unsaved.count, collected.repacked.count), (0, 1), "{collected:?}");
@@ -408,7 +434,7 @@ fn what_bases_are_in_stays_though_nothing_names_it() {
 /// another snapshot of the old disk, and that is deleted: what can be read stays readable.
 #[test]
 fn bases_stay_that_only_packs_in_quarantine_need() {
-    for is_trailer_lost in [false, true] {
+    for (is_trailer_lost, is_in_segment) in [(false, false), (true, false), (false, true), (true, true)] {
         let (mut place, base, deltas) = with_deltas();
         let entries = place.trailer(&base).entries;
         let leading = place.trailer(&deltas).deltas().map(|(_, base)| base).collect::<Vec<_>>();
@@ -423,6 +449,10 @@ fn bases_stay_that_only_packs_in_quarantine_need() {
         let copies: Vec<PackName> = place.packs().into_iter().filter(|pack| !before.contains(pack)).collect();
         let (again, _) = place.taken.pop().unwrap();
         let (id, whole) = place.taken[0].clone();
+        if is_in_segment {
+            (0..70).for_each(|seed| place.take(&text(4096, seed)));
+            assert!(!place.open().catalog().unwrap().segments.is_empty());
+        }
         assert!(place.caller.read_back(&place.open(), id).unwrap() == whole);
         delete_snapshot(&place.open(), again, &place.caller.context()).unwrap();
         if is_trailer_lost {
@@ -430,11 +460,45 @@ fn bases_stay_that_only_packs_in_quarantine_need() {
         }
         for _ in 0..2 {
             place.collect();
-            assert!(copies.iter().all(|copy| place.packs().contains(copy)), "{is_trailer_lost}");
+            let stay = copies.iter().all(|copy| place.packs().contains(copy));
+            assert!(stay, "{is_trailer_lost} {is_in_segment}");
         }
         assert!(is_trailer_lost || place.caller.read_back(&place.open(), id).unwrap() == whole);
         let repaired = place.repair();
         assert!(repaired.lost.is_empty() && repaired.moved > 0, "{repaired:?}");
+        place.assert_whole();
+    }
+}
+
+/// A command has stored deltas that nothing refers to yet, and a base is found to be rotten: what it is in by now stays, and the
+/// command ends with a snapshot that is whole.
+#[test]
+fn bases_stay_for_a_command_that_is_not_done() {
+    for is_over in [false, true] {
+        let [first, second] = alike(1_500_000);
+        let mut place = Place::new(std::slice::from_ref(&first));
+        let [base] = place.packs()[..] else { panic!("more than one pack") };
+        let region = place.open();
+        let mut session = region.begin(place.caller.account).unwrap();
+        let disk = MemoryDisk::new(second.clone());
+        ingest(&mut session, &disk, &Compression::default(), &place.caller.context()).unwrap();
+        let stored = place.packs().into_iter().find(|pack| *pack != base).unwrap();
+        assert_eq!(place.open().catalog().unwrap().packs[&stored].record.bases, [base]);
+        if !is_over {
+            place.at_work.lock().unwrap().push(stored.session.to_string());
+        }
+        place.lose_frames(base);
+        place.delete_first();
+        let before = place.packs();
+        place.take(&first);
+        let copies: Vec<PackName> = place.packs().into_iter().filter(|pack| !before.contains(pack)).collect();
+        let (again, _) = place.taken.pop().unwrap();
+        delete_snapshot(&place.open(), again, &place.caller.context()).unwrap();
+        (0..2).for_each(|_| drop(place.collect()));
+        assert_eq!(copies.iter().all(|copy| place.packs().contains(copy)), !is_over);
+        drop(session);
+        place.take(&second);
+        place.at_work.lock().unwrap().clear();
         place.assert_whole();
     }
 }

@@ -45,7 +45,7 @@ pub struct Repacked {
     pub moved: Amount,
     /// Bytes of the new packs.
     pub stored_bytes: u64,
-    /// Packs that are left: beyond the limit, or since others use them.
+    /// Packs that are left: beyond the limit, or since others use them, or since packs in quarantine may need them.
     pub left: Amount,
     /// Packs of commands that are running.
     pub in_progress: Amount,
@@ -126,8 +126,13 @@ fn run_round(
     let packs: &HashSet<PackName> = &round.iter().map(|(name, _)| *name).collect();
     // What an interrupted run has moved already is not moved again: the mark keeps it where it is now.
     let mark = region.mark(packs, || context.check_cancelled())?;
+    // What would stay all the same is not stored twice.
+    let (unsaved, round): (Vec<_>, Vec<_>) =
+        round.iter().partition(|(name, _)| mark.unsaved().contains(name));
+    unsaved.iter().for_each(|(_, len)| repacked.left.add(*len));
+    let packs: &HashSet<PackName> = &round.iter().map(|(name, _)| *name).collect();
     if context.dry_run {
-        for (name, len) in round {
+        for (name, len) in &round {
             let usage = mark.usage(name);
             repacked.emptied.add(*len);
             repacked.moved.count += usage.frames;
@@ -141,9 +146,9 @@ fn run_round(
         Ok(())
     })?;
     // What was not needed of them is done, too.
-    context.progress.advance(bytes_of(round).saturating_sub(moved.bytes));
+    context.progress.advance(bytes_of(&round).saturating_sub(moved.bytes) + bytes_of(&unsaved));
     let emptied = rewritten.as_ref().map_or(&[][..], |rewritten| &rewritten.emptied);
-    for (name, len) in round {
+    for (name, len) in &round {
         let is_emptied = emptied.contains(name);
         let amount = if is_emptied { &mut repacked.emptied } else { &mut repacked.left };
         amount.add(*len);
