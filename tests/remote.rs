@@ -3,11 +3,13 @@
 
 mod common;
 
-use common::{Caller, Draw, MemoryDisk, memory_region, small_packs, volume};
+use common::{Caller, Draw, MemoryDisk, import_disks, memory_region, small_packs, volume};
 use imgstore::chunk::frame::{Codec, CodecPool, chunk_id};
 use imgstore::io::memory::Memory;
 use imgstore::model::account::{AccountId, Tag};
-use imgstore::model::ids::{ChunkId, ObjectHash, SnapshotId};
+use imgstore::model::ids::{ChunkId, ObjectHash, SessionId, SnapshotId};
+use imgstore::model::image::{BlockDeviceMapping, DeviceTarget};
+use imgstore::model::objects::ManifestName;
 use imgstore::model::region::ChunkerParams;
 use imgstore::ops::context::Context;
 use imgstore::ops::copy::{CopyOptions, CopyWhat, apply, plan};
@@ -61,6 +63,8 @@ impl Read for Breaking {
     }
 }
 
+/// A manifest's name as guests see it.
+const NOBODYS: ManifestName = ManifestName { session: SessionId([0; 16]), number: 0 };
 const NEVER: i64 = i64::MAX / 2;
 
 fn link(stream: UnixStream, left: Arc<AtomicI64>) -> Link {
@@ -655,6 +659,7 @@ fn a_guest_cannot_tell_what_others_have() {
     };
     let pulled = push(&guest.context()).pulled.unwrap();
     assert_eq!(pulled.stored_bytes, pulled.transferred_bytes, "it learns how much was there");
+    assert_eq!(pulled.snapshots[0].manifest.name, NOBODYS, "it learns that there was one manifest already");
     assert_eq!(push(&context).planned.new_chunks, 0);
     assert!(guest.read_back(&pair.region, pulled.snapshots[0].id).unwrap() == pair.first.1);
     assert_clean(&pair.region, &pair.caller);
@@ -673,10 +678,18 @@ fn a_guest_does_not_hear_where_content_is() {
     let line = call(&pair.region, guest.account, true, NEVER, NEVER);
     let (peer, context) = (line.peer(), guest.context());
     let offer = peer.offer(CopyWhat::Snapshot(id), &context).unwrap();
+    assert_eq!(offer.snapshots[0].manifest.name, NOBODYS);
     let map = peer.maps(&offer, &context).unwrap().remove(0);
     let ids: Vec<ChunkId> = map.chunks().iter().map(|chunk| chunk.id).collect();
     let found = peer.locate(&ids, &context).unwrap();
     assert!(found.iter().all(|one| (one.pack, one.offset) == (found[0].pack, 0)));
+    // Nor how much of a chunk is in one that it does not see.
+    let places = pair.region.locate(&ids).unwrap();
+    let hidden =
+        found.iter().zip(&places).filter(|(one, (_, place))| !one.is_delta && !place.codec.is_plain());
+    let lengths: Vec<(u32, u32)> =
+        hidden.map(|(one, _)| (one.stored_bytes, u32::from(one.raw_blocks) * 4096)).collect();
+    assert!(lengths.len() > 5 && lengths.iter().all(|(told, raw)| told == raw), "{lengths:?}");
     pull(&peer, &region(), id, &context).unwrap();
     let offered: std::collections::HashSet<ChunkId> = ids.iter().copied().collect();
     for piece in ids.chunks(100) {
@@ -714,6 +727,77 @@ fn a_refusal_among_many_questions_ends_the_copy_and_not_the_line() {
     assert!(answered.load(Ordering::SeqCst) < 200, "it went on asking");
     assert_eq!(peer.locate(&[good], &context).unwrap()[0].id, good, "the line is out of step");
     pull(&peer, &region(), pair.first.0, &context).unwrap();
+}
+
+/// What is on record with each snapshot and device is bounded by itself and in number: a record that is too long to be read
+/// again would close the region to everybody.
+#[test]
+fn names_and_devices_without_end_are_refused() {
+    let (source, target, caller) = (region(), region(), Caller::new(1));
+    let image = import_disks(&source, &caller, "web", vec![volume(300_000, 1)]);
+    let (what, sequence) = (CopyWhat::Image(image.id), target.catalog().unwrap().sequence);
+    let line = call(&target, guest().account, true, NEVER, NEVER);
+    let options = CopyOptions { source_region: "x".repeat(4097), ..CopyOptions::default() };
+    let error = push(&line.link, &source, what, &options, &caller.context()).unwrap_err();
+    assert!(error.to_string().contains("4096 bytes"), "{error}");
+    type Change = fn(&mut imgstore::model::image::Image);
+    let changes: [(Change, &str); 4] = [
+        (|image| image.devices.extend((0..256).map(|number| ephemeral(number, 0))), "257 devices"),
+        (|image| image.devices.extend((0..2).map(|number| ephemeral(number, 3))), "ephemeral3 is used"),
+        (|image| ebs(image).volume_bytes = 4096, "an impossible size"),
+        (|image| ebs(image).iops = Some(0), "iops is 0"),
+    ];
+    for (change, why) in changes {
+        let line = liar(&source, lie_in_offers(move |offer| change(offer.image.as_mut().unwrap())));
+        let planned = plan(&line.peer(), &target, what, &CopyOptions::default(), &caller.context());
+        let error = planned.err().unwrap();
+        assert!(matches!(&error, OpsError::Offer { why: told } if told.contains(why)), "{error}");
+    }
+    assert_eq!(target.catalog().unwrap().sequence, sequence);
+}
+
+fn ephemeral(name: usize, number: u8) -> BlockDeviceMapping {
+    BlockDeviceMapping { device_name: format!("/dev/sdb{name}"), target: DeviceTarget::Ephemeral(number) }
+}
+
+fn ebs(image: &mut imgstore::model::image::Image) -> &mut imgstore::model::image::EbsBlockDevice {
+    match &mut image.devices[0].target {
+        DeviceTarget::Ebs(ebs) => ebs,
+        DeviceTarget::Ephemeral(_) => panic!("no volume"),
+    }
+}
+
+/// It says that hundreds of deltas take nothing, and so they come together: what they are stored against does not.
+#[test]
+fn deltas_whose_bases_do_not_fit_into_memory_together_are_put_a_part_at_a_time() {
+    let options = RegionOptions::named("large", AccountId::from_random(9));
+    let (source, target) = (memory_region(&Memory::new(), &options), memory_region(&Memory::new(), &options));
+    let caller = Caller::new(2);
+    let first = volume(48 << 20, 5);
+    let second = edited(&first, 6);
+    let take = |region: &Region, bytes: &[u8]| {
+        caller.snapshot(region, &MemoryDisk::new(bytes.to_vec())).unwrap().snapshot.id
+    };
+    take(&target, &first);
+    take(&source, &first);
+    let id = take(&source, &second);
+    let delivered = Arc::new(AtomicI64::new(0));
+    let counter = delivered.clone();
+    let line = liar(&source, move |message, _| match message {
+        Message::Located(found) => {
+            for delta in found.iter_mut().filter(|found| found.is_delta && found.stored_bytes < 4096) {
+                (delta.stored_bytes, delta.raw_blocks) = (0, 1);
+            }
+        }
+        Message::Frame { codec, .. } if *codec == Codec::Delta.number() => {
+            counter.fetch_add(1, Ordering::SeqCst);
+        }
+        _ => {}
+    });
+    let (copy, _) = pull(&line.peer(), &target, id, &caller.context()).unwrap();
+    assert!(delivered.load(Ordering::SeqCst) > 300, "{delivered:?}");
+    assert!(caller.read_back(&target, copy).unwrap() == second);
+    assert_clean(&target, &caller);
 }
 
 /// Somebody with whom an image is shared.

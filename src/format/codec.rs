@@ -7,8 +7,9 @@
 use super::error::FormatError;
 use bincode::config::{Configuration, Fixint, Limit, LittleEndian};
 use serde::{Serialize, de::DeserializeOwned};
+use std::io::{self, Write};
 
-/// Largest encoded value: a bound on what decoding may allocate.
+/// Largest encoded value: a bound on what decoding may allocate, and so on what is written.
 pub const VALUE_BYTES_MAX: usize = 1 << 30;
 
 /// Bincode reserves the length that a string claims before it reads the string. So what is short, or not very long, is
@@ -19,9 +20,38 @@ const MIDDLING: usize = 4 << 20;
 const CONFIG: Configuration<LittleEndian, Fixint, Limit<VALUE_BYTES_MAX>> =
     bincode::config::standard().with_fixed_int_encoding().with_limit::<VALUE_BYTES_MAX>();
 
-/// The bytes of a value.
+/// The bytes of a value. One that would be too long to be read again is an error.
 pub fn encode<T: Serialize>(what: &'static str, value: &T) -> Result<Vec<u8>, FormatError> {
-    bincode::serde::encode_to_vec(value, CONFIG).map_err(|e| FormatError::invalid(what, e.to_string()))
+    encode_within(VALUE_BYTES_MAX, what, value)
+}
+
+/// Bincode's own limit is one of decoding only.
+fn encode_within<T: Serialize>(max: usize, what: &'static str, value: &T) -> Result<Vec<u8>, FormatError> {
+    let mut within = Within { bytes: Vec::new(), max };
+    match bincode::serde::encode_into_std_write(value, &mut within, CONFIG) {
+        Ok(_) => Ok(within.bytes),
+        Err(error) => Err(FormatError::invalid(what, error.to_string())),
+    }
+}
+
+/// Bytes, and how many there may be.
+struct Within {
+    bytes: Vec<u8>,
+    max: usize,
+}
+
+impl Write for Within {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if bytes.len() > self.max - self.bytes.len() {
+            return Err(io::Error::other(format!("it is longer than {} bytes", self.max)));
+        }
+        self.bytes.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// The value that exactly these bytes stand for.
@@ -92,6 +122,14 @@ mod tests {
             let text = "x".repeat(len);
             assert_eq!(decode::<String>("test", &encode("test", &text).unwrap()).unwrap(), text);
         }
+    }
+
+    #[test]
+    fn what_could_not_be_read_again_is_not_written() {
+        let text = "x".repeat(92);
+        assert_eq!(encode_within(100, "test", &text).unwrap().len(), 100);
+        let refused = encode_within(99, "test", &text).unwrap_err().to_string();
+        assert!(refused.contains("it is longer than 99 bytes"), "{refused}");
     }
 
     #[test]

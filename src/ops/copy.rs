@@ -4,7 +4,7 @@
 //! the source region may vanish.
 
 use super::context::Context;
-use super::error::OpsError;
+use super::error::{Code, OpsError};
 use super::find::{check_description, check_manifests, check_packs};
 use super::gc::despite_collection;
 use super::offer::{Offer, check as check_offer, select};
@@ -27,6 +27,9 @@ use crate::region::session::Session;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
+/// Longest name of a source region: that of a path.
+const SOURCE_REGION_BYTES_MAX: usize = 4096;
+
 /// What is copied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum CopyWhat {
@@ -39,7 +42,7 @@ pub enum CopyWhat {
 /// What is said of the copy.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CopyOptions {
-    /// The name by which the caller knows the source region.
+    /// The name by which the caller knows the source region, up to 4,096 bytes.
     pub source_region: String,
     /// The copy's name; none for the source's.
     pub name: Option<String>,
@@ -287,6 +290,11 @@ fn reserve_all(session: &mut Session, plan: &CopyPlan) -> Result<Vec<PackName>, 
 }
 
 fn check_options(options: &CopyOptions) -> Result<(), OpsError> {
+    // It is on record with each snapshot.
+    if options.source_region.len() > SOURCE_REGION_BYTES_MAX {
+        let why = format!("The source region's name has more than {SOURCE_REGION_BYTES_MAX} bytes.");
+        return Err(OpsError::rule(Code::InvalidParameterValue, why));
+    }
     options.name.as_deref().map_or(Ok(()), check_image_name)?;
     options.description.as_deref().map_or(Ok(()), check_description)
 }

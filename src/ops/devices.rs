@@ -11,6 +11,8 @@ use std::collections::BTreeSet;
 
 /// Ephemeral disks are `ephemeral0` to this one.
 pub const EPHEMERAL_MAX: u8 = 23;
+/// Most devices that an image maps: twice as many volumes as EC2 attaches to any instance.
+pub const DEVICES_MAX: usize = 256;
 
 /// Most provisioned operations a second that EC2 has for any volume.
 pub const IOPS_MAX: u32 = 256_000;
@@ -103,6 +105,17 @@ pub(super) fn check_specs(specs: &[DeviceSpec]) -> Result<(), OpsError> {
     check_ephemeral(specs.iter().filter_map(|spec| spec.ephemeral))
 }
 
+/// Refuses more devices than an image has, and an ephemeral disk behind two of them.
+pub(super) fn check_devices(devices: &[BlockDeviceMapping]) -> Result<(), OpsError> {
+    if devices.len() > DEVICES_MAX {
+        return refuse(format!("{} devices are too many: an image has {DEVICES_MAX} at most", devices.len()));
+    }
+    check_ephemeral(devices.iter().filter_map(|device| match device.target {
+        DeviceTarget::Ephemeral(number) => Some(number),
+        DeviceTarget::Ebs(_) => None,
+    }))
+}
+
 /// Each ephemeral disk stands behind one device.
 fn check_ephemeral(numbers: impl Iterator<Item = u8>) -> Result<(), OpsError> {
     let mut seen = BTreeSet::new();
@@ -146,10 +159,7 @@ pub(super) fn lay_over(
     if let Some(spec) = specs.iter().find(|spec| spec.no_device && !is_base(spec)) {
         return refuse(format!("there is no device {} that could be left out", spec.device_name));
     }
-    check_ephemeral(devices.iter().filter_map(|device| match device.target {
-        DeviceTarget::Ephemeral(number) => Some(number),
-        DeviceTarget::Ebs(_) => None,
-    }))?;
+    check_devices(&devices)?;
     Ok(devices)
 }
 

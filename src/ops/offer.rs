@@ -2,7 +2,7 @@
 
 use super::context::Context;
 use super::copy::CopyWhat;
-use super::devices::EPHEMERAL_MAX;
+use super::devices::{EPHEMERAL_MAX, check_devices, check_iops};
 use super::error::{Code, OpsError};
 use super::find::{
     check_available, check_completed, check_description, check_tags, image as find_image,
@@ -38,6 +38,12 @@ impl Offer {
     pub fn manifests(&self) -> impl Iterator<Item = &ManifestRecord> {
         let snapshots = self.snapshots.iter().map(|snapshot| &snapshot.manifest);
         snapshots.chain(self.template.iter().map(|template| &template.manifest))
+    }
+
+    /// The same, to change what is told of them.
+    pub fn manifests_mut(&mut self) -> impl Iterator<Item = &mut ManifestRecord> {
+        let snapshots = self.snapshots.iter_mut().map(|snapshot| &mut snapshot.manifest);
+        snapshots.chain(self.template.iter_mut().map(|template| &mut template.manifest))
     }
 }
 
@@ -139,14 +145,19 @@ fn check_image(offer: &Offer, image: &Image, snapshots: &BTreeSet<SnapshotId>) -
     if !is_device_name(&image.root_device_name) {
         return lie("a root device that has no device's name");
     }
+    check_text(check_devices(&image.devices))?;
     for (at, device) in image.devices.iter().enumerate() {
-        check_device(device, &image.devices[..at])?;
+        check_device(device, &image.devices[..at], &offer.snapshots)?;
     }
     Ok(())
 }
 
 /// A device's name becomes a file's: a path must not pass for one.
-fn check_device(device: &BlockDeviceMapping, before: &[BlockDeviceMapping]) -> Result<(), OpsError> {
+fn check_device(
+    device: &BlockDeviceMapping,
+    before: &[BlockDeviceMapping],
+    snapshots: &[Snapshot],
+) -> Result<(), OpsError> {
     if !is_device_name(&device.device_name) {
         return lie("a device that has no device's name");
     }
@@ -155,10 +166,15 @@ fn check_device(device: &BlockDeviceMapping, before: &[BlockDeviceMapping]) -> R
     }
     match &device.target {
         DeviceTarget::Ephemeral(number) if *number > EPHEMERAL_MAX => lie("an ephemeral disk that none is"),
-        DeviceTarget::Ebs(ebs) if ebs.volume_bytes > VOLUME_BYTES_MAX => {
-            lie("a volume of an impossible size")
+        DeviceTarget::Ephemeral(_) => Ok(()),
+        DeviceTarget::Ebs(ebs) => {
+            let of = |id| snapshots.iter().find(|snapshot| snapshot.id == id).map_or(0, |s| s.volume_bytes);
+            let least = ebs.snapshot_id.map_or(1, of);
+            if !(least..=VOLUME_BYTES_MAX).contains(&ebs.volume_bytes) {
+                return lie("a volume of an impossible size");
+            }
+            check_text(check_iops(ebs.volume_type, ebs.iops))
         }
-        _ => Ok(()),
     }
 }
 

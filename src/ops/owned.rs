@@ -39,7 +39,12 @@ impl Trusted {
             if !seen.insert(manifest.name) {
                 continue;
             }
-            let map = target.load_map(manifest)?;
+            let map = match target.load_map(manifest) {
+                Ok(map) => map,
+                // What is lost of one is brought again.
+                Err(error) if error.is_damage() => continue,
+                Err(error) => return Err(error.into()),
+            };
             trusted.0.extend(map.chunks().iter().map(|chunk| chunk.id).filter(|id| wanted.contains(id)));
         }
         trusted.add_brought(target, catalog.sequence, &wanted, context)?;

@@ -63,8 +63,9 @@ pub trait Frames: Send + Sync {
     /// Their chunks. Frames are known by their place in this list from here on.
     fn ids(&self) -> Vec<ChunkId>;
 
-    /// The bases whose content the other methods must be given; none if the source has them at hand itself.
-    fn bases(&self) -> Vec<ChunkId>;
+    /// Of a delta the base whose content the other methods must be given, and its own length in blocks; none if the source has
+    /// that base at hand itself.
+    fn delta(&self, at: usize) -> Option<(ChunkId, u16)>;
 
     /// A frame as it is stored; only its checksum was looked at, if it has one.
     fn stored(&self, at: usize) -> Result<Frame, OpsError>;
@@ -198,8 +199,8 @@ impl Frames for LocalFrames<'_> {
         self.frames.iter().map(|&frame| self.fetched.id(frame)).collect()
     }
 
-    fn bases(&self) -> Vec<ChunkId> {
-        Vec::new()
+    fn delta(&self, _: usize) -> Option<(ChunkId, u16)> {
+        None
     }
 
     fn stored(&self, at: usize) -> Result<Frame, OpsError> {

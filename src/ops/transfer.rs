@@ -20,12 +20,16 @@ use crate::region::Region;
 use crate::region::session::Session;
 use crossbeam_channel::{Sender, bounded};
 use rayon::prelude::*;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
+use std::ops::Range;
 use std::thread;
 use std::time::Instant;
 
 /// Batches that are fetched ahead.
 const FETCHED_AHEAD: usize = 2;
+/// Bytes of bases, and of what is stored against them, that are in memory at once: a source may name any, however little it
+/// said that a chunk takes.
+const BASES_BYTES: u64 = 32 << 20;
 /// Ids that are asked about at once.
 const ASKED_AT_ONCE: usize = 64 << 10;
 
@@ -185,23 +189,54 @@ struct Putter<'a> {
 
 impl Putter<'_> {
     fn put(&mut self, frames: &dyn Frames) -> Result<(), OpsError> {
+        let (ids, mut from) = (frames.ids(), 0);
+        let deltas: Vec<Option<(ChunkId, u16)>> = (0..ids.len()).map(|at| frames.delta(at)).collect();
+        let here = self.find_bases(deltas.iter().flatten().map(|(base, _)| *base).collect())?;
+        while from < ids.len() {
+            let (mut bytes, mut named) = (0, Vec::new());
+            let fits = |delta: &&Option<(ChunkId, u16)>| {
+                let Some((base, raw_blocks)) = delta else { return true };
+                let Some(&base_bytes) = here.get(base) else { return true };
+                bytes += base_bytes + block_offset(u64::from(*raw_blocks));
+                let fits = named.is_empty() || bytes <= BASES_BYTES;
+                if fits {
+                    named.push(*base);
+                }
+                fits
+            };
+            let to = from + deltas[from..].iter().take_while(fits).count();
+            let bases = self.contents(named);
+            self.put_some(frames, from..to, &bases)?;
+            from = to;
+        }
+        Ok(())
+    }
+
+    fn put_some(
+        &mut self,
+        frames: &dyn Frames,
+        some: Range<usize>,
+        bases: &Contents,
+    ) -> Result<(), OpsError> {
         let ids = frames.ids();
-        let named = frames.bases();
-        let bases = self.bases(&named)?;
-        let prove = |at: usize| match frames.prove(at, &bases) {
+        let prove = |at: usize| match frames.prove(some.start + at, bases) {
             Ok(frame) => Ok(Some(frame)),
             Err(OpsError::BaseMissing) => Ok(None),
             Err(error) => Err(error),
         };
-        let proved: Vec<Option<Frame>> = self.context.for_each_chunk(ids.len(), prove)?;
-        let at: Vec<usize> = (0..ids.len()).filter(|&at| proved[at].is_some()).collect();
-        for at in (0..ids.len()).filter(|&at| proved[at].is_none()) {
+        let proved: Vec<Option<Frame>> = self.context.for_each_chunk(some.len(), prove)?;
+        let mut sound = Vec::with_capacity(some.len());
+        for (at, frame) in some.zip(proved) {
+            if let Some(frame) = frame {
+                sound.push((at, frame));
+                continue;
+            }
             let bytes = block_offset(u64::from(CHUNK_BLOCKS_MAX));
             let asked =
                 Asked { id: ids[at], stored_bytes: bytes, raw_bytes: bytes, is_delta: false, plain: true };
             self.baseless.push(asked);
         }
-        self.store(frames, &bases, &ids, &at, &proved)
+        self.store(frames, bases, &ids, &sound)
     }
 
     /// Stores what was proved and is new.
@@ -210,13 +245,12 @@ impl Putter<'_> {
         frames: &dyn Frames,
         bases: &Contents,
         ids: &[ChunkId],
-        at: &[usize],
-        proved: &[Option<Frame>],
+        proved: &[(usize, Frame)],
     ) -> Result<(), OpsError> {
-        let is_new = self.session.reserve(&at.iter().map(|&at| ids[at]).collect::<Vec<_>>())?;
+        let is_new = self.session.reserve(&proved.iter().map(|(at, _)| ids[*at]).collect::<Vec<_>>())?;
         let mut without_base = Vec::new();
-        for (&at, is_new) in at.iter().zip(is_new) {
-            let Some(frame) = &proved[at] else { continue };
+        for ((at, frame), is_new) in proved.iter().zip(is_new) {
+            let at = *at;
             self.moved += frame.stored_bytes();
             self.context.progress.advance(frame.stored_bytes());
             if let Some(trusted) = &mut self.trusted {
@@ -241,14 +275,13 @@ impl Putter<'_> {
         Ok(())
     }
 
-    /// The content of those bases that are at the target and that the caller may count on.
-    fn bases(&mut self, named: &[ChunkId]) -> Result<Contents, OpsError> {
-        let mut named: Vec<ChunkId> = named.to_vec();
+    /// Those of some bases that are at the target and that the caller may count on, with their lengths.
+    fn find_bases(&mut self, mut named: Vec<ChunkId>) -> Result<HashMap<ChunkId, u64>, OpsError> {
         named.retain(|id| self.trusted.as_ref().is_none_or(|trusted| trusted.has(*id)));
         named.sort_unstable();
         named.dedup();
         if named.is_empty() {
-            return Ok(Contents::new());
+            return Ok(HashMap::new());
         }
         let region = self.session.region().clone();
         if region.has_chunks(&named)?.contains(&false) {
@@ -258,17 +291,26 @@ impl Putter<'_> {
         let has = region.has_chunks(&named)?;
         let here: Vec<ChunkId> =
             named.into_iter().zip(has).filter_map(|(id, has)| has.then_some(id)).collect();
+        // What is gone by now is no base.
+        let Ok(places) = region.locate(&here) else { return Ok(HashMap::new()) };
+        Ok(places.into_iter().map(|(id, place)| (id, place.raw_bytes())).collect())
+    }
+
+    /// The content of bases that are here.
+    fn contents(&self, mut here: Vec<ChunkId>) -> Contents {
+        here.sort_unstable();
+        here.dedup();
+        let region = self.session.region().clone();
         // What cannot be read or is damaged is no base: the chunk is asked for as a whole then.
-        let Ok(fetched) = region.fetch(&here) else { return Ok(Contents::new()) };
+        let Ok(fetched) = region.fetch(&here) else { return Contents::new() };
         let decode = |frame| {
             let mut raw = vec![0; fetched.raw_bytes(frame)];
             fetched.decode_here(&region, frame, &mut raw).ok()?;
             Some((fetched.id(frame), raw))
         };
         let frames = fetched.frames();
-        Ok(self
-            .context
+        self.context
             .pool
-            .install(|| frames.into_par_iter().with_max_len(CHUNKS_AT_ONCE).filter_map(decode).collect()))
+            .install(|| frames.into_par_iter().with_max_len(CHUNKS_AT_ONCE).filter_map(decode).collect())
     }
 }

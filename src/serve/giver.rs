@@ -6,7 +6,7 @@ use super::message::{FETCH_MAX, LOCATE_MAX, Message, PIECE_BYTES};
 use crate::chunk::frame::Frame;
 use crate::format::manifest;
 use crate::model::ids::{ChunkId, SessionId};
-use crate::model::objects::PackName;
+use crate::model::objects::{ManifestName, ManifestRecord, PackName};
 use crate::model::units::{BLOCK_BYTES, CHUNK_BLOCKS_MAX};
 use crate::ops::context::Context;
 use crate::ops::copy::CopyWhat;
@@ -15,6 +15,11 @@ use crate::ops::offer::Offer;
 use crate::ops::source::{Asked, Contents, Found, Frames, Source};
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
+
+/// Whose manifest it was at first says that somebody else has the very same volume.
+pub(super) fn hide_name(manifest: &mut ManifestRecord) {
+    manifest.name = ManifestName { session: SessionId([0; 16]), number: 0 };
+}
 
 /// What a frame is taken for before it is read, for a batch's memory.
 const FRAME_BYTES_GUESS: u64 = 64 << 10;
@@ -65,7 +70,11 @@ impl<'a> Giver<'a> {
         let offer = self.source.offer(what, context)?;
         self.offered.clear();
         self.bases.clear();
-        link.send(&Message::Offered(Box::new(offer.clone())))?;
+        let mut told = offer.clone();
+        if self.to_guest {
+            told.manifests_mut().for_each(hide_name);
+        }
+        link.send(&Message::Offered(Box::new(told)))?;
         self.offer = Some(offer);
         Ok(())
     }
@@ -168,6 +177,11 @@ impl<'a> Giver<'a> {
             self.offered.get(at).is_some_and(|id| id.leading() == leading)
         };
         if !found.base.is_some_and(is_offered) {
+            if found.is_delta {
+                // How little it takes says how much of it the base has. It comes whole, and that is as much at most.
+                let raw_bytes = u64::from(found.raw_blocks) * BLOCK_BYTES as u64;
+                found.stored_bytes = u32::try_from(raw_bytes).unwrap_or(u32::MAX);
+            }
             (found.is_delta, found.base) = (false, None);
         }
     }

@@ -1,7 +1,7 @@
 //! The side that has the region: greets who calls, and does what it asks as the account that it was let in with.
 
 use super::error::{LinkError, Refusal};
-use super::giver::Giver;
+use super::giver::{Giver, hide_name};
 use super::link::Link;
 use super::message::{Message, NewRegion, Planned, Pulled, VERSION, Welcome};
 use super::peer::Peer;
@@ -121,10 +121,16 @@ impl Pulled {
     pub fn of(copied: Copied, region: &Region, is_guest: bool) -> Result<Self, OpsError> {
         let template = copied.image.as_ref().and_then(|image| image.template);
         let catalog = region.catalog()?;
+        let mut template = template.and_then(|id| catalog.templates.get(&id).cloned());
+        let mut snapshots = copied.snapshots;
+        if is_guest {
+            snapshots.iter_mut().for_each(|snapshot| hide_name(&mut snapshot.manifest));
+            template.iter_mut().for_each(|template| hide_name(&mut template.manifest));
+        }
         Ok(Self {
             image: copied.image,
-            snapshots: copied.snapshots,
-            template: template.and_then(|id| catalog.templates.get(&id).cloned()),
+            snapshots,
+            template,
             transferred_bytes: copied.transferred_bytes,
             // How much of it others had already is not for a guest to know.
             stored_bytes: if is_guest { copied.transferred_bytes } else { copied.stored_bytes },

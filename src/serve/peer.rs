@@ -297,8 +297,9 @@ impl Frames for PeerFrames<'_> {
         self.frames.iter().map(|(id, _)| *id).collect()
     }
 
-    fn bases(&self) -> Vec<ChunkId> {
-        self.frames.iter().filter_map(|(_, frame)| frame.base()).collect()
+    fn delta(&self, at: usize) -> Option<(ChunkId, u16)> {
+        let (_, frame) = &self.frames[at];
+        frame.base().map(|base| (base, frame.raw_blocks))
     }
 
     fn stored(&self, at: usize) -> Result<Frame, OpsError> {
