@@ -3,12 +3,14 @@
 mod common;
 
 use common::{Caller, MemoryDisk, alike, memory_region, pass_on, session, small_packs, text};
+use imgstore::chunk::frame::{CodecPool, chunk_id};
 use imgstore::format::pack::Trailer;
 use imgstore::io::map::Bytes;
 use imgstore::io::memory::Memory;
 use imgstore::io::storage::{Created, Listed, Object, Storage, StorageError};
 use imgstore::model::ids::{ChunkId, SnapshotId};
 use imgstore::model::objects::{PackName, PackState};
+use imgstore::model::op::Op;
 use imgstore::model::region::ChunkerParams;
 use imgstore::ops::context::Context;
 use imgstore::ops::delete::delete_snapshot;
@@ -19,6 +21,8 @@ use imgstore::ops::repack::{RepackOptions, repack};
 use imgstore::ops::repair::{RepairSources, Repaired, repair};
 use imgstore::ops::snapshot::{SnapshotOptions, snapshot};
 use imgstore::pack::trailer::read_trailer;
+use imgstore::region::error::RegionError;
+use imgstore::region::session::Session;
 use imgstore::region::{Region, RegionOptions};
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -33,8 +37,12 @@ struct Worn {
     inner: Memory,
     bad: Bad,
     flaky: Flaky,
+    rotting: Rotting,
     at_work: AtWork,
 }
+
+/// A frame that rots once it was read so often: the object, where in it, and how many reads are left.
+type Rotting = Arc<Mutex<Option<(String, u64, usize)>>>;
 
 /// Writers that are not taken for gone.
 type AtWork = Arc<Mutex<Vec<String>>>;
@@ -45,8 +53,8 @@ type Flaky = Arc<Mutex<Option<(String, Range<u64>, usize, usize)>>>;
 impl Storage for Worn {
     fn open(&self, name: &str) -> Result<Arc<dyn Object>, StorageError> {
         let inner = self.inner.open(name)?;
-        let (bad, flaky) = (self.bad.clone(), self.flaky.clone());
-        Ok(Arc::new(WornObject { inner, name: name.to_owned(), bad, flaky }))
+        let (bad, flaky, rotting) = (self.bad.clone(), self.flaky.clone(), self.rotting.clone());
+        Ok(Arc::new(WornObject { inner, name: name.to_owned(), bad, flaky, rotting }))
     }
 
     fn is_writer_gone(&self, writer: &str) -> Result<bool, StorageError> {
@@ -62,6 +70,7 @@ struct WornObject {
     name: String,
     bad: Bad,
     flaky: Flaky,
+    rotting: Rotting,
 }
 
 impl WornObject {
@@ -89,7 +98,17 @@ impl Object for WornObject {
             let source = std::io::Error::from_raw_os_error(5);
             return Err(StorageError::Io { action: "read", name: self.name.clone(), source });
         }
-        self.inner.read_at(offset, buffer)
+        self.inner.read_at(offset, buffer)?;
+        match &mut *self.rotting.lock().unwrap() {
+            Some((name, at, left))
+                if *name == self.name && (offset..offset + buffer.len() as u64).contains(at) =>
+            {
+                buffer[(*at - offset) as usize] ^= u8::from(*left == 0);
+                *left = left.saturating_sub(1);
+            }
+            _ => {}
+        }
+        Ok(())
     }
 
     fn bytes(&self) -> Result<Bytes, StorageError> {
@@ -103,6 +122,7 @@ struct Place {
     memory: Memory,
     bad: Bad,
     flaky: Flaky,
+    rotting: Rotting,
     at_work: AtWork,
     caller: Caller,
     taken: Vec<(SnapshotId, Vec<u8>)>,
@@ -119,6 +139,7 @@ impl Place {
             memory,
             bad: Bad::default(),
             flaky: Flaky::default(),
+            rotting: Rotting::default(),
             at_work: AtWork::default(),
             caller: Caller::new(1),
             taken: Vec::new(),
@@ -142,6 +163,7 @@ impl Place {
             inner: self.memory.clone(),
             bad: self.bad.clone(),
             flaky: self.flaky.clone(),
+            rotting: self.rotting.clone(),
             at_work: self.at_work.clone(),
         };
         Region::open(Arc::new(storage), session()).unwrap()
@@ -501,4 +523,176 @@ fn bases_stay_for_a_command_that_is_not_done() {
         place.at_work.lock().unwrap().clear();
         place.assert_whole();
     }
+}
+
+/// A pack whose own index is lost holds the bases of deltas in one whose index is not: one repair is enough.
+#[test]
+fn deltas_are_moved_once_their_bases_were_salvaged() {
+    let (place, base, _) = with_deltas();
+    place.damage(&base, &[place.len(&base) as usize - 60]);
+    let repaired = place.repair();
+    assert!(repaired.lost.is_empty() && repaired.moved > 9, "{repaired:?}");
+    place.assert_whole();
+}
+
+/// A base rots after a delta on it was proved, and before it is itself: the delta is not to be counted on, and it is told.
+#[test]
+fn a_delta_is_lost_with_a_base_that_rots_during_the_check() {
+    let (mut place, base, deltas) = loop {
+        let place = Place::new(&alike(300_000));
+        let packs = place.packs();
+        let base =
+            place.open().catalog().unwrap().packs.values().find_map(|p| p.record.bases.first().copied());
+        let deltas = *packs.iter().find(|pack| Some(**pack) != base).unwrap();
+        // Packs are checked in the order of their names.
+        if deltas < base.unwrap() {
+            break (place, base.unwrap(), deltas);
+        }
+    };
+    let needed: Vec<u64> = place.trailer(&deltas).deltas().map(|(_, base)| base).collect();
+    let entries = place.trailer(&base).entries;
+    let rotten = entries.iter().find(|entry| needed.contains(&entry.id.leading())).unwrap();
+    place.delete_first();
+    *place.rotting.lock().unwrap() = Some((base.to_string(), u64::from(rotten.offset) + 20, 1));
+    let repaired = place.repair();
+    assert_eq!(repaired.quarantined.iter().collect::<BTreeSet<_>>(), [&base, &deltas].into());
+    assert_eq!(repaired.lost.len(), 1, "{repaired:?}");
+    // The disk is still there, and is not taken for stored.
+    let (id, bytes) = place.taken.remove(0);
+    place.take(&bytes);
+    delete_snapshot(&place.open(), id, &place.caller.context()).unwrap();
+    place.assert_whole();
+}
+
+impl Place {
+    fn collect_after(&self, grace_ms: u64) -> Collected {
+        collect(&self.open(), &GcOptions { grace_ms, ..NOW }, &self.caller.context()).unwrap()
+    }
+
+    /// A command that sees what is stored now, and nothing that is stored later.
+    fn begin(&self) -> Session {
+        self.open().begin(self.caller.account).unwrap()
+    }
+
+    /// Gives the pack in which a command has stored chunks that nothing refers to, each against another one, if that is given.
+    fn store(&self, session: &mut Session, chunks: &[(&[u8], Option<&[u8]>)]) -> PackName {
+        let (codecs, before) = (CodecPool::new(), self.packs());
+        for (raw, base) in chunks {
+            let id = chunk_id(raw);
+            assert_eq!(session.reserve(&[id]).unwrap(), [true]);
+            let frame = match base {
+                Some(base) => codecs.encode_delta(raw, id, (chunk_id(base), base), 3, 4096).unwrap().unwrap(),
+                None => codecs.encode(raw, id, 3).unwrap(),
+            };
+            session.put(id, &frame).unwrap();
+        }
+        session.flush().unwrap();
+        let packs: Vec<PackName> = self.packs().into_iter().filter(|pack| !before.contains(pack)).collect();
+        let [pack] = packs[..] else { panic!("{packs:?}") };
+        pack
+    }
+
+    fn bases(&self, pack: &PackName) -> Vec<PackName> {
+        self.open().catalog().unwrap().packs[pack].record.bases.clone()
+    }
+}
+
+/// Blocks that resemble each other, each a disk of one chunk.
+fn blocks<const N: usize>() -> [Vec<u8>; N] {
+    let block = text(4096, 1);
+    std::array::from_fn(|number| {
+        let mut block = block.clone();
+        block[100 * number..100 * number + 7].copy_from_slice(b"changed");
+        block
+    })
+}
+
+/// As long as a base is in a pack whose own index is lost, and nowhere else that is known, that pack is where it is on record,
+/// though other bases are elsewhere.
+#[test]
+fn a_pack_is_not_put_on_others_while_a_base_is_nowhere() {
+    let [first, second, third, fourth] = blocks();
+    let mut place = Place::new(std::slice::from_ref(&first));
+    let [base] = place.packs()[..] else { panic!("more than one pack") };
+    let chunks = [(&second[..], Some(&first[..])), (&third, None), (&fourth, Some(&third))];
+    let deltas = place.store(&mut place.begin(), &chunks);
+    [&second, &fourth].into_iter().for_each(|disk| place.take(disk));
+    assert_eq!(place.bases(&deltas), [base]);
+    place.lose_trailer(base);
+    assert!(!place.collect().lost.is_empty());
+    assert_eq!(place.bases(&deltas), [base]);
+    // Nothing refers to either any more, and only the damaged one has waited long enough.
+    (0..3).for_each(|_| place.delete_first());
+    place.caller.now_ms += 10_000;
+    place.collect_after(10_000);
+    assert!(matches!(place.open().catalog().unwrap().packs[&deltas].state, PackState::Condemned { .. }));
+    place.take(&second);
+    let repaired = place.repair();
+    assert!(repaired.lost.is_empty(), "{repaired:?}");
+    place.assert_whole();
+}
+
+/// A base is in another pack as a delta only, which is condemned: it is no base there, but a repair makes one of it.
+#[test]
+fn a_base_that_is_left_as_a_delta_stays() {
+    for is_trailer_lost in [false, true] {
+        let [first, second, third] = blocks();
+        let mut place = Place::new(std::slice::from_ref(&first));
+        let (mut plain, mut as_delta) = (place.begin(), place.begin());
+        let base = place.store(&mut plain, &[(&second, None)]);
+        let again = place.store(&mut as_delta, &[(&second, Some(&first))]);
+        let on_it = place.store(&mut place.begin(), &[(&third, Some(&second))]);
+        assert_eq!(place.bases(&on_it), [base]);
+        place.take(&third);
+        drop((plain, as_delta));
+        place.collect_after(10_000);
+        let state = |pack: &PackName| place.open().catalog().unwrap().packs[pack].state;
+        assert!(matches!(state(&again), PackState::Condemned { .. }) && state(&base) == PackState::Live);
+        place.lose_frames(base);
+        if is_trailer_lost {
+            place.lose_trailer(on_it);
+        } else {
+            place.quarantine(on_it);
+        }
+        place.caller.now_ms += 10_000;
+        for _ in 0..2 {
+            place.collect_after(10_000);
+            assert!(place.packs().contains(&again));
+        }
+        let repaired = place.repair();
+        assert!(repaired.lost.is_empty() && repaired.moved > 0, "{repaired:?}");
+        place.assert_whole();
+    }
+}
+
+/// A chunk is damaged as a plain frame, and good as a delta in a condemned pack on the same damage: what the base of that is in, too,
+/// stays.
+#[test]
+fn bases_stay_of_a_delta_that_is_the_better_copy() {
+    let [first, second] = blocks();
+    let mut place = Place::new(&[]);
+    let bases = [place.begin(), place.begin()].map(|mut writer| place.store(&mut writer, &[(&first, None)]));
+    let mut writers = [place.begin(), place.begin()];
+    let plain = place.store(&mut writers[0], &[(&second, None)]);
+    let delta = place.store(&mut writers[1], &[(&second, Some(&first))]);
+    drop(writers);
+    let [base] = place.bases(&delta)[..] else { panic!("several bases") };
+    let other = *bases.iter().find(|pack| **pack != base).unwrap();
+    place.take(&second);
+    let condemn = |pack: PackName, at_ms: u64| {
+        let op = Op::CondemnPacks { packs: vec![pack], at_ms };
+        place.open().commit::<_, RegionError>(place.caller.account, |_| Ok((vec![op.clone()], ()))).unwrap();
+    };
+    condemn(other, place.caller.now_ms);
+    condemn(delta, place.caller.now_ms + 10_000);
+    place.lose_frames(base);
+    place.lose_frames(plain);
+    place.caller.now_ms += 10_000;
+    for _ in 0..2 {
+        place.collect_after(10_000);
+        assert!(place.packs().contains(&other) && place.packs().contains(&delta));
+    }
+    let repaired = place.repair();
+    assert!(repaired.lost.is_empty() && repaired.moved > 0, "{repaired:?}");
+    place.assert_whole();
 }

@@ -266,6 +266,7 @@ fn candidates(
     let is_at_work = |name: &PackName| region.is_own(name) || others.contains(&name.session);
     let unkept = live().map(|(name, _)| *name).filter(|name| !kept.contains(name) && is_at_work(name));
     let in_progress = mark.catalog.with_bases(unkept);
+    let stuck = mark.stuck();
     for (&name, pack) in live() {
         if kept.contains(&name) {
             let is_worn = mark.needed_percent(&pack.record) < u64::from(options.repack_percent);
@@ -273,7 +274,7 @@ fn candidates(
             // all the same.
             if is_worn
                 && !mark.has_losses()
-                && !mark.unsaved().contains(&name)
+                && !stuck.contains(&name)
                 && !in_progress.contains(&name)
                 && !others.contains(&name.session)
             {
@@ -312,7 +313,9 @@ fn condemn_dead(
         return Ok(None);
     }
     if dead.is_empty() {
-        return Ok(Some(kept));
+        // With nothing to remove it need not.
+        let holds = going.is_empty() || region.still_holds(mark, &kept)?;
+        return Ok(holds.then_some(kept));
     }
     if !region.condemn(mark, &kept, &dead, context.account, context.now_ms)? {
         return Ok(None);

@@ -127,9 +127,9 @@ fn run_round(
     // What an interrupted run has moved already is not moved again: the mark keeps it where it is now.
     let mark = region.mark(packs, || context.check_cancelled())?;
     // What would stay all the same is not stored twice.
-    let (unsaved, round): (Vec<_>, Vec<_>) =
-        round.iter().partition(|(name, _)| mark.unsaved().contains(name));
-    unsaved.iter().for_each(|(_, len)| repacked.left.add(*len));
+    let stuck = mark.stuck();
+    let (stuck, round): (Vec<_>, Vec<_>) = round.iter().partition(|(name, _)| stuck.contains(name));
+    stuck.iter().for_each(|(_, len)| repacked.left.add(*len));
     let packs: &HashSet<PackName> = &round.iter().map(|(name, _)| *name).collect();
     if context.dry_run {
         for (name, len) in &round {
@@ -146,7 +146,7 @@ fn run_round(
         Ok(())
     })?;
     // What was not needed of them is done, too.
-    context.progress.advance(bytes_of(&round).saturating_sub(moved.bytes) + bytes_of(&unsaved));
+    context.progress.advance(bytes_of(&round).saturating_sub(moved.bytes) + bytes_of(&stuck));
     let emptied = rewritten.as_ref().map_or(&[][..], |rewritten| &rewritten.emptied);
     for (name, len) in &round {
         let is_emptied = emptied.contains(name);

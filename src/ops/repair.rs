@@ -108,8 +108,8 @@ fn mend(
 ) -> Result<(), OpsError> {
     repaired.caches = region.renew_caches(&damage.segments, context.account)?;
     repaired.quarantined = region.quarantine(&damage.packs, context.account, context.now_ms)?;
-    let quarantine = quarantine(&region.catalog()?);
-    if damage.manifests.is_empty() && quarantine.is_empty() && wanted(region)?.is_empty() {
+    let closed = quarantine(&region.catalog()?);
+    if damage.manifests.is_empty() && closed.is_empty() && wanted(region)?.is_empty() {
         return Ok(());
     }
     let mut session = region.begin(context.account)?;
@@ -118,23 +118,56 @@ fn mend(
         context.check_cancelled()?;
         repaired.manifests += maps_from_region(&mut session, source, &mut lost_maps, context)?;
     }
-    // Before the disks: what is still here need not be compressed again.
-    repaired.moved = store(&mut session, region, context)?;
-    // What is stored now may be what deltas of other packs lack.
-    let mut salvage = Salvage::default();
-    // What was stored is not wanted again, also if it cannot be read: so this ends.
-    while salvage.go_through(&mut session, &quarantine, repaired, context)? {}
-    for source in sources.regions {
-        repaired.fetched += store(&mut session, source, context)?;
-        // What is stored against what was fetched can be read again.
-        repaired.moved += store(&mut session, region, context)?;
+    let mut disks = vec![Read::default(); sources.disks.len()];
+    loop {
+        gather(&mut session, sources, &mut disks, &mut lost_maps, repaired, context)?;
+        // Deltas whose bases nobody has, in packs that were sound by themselves when they were checked, or came since: they
+        // are not to be counted on, and may be had whole from elsewhere. Each round closes a pack.
+        let baseless = region.lost_bases()?.packs;
+        let closed = region.quarantine(&baseless, context.account, context.now_ms)?;
+        if closed.is_empty() {
+            break;
+        }
+        repaired.quarantined.extend(closed);
     }
-    for (number, disk) in sources.disks.iter().enumerate() {
-        from_disk(&mut session, number, &**disk, &mut lost_maps, repaired, context)?;
-    }
-    session.flush()?;
+    let foreign = disks.iter().enumerate().filter(|(_, disk)| disk.was_read && !disk.had_some);
+    repaired.foreign_disks = foreign.map(|(number, _)| number).collect();
     repaired.stored_bytes = session.stored_bytes();
     Ok(())
+}
+
+/// Stores what is wanted, from wherever it can be had.
+fn gather(
+    session: &mut Session,
+    sources: &RepairSources<'_>,
+    disks: &mut [Read],
+    lost_maps: &mut Vec<&ManifestRecord>,
+    repaired: &mut Repaired,
+    context: &Context<'_>,
+) -> Result<(), OpsError> {
+    let region = session.region().clone();
+    let closed = quarantine(&region.catalog()?);
+    // Before the disks: what is still here need not be compressed again.
+    repaired.moved += store(session, &region, context)?;
+    let mut salvage = Salvage::default();
+    loop {
+        // What is stored now may be what deltas of other packs lack.
+        while salvage.go_through(session, &closed, repaired, context)? {}
+        // What was stored is not wanted again, also if it cannot be read: so this ends.
+        match store(session, &region, context)? {
+            0 => break,
+            moved => repaired.moved += moved,
+        }
+    }
+    for source in sources.regions {
+        repaired.fetched += store(session, source, context)?;
+        // What is stored against what was fetched can be read again.
+        repaired.moved += store(session, &region, context)?;
+    }
+    for (disk, read) in sources.disks.iter().zip(disks) {
+        from_disk(session, &**disk, read, lost_maps, repaired, context)?;
+    }
+    Ok(session.flush()?)
 }
 
 /// What packs gave whose own indexes are lost.
@@ -184,16 +217,23 @@ impl Salvage {
     }
 }
 
+/// What came of a disk.
+#[derive(Clone, Default)]
+struct Read {
+    was_read: bool,
+    had_some: bool,
+}
+
 /// Stores what a disk has of what is missing, and nothing else of it.
 fn from_disk(
     session: &mut Session,
-    number: usize,
     disk: &dyn DiskRead,
+    read: &mut Read,
     lost_maps: &mut Vec<&ManifestRecord>,
     repaired: &mut Repaired,
     context: &Context<'_>,
 ) -> Result<(), OpsError> {
-    let (region, mut is_foreign) = (session.region().clone(), true);
+    let region = session.region().clone();
     loop {
         let mut wanted = wanted(&region)?;
         if wanted.is_empty() && lost_maps.is_empty() {
@@ -209,16 +249,13 @@ fn from_disk(
             repaired.manifests += named_again(session, lost_maps, &manifest, context)?;
         }
         repaired.moved += store(session, &region, context)?;
-        is_foreign &= stored == 0 && !is_lost_map;
+        read.was_read = true;
+        read.had_some |= stored > 0 || is_lost_map;
         // Of a block map that is known again it is known now what else is wanted of the disk: that is read once more.
         if !is_lost_map {
-            break;
+            return Ok(());
         }
     }
-    if is_foreign {
-        repaired.foreign_disks.push(number);
-    }
-    Ok(())
 }
 
 fn quarantine(catalog: &Catalog) -> Vec<PackName> {
@@ -228,7 +265,7 @@ fn quarantine(catalog: &Catalog) -> Vec<PackName> {
 
 /// The chunks that something refers to, or that others are stored against, and that are in no sound pack.
 fn wanted(region: &Region) -> Result<BTreeSet<ChunkId>, OpsError> {
-    let mut wanted = region.lost_bases()?;
+    let mut wanted = region.lost_bases()?.chunks;
     for root in region.catalog()?.roots() {
         // One whose map is lost wants nothing that is known.
         let Ok(map) = region.load_map(root.manifest) else { continue };

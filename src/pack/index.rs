@@ -362,12 +362,12 @@ impl Index {
         }
     }
 
-    /// The packs that have a plain frame of the chunk whose id begins with these bytes, whatever they are good for.
-    pub fn packs_with_base(&self, leading: u64) -> Result<BTreeSet<PackName>, PackError> {
-        let loose = self.loose.places_leading(leading).filter(|(.., location)| location.codec.is_plain());
+    /// The packs that have the chunk whose id begins with these bytes, whatever they are good for.
+    pub fn packs_with(&self, leading: u64) -> Result<BTreeSet<PackName>, PackError> {
+        let loose = self.loose.places_leading(leading);
         let mut packs: BTreeSet<PackName> = loose.map(|(.., location)| location.pack).collect();
         for segment in &self.segments {
-            let found = segment.lookup_leading(leading)?.filter(|(entry, _)| entry.codec.is_plain());
+            let found = segment.lookup_leading(leading)?;
             packs.extend(found.map(|(_, pack)| pack).filter(|pack| self.is_known(pack)));
         }
         Ok(packs)

@@ -25,6 +25,15 @@ pub struct Bases {
     places: HashMap<ChunkId, (Located, usize)>,
 }
 
+/// Bases that are nowhere where they can be counted on.
+#[derive(Debug, Default)]
+pub struct LostBases {
+    /// The bases.
+    pub chunks: BTreeSet<ChunkId>,
+    /// Live packs with deltas on them.
+    pub packs: BTreeSet<PackName>,
+}
+
 impl Region {
     /// Reads the frames of all bases that the deltas among some frames name. What is nowhere is left out: then a delta
     /// that needs it does not decode.
@@ -79,9 +88,9 @@ impl Region {
         Ok(trailer.deltas().map(|(entry, base)| (entry.id, base)).collect())
     }
 
-    /// Chunks that deltas in live or damaged packs need, and that are in no live pack as a plain frame.
-    pub fn lost_bases(&self) -> Result<BTreeSet<ChunkId>, RegionError> {
-        let mut lost = BTreeSet::new();
+    /// What deltas in live or damaged packs are stored against, and is in no live pack as a plain frame.
+    pub fn lost_bases(&self) -> Result<LostBases, RegionError> {
+        let mut lost = LostBases::default();
         for (name, pack) in self.catalog()?.packs.iter() {
             if !matches!(pack.state, PackState::Live | PackState::Quarantined { .. }) {
                 continue;
@@ -96,13 +105,29 @@ impl Region {
                     wanted.push((entry.id, Location::new(entry, *name)));
                 }
             }
+            if pack.state == PackState::Live && !wanted.is_empty() {
+                lost.packs.insert(*name);
+            }
             for wanted in wanted.chunks(READ_AT_ONCE) {
-                for (run, bytes) in self.read_runs(wanted).unwrap_or_default() {
-                    lost.extend(run.members.iter().filter_map(|&at| base_in(&run, &bytes, &wanted[at].1)));
-                }
+                lost.chunks.extend(self.bases_named(wanted));
             }
         }
         Ok(lost)
+    }
+
+    /// The bases that some deltas name, of those that can be read.
+    fn bases_named(&self, deltas: &[Located]) -> BTreeSet<ChunkId> {
+        let named = |(run, bytes): &StoredRun| {
+            run.members.iter().filter_map(|&at| base_in(run, bytes, &deltas[at].1)).collect::<Vec<_>>()
+        };
+        match self.read_runs(deltas) {
+            Ok(runs) => runs.iter().flat_map(named).collect(),
+            // Of many one may be to blame.
+            Err(_) if deltas.len() > 1 => {
+                deltas.chunks(1).flat_map(|delta| self.bases_named(delta)).collect()
+            }
+            Err(_) => BTreeSet::new(),
+        }
     }
 
     /// The chunk whose id begins with these bytes and where it is as a plain frame.

@@ -6,6 +6,7 @@
 
 use super::Region;
 use super::error::RegionError;
+use super::gathered::{Gathered, settle};
 use super::losses::{Losses, Lost, lost_map, quarantined};
 use crate::format::entry::{ENTRY_BYTES, Entry};
 use crate::format::pack::{BASE_BYTES, FOOTER_BYTES, HEADER_BYTES};
@@ -22,8 +23,6 @@ use rayon::prelude::*;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
-/// Chunk references that are gathered before those that were seen twice are dropped.
-const GATHERED_MIN: usize = 1 << 20;
 /// Chunks whose places are gone through between two looks at whether to go on.
 const WATCH_CHUNKS: u64 = 1 << 16;
 
@@ -56,6 +55,8 @@ pub struct Mark {
     deltas: BTreeMap<PackName, u64>,
     /// For each of these that has deltas, the other packs with the kept places of their bases.
     based_on: BTreeMap<PackName, BTreeSet<PackName>>,
+    /// Those with a delta whose base is nowhere as a plain frame: where it is on record may be the only place that ever has it.
+    baseless: BTreeSet<PackName>,
     /// Chunks that are in several packs.
     doubles: Vec<Double>,
     /// What of all that is lost.
@@ -104,16 +105,12 @@ impl Mark {
 
     /// Packs that must stay: those with a place that is kept, the bases of deltas in these packs among them.
     pub fn kept_packs(&self) -> BTreeSet<PackName> {
-        // A pack that cannot be put on others, as long as some of those are damaged, keeps all that it is on record with.
-        let is_stuck = |(_, bases): &(&PackName, &BTreeSet<PackName>)| !self.can_be_based_on(bases);
-        let stuck = self.based_on.iter().filter(is_stuck).map(|(pack, _)| *pack);
-        let mut kept = if self.has_losses() {
+        let mut kept = self.stuck();
+        if self.has_losses() {
             // What is damaged may be mended, and needs then what it is on record with.
-            self.catalog.with_bases(self.usage.keys().copied().chain(quarantined(&self.catalog)))
-        } else {
-            self.catalog.with_bases(stuck)
-        };
-        kept.extend(&self.unsaved);
+            let all = self.usage.keys().copied().chain(quarantined(&self.catalog));
+            kept.extend(self.catalog.with_bases(all));
+        }
         kept.extend(self.usage.keys());
         kept
     }
@@ -121,6 +118,16 @@ impl Mark {
     /// Whether a pack has a place that is kept.
     pub(super) fn is_used(&self, pack: &PackName) -> bool {
         self.usage.contains_key(pack)
+    }
+
+    /// Packs that stay, however little of them is needed: [`Mark::unsaved`], and all that packs are on record with which cannot be
+    /// put on others, as long as some of those are damaged.
+    pub fn stuck(&self) -> BTreeSet<PackName> {
+        let is_stuck = |(_, bases): &(&PackName, &BTreeSet<PackName>)| !self.can_be_based_on(bases);
+        let packs = self.based_on.iter().filter(is_stuck).map(|(pack, _)| *pack);
+        let mut stuck = self.catalog.with_bases(packs.chain(self.baseless.iter().copied()));
+        stuck.extend(&self.unsaved);
+        stuck
     }
 
     fn can_be_based_on(&self, bases: &BTreeSet<PackName>) -> bool {
@@ -145,7 +152,8 @@ impl Mark {
                 continue;
             };
             let stays = |base: &PackName| kept.contains(base) && self.catalog.can_be_used(*base);
-            if !known.record.bases.iter().all(stays) && self.can_be_based_on(bases) {
+            let can_be = !self.baseless.contains(&pack) && self.can_be_based_on(bases);
+            if !known.record.bases.iter().all(stays) && can_be {
                 ops.push(Op::RebasePack { pack, bases: bases.iter().copied().collect() });
             }
         }
@@ -161,29 +169,6 @@ impl Mark {
                     let now = state(catalog, pack);
                     now == Some(PackState::Live) || now == state(&self.catalog, pack)
                 }))
-    }
-}
-
-/// Sorts and drops what occurs twice.
-fn settle(gathered: &mut Vec<u64>) {
-    gathered.par_sort_unstable();
-    gathered.dedup();
-}
-
-/// Chunk references. What occurs twice is dropped whenever there may be twice as many as there need be.
-struct Gathered {
-    references: Vec<u64>,
-    /// How many there may be before they are settled.
-    limit: usize,
-}
-
-impl Gathered {
-    fn add(&mut self, references: impl Iterator<Item = u64>) {
-        self.references.extend(references);
-        if self.references.len() > self.limit {
-            settle(&mut self.references);
-            self.limit = self.limit.max(self.references.len() * 2);
-        }
     }
 }
 
@@ -213,7 +198,7 @@ impl Region {
             let why = format!("packs cannot be read: {} ({})", index.unreadable().len(), pack.error);
             return Err(RegionError::Uncollectable { why }.into());
         }
-        let mut gathered = Gathered { references: Vec::new(), limit: GATHERED_MIN };
+        let mut gathered = Gathered::new();
         let mut manifests = BTreeSet::new();
         for root in catalog.roots() {
             watch()?;
@@ -223,8 +208,7 @@ impl Region {
             let map = self.load_map(root.manifest).map_err(|error| lost_map(&root, &catalog, error))?;
             gathered.add(map.chunks().iter().map(|chunk| chunk.id.leading()));
         }
-        let mut live = gathered.references;
-        settle(&mut live);
+        let live = gathered.into_settled();
         let mut mark = Mark {
             catalog,
             index,
@@ -235,6 +219,7 @@ impl Region {
             usage: BTreeMap::new(),
             deltas: BTreeMap::new(),
             based_on: BTreeMap::new(),
+            baseless: BTreeSet::new(),
             doubles: Vec::new(),
             lost: Lost::default(),
             unsaved: BTreeSet::new(),
@@ -287,6 +272,11 @@ impl Region {
             let holds = ops.is_empty() || mark.holds(catalog, kept);
             Ok((if holds { ops } else { vec![] }, holds))
         })
+    }
+
+    /// Whether all that a mark keeps is still there, and nothing more is needed.
+    pub fn still_holds(&self, mark: &Mark, kept: &BTreeSet<PackName>) -> Result<bool, RegionError> {
+        Ok(mark.holds(&self.catalog()?, kept))
     }
 
     /// Condemns packs that a mark says nothing needs, if that still holds; whether it did.
@@ -482,6 +472,7 @@ impl Mark {
         let mut based_on: BTreeMap<PackName, BTreeSet<PackName>> = BTreeMap::new();
         let mut with_deltas: BTreeMap<PackName, u64> = BTreeMap::new();
         let (mut doubles, mut named) = (Vec::new(), named);
+        let (mut baseless, mut last_base) = (BTreeSet::new(), None);
         let found = self.each_kept(watch, |kept, group| {
             let deltas = group.places.iter().filter(|(entry, _)| !entry.codec.is_plain());
             deltas.for_each(|(_, pack)| *with_deltas.entry(*pack).or_default() += 1);
@@ -495,7 +486,15 @@ impl Mark {
             usage.frames += 1;
             usage.bytes += Location::new(&entry, pack).frame_bytes();
             let key = entry.id.leading();
-            named = &named[named.partition_point(|(base, _)| *base < key)..];
+            let (passed, rest) = named.split_at(named.partition_point(|(base, _)| *base < key));
+            baseless.extend(
+                passed.iter().filter(|(base, _)| last_base != Some(*base)).map(|(_, number)| *number),
+            );
+            named = rest;
+            if !entry.codec.is_plain() {
+                return;
+            }
+            last_base = Some(key);
             for (_, number) in named.iter().take_while(|(base, _)| *base == key) {
                 let with_delta = scanned[*number as usize];
                 let on = based_on.entry(with_delta).or_default();
@@ -505,6 +504,10 @@ impl Mark {
             }
         })?;
         let bases = self.bases.iter().filter(|base| self.live.binary_search(base).is_err()).count();
+        baseless.extend(named.iter().filter(|(base, _)| last_base != Some(*base)).map(|(_, number)| *number));
+        let of_number = |number: u32| scanned.get(number as usize).copied();
+        self.baseless =
+            baseless.into_iter().filter_map(of_number).filter(|pack| usage.contains_key(pack)).collect();
         based_on.retain(|pack, _| usage.contains_key(pack));
         (self.usage, self.based_on, self.doubles) = (usage, based_on, doubles);
         self.deltas = with_deltas;
@@ -570,31 +573,5 @@ impl Mark {
         };
         let places = group.places.iter().copied();
         places.filter(|(entry, _)| !only_plain || entry.codec.is_plain()).min_by_key(rank)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::Gathered;
-
-    #[test]
-    fn what_is_gathered_twice_is_dropped_in_time() {
-        let mut gathered = Gathered { references: vec![], limit: 8 };
-        for _ in 0..100 {
-            gathered.add(0..5);
-            assert!(gathered.references.len() <= 13);
-        }
-    }
-
-    #[test]
-    fn what_all_differs_is_sorted_a_few_times_only() {
-        let (mut gathered, mut limits) = (Gathered { references: vec![], limit: 8 }, vec![8]);
-        for number in 0..1000 {
-            gathered.add([number].into_iter());
-            limits.push(gathered.limit);
-        }
-        limits.dedup();
-        assert!(limits.len() < 10, "{limits:?}");
-        assert_eq!(gathered.references.len(), 1000);
     }
 }

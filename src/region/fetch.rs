@@ -225,13 +225,18 @@ impl Region {
     }
 
     /// The content of a chunk from any place that has it intact.
-    pub(super) fn intact_content(&self, id: ChunkId) -> Option<Vec<u8>> {
+    pub(super) fn intact_content(&self, id: ChunkId) -> Option<Content> {
+        self.intact_content_in(id).map(|(_, content)| content)
+    }
+
+    /// The same, with the pack that has it.
+    pub(super) fn intact_content_in(&self, id: ChunkId) -> Option<(PackName, Content)> {
         self.first_intact(id, false, |place| {
             let fetched = self.fetch_at(vec![(id, *place)]).ok()?;
             let frame = *fetched.frames().first()?;
-            let mut raw = vec![0; fetched.raw_bytes(frame)];
+            let mut raw = self.0.reader.spare().take(fetched.raw_bytes(frame));
             fetched.decode_here(self, frame, &mut raw).ok()?;
-            Some(raw)
+            Some((place.pack, raw.into()))
         })
     }
 

@@ -68,14 +68,14 @@ struct Doubted {
 }
 
 /// Whether a mark does not look into a pack from which something may have to be read: one that is damaged, or is condemned and on
-/// something damaged, and is kept or does not say what it holds; one that nothing refers to yet, on something damaged.
+/// something damaged; one that nothing refers to yet, on something damaged.
 fn is_doubted(mark: &Mark, index: &Index, name: PackName, pack: &Pack) -> bool {
     let is_live =
         |base: &PackName| mark.catalog.packs.get(base).is_some_and(|pack| pack.state == PackState::Live);
     match pack.state {
         PackState::Sweeping => false,
         PackState::Live => !mark.is_used(&name) && !pack.record.bases.iter().all(is_live),
-        _ => index.rank(&name) > 1 && (mark.is_used(&name) || !index.lists(&name)),
+        _ => index.rank(&name) > 1,
     }
 }
 
@@ -180,7 +180,7 @@ impl Region {
         let Doubted { mut unsaved, held, mut based_on, bases, mut lacking } = doubted;
         for some in Vec::from_iter(&bases).chunks(LOOKED_UP_AT_ONCE) {
             watch()?;
-            let of_each = |index: &Index| some.iter().map(|base| index.packs_with_base(**base)).collect();
+            let of_each = |index: &Index| some.iter().map(|base| index.packs_with(**base)).collect();
             let packs: Vec<BTreeSet<PackName>> = self.with_index(of_each)?;
             based_on.extend(packs.into_iter().flatten());
         }
@@ -192,9 +192,11 @@ impl Region {
             let mut is_unsaved = may_hold_any && !found.lacking.is_empty();
             for id in ids {
                 watch()?;
-                let is_needed = mark.is_needed(id.leading()) || bases.contains(&id.leading());
-                is_unsaved =
-                    is_unsaved || lacking.contains(&id) || (is_needed && !self.is_kept_intact(mark, id));
+                let is_base = mark.is_base(id.leading()) || bases.contains(&id.leading());
+                let is_needed = is_base || mark.is_needed(id.leading());
+                is_unsaved = is_unsaved
+                    || lacking.contains(&id)
+                    || (is_needed && !self.is_kept_intact(mark, id, is_base));
             }
             if is_unsaved {
                 unsaved.insert(name);
@@ -216,9 +218,16 @@ impl Region {
         let Some(pack) = mark.catalog.packs.get(&name) else { return Ok(()) };
         let trailer = |record| read_trailer(&*self.0.storage, self.0.header.id, record);
         if let Ok(trailer) = trailer(&pack.record) {
+            // Nobody knows what a running command needs of what it has stored. Of what is damaged, what is needed and is in no
+            // better pack: the rest is there already.
+            let is_at_work = pack.state == PackState::Live;
+            let plain = trailer.entries.iter().filter(|entry| entry.codec.is_plain());
+            let own: HashSet<u64> = plain.map(|entry| entry.id.leading()).collect();
             for (entry, base) in trailer.deltas() {
-                // Of what is kept for snapshots, those that are in no better pack: the others are there already.
-                if !mark.is_used(&name) || self.is_only_in_doubted(mark, entry.id)? {
+                // What holds its own bases is not to stay for that.
+                let is_needed =
+                    if is_at_work { !own.contains(&base) } else { self.is_only_in_doubted(mark, entry.id)? };
+                if is_needed {
                     doubted.bases.insert(base);
                 }
             }
@@ -234,13 +243,21 @@ impl Region {
             let catalog = self.catalog()?;
             let records = pack.record.bases.iter().filter_map(|base| catalog.packs.get(base));
             for base in records.filter(|base| base.state != PackState::Live) {
-                match trailer(&base.record).map_err(RegionError::from) {
-                    Ok(trailer) => {
-                        let plain = trailer.entries.iter().filter(|entry| entry.codec.is_plain());
-                        doubted.bases.extend(plain.map(|entry| entry.id.leading()));
-                    }
-                    Err(error) if error.is_damage() => {}
-                    Err(error) => return Err(error),
+                if let Ok(trailer) = trailer(&base.record) {
+                    let plain = trailer.entries.iter().filter(|entry| entry.codec.is_plain());
+                    doubted.bases.extend(plain.map(|entry| entry.id.leading()));
+                    continue;
+                }
+                let (held, bases) = (base.record.name, &mut doubted.bases);
+                let salvaged = self.salvage(held, |id, _| {
+                    bases.insert(id.leading());
+                })?;
+                if salvaged.is_some_and(|salvaged| salvaged.is_unread) {
+                    let why = format!(
+                        "{held} and {name} cannot be read now, and nobody knows what the one needs of the other: if they never \
+                         can be again, let a repair take what it can, and then take their files away"
+                    );
+                    return Err(RegionError::Uncollectable { why });
                 }
             }
         }
@@ -263,9 +280,8 @@ impl Region {
                 .with_index(|index| Ok(index.places_of(id)?.iter().any(|place| is_good(place, index))))?)
     }
 
-    /// Whether a pack that stays has a chunk intact, as a plain frame if something is stored against it.
-    fn is_kept_intact(&self, mark: &Mark, id: ChunkId) -> bool {
-        let only_plain = mark.is_base(id.leading());
+    /// Whether a pack that stays has a chunk intact.
+    fn is_kept_intact(&self, mark: &Mark, id: ChunkId, only_plain: bool) -> bool {
         let places = self.with_index(|index| index.places_of(id)).unwrap_or_default();
         let mut kept = places
             .into_iter()

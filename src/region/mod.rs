@@ -10,6 +10,7 @@ pub mod collect;
 mod compact;
 pub mod error;
 pub mod fetch;
+mod gathered;
 mod log;
 pub mod losses;
 pub mod mend;

@@ -136,7 +136,8 @@ impl Region {
                 Ok(()) => return self.intact_base_in(id).map(Some).ok_or_else(|| self.missing(id)),
             }
         }
-        Ok(None)
+        // As a delta it is no base, but a repair makes one of it.
+        Ok(self.intact_content_in(id))
     }
 
     /// Whether a block map is the one that a manifest held.
