@@ -120,6 +120,11 @@ impl Mark {
         self.usage.contains_key(pack)
     }
 
+    /// Whether the index of that state lists all that a pack holds.
+    pub(super) fn lists(&self, pack: &PackName) -> bool {
+        self.index.lists(pack)
+    }
+
     /// Packs that stay, however little of them is needed: [`Mark::unsaved`], and all that packs are on record with which cannot be
     /// put on others, as long as some of those are damaged.
     pub fn stuck(&self) -> BTreeSet<PackName> {

@@ -12,7 +12,7 @@ use super::collect::Mark;
 use super::error::RegionError;
 use super::salvage::Salvaged;
 use crate::model::catalog::{Catalog, Pack, Root, RootId};
-use crate::model::ids::ChunkId;
+use crate::model::ids::{ChunkId, SessionId};
 use crate::model::objects::{PackName, PackState};
 use crate::pack::error::PackError;
 use crate::pack::index::{Index, Location};
@@ -68,13 +68,20 @@ struct Doubted {
 }
 
 /// Whether a mark does not look into a pack from which something may have to be read: one that is damaged, or is condemned and on
-/// something damaged; one that nothing refers to yet, on something damaged.
-fn is_doubted(mark: &Mark, index: &Index, name: PackName, pack: &Pack) -> bool {
+/// something damaged; one of a command `at_work` that nothing refers to yet, on something damaged.
+fn is_doubted(
+    mark: &Mark,
+    index: &Index,
+    (name, pack): (PackName, &Pack),
+    at_work: &BTreeSet<SessionId>,
+) -> bool {
     let is_live =
         |base: &PackName| mark.catalog.packs.get(base).is_some_and(|pack| pack.state == PackState::Live);
     match pack.state {
         PackState::Sweeping => false,
-        PackState::Live => !mark.is_used(&name) && !pack.record.bases.iter().all(is_live),
+        PackState::Live => {
+            at_work.contains(&name.session) && !mark.is_used(&name) && !pack.record.bases.iter().all(is_live)
+        }
         _ => index.rank(&name) > 1,
     }
 }
@@ -168,10 +175,15 @@ impl Region {
         index: &Index,
         mut watch: impl FnMut() -> Result<(), E>,
     ) -> Result<BTreeSet<PackName>, E> {
-        let mut doubted = Doubted::default();
-        for (&name, pack) in
-            mark.catalog.packs.iter().filter(|(name, pack)| is_doubted(mark, index, **name, pack))
-        {
+        let (mut doubted, mut at_work) = (Doubted::default(), BTreeSet::new());
+        if quarantined(&mark.catalog).next().is_some() {
+            at_work = self.others_at_work(&mark.catalog)?;
+            at_work.insert(self.0.session);
+        }
+        for (&name, pack) in mark.catalog.packs.iter() {
+            if !is_doubted(mark, index, (name, pack), &at_work) {
+                continue;
+            }
             watch()?;
             let is_unlisted = is_quarantined(pack.state) && !mark.is_used(&name) && !index.lists(&name);
             // While content is lost, all packs in quarantine stay, with what they are on record with.
@@ -221,18 +233,17 @@ impl Region {
             // Nobody knows what a running command needs of what it has stored. Of what is damaged, what is needed and is in no
             // better pack: the rest is there already.
             let is_at_work = pack.state == PackState::Live;
-            let plain = trailer.entries.iter().filter(|entry| entry.codec.is_plain());
-            let own: HashSet<u64> = plain.map(|entry| entry.id.leading()).collect();
             for (entry, base) in trailer.deltas() {
-                // What holds its own bases is not to stay for that.
-                let is_needed =
-                    if is_at_work { !own.contains(&base) } else { self.is_only_in_doubted(mark, entry.id)? };
-                if is_needed {
+                if is_at_work || self.is_only_in_doubted(mark, entry.id)? {
                     doubted.bases.insert(base);
                 }
             }
             // It could not be read a moment ago: the next mark finds it listed.
             doubted.unsaved.extend(may_go.then_some(name));
+            return Ok(());
+        }
+        // That this one has it, too, is known from a segment: what is kept was proved, or will be.
+        if !mark.is_used(&name) && mark.lists(&name) {
             return Ok(());
         }
         let mut ids = Vec::new();
