@@ -535,6 +535,20 @@ fn a_block_map_that_goes_before_it_is_named_is_written_again() {
     assert!(caller.read_directly(&stage.other(), taken.snapshot.id).unwrap() == bytes);
 }
 
+/// What a collection has to remove waited long enough; nothing else is to be done. A snapshot between mark and sweep has it look again.
+#[test]
+fn what_is_due_goes_although_others_commit() {
+    let (stage, mut caller) = (World::new().stage(), Caller::new(1));
+    let options = GcOptions { grace_ms: 10_000, repack_percent: 0 };
+    assert!(collect(&stage.other(), &options, &caller.context()).unwrap().condemned.count > 0);
+    caller.now_ms += 10_000;
+    stage.plan("manifests/", 2, |stage| {
+        Caller::new(1).snapshot(&stage.other(), &MemoryDisk::new(vec![7; 9000])).unwrap();
+    });
+    let collected = collect(&stage.region(), &options, &caller.context()).unwrap();
+    assert!(stage.has_happened() && collected.freed.count > 0, "{collected:?}");
+}
+
 /// That segments are not merged since the disk is full keeps no collection from being one. Any other error is told.
 #[test]
 fn a_collection_on_a_full_disk_leaves_segments_as_they_are() {

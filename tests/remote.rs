@@ -6,6 +6,7 @@ mod common;
 use common::{Caller, Draw, MemoryDisk, import_disks, memory_region, small_packs, volume};
 use imgstore::chunk::frame::{Codec, CodecPool, chunk_id};
 use imgstore::io::memory::Memory;
+use imgstore::io::storage::Storage;
 use imgstore::model::account::{AccountId, Tag};
 use imgstore::model::ids::{ChunkId, ObjectHash, SessionId, SnapshotId};
 use imgstore::model::image::{BlockDeviceMapping, DeviceTarget};
@@ -663,6 +664,21 @@ fn a_guest_cannot_tell_what_others_have() {
     assert_eq!(push(&context).planned.new_chunks, 0);
     assert!(guest.read_back(&pair.region, pulled.snapshots[0].id).unwrap() == pair.first.1);
     assert_clean(&pair.region, &pair.caller);
+}
+
+/// The map of a snapshot that it may read is lost: its chunks are brought again.
+#[test]
+fn a_lost_map_does_not_end_what_guests_bring() {
+    let (storage, guest, own) = (Memory::new(), guest(), region());
+    let target = memory_region(&storage, &small_packs());
+    let bytes = volume(300_000, 3);
+    let there = guest.snapshot(&target, &MemoryDisk::new(bytes.clone())).unwrap().snapshot;
+    storage.delete(&there.manifest.name.to_string()).unwrap();
+    let id = guest.snapshot(&own, &MemoryDisk::new(bytes.clone())).unwrap().snapshot.id;
+    let line = call(&target, guest.account, true, NEVER, NEVER);
+    let (what, options) = (CopyWhat::Snapshot(id), CopyOptions::default());
+    let pulled = push(&line.link, &own, what, &options, &guest.context()).unwrap().pulled.unwrap();
+    assert!(guest.read_back(&target, pulled.snapshots[0].id).unwrap() == bytes);
 }
 
 /// Neither by where its chunks are, nor by what they were stored against.

@@ -4,7 +4,7 @@ mod common;
 
 use common::{Caller, MemoryDisk, alike, memory_region, pass_on, session, small_packs, text};
 use imgstore::chunk::frame::{CodecPool, chunk_id};
-use imgstore::format::pack::Trailer;
+use imgstore::format::pack::{FRAME_HEADER_BYTES, Trailer};
 use imgstore::io::map::Bytes;
 use imgstore::io::memory::Memory;
 use imgstore::io::storage::{Created, Listed, Object, Storage, StorageError};
@@ -695,4 +695,144 @@ fn bases_stay_of_a_delta_that_is_the_better_copy() {
     let repaired = place.repair();
     assert!(repaired.lost.is_empty() && repaired.moved > 0, "{repaired:?}");
     place.assert_whole();
+}
+
+/// Bases and deltas of two packs of dead writers lie in each other: neither keeps the other, and a live writer keeps both.
+#[test]
+fn packs_that_nothing_refers_to_do_not_keep_each_other() {
+    for is_at_work in [false, true] {
+        let [first, second, third] = blocks();
+        let mut place = Place::new(std::slice::from_ref(&first));
+        let [base] = place.packs()[..] else { panic!("more than one pack") };
+        let one = place.store(&mut place.begin(), &[(&second, Some(&first)), (&third, None)]);
+        place.lose_frames(base);
+        let two = place.store(&mut place.begin(), &[(&first, Some(&third))]);
+        assert_eq!((place.bases(&one), place.bases(&two)), (vec![base], vec![one]));
+        place.delete_first();
+        if is_at_work {
+            place.at_work.lock().unwrap().push(two.session.to_string());
+        }
+        (0..2).for_each(|_| drop(place.collect()));
+        assert_eq!(place.packs().len(), if is_at_work { 3 } else { 0 });
+        place.at_work.lock().unwrap().clear();
+        (0..2).for_each(|_| drop(place.collect()));
+        assert!(place.packs().is_empty());
+    }
+}
+
+/// As in [`a_base_that_is_left_as_a_delta_stays`], and what that delta is on is damaged and was stored again elsewhere.
+#[test]
+fn the_base_of_a_base_that_is_left_as_a_delta_stays() {
+    for is_trailer_lost in [false, true] {
+        let [first, second, third] = blocks();
+        let mut place = Place::new(std::slice::from_ref(&first));
+        let [below] = place.packs()[..] else { panic!("more than one pack") };
+        let (mut plain, mut as_delta) = (place.begin(), place.begin());
+        let base = place.store(&mut plain, &[(&second, None)]);
+        let again = place.store(&mut as_delta, &[(&second, Some(&first))]);
+        let on_it = place.store(&mut place.begin(), &[(&third, Some(&second))]);
+        place.take(&third);
+        drop((plain, as_delta));
+        place.collect_after(10_000);
+        [below, base].into_iter().for_each(|pack| place.lose_frames(pack));
+        if is_trailer_lost {
+            place.lose_trailer(on_it);
+        } else {
+            place.quarantine(on_it);
+        }
+        place.delete_first();
+        let before = place.packs();
+        place.take(&first);
+        let copy = place.packs().into_iter().find(|pack| !before.contains(pack)).unwrap();
+        let (id, _) = place.taken.pop().unwrap();
+        delete_snapshot(&place.open(), id, &place.caller.context()).unwrap();
+        for _ in 0..3 {
+            place.caller.now_ms += 10_000;
+            place.collect_after(10_000);
+            assert!([again, copy].iter().all(|pack| place.packs().contains(pack)));
+        }
+        let repaired = place.repair();
+        assert!(repaired.lost.is_empty() && repaired.moved > 0, "{repaired:?}");
+        place.assert_whole();
+    }
+}
+
+/// The packs of deltas and of their bases both have a bad sector and no index that can be read: nobody knows what may go, as long as
+/// both are there.
+#[test]
+fn two_packs_that_cannot_be_read_end_a_collection_until_one_is_taken_away() {
+    let (place, base, deltas) = with_deltas();
+    for pack in [base, deltas] {
+        place.wear(&pack, place.len(&pack) - 100..place.len(&pack));
+        place.wear(&pack, 70_000..70_001);
+        place.quarantine(pack);
+    }
+    let (_, bytes) = place.taken[1].clone();
+    let mut place = place;
+    place.take(&bytes);
+    place.delete_first();
+    place.delete_first();
+    let refused = collect(&place.open(), &NOW, &place.caller.context()).unwrap_err().to_string();
+    assert!(refused.contains(&base.to_string()) && refused.contains("take its file away"), "{refused}");
+    place.memory.delete(&deltas.to_string()).unwrap();
+    place.collect();
+    place.bad.lock().unwrap().clear();
+    place.assert_whole();
+}
+
+/// A sector of a delta cannot be read: that alone is lost, and not what other deltas are on that only a search finds.
+#[test]
+fn one_bad_sector_does_not_hide_the_bases_of_other_deltas() {
+    let (mut place, base, deltas) = with_deltas();
+    let trailer = place.trailer(&deltas);
+    place.delete_first();
+    place.damage(&base, &[place.len(&base) as usize - 60]);
+    let (entry, _) = trailer.deltas().next().unwrap();
+    place.wear(&deltas, u64::from(entry.offset)..u64::from(entry.offset) + 1);
+    let repaired = place.repair();
+    assert!(repaired.lost.len() == 1 && repaired.lost[0].ranges.len() == 1, "{repaired:?}");
+    place.bad.lock().unwrap().clear();
+    assert!(place.repair().lost.is_empty());
+    place.assert_whole();
+}
+
+/// A pack stays since another one, one of whose bases is damaged, cannot be put elsewhere: it is not rewritten at each collection.
+#[test]
+fn what_stays_for_a_pack_that_cannot_be_put_on_others_is_not_rewritten() {
+    let [first, second, third, fourth, fifth, sixth] = blocks();
+    let mut place = Place::new(std::slice::from_ref(&first));
+    let [base] = place.packs()[..] else { panic!("more than one pack") };
+    let worn = place.store(&mut place.begin(), &[(&second, None), (&fifth, None), (&sixth, None)]);
+    let deltas = place.store(&mut place.begin(), &[(&third, Some(&first)), (&fourth, Some(&second))]);
+    [&third, &fourth].into_iter().for_each(|disk| place.take(disk));
+    place.quarantine(base);
+    let before = place.packs();
+    assert_eq!(before.len(), 3);
+    for _ in 0..2 {
+        let collected = place.collect();
+        assert_eq!((collected.repacked.count, place.packs()), (0, before.clone()), "{collected:?}");
+    }
+    assert!(place.repair().lost.is_empty());
+    place.assert_whole();
+    assert!(!place.packs().contains(&worn) || !place.packs().contains(&deltas));
+}
+
+/// A delta's frame names another base than the trailer of its pack, which is there, and that is not: a repair ends.
+#[test]
+fn a_frame_that_names_another_base_does_not_have_it_stored_for_ever() {
+    let [first, second, third] = blocks();
+    let mut place = Place::new(std::slice::from_ref(&first));
+    let [base] = place.packs()[..] else { panic!("more than one pack") };
+    place.store(&mut place.begin(), &[(&third, None)]);
+    place.take(&third);
+    let deltas = place.store(&mut place.begin(), &[(&second, Some(&first))]);
+    place.take(&second);
+    let at = place.trailer(&deltas).entries[0].offset as usize + FRAME_HEADER_BYTES;
+    let mut bytes = vec![0; place.len(&deltas) as usize];
+    place.memory.open(&deltas.to_string()).unwrap().read_at(0, &mut bytes).unwrap();
+    bytes[at..at + 32].copy_from_slice(&chunk_id(&third).0);
+    place.memory.restore(&deltas.to_string(), &bytes).unwrap();
+    place.lose_frames(base);
+    let repaired = place.repair();
+    assert!(repaired.lost.len() == 2 && repaired.stored_bytes == 0, "{repaired:?}");
 }

@@ -41,8 +41,8 @@ impl Trusted {
             }
             let map = match target.load_map(manifest) {
                 Ok(map) => map,
-                // What is lost of one is brought again.
-                Err(error) if error.is_damage() => continue,
+                // What cannot be told of one is brought again.
+                Err(error) if error.is_damage() || error.is_failed_read() => continue,
                 Err(error) => return Err(error.into()),
             };
             trusted.0.extend(map.chunks().iter().map(|chunk| chunk.id).filter(|id| wanted.contains(id)));

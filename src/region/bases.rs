@@ -12,7 +12,7 @@ use crate::pack::error::PackError;
 use crate::pack::index::{Filters, Location};
 use crate::pack::read::{ReadRun, base_in, decode_frame, stored_frame};
 use crate::pack::trailer::read_trailer;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 /// Deltas that are read together for their bases' ids.
 const READ_AT_ONCE: usize = 256;
@@ -99,17 +99,20 @@ impl Region {
             let Ok(trailer) = read_trailer(&*self.0.storage, self.0.header.id, &pack.record) else {
                 continue;
             };
-            let mut wanted = Vec::new();
+            let (mut wanted, mut leading) = (Vec::new(), HashSet::new());
             for (entry, base) in trailer.deltas() {
                 if self.find_base(base)?.is_none() {
                     wanted.push((entry.id, Location::new(entry, *name)));
+                    leading.insert(base);
                 }
             }
             if pack.state == PackState::Live && !wanted.is_empty() {
                 lost.packs.insert(*name);
             }
             for wanted in wanted.chunks(READ_AT_ONCE) {
-                lost.chunks.extend(self.bases_named(wanted));
+                // What a damaged frame names is not looked for.
+                lost.chunks
+                    .extend(self.bases_named(wanted).iter().filter(|id| leading.contains(&id.leading())));
             }
         }
         Ok(lost)

@@ -129,8 +129,10 @@ impl Mark {
     /// put on others, as long as some of those are damaged.
     pub fn stuck(&self) -> BTreeSet<PackName> {
         let is_stuck = |(_, bases): &(&PackName, &BTreeSet<PackName>)| !self.can_be_based_on(bases);
-        let packs = self.based_on.iter().filter(is_stuck).map(|(pack, _)| *pack);
-        let mut stuck = self.catalog.with_bases(packs.chain(self.baseless.iter().copied()));
+        let packs =
+            self.based_on.iter().filter(is_stuck).filter_map(|(pack, _)| self.catalog.packs.get(pack));
+        let on = packs.flat_map(|pack| pack.record.bases.iter().copied());
+        let mut stuck = self.catalog.with_bases(on.chain(self.baseless.iter().copied()));
         stuck.extend(&self.unsaved);
         stuck
     }

@@ -12,12 +12,12 @@ use super::collect::Mark;
 use super::error::RegionError;
 use super::salvage::Salvaged;
 use crate::model::catalog::{Catalog, Pack, Root, RootId};
-use crate::model::ids::{ChunkId, SessionId};
+use crate::model::ids::ChunkId;
 use crate::model::objects::{PackName, PackState};
 use crate::pack::error::PackError;
 use crate::pack::index::{Index, Location};
 use crate::pack::trailer::read_trailer;
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 /// Bases that are looked up between two looks at whether the collection is to go on.
 const LOOKED_UP_AT_ONCE: usize = 4096;
@@ -57,30 +57,53 @@ impl Mark {
 struct Doubted {
     /// Those that stay.
     unsaved: BTreeSet<PackName>,
-    /// Those that may go, the chunks that they hold, and more of them.
-    held: Vec<(PackName, Vec<ChunkId>, Salvaged)>,
+    /// Those that may go.
+    held: Vec<Held>,
     /// The packs that their deltas are on.
     based_on: BTreeSet<PackName>,
     /// The leading bytes of bases of their deltas.
     bases: HashSet<u64>,
+    /// By their leading bytes, their deltas, each with its base's.
+    deltas: HashMap<u64, Vec<(ChunkId, u64)>>,
     /// Bases that were found nowhere.
     lacking: HashSet<ChunkId>,
+    /// Packs all of whose chunks are among `bases`.
+    gone_through: BTreeSet<PackName>,
+}
+
+/// A pack, the chunks that it holds, and more of them.
+struct Held {
+    name: PackName,
+    ids: Vec<ChunkId>,
+    found: Salvaged,
+}
+
+impl Doubted {
+    fn note_unsaved(&mut self, held: Held) {
+        self.unsaved.insert(held.name);
+        self.note_bases(held.found);
+    }
+
+    fn note_bases(&mut self, found: Salvaged) {
+        self.based_on.extend(found.based_on);
+        self.bases.extend(found.deltas.iter().map(|base| base.leading()));
+    }
 }
 
 /// Whether a mark does not look into a pack from which something may have to be read: one that is damaged, or is condemned and on
-/// something damaged; one of a command `at_work` that nothing refers to yet, on something damaged.
+/// something damaged; one that only a command `at_work` may refer to, on something damaged.
 fn is_doubted(
     mark: &Mark,
     index: &Index,
     (name, pack): (PackName, &Pack),
-    at_work: &BTreeSet<SessionId>,
+    at_work: &BTreeSet<PackName>,
 ) -> bool {
     let is_live =
         |base: &PackName| mark.catalog.packs.get(base).is_some_and(|pack| pack.state == PackState::Live);
     match pack.state {
         PackState::Sweeping => false,
         PackState::Live => {
-            at_work.contains(&name.session) && !mark.is_used(&name) && !pack.record.bases.iter().all(is_live)
+            at_work.contains(&name) && !mark.is_used(&name) && !pack.record.bases.iter().all(is_live)
         }
         _ => index.rank(&name) > 1,
     }
@@ -175,11 +198,8 @@ impl Region {
         index: &Index,
         mut watch: impl FnMut() -> Result<(), E>,
     ) -> Result<BTreeSet<PackName>, E> {
-        let (mut doubted, mut at_work) = (Doubted::default(), BTreeSet::new());
-        if quarantined(&mark.catalog).next().is_some() {
-            at_work = self.others_at_work(&mark.catalog)?;
-            at_work.insert(self.0.session);
-        }
+        let mut doubted = Doubted::default();
+        let at_work = self.packs_at_work(mark)?;
         for (&name, pack) in mark.catalog.packs.iter() {
             if !is_doubted(mark, index, (name, pack), &at_work) {
                 continue;
@@ -189,34 +209,51 @@ impl Region {
             // While content is lost, all packs in quarantine stay, with what they are on record with.
             self.look_into(mark, name, is_unlisted && !mark.has_losses(), &mut doubted)?;
         }
-        let Doubted { mut unsaved, held, mut based_on, bases, mut lacking } = doubted;
+        let all: HashSet<ChunkId> = doubted.held.iter().flat_map(|held| &held.ids).copied().collect();
+        doubted.lacking.extend(doubted.held.iter().flat_map(|held| &held.found.lacking));
+        // They may hold any base: those that were not read, and those of which more is known once they are mended.
+        let may_hold_any = !doubted.unsaved.is_empty() || !doubted.lacking.is_disjoint(&all);
+        loop {
+            self.add_bases_of_bases(&mut doubted)?;
+            let mut going = Vec::new();
+            let before = doubted.held.len();
+            for held in std::mem::take(&mut doubted.held) {
+                watch()?;
+                if (may_hold_any && !held.found.lacking.is_empty())
+                    || self.is_needed_of(mark, &held, &doubted)
+                {
+                    doubted.note_unsaved(held);
+                } else {
+                    going.push(held);
+                }
+            }
+            doubted.held = going;
+            // One that stays may need another.
+            if doubted.held.len() == before {
+                break;
+            }
+        }
+        let Doubted { mut unsaved, based_on, bases, .. } = doubted;
+        unsaved.extend(based_on);
         for some in Vec::from_iter(&bases).chunks(LOOKED_UP_AT_ONCE) {
             watch()?;
             let of_each = |index: &Index| some.iter().map(|base| index.packs_with(**base)).collect();
             let packs: Vec<BTreeSet<PackName>> = self.with_index(of_each)?;
-            based_on.extend(packs.into_iter().flatten());
+            unsaved.extend(packs.into_iter().flatten());
         }
-        let all: HashSet<ChunkId> = held.iter().flat_map(|(_, ids, _)| ids).copied().collect();
-        lacking.extend(held.iter().flat_map(|(.., found)| &found.lacking));
-        // They may hold any base: those that were not read, and those of which more is known once they are mended.
-        let may_hold_any = !unsaved.is_empty() || !lacking.is_disjoint(&all);
-        for (name, ids, found) in held {
-            let mut is_unsaved = may_hold_any && !found.lacking.is_empty();
-            for id in ids {
-                watch()?;
-                let is_base = mark.is_base(id.leading()) || bases.contains(&id.leading());
-                let is_needed = is_base || mark.is_needed(id.leading());
-                is_unsaved = is_unsaved
-                    || lacking.contains(&id)
-                    || (is_needed && !self.is_kept_intact(mark, id, is_base));
-            }
-            if is_unsaved {
-                unsaved.insert(name);
-                based_on.extend(found.based_on);
-            }
-        }
-        unsaved.extend(based_on);
         Ok(mark.catalog.with_bases(unsaved))
+    }
+
+    /// Live packs that a running command may be about to use, if any pack is damaged: those that it stored, and what they are on.
+    fn packs_at_work(&self, mark: &Mark) -> Result<BTreeSet<PackName>, RegionError> {
+        if quarantined(&mark.catalog).next().is_none() {
+            return Ok(BTreeSet::new());
+        }
+        let others = self.others_at_work(&mark.catalog)?;
+        let live = mark.catalog.packs.iter().filter(|(_, pack)| pack.state == PackState::Live);
+        let unused = live.map(|(name, _)| *name).filter(|name| !mark.is_used(name));
+        let stored = unused.filter(|name| self.is_own(name) || others.contains(&name.session));
+        Ok(mark.catalog.with_bases(stored))
     }
 
     /// Notes what is to be known of a pack that no mark looks into. If it `may_go`, what it holds.
@@ -228,15 +265,15 @@ impl Region {
         doubted: &mut Doubted,
     ) -> Result<(), RegionError> {
         let Some(pack) = mark.catalog.packs.get(&name) else { return Ok(()) };
-        let trailer = |record| read_trailer(&*self.0.storage, self.0.header.id, record);
-        if let Ok(trailer) = trailer(&pack.record) {
+        if let Ok(trailer) = read_trailer(&*self.0.storage, self.0.header.id, &pack.record) {
             // Nobody knows what a running command needs of what it has stored. Of what is damaged, what is needed and is in no
             // better pack: the rest is there already.
             let is_at_work = pack.state == PackState::Live;
             for (entry, base) in trailer.deltas() {
-                if is_at_work || self.is_only_in_doubted(mark, entry.id)? {
+                if is_at_work || (mark.is_needed(entry.id.leading()) && self.is_only_in_doubted(entry.id)?) {
                     doubted.bases.insert(base);
                 }
+                doubted.deltas.entry(entry.id.leading()).or_default().push((entry.id, base));
             }
             // It could not be read a moment ago: the next mark finds it listed.
             doubted.unsaved.extend(may_go.then_some(name));
@@ -246,49 +283,89 @@ impl Region {
         if !mark.is_used(&name) && mark.lists(&name) {
             return Ok(());
         }
+        match self.0.storage.open(&name.to_string()) {
+            // What is gone needs nothing.
+            Err(error) if error.is_not_found() => return Ok(()),
+            _ => {}
+        }
         let mut ids = Vec::new();
         let found = self.salvage(name, |id, _| ids.push(id))?;
         let found = found.unwrap_or(Salvaged { is_unread: true, ..Salvaged::default() });
         if found.is_unread || ids.is_empty() {
-            // Its bases may be any that a pack holds that it is on record with, wherever those are by now.
-            let catalog = self.catalog()?;
-            let records = pack.record.bases.iter().filter_map(|base| catalog.packs.get(base));
-            for base in records.filter(|base| base.state != PackState::Live) {
-                if let Ok(trailer) = trailer(&base.record) {
-                    let plain = trailer.entries.iter().filter(|entry| entry.codec.is_plain());
-                    doubted.bases.extend(plain.map(|entry| entry.id.leading()));
-                    continue;
-                }
-                let (held, bases) = (base.record.name, &mut doubted.bases);
-                let salvaged = self.salvage(held, |id, _| {
-                    bases.insert(id.leading());
-                })?;
-                if salvaged.is_some_and(|salvaged| salvaged.is_unread) {
-                    let why = format!(
-                        "{held} and {name} cannot be read now, and nobody knows what the one needs of the other: if they never \
-                         can be again, let a repair take what it can, and then take their files away"
-                    );
-                    return Err(RegionError::Uncollectable { why });
-                }
-            }
+            self.add_all_on_record(pack, doubted)?;
         }
-        if may_go && !found.is_unread {
-            doubted.held.push((name, ids, found));
+        let held = Held { name, ids, found };
+        if may_go && !held.found.is_unread {
+            doubted.held.push(held);
             return Ok(());
         }
+        doubted.lacking.extend(&held.found.lacking);
         // What cannot be read now may be read later.
         doubted.unsaved.extend(may_go.then_some(name));
-        doubted.based_on.extend(found.based_on);
-        doubted.lacking.extend(found.lacking);
+        doubted.note_bases(held.found);
         Ok(())
     }
 
-    /// Whether a chunk is needed, and in no pack that something new may refer to.
-    fn is_only_in_doubted(&self, mark: &Mark, id: ChunkId) -> Result<bool, RegionError> {
+    /// The bases of a pack's deltas may be any that a pack holds that it is on record with, wherever those are by now.
+    fn add_all_on_record(&self, pack: &Pack, doubted: &mut Doubted) -> Result<(), RegionError> {
+        let catalog = self.catalog()?;
+        let records = pack.record.bases.iter().filter_map(|base| catalog.packs.get(base));
+        for base in records.filter(|base| base.state != PackState::Live) {
+            let held = base.record.name;
+            if !doubted.gone_through.insert(held) {
+                continue;
+            }
+            let bases = &mut doubted.bases;
+            let salvaged = self.salvage(held, |id, _| {
+                bases.insert(id.leading());
+            })?;
+            match salvaged {
+                // It says what it holds.
+                None => {
+                    let trailer = read_trailer(&*self.0.storage, self.0.header.id, &base.record)?;
+                    let plain = trailer.entries.iter().filter(|entry| entry.codec.is_plain());
+                    bases.extend(plain.map(|entry| entry.id.leading()));
+                }
+                Some(salvaged) if salvaged.is_unread => {
+                    let why = format!(
+                        "{held} cannot be read now, and nobody knows what {} needs of it: if it never can be again, let a repair \
+                         take what it can, and then take its file away",
+                        pack.record.name
+                    );
+                    return Err(RegionError::Uncollectable { why });
+                }
+                Some(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// A base may be a delta itself where it is left: then what that needs is needed, too.
+    fn add_bases_of_bases(&self, doubted: &mut Doubted) -> Result<(), RegionError> {
+        let mut open: Vec<u64> = doubted.bases.iter().copied().collect();
+        while let Some(base) = open.pop() {
+            for (id, its_base) in doubted.deltas.get(&base).into_iter().flatten() {
+                if self.is_only_in_doubted(*id)? && doubted.bases.insert(*its_base) {
+                    open.push(*its_base);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a pack holds what is needed, and is in no pack that stays.
+    fn is_needed_of(&self, mark: &Mark, held: &Held, doubted: &Doubted) -> bool {
+        held.ids.iter().any(|id| {
+            let is_base = mark.is_base(id.leading()) || doubted.bases.contains(&id.leading());
+            let is_needed = is_base || mark.is_needed(id.leading());
+            doubted.lacking.contains(id) || (is_needed && !self.is_kept_intact(mark, *id, is_base))
+        })
+    }
+
+    /// Whether a chunk is in no pack that something new may refer to.
+    fn is_only_in_doubted(&self, id: ChunkId) -> Result<bool, RegionError> {
         let is_good = |place: &Location, index: &Index| index.rank(&place.pack) < 2;
-        Ok(mark.is_needed(id.leading())
-            && !self
-                .with_index(|index| Ok(index.places_of(id)?.iter().any(|place| is_good(place, index))))?)
+        Ok(!self.with_index(|index| Ok(index.places_of(id)?.iter().any(|place| is_good(place, index))))?)
     }
 
     /// Whether a pack that stays has a chunk intact.

@@ -28,6 +28,15 @@ pub struct Salvaged {
     pub lacking: BTreeSet<ChunkId>,
     /// Other packs in which there are bases of its deltas, or may be.
     pub based_on: BTreeSet<PackName>,
+    /// Bases of its deltas that are deltas themselves there.
+    pub deltas: BTreeSet<ChunkId>,
+}
+
+/// A base, and where it was found as what.
+struct ListedBase {
+    pack: PackName,
+    content: Content,
+    is_plain: bool,
 }
 
 impl Region {
@@ -103,9 +112,10 @@ impl Region {
                 continue;
             }
             match self.listed_base(base) {
-                Ok(Some((pack, content))) => {
-                    salvaged.based_on.insert(pack);
-                    identify(&content);
+                Ok(Some(found)) => {
+                    salvaged.based_on.insert(found.pack);
+                    salvaged.deltas.extend((!found.is_plain).then_some(base));
+                    identify(&found.content);
                 }
                 Ok(None) => {
                     salvaged.lacking.insert(base);
@@ -121,23 +131,27 @@ impl Region {
         Ok(Some(salvaged))
     }
 
-    /// The content of a base that the index lists, and its pack; none if it is nowhere intact. That it cannot be read now is
-    /// an error.
-    fn listed_base(&self, id: ChunkId) -> Result<Option<(PackName, Content)>, RegionError> {
-        if let Some(found) = self.intact_base_in(id) {
+    /// A base that the index lists; none if it is nowhere intact. That it cannot be read now is an error.
+    fn listed_base(&self, id: ChunkId) -> Result<Option<ListedBase>, RegionError> {
+        let find = || {
+            let plain = self.intact_base_in(id).map(|found| (found, true));
+            // As a delta it is no base, but a repair makes one of it.
+            let ((pack, content), is_plain) =
+                plain.or_else(|| self.intact_content_in(id).map(|found| (found, false)))?;
+            Some(ListedBase { pack, content, is_plain })
+        };
+        if let Some(found) = find() {
             return Ok(Some(found));
         }
-        let places = self.with_index(|index| index.places_of(id))?;
-        for place in places.into_iter().filter(|place| place.codec.is_plain()) {
+        for place in self.with_index(|index| index.places_of(id))? {
             match self.prove_at((id, place)) {
                 Err(error) if error.is_damage() => {}
                 Err(error) => return Err(error),
                 // It is there after all: what failed before was not it.
-                Ok(()) => return self.intact_base_in(id).map(Some).ok_or_else(|| self.missing(id)),
+                Ok(()) => return find().map(Some).ok_or_else(|| self.missing(id)),
             }
         }
-        // As a delta it is no base, but a repair makes one of it.
-        Ok(self.intact_content_in(id))
+        Ok(None)
     }
 
     /// Whether a block map is the one that a manifest held.
