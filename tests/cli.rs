@@ -596,8 +596,83 @@ fn a_dry_run_changes_nothing_and_says_how_it_would_end() {
     assert_eq!(output.status.code(), Some(4));
     assert!(String::from_utf8(output.stdout).unwrap().contains("UnauthorizedOperation"));
     assert_eq!(place.fails(&["import", "web.raw", "--name", "web-1", "--dry-run"]).0, 6, "the name is taken");
+    // What stands where something would be written.
+    place.ok(&["export", &image, "there.raw"]);
+    place.ok(&["bundle", &image, "bundles"]);
+    place.ok(&["export", &image, "disks", "--all"]);
+    for args in [
+        &["export", &image, "there.raw"][..],
+        &["export", &image, "there.raw", "--format", "qcow2"],
+        &["export", &image, "there.raw", "--format", "ova"],
+        &["export", &image, "disks", "--all"],
+        &["bundle", &image, "bundles"],
+        &["bundle", "web.raw", "bundles", "--name", "web-1"],
+        &["unbundle", "bundles/web-1.manifest.json", "there.raw"],
+    ] {
+        assert_eq!(place.fails(args).0, 6, "{args:?}");
+        assert_eq!(place.fails(&[args, &["--dry-run"]].concat()).0, 6, "{args:?}");
+    }
     assert_eq!(place.json(&["region", "show"])["log_records"], before);
     assert_eq!(fs::read_dir(place.path("vms")).unwrap().count(), 1);
+}
+
+/// A device that is larger than its snapshot is so however it is written.
+#[test]
+fn a_device_has_one_length() {
+    let place = Place::new();
+    place.disk("data.raw", 1 << 20, 1);
+    let snapshot = one_line(&place.ok(&["snapshot", "data.raw"]), "snap-");
+    let device = format!("/dev/xvdb={snapshot}:size=2M");
+    let image = one_line(
+        &place.ok(&["register", "--name", "large", "--root", &snapshot, "--device", &device]),
+        "ami-",
+    );
+    place.ok(&["export", &image, "one.raw", "--device", "/dev/xvdb"]);
+    place.ok(&["export", &image, "all", "--all"]);
+    let one = fs::read(place.path("one.raw")).unwrap();
+    assert_eq!((one.len(), &one), (2 << 20, &fs::read(place.path("all/xvdb.raw")).unwrap()));
+    assert!(one[1 << 20..].iter().all(|byte| *byte == 0));
+    assert_eq!(place.json(&["export", &image, "two.raw", "--device", "/dev/xvdb"])["volume_bytes"], 2 << 20);
+}
+
+/// A guest may have written it.
+#[test]
+fn a_disk_that_looks_like_another_format_is_bundled_only_as_what_is_said() {
+    let place = Place::new();
+    place.disk("web.raw", 1 << 20, 1);
+    let snapshot = one_line(&place.ok(&["snapshot", "web.raw"]), "snap-");
+    place.ok(&["export", &snapshot, "web.qcow2", "--format", "qcow2"]);
+    let (code, said) = place.fails(&["bundle", "web.qcow2", "bundles"]);
+    assert!(code == 2 && said.contains("--format raw") && said.contains("--format qcow2"), "{said}");
+    for (format, like) in [("raw", "web.qcow2"), ("qcow2", "web.raw")] {
+        place.ok(&["bundle", "web.qcow2", "bundles", "--name", format, "--format", format]);
+        place.ok(&["unbundle", &format!("bundles/{format}.manifest.json"), format]);
+        assert!(fs::read(place.path(format)).unwrap() == fs::read(place.path(like)).unwrap(), "{format}");
+    }
+}
+
+#[test]
+fn a_copy_that_was_made_before_has_its_own_size() {
+    let place = Place::new();
+    place.disk("web.raw", 1 << 20, 1);
+    let snapshot = one_line(&place.ok(&["snapshot", "web.raw"]), "snap-");
+    place.ok(&["region", "add", "backup", "backup"]);
+    let copy = || place.json(&["copy", &snapshot, "--to", "backup", "--client-token", "t"]);
+    let (first, second) = (copy(), copy());
+    for key in ["snapshot_id", "volume_bytes", "data_bytes", "chunks"] {
+        assert_eq!(first[key], second[key], "{key}");
+    }
+    assert_eq!(second["transferred_bytes"], 0);
+}
+
+#[test]
+fn whom_nothing_can_be_shared_with_has_ec2s_code() {
+    let place = Place::new();
+    place.disk("web.raw", 1 << 20, 1);
+    let image = one_line(&place.ok(&["import", "web.raw", "--name", "web-1"]), "ami-");
+    let output = place.run(&["share", &image, "--add", "123", "--json"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8(output.stdout).unwrap().contains("InvalidAMIAttributeItemValue"));
 }
 
 /// A disk that nothing came from mends nothing: it is named, nothing of it is stored, and what is lost stays so.

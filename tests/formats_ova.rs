@@ -273,11 +273,24 @@ fn descriptions_that_want_more_than_the_archive_has_are_refused() {
     let outside = r#"<?xml version="1.0"?><!DOCTYPE x [<!ENTITY s SYSTEM "file:///etc/passwd">]><Envelope>&s;</Envelope>"#;
     let deep = "<a>".repeat(90_000) + &"</a>".repeat(90_000);
     let wide = format!("<Envelope>{}</Envelope>", "<a/>".repeat(200_000));
+    let spaces: String = (0..20_000).map(|number| format!(" xmlns:n{number}=\"u\"")).collect();
+    let spaces = format!("<Envelope{spaces}>{}</Envelope>", "<a xmlns:b=\"u\"/>".repeat(90_000));
+    let named = |id: u32, disk: &str| item(id, 17, &[("HostResource", disk)]);
+    let many = hardware(&(5..14_000).map(|id| named(id, "ovf:/disk/d1")).collect::<Vec<_>>());
+    let both = hardware(&[named(5, "ovf:/disk/d1"), named(6, "ovf:/disk/d2")]);
     let cases: Vec<(&str, String, &str)> = vec![
         ("entities", entities.to_owned(), "DTD"),
         ("an entity of a file", outside.to_owned(), "DTD"),
         ("depth", deep, "not OVF"),
         ("width", wide, "XML"),
+        ("many namespaces", spaces, "256 times 'xmlns'"),
+        ("many attributes", format!("<Envelope{}/>", " aaaa=\"\"".repeat(300_000)), "20000 times '='"),
+        ("many disks", ovf(&file("f1", "disk.vmdk"), &by_f1, &many), "more than 25 disks"),
+        (
+            "a file twice",
+            ovf(&file("f1", "disk.vmdk"), &(by_f1.clone() + &disk("d2", r#"ovf:fileRef="f1""#)), &both),
+            "in the file of another",
+        ),
         ("another file's path", of(&file("f1", "../../etc/passwd"), &by_f1), "not in the archive"),
         ("another file's address", of(&file("f1", "file:///etc/passwd"), &by_f1), "not in the archive"),
         ("another file on a server", of(&file("f1", "http://host/disk.vmdk"), &by_f1), "not in the archive"),

@@ -209,7 +209,15 @@ fn sixty_four_tebibytes_with_little_data_take_little() {
     let map = export::load(&region, &Root::from(&taken.snapshot)).unwrap();
     let done = Arc::new(AtomicU64::new(0));
     let target = Comparing { disk: synthetic(), position: 0, done: done.clone() };
-    export::export(&region, &Root::from(&taken.snapshot), &map, Box::new(target), &caller.context()).unwrap();
+    export::export(
+        &region,
+        &Root::from(&taken.snapshot),
+        &map,
+        map.volume_bytes(),
+        Box::new(target),
+        &caller.context(),
+    )
+    .unwrap();
     assert_eq!(done.load(Ordering::SeqCst), 64 * TIB - 5);
 }
 

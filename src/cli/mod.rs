@@ -12,7 +12,7 @@ mod page;
 mod progress;
 mod text;
 
-use args::Cli;
+use args::{Cli, MalformedGrantee};
 use clap::Parser;
 use error::CliError;
 use imgstore::model::ids::MalformedId;
@@ -32,10 +32,13 @@ fn wrong_call(error: &clap::Error) -> ExitCode {
         let _ = error.print();
         return ExitCode::from(if error.use_stderr() { error::USAGE } else { 0 });
     }
-    let malformed = std::error::Error::source(error).and_then(|source| source.downcast_ref::<MalformedId>());
-    let error = match malformed {
-        Some(malformed) => CliError::Ops(malformed.clone().into()),
-        None => CliError::Usage(sentence(&error.render().to_string())),
+    let source = std::error::Error::source(error);
+    let id = source.and_then(|source| source.downcast_ref::<MalformedId>());
+    let grantee = source.and_then(|source| source.downcast_ref::<MalformedGrantee>());
+    let error = match (id, grantee) {
+        (Some(id), _) => CliError::Ops(id.clone().into()),
+        (_, Some(grantee)) => CliError::Ops(grantee.clone().into()),
+        _ => CliError::Usage(sentence(&error.render().to_string())),
     };
     Output::new(true).error(&error);
     ExitCode::from(error.exit_code())

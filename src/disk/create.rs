@@ -1,7 +1,7 @@
 //! Making disk files in the formats that disks are written in.
 
 use super::formats::{qcow2, vhd, vhdx, vmdk};
-use super::open::{TargetOptions, open_target};
+use super::open::{TargetOptions, check_target, open_target};
 use crate::io::disk::{DiskError, DiskWrite, FileWrite};
 use crate::io::outfile::NewFile;
 use rayon::ThreadPool;
@@ -80,6 +80,16 @@ pub fn create_disk<'a>(
         DiskFormat::VhdFixed => vhd::write::create(file, path, volume_bytes, vhd::write::Kind::Fixed, id),
         DiskFormat::Vhdx => vhdx::write::create(file, path, volume_bytes, id),
     }
+}
+
+/// Refuses what [`create_disk`] would refuse before it makes anything.
+pub fn check_disk(path: &Path, format: DiskFormat, options: TargetOptions) -> Result<(), DiskError> {
+    if format == DiskFormat::Raw { check_target(path, options) } else { check_file(path, options) }
+}
+
+/// Refuses what [`create_file`] would refuse before it makes anything.
+pub fn check_file(path: &Path, options: TargetOptions) -> Result<(), DiskError> {
+    NewFile::check(path, options.force)
 }
 
 /// A new file to write in any order, such as an archive.

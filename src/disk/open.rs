@@ -141,6 +141,15 @@ pub fn open_target(path: &Path, len: u64, options: TargetOptions) -> Result<Box<
     Ok(Box::new(NewFile::create(path, len, options.force)?))
 }
 
+/// Refuses what [`open_target`] would refuse before it makes anything.
+pub fn check_target(path: &Path, options: TargetOptions) -> Result<(), DiskError> {
+    match is_block_device(path) {
+        true if options.write_device => Ok(()),
+        true => Err(DiskError::IsDevice { path: path.to_owned() }),
+        false => NewFile::check(path, options.force),
+    }
+}
+
 /// A stream as a target: zeros are written, too.
 pub fn stream_target(out: impl Write + Send + 'static, name: &'static str) -> Box<dyn DiskWrite> {
     Box::new(Stream::new(out, name))

@@ -22,9 +22,8 @@ pub struct NewFile {
 }
 
 impl NewFile {
-    /// A sparse file of `len` bytes, to be called `path`. It is written beside it under a temporary name.
-    /// What stands at `path` is refused, or replaced at the end if `replace` and if it is a regular file.
-    pub fn create(path: &Path, len: u64, replace: bool) -> Result<Self, DiskError> {
+    /// Refuses what stands in the way of a file.
+    pub fn check(path: &Path, replace: bool) -> Result<(), DiskError> {
         match fs::symlink_metadata(path) {
             Ok(metadata) if !metadata.is_file() => {
                 let kind = metadata.file_type();
@@ -34,14 +33,18 @@ impl NewFile {
                     kind if kind.is_block_device() => "is a block device, which takes a raw disk only",
                     _ => "is no regular file",
                 };
-                return Err(DiskError::BadTarget { path: path.to_owned(), why });
+                Err(DiskError::BadTarget { path: path.to_owned(), why })
             }
-            Ok(_) if !replace => return Err(DiskError::Exists { path: path.to_owned() }),
-            Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                return Err(DiskError::io("look at", path, 0, e));
-            }
-            _ => {}
+            Ok(_) if !replace => Err(DiskError::Exists { path: path.to_owned() }),
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(DiskError::io("look at", path, 0, e)),
+            _ => Ok(()),
         }
+    }
+
+    /// A sparse file of `len` bytes, to be called `path`. It is written beside it under a temporary name.
+    /// What stands at `path` is refused, or replaced at the end if `replace` and if it is a regular file.
+    pub fn create(path: &Path, len: u64, replace: bool) -> Result<Self, DiskError> {
+        Self::check(path, replace)?;
         let failed = |e| DiskError::io("create", path, 0, e);
         let name = path.file_name().ok_or_else(|| failed(io::ErrorKind::InvalidInput.into()))?;
         let mut temporary = std::ffi::OsString::from(".");

@@ -5,7 +5,7 @@ use super::error::{Code, OpsError};
 use super::find::{
     AnyId, backing, image as find_image, snapshot as find_snapshot, template as find_template,
 };
-use super::restore::restore;
+use super::restore::{restore, zero};
 use crate::disk::DiskWrite;
 use crate::model::blockmap::BlockMap;
 use crate::model::catalog::{Catalog, Root};
@@ -50,22 +50,36 @@ fn of_device<'a>(catalog: &'a Catalog, image: &Image, device: Option<&str>) -> R
     }
 }
 
+/// How long the volume is that the content of [`select`] stands on: a device may be larger than its snapshot.
+pub fn volume_bytes(catalog: &Catalog, id: AnyId, device: Option<&str>, root: &Root<'_>) -> u64 {
+    let AnyId::Image(id) = id else { return root.volume_bytes };
+    let Some(image) = catalog.images.get(&id) else { return root.volume_bytes };
+    let name = device.unwrap_or(&image.root_device_name);
+    let found = image.devices.iter().find(|mapping| is_same_device(&mapping.device_name, name));
+    match found.map(|mapping| &mapping.target) {
+        Some(DeviceTarget::Ebs(ebs)) => ebs.volume_bytes.max(root.volume_bytes),
+        _ => root.volume_bytes,
+    }
+}
+
 /// Its block map, for exporting.
 pub fn load(region: &Region, root: &Root<'_>) -> Result<BlockMap, OpsError> {
     Ok(region.load_map(root.manifest)?)
 }
 
-/// Writes content to a target and finishes it.
+/// Writes content to a target of `volume_bytes`, which may be more than its own, and finishes it.
 pub fn export(
     region: &Region,
     root: &Root<'_>,
     map: &BlockMap,
+    volume_bytes: u64,
     mut target: Box<dyn DiskWrite + '_>,
     context: &Context<'_>,
 ) -> Result<(), OpsError> {
     context.end_dry_run()?;
-    context.progress.begin("export", map.volume_bytes());
+    context.progress.begin("export", volume_bytes);
     restore(region, root.id, map, &mut *target, context)?;
+    zero(&mut *target, map.volume_bytes(), volume_bytes.saturating_sub(map.volume_bytes()), context)?;
     context.check_cancelled()?;
     Ok(target.finish()?)
 }

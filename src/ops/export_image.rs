@@ -66,6 +66,7 @@ pub fn export_disks(
     options: TargetOptions,
     context: &Context<'_>,
 ) -> Result<Vec<PathBuf>, OpsError> {
+    check_folder(disks, folder, format, options)?;
     context.end_dry_run()?;
     let is_new = make_folder(folder)?;
     let written = write_disks(region, disks, folder, format, options, context);
@@ -74,6 +75,28 @@ pub fn export_disks(
         remove_dir_with(folder, &[]);
     }
     written
+}
+
+fn path_of(disk: &ImageDisk, folder: &Path, format: DiskFormat) -> PathBuf {
+    let name = disk.device_name.trim_start_matches("/dev/").replace('/', "-");
+    folder.join(format!("{name}.{}", format.extension()))
+}
+
+/// Refuses what stands in the way, of the last disk as of the first.
+fn check_folder(
+    disks: &[ImageDisk],
+    folder: &Path,
+    format: DiskFormat,
+    options: TargetOptions,
+) -> Result<(), OpsError> {
+    if folder.metadata().is_ok_and(|metadata| !metadata.is_dir()) {
+        return Err(DiskError::Exists { path: folder.to_owned() }.into());
+    }
+    let mut paths = disks.iter().map(|disk| path_of(disk, folder, format));
+    match paths.find(|path| !options.force && path.symlink_metadata().is_ok()) {
+        Some(path) => Err(DiskError::Exists { path }.into()),
+        None => Ok(()),
+    }
 }
 
 /// Makes a folder; whether it was not there.
@@ -96,20 +119,10 @@ fn write_disks(
     options: TargetOptions,
     context: &Context<'_>,
 ) -> Result<Vec<PathBuf>, OpsError> {
-    let path_of = |disk: &ImageDisk| {
-        let name = disk.device_name.trim_start_matches("/dev/").replace('/', "-");
-        folder.join(format!("{name}.{}", format.extension()))
-    };
-    // Before the first is written: what stands in the way of the last.
-    if let Some(path) =
-        disks.iter().map(path_of).find(|path| !options.force && path.symlink_metadata().is_ok())
-    {
-        return Err(DiskError::Exists { path }.into());
-    }
     begin(disks, context);
     let (mut targets, mut paths) = (Vec::new(), Vec::new());
     for disk in disks {
-        let path = path_of(disk);
+        let path = path_of(disk, folder, format);
         let id = u128::from(region.random_id()?) << 64 | u128::from(region.random_id()?);
         let mut target = create_disk(&path, disk.volume_bytes, format, options, id, context.pool)?;
         if let Some((root, map)) = &disk.content {

@@ -279,7 +279,12 @@ fn write_pieces(
 }
 
 /// Zeros a range in pieces, so that even a very long one can be watched and stopped.
-fn zero(target: &mut dyn DiskWrite, offset: u64, len: u64, context: &Context<'_>) -> Result<(), OpsError> {
+pub(super) fn zero(
+    target: &mut dyn DiskWrite,
+    offset: u64,
+    len: u64,
+    context: &Context<'_>,
+) -> Result<(), OpsError> {
     let mut done = 0;
     while done < len {
         context.check_cancelled()?;

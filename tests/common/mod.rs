@@ -272,7 +272,7 @@ impl Caller {
         let root = export::select(&catalog, AnyId::Snapshot(id), None, &self.context())?;
         let map = export::load(region, &root)?;
         let target = MemoryTarget::new(map.volume_bytes());
-        export::export(region, &root, &map, Box::new(target.clone()), &self.context())?;
+        export::export(region, &root, &map, map.volume_bytes(), Box::new(target.clone()), &self.context())?;
         Ok(target.bytes())
     }
 }

@@ -6,7 +6,9 @@ use clap::{ArgGroup, Args, Subcommand};
 use imgstore::model::account::{Permission, Tag};
 use imgstore::model::ids::{ImageId, SnapshotId};
 use imgstore::model::words::{Architecture, BootMode, VirtualizationType};
+use imgstore::ops::error::{Code, OpsError};
 use imgstore::ops::find::AnyId;
+use std::fmt;
 use std::path::PathBuf;
 
 /// How disks are read.
@@ -204,10 +206,29 @@ pub struct ShareArgs {
     pub snapshots: bool,
 }
 
-pub(super) fn parse_permission(text: &str) -> Result<Permission, String> {
+pub(super) fn parse_permission(text: &str) -> Result<Permission, MalformedGrantee> {
     match text {
         "all" => Ok(Permission::All),
-        id => id.parse().map(Permission::Account).map_err(|_| "write an account's 12 digits, or all".into()),
+        id => id.parse().map(Permission::Account).map_err(|_| MalformedGrantee(text.to_owned())),
+    }
+}
+
+/// Whom nothing can be shared with.
+#[derive(Debug, Clone)]
+pub struct MalformedGrantee(String);
+
+impl fmt::Display for MalformedGrantee {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("write an account's 12 digits, or all")
+    }
+}
+
+impl std::error::Error for MalformedGrantee {}
+
+impl From<MalformedGrantee> for OpsError {
+    fn from(MalformedGrantee(text): MalformedGrantee) -> Self {
+        let message = format!("'{text}' is no account: write its 12 digits, or all");
+        Self::Rule { code: Code::InvalidAttributeItem, message }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Arguments of what makes instances and volumes, and images of them.
 
-use super::OutFormat;
+use super::{Format, OutFormat};
 use crate::cli::text::{parse_bytes, parse_tag};
 use clap::{ArgAction, ArgGroup, Args};
 use imgstore::model::account::Tag;
@@ -167,7 +167,7 @@ pub struct CreateVolumeArgs {
     after_help = "The folder gets NAME.manifest.json and NAME.part.00000, …; `imgstore register --bundle` makes an image of them.\n\nExamples:\n  imgstore bundle ami-0123… bundles\n  imgstore bundle disk.raw bundles --name web"
 )]
 pub struct BundleArgs {
-    /// An image or a snapshot, or a raw disk file
+    /// An image or a snapshot, or a raw disk file; one that looks like another format only with --format
     #[arg(value_name = "ID|DISK")]
     pub what: String,
     /// The folder
@@ -176,6 +176,12 @@ pub struct BundleArgs {
     /// The bundle's name: letters, digits, dots, dashes [default: the image's, or the disk's]
     #[arg(long)]
     pub name: Option<String>,
+    /// The disk file's format; its bytes must agree, except for raw
+    #[arg(long, value_enum)]
+    pub format: Option<Format>,
+    /// Refuse a disk that says that it is larger
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes, default_value = "64TiB")]
+    pub max_size: u64,
 }
 
 #[derive(Debug, Args)]

@@ -1,6 +1,6 @@
 //! Arguments of lists.
 
-use super::images::parse_permission;
+use super::images::{MalformedGrantee, parse_permission};
 use clap::Args;
 use imgstore::model::account::{AccountId, Permission, is_alias};
 use imgstore::ops::describe::Owner;
@@ -62,7 +62,7 @@ pub enum Whom {
     Permission(Permission),
 }
 
-fn parse_whom(text: &str) -> Result<Whom, String> {
+fn parse_whom(text: &str) -> Result<Whom, MalformedGrantee> {
     match text {
         "self" => Ok(Whom::Caller),
         text => parse_permission(text).map(Whom::Permission),

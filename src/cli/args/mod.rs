@@ -6,8 +6,8 @@ mod lists;
 mod places;
 
 pub use images::{
-    BenchCommand, DedupArgs, DeregisterArgs, DiskArgs, ImageArgs, ImportArgs, ModifyArgs, ProtectArgs,
-    RegisterArgs, ShareArgs, SnapshotArgs, StoringArgs,
+    BenchCommand, DedupArgs, DeregisterArgs, DiskArgs, ImageArgs, ImportArgs, MalformedGrantee, ModifyArgs,
+    ProtectArgs, RegisterArgs, ShareArgs, SnapshotArgs, StoringArgs,
 };
 pub use instances::{
     BundleArgs, CreateImageArgs, CreateSnapshotArgs, CreateVolumeArgs, ExportArgs, LaunchArgs, UnbundleArgs,

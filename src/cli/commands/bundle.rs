@@ -1,5 +1,6 @@
 //! bundle, unbundle; and opening a bundle to register it.
 
+use super::ingest::{declared, tell};
 use super::{Session, parse_id};
 use crate::cli::args::{BundleArgs, UnbundleArgs};
 use crate::cli::error::CliError;
@@ -7,7 +8,7 @@ use crate::cli::text::bytes;
 use imgstore::disk::DiskRead;
 use imgstore::disk::bundle::{BundleOptions, create_bundle, is_bundle_name, open_bundle};
 use imgstore::disk::formats::Limits;
-use imgstore::disk::open::{Declared, TargetOptions, open_disk, open_target, stream_target};
+use imgstore::disk::open::{TargetOptions, check_target, open_disk, open_target, stream_target};
 use imgstore::model::catalog::Catalog;
 use imgstore::model::ids::{ImageId, SnapshotId};
 use imgstore::ops::bundle::{attributes_of, copy_disk};
@@ -60,18 +61,33 @@ fn bundle_stored(session: &Session<'_>, args: &BundleArgs) -> Result<(String, u6
         _ => (BTreeMap::new(), root.id.to_string()),
     };
     let map = export::load(&region, &root)?;
-    let options = options(args, &default, attributes, map.volume_bytes())?;
+    let volume_bytes = export::volume_bytes(&catalog, id, None, &root);
+    let options = options(args, &default, attributes, volume_bytes)?;
+    check_free(args, &options)?;
     session.context.end_dry_run()?;
     let target = create_bundle(&args.dir, &options)?;
-    export::export(&region, &root, &map, target, &session.context)?;
-    Ok((options.name, map.volume_bytes()))
+    export::export(&region, &root, &map, volume_bytes, target, &session.context)?;
+    Ok((options.name, volume_bytes))
 }
 
 fn bundle_disk(session: &Session<'_>, args: &BundleArgs) -> Result<(String, u64), CliError> {
     let path = PathBuf::from(&args.what);
-    let disk = open_disk(&path, Declared::Nothing, &Limits::default())?.disk;
+    let limits = Limits { virtual_bytes: args.max_size, ..Limits::default() };
+    let opened = open_disk(&path, declared(args.format), &limits)?;
+    if args.format.is_none() && opened.format != "raw" {
+        // A guest may have written that.
+        return Err(CliError::Usage(format!(
+            "{} looks like {}: say --format {} to bundle the disk in it, or --format raw to bundle its bytes as they are",
+            path.display(),
+            opened.format,
+            opened.format.to_lowercase()
+        )));
+    }
+    tell(session, &path, &opened);
+    let disk = opened.disk;
     let default = path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
     let options = options(args, &default, BTreeMap::new(), disk.len_bytes())?;
+    check_free(args, &options)?;
     session.context.end_dry_run()?;
     let target = create_bundle(&args.dir, &options)?;
     copy_disk(&*disk, target, "bundle", &session.context)?;
@@ -96,6 +112,12 @@ fn options(
     Ok(BundleOptions { name, attributes, volume_bytes, zstd_level: LEVEL })
 }
 
+/// Refuses a bundle whose manifest is there already.
+fn check_free(args: &BundleArgs, options: &BundleOptions) -> Result<(), CliError> {
+    let manifest = args.dir.join(format!("{}.manifest.json", options.name));
+    Ok(check_target(&manifest, TargetOptions::default())?)
+}
+
 /// A bundle as a disk.
 pub fn open(manifest: &Path) -> Result<Box<dyn DiskRead>, CliError> {
     Ok(Box::new(open_bundle(manifest)?))
@@ -109,11 +131,15 @@ pub fn unbundle(session: &Session<'_>, args: &UnbundleArgs) -> Result<(), CliErr
     if to_stdout && session.output.is_json() {
         return Err(CliError::Usage("standard output carries the disk; --json has no place there".into()));
     }
+    let target_options = TargetOptions { force: args.force, write_device: false };
+    if !to_stdout {
+        check_target(&args.file, target_options)?;
+    }
     session.context.end_dry_run()?;
     let target = if to_stdout {
         stream_target(std::io::stdout(), "standard output")
     } else {
-        open_target(&args.file, volume_bytes, TargetOptions { force: args.force, write_device: false })?
+        open_target(&args.file, volume_bytes, target_options)?
     };
     copy_disk(&bundle, target, "unbundle", &session.context)?;
     let seconds = started.elapsed().as_secs_f64();

@@ -263,6 +263,9 @@ fn show(session: &Session<'_>, target: &str, made: &Made, started: Instant) {
             document["region"] = target.into();
             document["stored_bytes"] = pulled.stored_bytes.into();
             add_plan(&mut document, planned, pulled.transferred_bytes, started);
+            if pulled.was_made_before {
+                add_made(&mut document, pulled);
+            }
             document
         },
         || match (&pulled.image, pulled.snapshots.first()) {
@@ -270,6 +273,21 @@ fn show(session: &Session<'_>, target: &str, made: &Made, started: Instant) {
             (None, snapshot) => snapshot.map_or_else(String::new, |snapshot| format!("{}\n", snapshot.id)),
         },
     );
+}
+
+/// What is there already was not planned.
+fn add_made(document: &mut Value, pulled: &Pulled) {
+    let template = pulled.template.as_ref().map(|t| (t.volume_bytes, t.data_bytes, t.manifest.chunks));
+    let made = pulled.snapshots.iter().map(|s| (s.volume_bytes, s.data_bytes, s.manifest.chunks));
+    let (mut volume_bytes, mut data_bytes, mut chunks) = (0, 0, 0);
+    for made in made.chain(template) {
+        volume_bytes += made.0;
+        data_bytes += made.1;
+        chunks += made.2;
+    }
+    document["volume_bytes"] = volume_bytes.into();
+    document["data_bytes"] = data_bytes.into();
+    document["chunks"] = chunks.into();
 }
 
 fn add_plan(document: &mut Value, planned: &Planned, transferred_bytes: u64, started: Instant) {

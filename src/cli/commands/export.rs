@@ -5,7 +5,7 @@ use crate::cli::args::{ExportArgs, Format, OutFormat};
 use crate::cli::error::CliError;
 use crate::cli::text::bytes;
 use clap::ValueEnum as _;
-use imgstore::disk::create::{DiskFormat, create_disk, create_file};
+use imgstore::disk::create::{DiskFormat, check_disk, check_file, create_disk, create_file};
 use imgstore::disk::open::{TargetOptions, stream_target};
 use imgstore::model::catalog::RootId;
 use imgstore::model::ids::ImageId;
@@ -99,22 +99,26 @@ fn export_disk(session: &Session<'_>, args: &ExportArgs, format: DiskFormat) -> 
         let why = "standard output takes a raw disk: parts of the other formats are written last";
         return Err(CliError::Usage(why.into()));
     }
+    let volume_bytes = export::volume_bytes(&catalog, args.id, args.device.as_deref(), &root);
+    if !to_stdout {
+        check_disk(&args.file, format, options(args))?;
+    }
     // Before anything is made: a dry run leaves no file.
     session.context.end_dry_run()?;
     let target = if to_stdout {
         stream_target(std::io::stdout(), "standard output")
     } else {
         let id = u128::from(region.random_id()?) << 64 | u128::from(region.random_id()?);
-        create_disk(&args.file, map.volume_bytes(), format, options(args), id, session.context.pool)?
+        create_disk(&args.file, volume_bytes, format, options(args), id, session.context.pool)?
     };
-    export::export(&region, &root, &map, target, &session.context)?;
+    export::export(&region, &root, &map, volume_bytes, target, &session.context)?;
     session.watcher.note(&format!(
         "{} volume, {} data, {:.1} s",
-        bytes(map.volume_bytes()),
+        bytes(volume_bytes),
         bytes(map.data_bytes()),
         started.elapsed().as_secs_f64()
     ));
-    note_padding(session, map.volume_bytes(), format);
+    note_padding(session, volume_bytes, format);
     if !to_stdout {
         session.output.answer(
             || {
@@ -123,7 +127,7 @@ fn export_disk(session: &Session<'_>, args: &ExportArgs, format: DiskFormat) -> 
                     "snapshot_id": snapshot_id,
                     "region": session.home.region_name(),
                     "path": args.file,
-                    "volume_bytes": map.volume_bytes(),
+                    "volume_bytes": volume_bytes,
                     "data_bytes": map.data_bytes(),
                     "chunks": map.chunks().len(),
                     "elapsed_seconds": started.elapsed().as_secs_f64(),
@@ -164,6 +168,7 @@ fn export_whole(
             paths
         }
         None => {
+            check_file(&args.file, options(args))?;
             session.context.end_dry_run()?;
             let file = create_file(&args.file, options(args))?;
             let size = MachineSize { processors: args.cpus, memory_bytes: args.ram };

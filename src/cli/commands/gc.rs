@@ -3,7 +3,7 @@
 use super::Session;
 use crate::cli::args::GcArgs;
 use crate::cli::error::CliError;
-use crate::cli::text::{bytes, counted, time};
+use crate::cli::text::{bytes, counted, time, time_millis};
 use imgstore::ops::context::Progress;
 use imgstore::ops::gc::{Amount, Collected, GcOptions, collect_into};
 use serde_json::{Value, json};
@@ -48,8 +48,8 @@ fn document(session: &Session<'_>, collected: &Collected, started: Instant) -> V
         "expired": collected.expired,
         "waiting_packs": collected.waiting.count,
         "waiting_bytes": collected.waiting.bytes,
-        "waiting_since": collected.waiting_since_ms.map(time),
-        "waiting_until": collected.waiting_until_ms.map(time),
+        "waiting_since": collected.waiting_since_ms.map(time_millis),
+        "waiting_until": collected.waiting_until_ms.map(time_millis),
         "unsaved_packs": collected.unsaved.count,
         "unsaved_bytes": collected.unsaved.bytes,
         "lost": collected.lost.iter().map(ToString::to_string).collect::<Vec<_>>(),

@@ -4,6 +4,7 @@ use super::Session;
 use crate::cli::error::CliError;
 use crate::cli::text::{bytes, counted, printable, time_millis};
 use imgstore::model::account::Permission;
+use imgstore::model::ids::{ImageId, SnapshotId};
 use imgstore::model::image::DeregistrationProtection;
 use imgstore::model::objects::PackName;
 use imgstore::model::op::{
@@ -12,6 +13,7 @@ use imgstore::model::op::{
 use imgstore::ops::context::Progress;
 use imgstore::ops::error::OpsError;
 use serde_json::{Value, json};
+use std::collections::HashSet;
 use std::time::Duration;
 
 /// How often `--follow` looks for more.
@@ -21,11 +23,18 @@ pub fn log(session: &Session<'_>, follow: bool) -> Result<(), CliError> {
     let region = session.home.open_region()?;
     let mut sequence = 1;
     let mut documents = Vec::new();
+    let mut own = Own::default();
     loop {
-        while let Some(record) = region.record(sequence)? {
+        while let Some(mut record) = region.record(sequence)? {
             sequence += 1;
             // What a caller may not see does not exist for it.
             if record.author.account != session.context.account {
+                continue;
+            }
+            own.note(&record);
+            // What a collection, or whoever used a snapshot last, has ended for others is theirs to know.
+            record.ops.retain(|op| !own.is_others(op));
+            if record.ops.is_empty() {
                 continue;
             }
             if session.output.is_json() {
@@ -52,6 +61,33 @@ pub fn log(session: &Session<'_>, follow: bool) -> Result<(), CliError> {
         session.output.answer(|| json!({ "records": documents }), String::new);
     }
     Ok(())
+}
+
+/// What the caller has made, of what may be in the bin.
+#[derive(Default)]
+struct Own {
+    images: HashSet<ImageId>,
+    snapshots: HashSet<SnapshotId>,
+}
+
+impl Own {
+    fn note(&mut self, record: &LogRecord) {
+        for op in &record.ops {
+            match op {
+                Op::RegisterImage(image) => _ = self.images.insert(image.id),
+                Op::CreateSnapshot { snapshot, .. } => _ = self.snapshots.insert(snapshot.id),
+                _ => {}
+            }
+        }
+    }
+
+    fn is_others(&self, op: &Op) -> bool {
+        match op {
+            Op::ExpireImage { id } => !self.images.contains(id),
+            Op::ExpireSnapshot { id } => !self.snapshots.contains(id),
+            _ => false,
+        }
+    }
 }
 
 fn document(record: &LogRecord) -> Value {
@@ -292,5 +328,27 @@ fn snapshot_change(change: &SnapshotChange) -> String {
     match change {
         SnapshotChange::CreateVolumePermissions(permissions) => format!("readable by {}", whom(permissions)),
         SnapshotChange::Tags(tags) => format!("{} tags", tags.len()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_ended_of_others_is_told_apart() {
+        let (own_id, foreign) = (ImageId::from_random(1), ImageId::from_random(2));
+        let mut own = Own::default();
+        assert!(own.is_others(&Op::ExpireImage { id: own_id }));
+        own.images.insert(own_id);
+        assert!(
+            !own.is_others(&Op::ExpireImage { id: own_id })
+                && own.is_others(&Op::ExpireImage { id: foreign })
+        );
+        let snapshot = SnapshotId::from_random(3);
+        assert!(
+            own.is_others(&Op::ExpireSnapshot { id: snapshot })
+                && !own.is_others(&Op::DeleteSnapshot { id: snapshot, bin: None })
+        );
     }
 }

@@ -4,7 +4,7 @@ use super::Session;
 use crate::cli::args::VerifyArgs;
 use crate::cli::checks::Checks;
 use crate::cli::error::{self, CliError};
-use crate::cli::text::{bytes, counted, percent, printable, table, time};
+use crate::cli::text::{bytes, counted, percent, printable, table, time, time_millis};
 use imgstore::model::objects::PackName;
 use imgstore::model::units::TimeMs;
 use imgstore::ops::context::Progress;
@@ -175,7 +175,7 @@ fn report_document(session: &Session<'_>, report: &Report, age: Age, started: In
         "packs": report.packs,
         "chunks": report.chunks,
         "pack_bytes": report.pack_bytes,
-        "oldest_check": age.0.map(time),
+        "oldest_check": age.0.map(time_millis),
         "packs_never_checked": age.1,
         "elapsed_seconds": started.elapsed().as_secs_f64(),
     })

@@ -33,7 +33,16 @@ impl Default for Limits {
     }
 }
 
+/// Least bytes of tables of one of several disks.
+const METADATA_BYTES_OF_EACH: u64 = 4 << 20;
+
 impl Limits {
+    /// What each of so many disks is held to that are open at once.
+    pub(super) fn shared_by(self, disks: usize) -> Self {
+        let share = self.metadata_bytes / disks.max(1) as u64;
+        Self { metadata_bytes: share.max(METADATA_BYTES_OF_EACH).min(self.metadata_bytes), ..self }
+    }
+
     /// Refuses a virtual size of nothing, or over the limit.
     pub(super) fn check_size(
         &self,

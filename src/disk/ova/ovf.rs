@@ -11,6 +11,9 @@ use std::path::Path;
 
 /// Elements, texts and comments of a description.
 const NODES_MAX: u32 = 100_000;
+/// Namespaces and attributes of all elements: each is compared with those before it.
+const NAMESPACES_MAX: usize = 256;
+const ATTRIBUTES_MAX: usize = 20_000;
 /// Disks of a machine.
 const DISKS_MAX: usize = 25;
 /// Resource types of `CIM_ResourceAllocationSettingData`.
@@ -47,6 +50,11 @@ pub(super) struct Disk {
 
 /// Reads a description of one machine.
 pub(super) fn read(text: &str, path: &Path) -> Result<Described, DiskError> {
+    // Counted in all of the text, since what looks like an end may be in a value; without a document type none can be hidden.
+    let counted = [("xmlns", NAMESPACES_MAX), ("=", ATTRIBUTES_MAX)];
+    if let Some((what, max)) = counted.into_iter().find(|(what, max)| text.matches(what).count() > *max) {
+        return Err(broken(path, format!("its description has more than {max} times '{what}'")));
+    }
     let options = ParsingOptions { allow_dtd: false, nodes_limit: NODES_MAX, ..ParsingOptions::default() };
     let document = Document::parse_with_options(text, options)
         .map_err(|e| broken(path, format!("its description is not XML that is read: {e}")))?;
@@ -194,8 +202,11 @@ fn disks(
     }
     let controller = |item: &Item<'_>| items.iter().position(|other| other.id == item.parent);
     let mut attached: Vec<&Item<'_>> = items.iter().filter(|item| item.kind == DISK).collect();
+    if attached.len() > DISKS_MAX {
+        return Err(broken(path, format!("its machine has more than {DISKS_MAX} disks")));
+    }
     attached.sort_by_key(|item| (controller(item).unwrap_or(usize::MAX), item.address));
-    let (mut disks, mut seen) = (Vec::new(), BTreeSet::new());
+    let (mut disks, mut seen, mut files) = (Vec::new(), BTreeSet::new(), BTreeSet::new());
     for item in attached {
         let Some(id) = disk_id(item.resource) else {
             let why =
@@ -210,7 +221,11 @@ fn disks(
         }
         let is_device = item.name.starts_with("/dev/") && is_device_name(item.name);
         let device_name = is_device.then(|| item.name.to_owned());
-        disks.push(Disk { device_name, ..disk(envelope, *node, id, path)? });
+        let disk = disk(envelope, *node, id, path)?;
+        if disk.file.as_ref().is_some_and(|file| !files.insert(file.clone())) {
+            return Err(broken(path, format!("disk '{}' is in the file of another", id.escape_debug())));
+        }
+        disks.push(Disk { device_name, ..disk });
     }
     for node in listed {
         let id = attribute(node, "diskId").unwrap_or("");
