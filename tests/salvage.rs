@@ -472,8 +472,7 @@ fn bases_stay_that_only_packs_in_quarantine_need() {
         let (again, _) = place.taken.pop().unwrap();
         let (id, whole) = place.taken[0].clone();
         if is_in_segment {
-            (0..70).for_each(|seed| place.take(&text(4096, seed)));
-            assert!(!place.open().catalog().unwrap().segments.is_empty());
+            place.fill_index();
         }
         assert!(place.caller.read_back(&place.open(), id).unwrap() == whole);
         delete_snapshot(&place.open(), again, &place.caller.context()).unwrap();
@@ -496,7 +495,7 @@ fn bases_stay_that_only_packs_in_quarantine_need() {
 /// command ends with a snapshot that is whole.
 #[test]
 fn bases_stay_for_a_command_that_is_not_done() {
-    for is_over in [false, true] {
+    for (is_over, is_worn) in [(false, false), (true, false), (false, true)] {
         let [first, second] = alike(1_500_000);
         let mut place = Place::new(std::slice::from_ref(&first));
         let [base] = place.packs()[..] else { panic!("more than one pack") };
@@ -509,6 +508,11 @@ fn bases_stay_for_a_command_that_is_not_done() {
         if !is_over {
             place.at_work.lock().unwrap().push(stored.session.to_string());
         }
+        if is_worn {
+            // A segment lists it, and its own index cannot be read for a while.
+            place.fill_index();
+            place.wear(&stored, place.len(&stored) - 100..place.len(&stored));
+        }
         place.lose_frames(base);
         place.delete_first();
         let before = place.packs();
@@ -518,6 +522,7 @@ fn bases_stay_for_a_command_that_is_not_done() {
         delete_snapshot(&place.open(), again, &place.caller.context()).unwrap();
         (0..2).for_each(|_| drop(place.collect()));
         assert_eq!(copies.iter().all(|copy| place.packs().contains(copy)), !is_over);
+        place.bad.lock().unwrap().clear();
         drop(session);
         place.take(&second);
         place.at_work.lock().unwrap().clear();
@@ -565,6 +570,12 @@ fn a_delta_is_lost_with_a_base_that_rots_during_the_check() {
 }
 
 impl Place {
+    /// So many packs that there is a segment, which lists all of them.
+    fn fill_index(&mut self) {
+        (0..70).for_each(|seed| self.take(&text(4096, 100 + seed)));
+        assert!(!self.open().catalog().unwrap().segments.is_empty());
+    }
+
     fn collect_after(&self, grace_ms: u64) -> Collected {
         collect(&self.open(), &GcOptions { grace_ms, ..NOW }, &self.caller.context()).unwrap()
     }
@@ -723,7 +734,8 @@ fn packs_that_nothing_refers_to_do_not_keep_each_other() {
 /// As in [`a_base_that_is_left_as_a_delta_stays`], and what that delta is on is damaged and was stored again elsewhere.
 #[test]
 fn the_base_of_a_base_that_is_left_as_a_delta_stays() {
-    for is_trailer_lost in [false, true] {
+    for case in 0..8 {
+        let [is_trailer_lost, is_condemned, is_in_segment] = [1, 2, 4].map(|bit| case & bit != 0);
         let [first, second, third] = blocks();
         let mut place = Place::new(std::slice::from_ref(&first));
         let [below] = place.packs()[..] else { panic!("more than one pack") };
@@ -733,7 +745,14 @@ fn the_base_of_a_base_that_is_left_as_a_delta_stays() {
         let on_it = place.store(&mut place.begin(), &[(&third, Some(&second))]);
         place.take(&third);
         drop((plain, as_delta));
-        place.collect_after(10_000);
+        if is_condemned {
+            place.collect_after(10_000);
+        }
+        if is_in_segment {
+            // Nor does the delta's pack say what it holds.
+            place.fill_index();
+            place.lose_trailer(again);
+        }
         [below, base].into_iter().for_each(|pack| place.lose_frames(pack));
         if is_trailer_lost {
             place.lose_trailer(on_it);
@@ -749,7 +768,7 @@ fn the_base_of_a_base_that_is_left_as_a_delta_stays() {
         for _ in 0..3 {
             place.caller.now_ms += 10_000;
             place.collect_after(10_000);
-            assert!([again, copy].iter().all(|pack| place.packs().contains(pack)));
+            assert!([again, copy].iter().all(|pack| place.packs().contains(pack)), "{case}");
         }
         let repaired = place.repair();
         assert!(repaired.lost.is_empty() && repaired.moved > 0, "{repaired:?}");
@@ -835,4 +854,51 @@ fn a_frame_that_names_another_base_does_not_have_it_stored_for_ever() {
     place.lose_frames(base);
     let repaired = place.repair();
     assert!(repaired.lost.len() == 2 && repaired.stored_bytes == 0, "{repaired:?}");
+}
+
+/// All frames of two packs without an index can be read, but not a base of theirs in a third one: nothing may go yet, and a
+/// collection says so.
+#[test]
+fn a_base_that_cannot_be_read_does_not_end_a_collection() {
+    let [first, second, third, fourth, fifth] = blocks();
+    let place = Place::new(std::slice::from_ref(&first));
+    let [below] = place.packs()[..] else { panic!("more than one pack") };
+    let mut writer = place.begin();
+    let between = place.store(&mut writer, &[(&third, None), (&second, Some(&first))]);
+    let above = place.store(&mut writer, &[(&fourth, Some(&third)), (&fifth, Some(&first))]);
+    let at = u64::from(place.trailer(&below).entries[0].offset);
+    drop(writer);
+    place.quarantine(below);
+    place.wear(&below, at..at + 1);
+    [between, above].into_iter().for_each(|pack| place.lose_trailer(pack));
+    let mut place = place;
+    place.delete_first();
+    assert_eq!(place.collect().unsaved.count, 3);
+    place.bad.lock().unwrap().clear();
+    // It knows then what all of it is, and nobody needs that.
+    assert!(place.repair().lost.is_empty());
+    (0..2).for_each(|_| drop(place.collect()));
+    assert!(place.packs().is_empty());
+}
+
+/// What a pack that goes later is on goes with it: a dry run says so, too.
+#[test]
+fn a_dry_run_counts_what_stays_for_what_goes_later() {
+    let [first, second] = blocks();
+    let mut place = Place::new(std::slice::from_ref(&first));
+    let [base] = place.packs()[..] else { panic!("more than one pack") };
+    place.store(&mut place.begin(), &[(&second, Some(&first))]);
+    place.quarantine(base);
+    place.delete_first();
+    place.caller.now_ms += 10_000;
+    let options = GcOptions { grace_ms: 10_000, ..NOW };
+    let previewed = preview(&place.open(), &options, &place.caller.context()).unwrap();
+    let collected = place.collect_after(10_000);
+    for done in [previewed, collected] {
+        let counts = (done.condemned.count, done.freed.count, done.waiting.count);
+        assert_eq!(counts, (1, 0, 2), "{done:?}");
+    }
+    place.caller.now_ms += 10_000;
+    assert_eq!(preview(&place.open(), &options, &place.caller.context()).unwrap().freed.count, 2);
+    assert_eq!(place.collect_after(10_000).freed.count, 2);
 }

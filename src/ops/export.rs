@@ -10,6 +10,7 @@ use crate::disk::DiskWrite;
 use crate::model::blockmap::BlockMap;
 use crate::model::catalog::{Catalog, Root};
 use crate::model::image::{DeviceTarget, Image, is_same_device};
+use crate::model::units::BLOCK_BYTES;
 use crate::region::Region;
 
 /// The content that an id, and for an image a device, stands for.
@@ -79,7 +80,11 @@ pub fn export(
     context.end_dry_run()?;
     context.progress.begin("export", volume_bytes);
     restore(region, root.id, map, &mut *target, context)?;
-    zero(&mut *target, map.volume_bytes(), volume_bytes.saturating_sub(map.volume_bytes()), context)?;
+    // Devices zero whole sectors at once.
+    let end = map.volume_bytes();
+    let aligned = end.next_multiple_of(BLOCK_BYTES as u64).min(volume_bytes);
+    zero(&mut *target, end, aligned.saturating_sub(end), context)?;
+    zero(&mut *target, aligned, volume_bytes.saturating_sub(aligned), context)?;
     context.check_cancelled()?;
     Ok(target.finish()?)
 }

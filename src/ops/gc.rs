@@ -12,7 +12,7 @@ use crate::model::catalog::{Pack, RootId};
 use crate::model::objects::{PackName, PackState};
 use crate::model::units::TimeMs;
 use crate::region::Region;
-use crate::region::collect::Mark;
+use crate::region::collect::{Mark, sweepable};
 use crate::region::error::RegionError;
 use crate::region::losses::Losses;
 use std::collections::{BTreeSet, HashSet};
@@ -102,12 +102,14 @@ pub fn preview(region: &Region, options: &GcOptions, context: &Context<'_>) -> R
         ..Collected::default()
     };
     collected.expired = expire_all(&mark.catalog, context).len() as u64;
+    let goes = sweepable(&mark.catalog, |name, state| match options.grace_ms {
+        0 if candidates.dead.contains(name) => true,
+        _ => is_over(state, options, context) && !kept.contains(name),
+    });
     for (name, pack) in mark.catalog.packs.iter() {
         match closed_since(pack.state) {
             _ if pack.state == PackState::Sweeping => collected.freed.add(pack.record.len),
-            Some(_) if is_over(pack.state, options, context) && !kept.contains(name) => {
-                collected.freed.add(pack.record.len);
-            }
+            Some(_) if goes.contains(name) => collected.freed.add(pack.record.len),
             Some(_) if mark.unsaved().contains(name) => collected.unsaved.add(pack.record.len),
             Some(since) => wait(&mut collected, pack.record.len, since, options),
             None => {}

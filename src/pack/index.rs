@@ -17,7 +17,7 @@ use crate::model::ids::{ChunkId, RegionId};
 use crate::model::objects::{PackName, PackState, SegmentName};
 use crate::model::units::BLOCK_BYTES;
 use std::cmp::Reverse;
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 /// Where a chunk's frame is.
@@ -362,15 +362,15 @@ impl Index {
         }
     }
 
-    /// The packs that have the chunk whose id begins with these bytes, whatever they are good for.
-    pub fn packs_with(&self, leading: u64) -> Result<BTreeSet<PackName>, PackError> {
+    /// The places of the chunk whose id begins with these bytes, whatever they are good for.
+    pub fn places_leading(&self, leading: u64) -> Result<Vec<(ChunkId, Location)>, PackError> {
         let loose = self.loose.places_leading(leading);
-        let mut packs: BTreeSet<PackName> = loose.map(|(.., location)| location.pack).collect();
+        let mut places: Vec<(ChunkId, Location)> = loose.map(|(id, _, location)| (id, location)).collect();
         for segment in &self.segments {
-            let found = segment.lookup_leading(leading)?;
-            packs.extend(found.map(|(_, pack)| pack).filter(|pack| self.is_known(pack)));
+            let found = segment.lookup_leading(leading)?.filter(|(_, pack)| self.is_known(pack));
+            places.extend(found.map(|(entry, pack)| (entry.id, Location::new(&entry, pack))));
         }
-        Ok(packs)
+        Ok(places)
     }
 
     /// Whether it lists all that a pack holds.

@@ -119,7 +119,7 @@ impl Region {
     }
 
     /// The bases that some deltas name, of those that can be read.
-    fn bases_named(&self, deltas: &[Located]) -> BTreeSet<ChunkId> {
+    pub(super) fn bases_named(&self, deltas: &[Located]) -> BTreeSet<ChunkId> {
         let named = |(run, bytes): &StoredRun| {
             run.members.iter().filter_map(|&at| base_in(run, bytes, &deltas[at].1)).collect::<Vec<_>>()
         };

@@ -330,12 +330,14 @@ impl Region {
             if !mark.holds(catalog, kept) {
                 return Ok((vec![], vec![]));
             }
-            let packs: Vec<PackName> = sweepable(catalog, &|name: &PackName, state| {
+            let closed = |state| matches!(state, PackState::Condemned { .. } | PackState::Quarantined { .. });
+            let packs = sweepable(catalog, |name, state| {
                 let was = mark.catalog.packs.get(name).map(|pack| pack.state);
                 // What came into quarantine after the mark, nobody has looked into yet.
                 let is_new = matches!(state, PackState::Quarantined { .. }) && was != Some(state);
-                due(name, state) && !kept.contains(name) && !is_new
+                closed(state) && due(name, state) && !kept.contains(name) && !is_new
             });
+            let packs = Vec::from_iter(packs);
             let ops = if packs.is_empty() { vec![] } else { vec![Op::SweepPacks { packs: packs.clone() }] };
             Ok((ops, packs))
         })
@@ -447,10 +449,8 @@ impl Region {
     }
 }
 
-/// The condemned and damaged packs that are `due`, without those that hold bases of packs which stay.
-fn sweepable(catalog: &Catalog, due: &impl Fn(&PackName, PackState) -> bool) -> Vec<PackName> {
-    let closed = |state| matches!(state, PackState::Condemned { .. } | PackState::Quarantined { .. });
-    let due = |name: &PackName, state| closed(state) && due(name, state);
+/// The packs that are `due`, without those that hold bases of packs which stay.
+pub fn sweepable(catalog: &Catalog, due: impl Fn(&PackName, PackState) -> bool) -> BTreeSet<PackName> {
     let mut packs: BTreeSet<PackName> =
         catalog.packs.iter().filter(|(name, pack)| due(name, pack.state)).map(|(name, _)| *name).collect();
     loop {
@@ -461,7 +461,7 @@ fn sweepable(catalog: &Catalog, due: &impl Fn(&PackName, PackState) -> bool) -> 
         let before = packs.len();
         packs.retain(|pack| !bases.contains(pack));
         if packs.len() == before {
-            return packs.into_iter().collect();
+            return packs;
         }
     }
 }

@@ -63,8 +63,8 @@ struct Doubted {
     based_on: BTreeSet<PackName>,
     /// The leading bytes of bases of their deltas.
     bases: HashSet<u64>,
-    /// By their leading bytes, their deltas, each with its base's.
-    deltas: HashMap<u64, Vec<(ChunkId, u64)>>,
+    /// Of packs that were asked, their deltas, each with its base's.
+    deltas: HashMap<PackName, HashMap<ChunkId, u64>>,
     /// Bases that were found nowhere.
     lacking: HashSet<ChunkId>,
     /// Packs all of whose chunks are among `bases`.
@@ -237,9 +237,9 @@ impl Region {
         unsaved.extend(based_on);
         for some in Vec::from_iter(&bases).chunks(LOOKED_UP_AT_ONCE) {
             watch()?;
-            let of_each = |index: &Index| some.iter().map(|base| index.packs_with(**base)).collect();
-            let packs: Vec<BTreeSet<PackName>> = self.with_index(of_each)?;
-            unsaved.extend(packs.into_iter().flatten());
+            let of_each = |index: &Index| some.iter().map(|base| index.places_leading(**base)).collect();
+            let places: Vec<Vec<(ChunkId, Location)>> = self.with_index(of_each)?;
+            unsaved.extend(places.into_iter().flatten().map(|(_, place)| place.pack));
         }
         Ok(mark.catalog.with_bases(unsaved))
     }
@@ -273,14 +273,13 @@ impl Region {
                 if is_at_work || (mark.is_needed(entry.id.leading()) && self.is_only_in_doubted(entry.id)?) {
                     doubted.bases.insert(base);
                 }
-                doubted.deltas.entry(entry.id.leading()).or_default().push((entry.id, base));
             }
             // It could not be read a moment ago: the next mark finds it listed.
             doubted.unsaved.extend(may_go.then_some(name));
             return Ok(());
         }
         // That this one has it, too, is known from a segment: what is kept was proved, or will be.
-        if !mark.is_used(&name) && mark.lists(&name) {
+        if pack.state != PackState::Live && !mark.is_used(&name) && mark.lists(&name) {
             return Ok(());
         }
         match self.0.storage.open(&name.to_string()) {
@@ -326,7 +325,7 @@ impl Region {
                     let plain = trailer.entries.iter().filter(|entry| entry.codec.is_plain());
                     bases.extend(plain.map(|entry| entry.id.leading()));
                 }
-                Some(salvaged) if salvaged.is_unread => {
+                Some(salvaged) if salvaged.may_have_more => {
                     let why = format!(
                         "{held} cannot be read now, and nobody knows what {} needs of it: if it never can be again, let a repair \
                          take what it can, and then take its file away",
@@ -340,14 +339,28 @@ impl Region {
         Ok(())
     }
 
-    /// A base may be a delta itself where it is left: then what that needs is needed, too.
+    /// A base may be a delta itself where it is left, whatever that pack is good for: then what that needs is needed, too.
     fn add_bases_of_bases(&self, doubted: &mut Doubted) -> Result<(), RegionError> {
         let mut open: Vec<u64> = doubted.bases.iter().copied().collect();
         while let Some(base) = open.pop() {
-            for (id, its_base) in doubted.deltas.get(&base).into_iter().flatten() {
-                if self.is_only_in_doubted(*id)? && doubted.bases.insert(*its_base) {
-                    open.push(*its_base);
-                }
+            let is_good =
+                |place: &Location, index: &Index| place.codec.is_plain() && index.rank(&place.pack) < 2;
+            let places = self.with_index(|index| {
+                let places = index.places_leading(base)?;
+                let has_good = places.iter().any(|(_, place)| is_good(place, index));
+                Ok(if has_good { vec![] } else { places })
+            })?;
+            for (id, place) in places.into_iter().filter(|(_, place)| !place.codec.is_plain()) {
+                let of_pack = doubted
+                    .deltas
+                    .entry(place.pack)
+                    .or_insert_with(|| self.bases_in(&place.pack).unwrap_or_default());
+                let its_bases = match of_pack.get(&id) {
+                    Some(base) => vec![*base],
+                    // What its pack does not say, the frame does.
+                    None => self.bases_named(&[(id, place)]).iter().map(|base| base.leading()).collect(),
+                };
+                open.extend(its_bases.into_iter().filter(|base| doubted.bases.insert(*base)));
             }
         }
         Ok(())

@@ -22,7 +22,9 @@ const FRAMES_MORE: usize = 1024;
 /// What is to be known of a pack that was gone through frame by frame.
 #[derive(Debug, Default)]
 pub struct Salvaged {
-    /// Whether there may be more: what the device did not give it may give later.
+    /// Whether it may have more frames: what the device did not give it may give later.
+    pub may_have_more: bool,
+    /// Whether there may be more, since that is so, or bases of its deltas cannot be read now.
     pub is_unread: bool,
     /// Bases of its deltas that are nowhere to be had: what those are is not known without.
     pub lacking: BTreeSet<ChunkId>,
@@ -74,7 +76,9 @@ impl Region {
         }
         let object = match self.0.storage.open(&pack.to_string()) {
             Err(error) if error.is_not_found() => return Ok(Some(Salvaged::default())),
-            Err(_) => return Ok(Some(Salvaged { is_unread: true, ..Salvaged::default() })),
+            Err(_) => {
+                return Ok(Some(Salvaged { may_have_more: true, is_unread: true, ..Salvaged::default() }));
+            }
             Ok(object) => object,
         };
         let (bytes, is_unread) = read_what_can_be(&*object, PACK_BYTES_MAX);
@@ -85,7 +89,8 @@ impl Region {
         let frames: Vec<Frame> = scan.by_ref().take(count_max).collect();
         let is_whole = !scan.has_gap() && frames.len() == count;
         let may_be_more = is_unread || scan.is_cut_short() || frames.len() == count_max;
-        let mut salvaged = Salvaged { is_unread: may_be_more && !is_whole, ..Salvaged::default() };
+        let may_have_more = may_be_more && !is_whole;
+        let mut salvaged = Salvaged { may_have_more, is_unread: may_have_more, ..Salvaged::default() };
         let (plain, deltas): (Vec<Frame>, Vec<Frame>) =
             frames.into_iter().partition(|frame| frame.codec.is_plain());
         let mut here = HashMap::new();

@@ -49,6 +49,9 @@ pub fn bundle(session: &Session<'_>, args: &BundleArgs) -> Result<(), CliError> 
 }
 
 fn bundle_stored(session: &Session<'_>, args: &BundleArgs) -> Result<(String, u64), CliError> {
+    if args.format.is_some() {
+        return Err(CliError::Usage("--format is of a disk file: what is stored has none".into()));
+    }
     let region = session.home.open_region()?;
     let catalog: Catalog = region.catalog()?;
     let id: AnyId = parse_id(&args.what)?;

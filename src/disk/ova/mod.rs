@@ -85,7 +85,7 @@ pub fn open(file: Arc<dyn DiskRead>, path: &Path, limits: &Limits) -> Result<Ova
     let checks = checks(&members, description, &described, &file, path, &mut notes)?;
     let mut disks = Vec::new();
     let mut names = BTreeSet::new();
-    let limits = &limits.shared_by(described.disks.len());
+    let limits = &limits.shared_by(described.disks.iter().filter(|disk| disk.file.is_some()).count());
     for disk in &described.disks {
         let device_name = disk.device_name.clone().filter(|name| names.insert(name.clone()));
         let opened = match &disk.file {
