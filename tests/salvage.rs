@@ -902,3 +902,55 @@ fn a_dry_run_counts_what_stays_for_what_goes_later() {
     assert_eq!(preview(&place.open(), &options, &place.caller.context()).unwrap().freed.count, 2);
     assert_eq!(place.collect_after(10_000).freed.count, 2);
 }
+
+/// A live pack stays for what a pack in quarantine has on it, and is on damage itself: whoever comes next counts on all that it
+/// holds, so what its deltas are on stays, too.
+#[test]
+fn what_stays_on_record_only_can_be_decoded() {
+    let [first, second, third, fourth] = blocks();
+    let mut place = Place::new(std::slice::from_ref(&first));
+    let [damaged] = place.packs()[..] else { panic!("more than one pack") };
+    place.store(&mut place.begin(), &[(&second, None), (&third, Some(&first))]);
+    let above = place.store(&mut place.begin(), &[(&fourth, Some(&second))]);
+    place.take(&fourth);
+    place.lose_frames(damaged);
+    let again = place.store(&mut place.begin(), &[(&first, None)]);
+    place.delete_first();
+    place.quarantine(above);
+    (0..2).for_each(|_| drop(place.collect()));
+    assert!(place.packs().contains(&again));
+    place.take(&third);
+    assert!(place.repair().lost.is_empty());
+    place.assert_whole();
+}
+
+/// A damaged pack goes once a collection has put what was on it elsewhere: a dry run says so, too.
+#[test]
+fn a_dry_run_counts_what_goes_once_others_are_put_elsewhere() {
+    let [first, second] = blocks();
+    let mut place = Place::new(std::slice::from_ref(&first));
+    let [base] = place.packs()[..] else { panic!("more than one pack") };
+    place.store(&mut place.begin(), &[(&second, Some(&first))]);
+    place.take(&second);
+    place.quarantine(base);
+    assert!(place.repair().lost.is_empty());
+    let previewed = preview(&place.open(), &NOW, &place.caller.context()).unwrap();
+    for done in [previewed, place.collect()] {
+        assert_eq!((done.freed.count, done.waiting.count), (1, 0), "{done:?}");
+    }
+}
+
+/// What nothing needs but a pack in quarantine that stays is condemned, and does not go yet: a dry run says so, too.
+#[test]
+fn a_dry_run_counts_what_stays_for_what_is_in_quarantine() {
+    let [first, second, third] = blocks();
+    let mut place = Place::new(std::slice::from_ref(&first));
+    let pack = place.store(&mut place.begin(), &[(&second, Some(&first)), (&third, None)]);
+    place.take(&third);
+    place.quarantine(pack);
+    place.delete_first();
+    let previewed = preview(&place.open(), &NOW, &place.caller.context()).unwrap();
+    for done in [previewed, place.collect()] {
+        assert_eq!((done.condemned.count, done.freed.count, done.waiting.count), (1, 0, 2), "{done:?}");
+    }
+}

@@ -102,9 +102,19 @@ pub fn preview(region: &Region, options: &GcOptions, context: &Context<'_>) -> R
         ..Collected::default()
     };
     collected.expired = expire_all(&mark.catalog, context).len() as u64;
-    let goes = sweepable(&mark.catalog, |name, state| match options.grace_ms {
+    let mut rebased = mark.rebased(&kept);
+    let goes = sweepable(&mark.catalog, &rebased, |name, state| match options.grace_ms {
         0 if candidates.dead.contains(name) => true,
         _ => is_over(state, options, context) && !kept.contains(name),
+    });
+    // What live packs have in those that are rewritten, moves.
+    for (name, pack) in mark.catalog.packs.iter().filter(|(_, pack)| pack.state == PackState::Live) {
+        let bases = rebased.get(name).unwrap_or(&pack.record.bases);
+        let stay = bases.iter().copied().filter(|base| !candidates.worn.contains(base)).collect();
+        rebased.insert(*name, stay);
+    }
+    let go_at_last = sweepable(&mark.catalog, &rebased, |name, _| {
+        goes.contains(name) || (options.grace_ms == 0 && candidates.worn.contains(name))
     });
     for (name, pack) in mark.catalog.packs.iter() {
         match closed_since(pack.state) {
@@ -126,7 +136,7 @@ pub fn preview(region: &Region, options: &GcOptions, context: &Context<'_>) -> R
         } else {
             collected.condemned.add(len);
         }
-        if options.grace_ms == 0 {
+        if go_at_last.contains(name) {
             collected.freed.add(len);
         } else {
             wait(&mut collected, len, context.now_ms, options);

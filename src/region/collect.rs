@@ -151,9 +151,14 @@ impl Mark {
         self.bases.binary_search(&leading).is_ok()
     }
 
+    /// What [`Region::rebase`] would put on record now.
+    pub fn rebased(&self, kept: &BTreeSet<PackName>) -> BTreeMap<PackName, Vec<PackName>> {
+        self.to_rebase(&self.catalog, kept)
+    }
+
     /// Live packs that are on record with bases in packs that nothing keeps or that are damaged, and where those are, too.
-    fn to_rebase(&self, catalog: &Catalog, kept: &BTreeSet<PackName>) -> Vec<Op> {
-        let mut ops = Vec::new();
+    fn to_rebase(&self, catalog: &Catalog, kept: &BTreeSet<PackName>) -> BTreeMap<PackName, Vec<PackName>> {
+        let mut rebased = BTreeMap::new();
         for (&pack, bases) in &self.based_on {
             let Some(known) = catalog.packs.get(&pack).filter(|known| known.state == PackState::Live) else {
                 continue;
@@ -161,10 +166,10 @@ impl Mark {
             let stays = |base: &PackName| kept.contains(base) && self.catalog.can_be_used(*base);
             let can_be = !self.baseless.contains(&pack) && self.can_be_based_on(bases);
             if !known.record.bases.iter().all(stays) && can_be {
-                ops.push(Op::RebasePack { pack, bases: bases.iter().copied().collect() });
+                rebased.insert(pack, bases.iter().copied().collect());
             }
         }
-        ops
+        rebased
     }
 
     /// Whether all that is needed in a later state is what is needed in this one, and still there.
@@ -274,7 +279,8 @@ impl Region {
         account: AccountId,
     ) -> Result<bool, RegionError> {
         self.commit(account, |catalog| {
-            let ops = mark.to_rebase(catalog, kept);
+            let rebased = mark.to_rebase(catalog, kept).into_iter();
+            let ops: Vec<Op> = rebased.map(|(pack, bases)| Op::RebasePack { pack, bases }).collect();
             // Else whoever acts on the mark asks.
             let holds = ops.is_empty() || mark.holds(catalog, kept);
             Ok((if holds { ops } else { vec![] }, holds))
@@ -331,7 +337,7 @@ impl Region {
                 return Ok((vec![], vec![]));
             }
             let closed = |state| matches!(state, PackState::Condemned { .. } | PackState::Quarantined { .. });
-            let packs = sweepable(catalog, |name, state| {
+            let packs = sweepable(catalog, &BTreeMap::new(), |name, state| {
                 let was = mark.catalog.packs.get(name).map(|pack| pack.state);
                 // What came into quarantine after the mark, nobody has looked into yet.
                 let is_new = matches!(state, PackState::Quarantined { .. }) && was != Some(state);
@@ -449,15 +455,21 @@ impl Region {
     }
 }
 
-/// The packs that are `due`, without those that hold bases of packs which stay.
-pub fn sweepable(catalog: &Catalog, due: impl Fn(&PackName, PackState) -> bool) -> BTreeSet<PackName> {
+/// The packs that are `due`, without those that hold bases of packs which stay: those on record, or what some packs are `rebased` on.
+pub fn sweepable(
+    catalog: &Catalog,
+    rebased: &BTreeMap<PackName, Vec<PackName>>,
+    due: impl Fn(&PackName, PackState) -> bool,
+) -> BTreeSet<PackName> {
     let mut packs: BTreeSet<PackName> =
         catalog.packs.iter().filter(|(name, pack)| due(name, pack.state)).map(|(name, _)| *name).collect();
     loop {
         let stays = |name: &PackName, state| state != PackState::Sweeping && !packs.contains(name);
         let staying = catalog.packs.iter().filter(|(name, pack)| stays(name, pack.state));
-        let bases: BTreeSet<PackName> =
-            staying.flat_map(|(_, pack)| pack.record.bases.iter().copied()).collect();
+        let bases: BTreeSet<PackName> = staying
+            .flat_map(|(name, pack)| rebased.get(name).unwrap_or(&pack.record.bases))
+            .copied()
+            .collect();
         let before = packs.len();
         packs.retain(|pack| !bases.contains(pack));
         if packs.len() == before {

@@ -10,6 +10,7 @@
 use super::Region;
 use super::collect::Mark;
 use super::error::RegionError;
+use super::fetch::Located;
 use super::salvage::Salvaged;
 use crate::model::catalog::{Catalog, Pack, Root, RootId};
 use crate::model::ids::ChunkId;
@@ -61,8 +62,9 @@ struct Doubted {
     held: Vec<Held>,
     /// The packs that their deltas are on.
     based_on: BTreeSet<PackName>,
-    /// The leading bytes of bases of their deltas.
+    /// The leading bytes of bases of their deltas; and those of them of which it was not asked yet where they are.
     bases: HashSet<u64>,
+    open: Vec<u64>,
     /// Of packs that were asked, their deltas, each with its base's.
     deltas: HashMap<PackName, HashMap<ChunkId, u64>>,
     /// Bases that were found nowhere.
@@ -86,7 +88,13 @@ impl Doubted {
 
     fn note_bases(&mut self, found: Salvaged) {
         self.based_on.extend(found.based_on);
-        self.bases.extend(found.deltas.iter().map(|base| base.leading()));
+        found.deltas.iter().for_each(|base| self.note_base(base.leading()));
+    }
+
+    fn note_base(&mut self, leading: u64) {
+        if self.bases.insert(leading) {
+            self.open.push(leading);
+        }
     }
 }
 
@@ -98,15 +106,20 @@ fn is_doubted(
     (name, pack): (PackName, &Pack),
     at_work: &BTreeSet<PackName>,
 ) -> bool {
-    let is_live =
-        |base: &PackName| mark.catalog.packs.get(base).is_some_and(|pack| pack.state == PackState::Live);
     match pack.state {
         PackState::Sweeping => false,
-        PackState::Live => {
-            at_work.contains(&name) && !mark.is_used(&name) && !pack.record.bases.iter().all(is_live)
-        }
+        PackState::Live => at_work.contains(&name) && is_on_damage(mark, &name),
         _ => index.rank(&name) > 1,
     }
+}
+
+/// Whether a pack is live and on something damaged, and a mark does not look into it.
+fn is_on_damage(mark: &Mark, name: &PackName) -> bool {
+    let is_live =
+        |base: &PackName| mark.catalog.packs.get(base).is_some_and(|pack| pack.state == PackState::Live);
+    mark.catalog.packs.get(name).is_some_and(|pack| {
+        pack.state == PackState::Live && !mark.is_used(name) && !pack.record.bases.iter().all(is_live)
+    })
 }
 
 const fn is_quarantined(state: PackState) -> bool {
@@ -214,7 +227,7 @@ impl Region {
         // They may hold any base: those that were not read, and those of which more is known once they are mended.
         let may_hold_any = !doubted.unsaved.is_empty() || !doubted.lacking.is_disjoint(&all);
         loop {
-            self.add_bases_of_bases(&mut doubted)?;
+            self.add_bases_of_bases(&mut doubted, &mut watch)?;
             let mut going = Vec::new();
             let before = doubted.held.len();
             for held in std::mem::take(&mut doubted.held) {
@@ -233,15 +246,21 @@ impl Region {
                 break;
             }
         }
-        let Doubted { mut unsaved, based_on, bases, .. } = doubted;
-        unsaved.extend(based_on);
-        for some in Vec::from_iter(&bases).chunks(LOOKED_UP_AT_ONCE) {
-            watch()?;
-            let of_each = |index: &Index| some.iter().map(|base| index.places_leading(**base)).collect();
-            let places: Vec<Vec<(ChunkId, Location)>> = self.with_index(of_each)?;
-            unsaved.extend(places.into_iter().flatten().map(|(_, place)| place.pack));
+        let mut looked_into = BTreeSet::new();
+        loop {
+            self.add_bases_of_bases(&mut doubted, &mut watch)?;
+            let stay = mark.catalog.with_bases(doubted.unsaved.iter().chain(&doubted.based_on).copied());
+            // Whoever comes next counts on all that is in a live pack, whatever it is kept for.
+            let is_new = |name: &PackName| is_on_damage(mark, name) && looked_into.insert(*name);
+            let new: Vec<PackName> = mark.kept_packs().union(&stay).copied().filter(is_new).collect();
+            if new.is_empty() {
+                return Ok(stay);
+            }
+            for name in new {
+                watch()?;
+                self.look_into(mark, name, false, &mut doubted)?;
+            }
         }
-        Ok(mark.catalog.with_bases(unsaved))
     }
 
     /// Live packs that a running command may be about to use, if any pack is damaged: those that it stored, and what they are on.
@@ -271,7 +290,7 @@ impl Region {
             let is_at_work = pack.state == PackState::Live;
             for (entry, base) in trailer.deltas() {
                 if is_at_work || (mark.is_needed(entry.id.leading()) && self.is_only_in_doubted(entry.id)?) {
-                    doubted.bases.insert(base);
+                    doubted.note_base(base);
                 }
             }
             // It could not be read a moment ago: the next mark finds it listed.
@@ -314,16 +333,12 @@ impl Region {
             if !doubted.gone_through.insert(held) {
                 continue;
             }
-            let bases = &mut doubted.bases;
-            let salvaged = self.salvage(held, |id, _| {
-                bases.insert(id.leading());
-            })?;
-            match salvaged {
+            match self.salvage(held, |id, _| doubted.note_base(id.leading()))? {
                 // It says what it holds.
                 None => {
                     let trailer = read_trailer(&*self.0.storage, self.0.header.id, &base.record)?;
                     let plain = trailer.entries.iter().filter(|entry| entry.codec.is_plain());
-                    bases.extend(plain.map(|entry| entry.id.leading()));
+                    plain.for_each(|entry| doubted.note_base(entry.id.leading()));
                 }
                 Some(salvaged) if salvaged.may_have_more => {
                     let why = format!(
@@ -339,31 +354,53 @@ impl Region {
         Ok(())
     }
 
-    /// A base may be a delta itself where it is left, whatever that pack is good for: then what that needs is needed, too.
-    fn add_bases_of_bases(&self, doubted: &mut Doubted) -> Result<(), RegionError> {
-        let mut open: Vec<u64> = doubted.bases.iter().copied().collect();
-        while let Some(base) = open.pop() {
+    /// Notes where bases are. One may be a delta itself where it is left, whatever that pack is good for: then what that needs is
+    /// needed, too.
+    fn add_bases_of_bases<E: From<RegionError>>(
+        &self,
+        doubted: &mut Doubted,
+        watch: &mut impl FnMut() -> Result<(), E>,
+    ) -> Result<(), E> {
+        while !doubted.open.is_empty() {
+            watch()?;
+            let some = doubted.open.split_off(doubted.open.len().saturating_sub(LOOKED_UP_AT_ONCE));
             let is_good =
                 |place: &Location, index: &Index| place.codec.is_plain() && index.rank(&place.pack) < 2;
-            let places = self.with_index(|index| {
-                let places = index.places_leading(base)?;
-                let has_good = places.iter().any(|(_, place)| is_good(place, index));
-                Ok(if has_good { vec![] } else { places })
+            let mut deltas: Vec<Located> = Vec::new();
+            let packs = self.with_index(|index| {
+                let mut packs = BTreeSet::new();
+                deltas.clear();
+                for base in &some {
+                    let places = index.places_leading(*base)?;
+                    packs.extend(places.iter().map(|(_, place)| place.pack));
+                    if !places.iter().any(|(_, place)| is_good(place, index)) {
+                        deltas.extend(places.into_iter().filter(|(_, place)| !place.codec.is_plain()));
+                    }
+                }
+                Ok(packs)
             })?;
-            for (id, place) in places.into_iter().filter(|(_, place)| !place.codec.is_plain()) {
-                let of_pack = doubted
-                    .deltas
-                    .entry(place.pack)
-                    .or_insert_with(|| self.bases_in(&place.pack).unwrap_or_default());
-                let its_bases = match of_pack.get(&id) {
-                    Some(base) => vec![*base],
-                    // What its pack does not say, the frame does.
-                    None => self.bases_named(&[(id, place)]).iter().map(|base| base.leading()).collect(),
-                };
-                open.extend(its_bases.into_iter().filter(|base| doubted.bases.insert(*base)));
+            doubted.based_on.extend(packs);
+            for located in deltas {
+                self.add_base_of(located, doubted)?;
             }
         }
         Ok(())
+    }
+
+    fn add_base_of(&self, (id, place): Located, doubted: &mut Doubted) -> Result<(), RegionError> {
+        let of_pack = || self.bases_in(&place.pack).unwrap_or_default();
+        let told = doubted.deltas.entry(place.pack).or_insert_with(of_pack).get(&id).copied();
+        if let Some(base) = told {
+            doubted.note_base(base);
+            return Ok(());
+        }
+        // What its pack does not say, the frame does; and else what its pack is on record with.
+        let named = self.bases_named(&[(id, place)]);
+        named.iter().for_each(|base| doubted.note_base(base.leading()));
+        match self.catalog()?.packs.get(&place.pack) {
+            Some(pack) if named.is_empty() => self.add_all_on_record(pack, doubted),
+            _ => Ok(()),
+        }
     }
 
     /// Whether a pack holds what is needed, and is in no pack that stays.
