@@ -86,8 +86,8 @@ pub struct Collected {
 /// The packs that a mark lets go of.
 #[derive(Default)]
 struct Candidates {
-    dead: Vec<PackName>,
-    worn: Vec<PackName>,
+    dead: BTreeSet<PackName>,
+    worn: BTreeSet<PackName>,
     in_progress: Amount,
 }
 
@@ -103,23 +103,29 @@ pub fn preview(region: &Region, options: &GcOptions, context: &Context<'_>) -> R
     };
     collected.expired = expire_all(&mark.catalog, context).len() as u64;
     let mut rebased = mark.rebased(&kept);
+    // What something is put on is used again.
+    let rescued = mark.catalog.with_bases(rebased.values().flatten().copied());
     let goes = sweepable(&mark.catalog, &rebased, |name, state| match options.grace_ms {
         0 if candidates.dead.contains(name) => true,
         _ => is_over(state, options, context) && !kept.contains(name),
     });
-    // What live packs have in those that are rewritten, moves.
-    for (name, pack) in mark.catalog.packs.iter().filter(|(_, pack)| pack.state == PackState::Live) {
-        let bases = rebased.get(name).unwrap_or(&pack.record.bases);
-        let stay = bases.iter().copied().filter(|base| !candidates.worn.contains(base)).collect();
-        rebased.insert(*name, stay);
+    let mut go_at_last = BTreeSet::new();
+    if options.grace_ms == 0 {
+        // What live packs have in those that are rewritten, moves.
+        for (name, pack) in mark.catalog.packs.iter().filter(|(_, pack)| pack.state == PackState::Live) {
+            let bases = rebased.get(name).unwrap_or(&pack.record.bases);
+            let stay = bases.iter().copied().filter(|base| !candidates.worn.contains(base)).collect();
+            rebased.insert(*name, stay);
+        }
+        go_at_last = sweepable(&mark.catalog, &rebased, |name, _| {
+            goes.contains(name) || candidates.worn.contains(name)
+        });
     }
-    let go_at_last = sweepable(&mark.catalog, &rebased, |name, _| {
-        goes.contains(name) || (options.grace_ms == 0 && candidates.worn.contains(name))
-    });
     for (name, pack) in mark.catalog.packs.iter() {
         match closed_since(pack.state) {
             _ if pack.state == PackState::Sweeping => collected.freed.add(pack.record.len),
             Some(_) if goes.contains(name) => collected.freed.add(pack.record.len),
+            Some(_) if rescued.contains(name) && !is_damaged(pack.state) => {}
             Some(_) if mark.unsaved().contains(name) => collected.unsaved.add(pack.record.len),
             Some(since) => wait(&mut collected, pack.record.len, since, options),
             None => {}
@@ -241,6 +247,10 @@ fn remove_swept(
     Ok(())
 }
 
+const fn is_damaged(state: PackState) -> bool {
+    matches!(state, PackState::Quarantined { .. })
+}
+
 const fn closed_since(state: PackState) -> Option<TimeMs> {
     match state {
         PackState::Condemned { since_ms } | PackState::Quarantined { since_ms } => Some(since_ms),
@@ -290,12 +300,12 @@ fn candidates(
                 && !in_progress.contains(&name)
                 && !others.contains(&name.session)
             {
-                candidates.worn.push(name);
+                candidates.worn.insert(name);
             }
         } else if in_progress.contains(&name) {
             candidates.in_progress.add(pack.record.len);
         } else {
-            candidates.dead.push(name);
+            candidates.dead.insert(name);
         }
     }
     Ok(candidates)
@@ -329,7 +339,8 @@ fn condemn_dead(
         let holds = going.is_empty() || region.still_holds(mark, &kept)?;
         return Ok(holds.then_some(kept));
     }
-    if !region.condemn(mark, &kept, &dead, context.account, context.now_ms)? {
+    let going: Vec<PackName> = dead.iter().copied().collect();
+    if !region.condemn(mark, &kept, &going, context.account, context.now_ms)? {
         return Ok(None);
     }
     dead.iter().for_each(|name| collected.condemned.add(len_of(mark, name)));
@@ -340,7 +351,7 @@ fn condemn_dead(
 fn rewrite_worn(
     region: &Region,
     mark: &Mark,
-    worn: &[PackName],
+    worn: &BTreeSet<PackName>,
     collected: &mut Collected,
     context: &Context<'_>,
 ) -> Result<Option<Rewritten>, OpsError> {

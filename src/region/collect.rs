@@ -301,15 +301,15 @@ impl Region {
         account: AccountId,
         at_ms: TimeMs,
     ) -> Result<bool, RegionError> {
+        let going: HashSet<&PackName> = packs.iter().collect();
         self.commit(account, |catalog| {
             let is_live =
                 |pack: &PackName| catalog.packs.get(pack).is_some_and(|p| p.state == PackState::Live);
             // Somebody may have stored deltas against one of them meanwhile.
             let is_base_of = |pack: &Pack| {
-                let is_going = |base: &PackName| packs.contains(base);
                 pack.state == PackState::Live
-                    && !packs.contains(&pack.record.name)
-                    && pack.record.bases.iter().any(is_going)
+                    && !going.contains(&pack.record.name)
+                    && pack.record.bases.iter().any(|base| going.contains(base))
             };
             if !mark.holds(catalog, kept)
                 || !packs.iter().all(is_live)

@@ -71,6 +71,8 @@ struct Doubted {
     lacking: HashSet<ChunkId>,
     /// Packs all of whose chunks are among `bases`.
     gone_through: BTreeSet<PackName>,
+    /// Chunks that a pack which stays has, those of them that have to be plain frames told apart.
+    intact: HashSet<(ChunkId, bool)>,
 }
 
 /// A pack, the chunks that it holds, and more of them.
@@ -211,6 +213,9 @@ impl Region {
         index: &Index,
         mut watch: impl FnMut() -> Result<(), E>,
     ) -> Result<BTreeSet<PackName>, E> {
+        if quarantined(&mark.catalog).next().is_none() {
+            return Ok(BTreeSet::new());
+        }
         let mut doubted = Doubted::default();
         let at_work = self.packs_at_work(mark)?;
         for (&name, pack) in mark.catalog.packs.iter() {
@@ -224,31 +229,11 @@ impl Region {
         }
         let all: HashSet<ChunkId> = doubted.held.iter().flat_map(|held| &held.ids).copied().collect();
         doubted.lacking.extend(doubted.held.iter().flat_map(|held| &held.found.lacking));
-        // They may hold any base: those that were not read, and those of which more is known once they are mended.
-        let may_hold_any = !doubted.unsaved.is_empty() || !doubted.lacking.is_disjoint(&all);
+        let (is_any_unread, mut looked_into) = (!doubted.unsaved.is_empty(), BTreeSet::new());
         loop {
-            self.add_bases_of_bases(&mut doubted, &mut watch)?;
-            let mut going = Vec::new();
-            let before = doubted.held.len();
-            for held in std::mem::take(&mut doubted.held) {
-                watch()?;
-                if (may_hold_any && !held.found.lacking.is_empty())
-                    || self.is_needed_of(mark, &held, &doubted)
-                {
-                    doubted.note_unsaved(held);
-                } else {
-                    going.push(held);
-                }
-            }
-            doubted.held = going;
-            // One that stays may need another.
-            if doubted.held.len() == before {
-                break;
-            }
-        }
-        let mut looked_into = BTreeSet::new();
-        loop {
-            self.add_bases_of_bases(&mut doubted, &mut watch)?;
+            // They may hold any base: those that were not read, and those of which more is known once they are mended.
+            let may_hold_any = is_any_unread || !doubted.lacking.is_disjoint(&all);
+            self.judge_held(mark, may_hold_any, &mut doubted, &mut watch)?;
             let stay = mark.catalog.with_bases(doubted.unsaved.iter().chain(&doubted.based_on).copied());
             // Whoever comes next counts on all that is in a live pack, whatever it is kept for.
             let is_new = |name: &PackName| is_on_damage(mark, name) && looked_into.insert(*name);
@@ -263,11 +248,37 @@ impl Region {
         }
     }
 
-    /// Live packs that a running command may be about to use, if any pack is damaged: those that it stored, and what they are on.
-    fn packs_at_work(&self, mark: &Mark) -> Result<BTreeSet<PackName>, RegionError> {
-        if quarantined(&mark.catalog).next().is_none() {
-            return Ok(BTreeSet::new());
+    /// Keeps those of the packs that may go that hold what is needed, as far as is known by now.
+    fn judge_held<E: From<RegionError>>(
+        &self,
+        mark: &Mark,
+        may_hold_any: bool,
+        doubted: &mut Doubted,
+        watch: &mut impl FnMut() -> Result<(), E>,
+    ) -> Result<(), E> {
+        loop {
+            self.add_bases_of_bases(doubted, watch)?;
+            let (all, mut going) = (std::mem::take(&mut doubted.held), Vec::new());
+            let before = all.len();
+            for held in all {
+                watch()?;
+                if (may_hold_any && !held.found.lacking.is_empty()) || self.is_needed_of(mark, &held, doubted)
+                {
+                    doubted.note_unsaved(held);
+                } else {
+                    going.push(held);
+                }
+            }
+            doubted.held = going;
+            // One that stays may need another.
+            if doubted.held.len() == before {
+                return Ok(());
+            }
         }
+    }
+
+    /// Live packs that a running command may be about to use: those that it stored, and what they are on.
+    fn packs_at_work(&self, mark: &Mark) -> Result<BTreeSet<PackName>, RegionError> {
         let others = self.others_at_work(&mark.catalog)?;
         let live = mark.catalog.packs.iter().filter(|(_, pack)| pack.state == PackState::Live);
         let unused = live.map(|(name, _)| *name).filter(|name| !mark.is_used(name));
@@ -381,6 +392,7 @@ impl Region {
             })?;
             doubted.based_on.extend(packs);
             for located in deltas {
+                watch()?;
                 self.add_base_of(located, doubted)?;
             }
         }
@@ -394,6 +406,10 @@ impl Region {
             doubted.note_base(base);
             return Ok(());
         }
+        match self.0.storage.open(&place.pack.to_string()) {
+            Err(error) if error.is_not_found() => return Ok(()),
+            _ => {}
+        }
         // What its pack does not say, the frame does; and else what its pack is on record with.
         let named = self.bases_named(&[(id, place)]);
         named.iter().for_each(|base| doubted.note_base(base.leading()));
@@ -404,11 +420,19 @@ impl Region {
     }
 
     /// Whether a pack holds what is needed, and is in no pack that stays.
-    fn is_needed_of(&self, mark: &Mark, held: &Held, doubted: &Doubted) -> bool {
-        held.ids.iter().any(|id| {
+    fn is_needed_of(&self, mark: &Mark, held: &Held, doubted: &mut Doubted) -> bool {
+        held.ids.iter().any(|&id| {
             let is_base = mark.is_base(id.leading()) || doubted.bases.contains(&id.leading());
             let is_needed = is_base || mark.is_needed(id.leading());
-            doubted.lacking.contains(id) || (is_needed && !self.is_kept_intact(mark, *id, is_base))
+            if !is_needed || doubted.lacking.contains(&id) {
+                return is_needed || doubted.lacking.contains(&id);
+            }
+            // What was proved is not read again.
+            let is_intact = doubted.intact.contains(&(id, is_base)) || self.is_kept_intact(mark, id, is_base);
+            if is_intact {
+                doubted.intact.insert((id, is_base));
+            }
+            !is_intact
         })
     }
 
