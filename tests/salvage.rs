@@ -904,45 +904,29 @@ fn a_dry_run_counts_what_stays_for_what_goes_later() {
 }
 
 /// A live pack stays for what a pack in quarantine has on it, and is on damage itself: whoever comes next counts on all that it
-/// holds, so what its deltas are on stays, too.
+/// holds, so what its deltas are on stays, too, also where only a search finds it.
 #[test]
 fn what_stays_on_record_only_can_be_decoded() {
-    let [first, second, third, fourth] = blocks();
-    let mut place = Place::new(std::slice::from_ref(&first));
-    let [damaged] = place.packs()[..] else { panic!("more than one pack") };
-    place.store(&mut place.begin(), &[(&second, None), (&third, Some(&first))]);
-    let above = place.store(&mut place.begin(), &[(&fourth, Some(&second))]);
-    place.take(&fourth);
-    place.lose_frames(damaged);
-    let again = place.store(&mut place.begin(), &[(&first, None)]);
-    place.delete_first();
-    place.quarantine(above);
-    (0..2).for_each(|_| drop(place.collect()));
-    assert!(place.packs().contains(&again));
-    place.take(&third);
-    assert!(place.repair().lost.is_empty());
-    place.assert_whole();
-}
-
-/// As before, and what is needed so is where only a search finds it.
-#[test]
-fn what_stays_on_record_only_can_be_decoded_by_what_only_a_search_finds() {
-    let [first, second, third, fourth] = blocks();
-    let mut place = Place::new(std::slice::from_ref(&first));
-    let [damaged] = place.packs()[..] else { panic!("more than one pack") };
-    place.store(&mut place.begin(), &[(&second, None), (&third, Some(&first))]);
-    let above = place.store(&mut place.begin(), &[(&fourth, Some(&second))]);
-    place.take(&fourth);
-    place.lose_frames(damaged);
-    let again = place.store(&mut place.begin(), &[(&first, None)]);
-    place.delete_first();
-    place.lose_trailer(again);
-    place.quarantine(above);
-    (0..2).for_each(|_| drop(place.collect()));
-    assert!(place.packs().contains(&again));
-    place.take(&third);
-    assert!(place.repair().lost.is_empty());
-    place.assert_whole();
+    for is_trailer_lost in [false, true] {
+        let [first, second, third, fourth] = blocks();
+        let mut place = Place::new(std::slice::from_ref(&first));
+        let [damaged] = place.packs()[..] else { panic!("more than one pack") };
+        place.store(&mut place.begin(), &[(&second, None), (&third, Some(&first))]);
+        let above = place.store(&mut place.begin(), &[(&fourth, Some(&second))]);
+        place.take(&fourth);
+        place.lose_frames(damaged);
+        let again = place.store(&mut place.begin(), &[(&first, None)]);
+        place.delete_first();
+        if is_trailer_lost {
+            place.lose_trailer(again);
+        }
+        place.quarantine(above);
+        (0..2).for_each(|_| drop(place.collect()));
+        assert!(place.packs().contains(&again), "{is_trailer_lost}");
+        place.take(&third);
+        assert!(place.repair().lost.is_empty());
+        place.assert_whole();
+    }
 }
 
 /// A damaged pack goes once a collection has put what was on it elsewhere: a dry run says so, too.
