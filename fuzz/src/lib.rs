@@ -52,6 +52,7 @@ pub mod features;
 pub mod free;
 pub mod model;
 pub mod sparse;
+pub mod wear;
 
 /// A target's name and function.
 pub type Target = (&'static str, fn(&[u8]));

@@ -1,6 +1,8 @@
 //! Sequences of operations on a region in memory: snapshot, delete, collect, leave half-done, be taken for gone.
 //! What was acknowledged reads as it was taken, and a check finds nothing.
 
+use super::runs;
+use super::wear::wear;
 use imgstore::disk::{DiskError, DiskRead, Extent};
 use imgstore::io::memory::Memory;
 use imgstore::model::account::AccountId;
@@ -20,13 +22,14 @@ use rayon::ThreadPool;
 use std::sync::{Arc, LazyLock};
 
 /// Operations of a sequence at most.
-const OPERATIONS_MAX: usize = 24;
+pub const OPERATIONS_MAX: usize = 24;
 /// Bytes of a content's block.
-const BLOCK: usize = 4096;
+pub const BLOCK: usize = 4096;
 
-struct Disk(Vec<u8>);
+/// A disk in memory.
+pub struct VecDisk(pub Vec<u8>);
 
-impl DiskRead for Disk {
+impl DiskRead for VecDisk {
     fn len_bytes(&self) -> u64 {
         self.0.len() as u64
     }
@@ -64,7 +67,7 @@ fn make(choice: u8) -> Vec<u8> {
     bytes
 }
 
-static POOL: LazyLock<ThreadPool> =
+pub static POOL: LazyLock<ThreadPool> =
     LazyLock::new(|| rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("a thread"));
 
 struct World {
@@ -123,7 +126,7 @@ impl World {
             0..=2 => {
                 let bytes = content(choice);
                 let region = self.open();
-                let taken = snapshot(&region, &Disk(bytes.clone()), &SnapshotOptions::default(), &context);
+                let taken = snapshot(&region, &VecDisk(bytes.clone()), &SnapshotOptions::default(), &context);
                 self.there.push((taken.expect("nothing stands in its way").snapshot.id, bytes));
             }
             3 if !self.there.is_empty() => {
@@ -138,7 +141,7 @@ impl World {
             6 => {
                 let region = self.open();
                 let mut session = region.begin(context.account).expect("there is space");
-                ingest(&mut session, &Disk(content(choice)), &Compression::default(), &context)
+                ingest(&mut session, &VecDisk(content(choice)), &Compression::default(), &context)
                     .expect("nothing stands in its way");
                 self.under_way.push((region, session));
             }
@@ -154,8 +157,17 @@ impl World {
     }
 }
 
-/// The sequence that the input says: two bytes for each operation.
+/// The sequence that the input says, two bytes for each operation: on a sound medium, and on one that wears out.
 pub fn model(data: &[u8]) {
+    if runs(data, 2, [0]) {
+        sound(data);
+    }
+    if runs(data, 2, [1]) {
+        wear(data);
+    }
+}
+
+fn sound(data: &[u8]) {
     let storage = Memory::new();
     let mut world = World { storage, sessions: 0, now_ms: 1, there: Vec::new(), under_way: Vec::new() };
     let chunker = ChunkerParams { min_blocks: 1, avg_blocks: 2, max_blocks: 4, zero_tail_bytes: 32 };
