@@ -442,6 +442,50 @@ fn a_home_can_be_moved_and_copied() {
     assert!(moved.stdout == bytes, "{}", String::from_utf8_lossy(&moved.stderr));
 }
 
+/// What is done in a copy of a home is done to its own disks, and a home that was moved still finds its.
+#[test]
+fn a_copied_home_has_disks_of_its_own() {
+    let place = Place::new();
+    let bytes = place.disk("a.raw", 1 << 20, 1);
+    let image = one_line(&place.ok(&["import", "a.raw", "--name", "first"]), "ami-");
+    let inside = one_line(&place.ok(&["launch", &image]), "i-");
+    let outside = one_line(&place.ok(&["launch", &image, "--output", "vms"]), "i-");
+    let volume = one_line(&place.ok(&["create-volume", "--size", "1M"]), "vol-");
+    let copied = Command::new("cp").arg("-a").args([place.path("home"), place.path("copy")]).status();
+    assert!(copied.unwrap().success());
+    let in_copy = |args: &[&str]| {
+        let output = place.command(args).arg("--home").arg(place.path("copy")).output().unwrap();
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let disk = |home: &str| place.path(home).join("instances").join(&inside).join("xvda.raw");
+    fs::write(disk("copy"), vec![7; 1 << 20]).unwrap();
+    let captured = one_line(&in_copy(&["create-image", &inside, "--name", "second"]), "ami-");
+    in_copy(&["export", &captured, "b.raw"]);
+    assert!(fs::read(place.path("b.raw")).unwrap() == vec![7; 1 << 20], "not of the copy's own disk");
+    assert!(in_copy(&["show", &inside]).contains(&*disk("copy").to_string_lossy()));
+    in_copy(&["terminate", &inside]);
+    in_copy(&["delete-volume", &volume]);
+    assert!(!disk("copy").parent().unwrap().exists());
+    let raw = format!("{volume}.raw");
+    assert!(!place.path("copy/volumes").join(&raw).exists());
+
+    assert!(fs::read(disk("home")).unwrap() == bytes);
+    fs::rename(place.path("home"), place.path("moved")).unwrap();
+    let moved = ["--home", place.path("moved").to_str().unwrap()].map(str::to_owned);
+    let moved = moved.each_ref().map(String::as_str);
+    place.ok(&[&["delete-volume", &volume], &moved[..]].concat());
+    assert!(!place.path("moved/volumes").join(&raw).exists());
+    let shown = place.json(&[&["show", &inside], &moved[..]].concat());
+    assert_eq!(shown["path"], disk("moved").parent().unwrap().to_str().unwrap());
+    assert_eq!(shown["volumes"][0]["path"], disk("moved").to_str().unwrap());
+    // What is elsewhere stays where it is.
+    let shown = place.json(&[&["show", &outside], &moved[..]].concat());
+    assert_eq!(shown["path"], place.path("vms").join(&outside).to_str().unwrap());
+    place.ok(&[&["terminate", &inside, &outside], &moved[..]].concat());
+    assert!(!disk("moved").exists() && !place.path("vms").join(&outside).exists());
+}
+
 #[test]
 fn a_damaged_region_file_or_record_is_a_finding() {
     let place = Place::new();

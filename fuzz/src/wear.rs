@@ -163,7 +163,7 @@ fn block(at: usize, kind: u8) -> Vec<u8> {
     }
     text.truncate(BLOCK);
     // Blocks that few kinds change, and blocks that most do.
-    let own = if at % 3 == 0 { kind / 6 } else { kind };
+    let own = if at.is_multiple_of(3) { kind / 6 } else { kind };
     if own > 0 {
         let word = format!("kind {own:02}");
         let place = 100 + 1500 * (at % 2) + 40 * usize::from(own);

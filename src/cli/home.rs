@@ -180,6 +180,7 @@ impl Home {
         let root = self.path.join(directory_of(&known.url)?);
         check_owner(&root)?;
         let region = Region::open_directory(&root, self.directory).map_err(at)?;
+        region.note_home(&self.path);
         if let Some(sequence) = region.lost_record() {
             progress::warn(&format!(
                 "region {name}: log record {sequence} was written and is lost, so what it did is not shown; \
@@ -212,7 +213,10 @@ impl Home {
     fn open_path(&self, path: &str) -> Result<Region, CliError> {
         let root = absolute(&expand(path)?)?;
         check_owner(&root)?;
-        Region::open_directory(&root, self.directory).map_err(|error| region_error(path, path, error))
+        let region = Region::open_directory(&root, self.directory);
+        let region = region.map_err(|error| region_error(path, path, error))?;
+        region.note_home(&self.path);
+        Ok(region)
     }
 
     /// As [`Home::open_named`] for a path, and makes a region there if there is none.

@@ -8,6 +8,7 @@ use imgstore::model::instance::{Instance, LocalDisk, Volume};
 use imgstore::model::snapshot::Snapshot;
 use imgstore::ops::find;
 use imgstore::ops::lineage::{Ancestor, Relation};
+use imgstore::region::Region;
 use serde_json::{Value, json};
 
 fn tags(tags: &[Tag]) -> Value {
@@ -140,8 +141,13 @@ pub fn rule(rule: &RetentionRule) -> Value {
     json!({ "rule_id": rule.id, "resource": rule.resource, "days": rule.days, "tags": tags(&rule.tags) })
 }
 
+/// Where a disk or folder is now that is on record.
+pub fn place(region: &Region, recorded: &str) -> String {
+    region.path_of_record(recorded).display().to_string()
+}
+
 /// A volume.
-pub fn volume(volume: &Volume) -> Value {
+pub fn volume(region: &Region, volume: &Volume) -> Value {
     let attachment = volume.attachment.as_ref();
     json!({
         "volume_id": volume.id,
@@ -156,23 +162,28 @@ pub fn volume(volume: &Volume) -> Value {
         "device_name": attachment.map(|at| &at.device_name),
         "attached": attachment.map(|at| time_millis(at.attached_ms)),
         "delete_on_termination": attachment.map(|at| at.delete_on_termination),
-        "path": volume.path,
+        "path": place(region, &volume.path),
         "tags": tags(&volume.tags),
     })
 }
 
-fn local_disk(instance: &Instance, disk: &LocalDisk) -> Value {
+fn local_disk(region: &Region, instance: &Instance, disk: &LocalDisk) -> Value {
     json!({
         "device_name": disk.device_name,
         "volume_bytes": disk.volume_bytes,
         "virtual_name": disk.ephemeral.map(|number| format!("ephemeral{number}")),
         "template_id": disk.template_id,
-        "path": instance.is_live().then_some(&disk.path),
+        "path": instance.is_live().then(|| place(region, &disk.path)),
     })
 }
 
 /// An instance with its volumes.
-pub fn instance<'a>(instance: &Instance, volumes: impl IntoIterator<Item = &'a Volume>) -> Value {
+pub fn instance<'a>(
+    region: &Region,
+    instance: &Instance,
+    volumes: impl IntoIterator<Item = &'a Volume>,
+) -> Value {
+    let disks = instance.local_disks.iter();
     let mut document = json!({
         "instance_id": instance.id,
         "owner_id": instance.owner,
@@ -186,10 +197,10 @@ pub fn instance<'a>(instance: &Instance, volumes: impl IntoIterator<Item = &'a V
         "root_device_name": instance.root_device_name,
         "root_device_type": instance.root_device_type(),
         "product_codes": instance.product_codes,
-        "path": instance.is_live().then_some(&instance.path),
+        "path": instance.is_live().then(|| place(region, &instance.path)),
         "tags": tags(&instance.tags),
-        "local_disks": instance.local_disks.iter().map(|disk| local_disk(instance, disk)).collect::<Value>(),
-        "volumes": volumes.into_iter().map(self::volume).collect::<Value>(),
+        "local_disks": disks.map(|disk| local_disk(region, instance, disk)).collect::<Value>(),
+        "volumes": volumes.into_iter().map(|volume| self::volume(region, volume)).collect::<Value>(),
     });
     machine(&mut document, &instance.machine);
     document

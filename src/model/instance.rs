@@ -39,7 +39,7 @@ pub struct Volume {
     pub created_ms: TimeMs,
     /// Where it is attached.
     pub attachment: Option<Attachment>,
-    /// The disk file on the host that made it, as an absolute path.
+    /// The disk file on the host that made it, as an absolute path or from the region's directory on.
     pub path: String,
     /// Keys are unique.
     pub tags: Vec<Tag>,
@@ -65,7 +65,7 @@ pub struct LocalDisk {
     pub template_id: Option<TemplateId>,
     /// Which ephemeral disk it is; none for a root device.
     pub ephemeral: Option<u8>,
-    /// The disk file on the host that launched it, as an absolute path.
+    /// The disk file on the host that launched it, as an absolute path or from the region's directory on.
     pub path: String,
 }
 
@@ -96,7 +96,7 @@ pub struct Instance {
     pub root_device_name: String,
     /// Its own disks.
     pub local_disks: Vec<LocalDisk>,
-    /// Its folder on the host that launched it, as an absolute path.
+    /// Its folder on the host that launched it, as an absolute path or from the region's directory on.
     pub path: String,
     /// Keys are unique.
     pub tags: Vec<Tag>,

@@ -28,7 +28,6 @@ use crate::model::snapshot::Snapshot;
 use crate::model::words::{InstanceState, RootDeviceType};
 use crate::region::Region;
 use crate::region::session::Session;
-use std::path::Path;
 
 /// What is snapshotted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,7 +101,7 @@ pub fn create_snapshots(
     if volumes.is_empty() {
         return Err(OpsError::rule(Code::InvalidParameterValue, "there is no volume to take a snapshot of"));
     }
-    let disks = open_all(&volumes)?;
+    let disks = open_all(region, &volumes)?;
     context.end_dry_run()?;
     let described = |_: &Volume| options.description.clone();
     despite_collection(|| {
@@ -154,7 +153,7 @@ pub fn create_image(
         devices.iter().any(|device| is_same_device(&device.device_name, device_name(volume)))
     };
     let volumes: Vec<&Volume> = attached.into_iter().filter(is_kept).collect();
-    let disks = open_all(&volumes)?;
+    let disks = open_all(region, &volumes)?;
     context.end_dry_run()?;
     if instance.state == InstanceState::Running && !options.no_reboot {
         context.progress.note(&format!(
@@ -259,9 +258,10 @@ fn device_name(volume: &Volume) -> &str {
 }
 
 /// What a guest has written is never probed: it is raw, whatever it looks like.
-fn open_all(volumes: &[&Volume]) -> Result<Vec<Box<dyn DiskRead>>, OpsError> {
+fn open_all(region: &Region, volumes: &[&Volume]) -> Result<Vec<Box<dyn DiskRead>>, OpsError> {
     let open = |volume: &&Volume| {
-        let disk = open_raw(Path::new(&volume.path)).map_err(|error| match error {
+        let path = region.path_of_record(&volume.path);
+        let disk = open_raw(&path).map_err(|error| match error {
             DiskError::NotFound { path } => {
                 let why = format!("the disk of {} is not at {} on this host", volume.id, path.display());
                 OpsError::rule(Code::IncorrectState, why)
@@ -270,7 +270,7 @@ fn open_all(volumes: &[&Volume]) -> Result<Vec<Box<dyn DiskRead>>, OpsError> {
         })?;
         if disk.len_bytes() != volume.volume_bytes {
             let (id, found, expected) = (volume.id, disk.len_bytes(), volume.volume_bytes);
-            let why = format!("{id} should have {expected} bytes, but {} has {found}", volume.path);
+            let why = format!("{id} should have {expected} bytes, but {} has {found}", path.display());
             return Err(OpsError::rule(Code::IncorrectState, why));
         }
         Ok(disk)

@@ -79,7 +79,7 @@ pub fn terminate(
                     let deletes = volume.attachment.as_ref().is_some_and(|at| at.delete_on_termination);
                     if deletes { &mut answer.deleted } else { &mut answer.kept }.push(volume.id);
                 }
-                files.add(catalog, instance, &answer.deleted);
+                files.add(region, catalog, instance, &answer.deleted);
             }
             answers.push(answer);
         }
@@ -99,11 +99,11 @@ struct Files {
 }
 
 impl Files {
-    fn add(&mut self, catalog: &Catalog, instance: &Instance, deleted: &[VolumeId]) {
-        self.disks.extend(instance.local_disks.iter().map(|disk| PathBuf::from(&disk.path)));
-        let volumes = deleted.iter().filter_map(|id| catalog.volumes.get(id));
-        self.disks.extend(volumes.map(|volume| PathBuf::from(&volume.path)));
-        self.folders.push(PathBuf::from(&instance.path));
+    fn add(&mut self, region: &Region, catalog: &Catalog, instance: &Instance, deleted: &[VolumeId]) {
+        let disks = instance.local_disks.iter().map(|disk| &disk.path);
+        let volumes = deleted.iter().filter_map(|id| catalog.volumes.get(id)).map(|volume| &volume.path);
+        self.disks.extend(disks.chain(volumes).map(|path| region.path_of_record(path)));
+        self.folders.push(region.path_of_record(&instance.path));
     }
 
     fn remove(&self, context: &Context<'_>) {

@@ -112,9 +112,9 @@ pub(super) struct Written(Vec<(PathBuf, Vec<PathBuf>)>);
 
 impl Written {
     /// Removes what is not of these instances.
-    pub fn remove_all_but(&self, launched: &[Launched]) {
+    pub fn remove_all_but(&self, region: &Region, launched: &[Launched]) {
         for (folder, files) in &self.0 {
-            if !launched.iter().any(|made| Path::new(&made.instance.path) == folder) {
+            if !launched.iter().any(|made| region.path_of_record(&made.instance.path) == *folder) {
                 remove_dir_with(folder, files);
             }
         }
@@ -144,7 +144,10 @@ pub(super) fn write_instance(
     // Its name is new: whatever of it comes about is ours to remove.
     written.0.push((folder.clone(), Vec::new()));
     make_dirs(&folder)?;
-    let mut made = Launched { instance: instance(id, image, &folder, context)?, volumes: Vec::new() };
+    let mut made = Launched {
+        instance: instance(id, image, &region.path_to_record(&folder), context)?,
+        volumes: Vec::new(),
+    };
     for (at, content) in contents.iter().enumerate() {
         let path = folder.join(content.file_name());
         if let Some((_, files)) = written.0.last_mut() {
@@ -193,7 +196,7 @@ fn put_on_record(
     made: &mut Launched,
     context: &Context<'_>,
 ) -> Result<(), OpsError> {
-    let (device_name, path) = (content.device_name.clone(), utf8(path)?);
+    let (device_name, path) = (content.device_name.clone(), utf8(&region.path_to_record(path))?);
     let local = |template_id, ephemeral| LocalDisk {
         device_name: device_name.clone(),
         volume_bytes: content.volume_bytes,

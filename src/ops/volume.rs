@@ -72,7 +72,7 @@ pub fn create_volume(
         snapshot_id: options.snapshot_id,
         created_ms: context.now_ms,
         attachment: None,
-        path: utf8(&path)?,
+        path: utf8(&region.path_to_record(&path))?,
         tags: options.tags.clone(),
         client_token: token.clone(),
     };
@@ -151,7 +151,7 @@ pub fn delete_volume(region: &Region, id: VolumeId, context: &Context<'_>) -> Re
             let why = format!("Volume {id} is currently attached to {}", at.instance_id);
             return Err(OpsError::rule(Code::VolumeInUse, why));
         }
-        Ok((vec![Op::DeleteVolume { id }], PathBuf::from(&volume.path)))
+        Ok((vec![Op::DeleteVolume { id }], region.path_of_record(&volume.path)))
     })?;
     remove_disk(&path, context);
     Ok(())

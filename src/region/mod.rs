@@ -16,6 +16,7 @@ pub mod losses;
 pub mod mend;
 pub mod moving;
 pub mod orphans;
+mod place;
 pub mod salvage;
 pub mod session;
 pub mod similar;
@@ -39,6 +40,7 @@ use crate::pack::index::Index;
 use crate::pack::read::PackReader;
 use error::RegionError;
 use log::{Head, Race};
+use place::Place;
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -88,6 +90,8 @@ struct Inner {
     reader: PackReader,
     codecs: CodecPool,
     presence: Mutex<Presence>,
+    /// None if it is in no directory.
+    place: Mutex<Option<Place>>,
 }
 
 /// Packs that were looked for: a segment still lists what was lost.
@@ -127,13 +131,22 @@ impl Region {
     ) -> Result<Self, RegionError> {
         let (storage, session) = directory_storage(root, directory)?;
         storage.initialize()?;
-        Self::create(Arc::new(storage), session, options)
+        Ok(Self::create(Arc::new(storage), session, options)?.placed(root))
     }
 
     /// Opens the region in a directory.
     pub fn open_directory(root: &Path, directory: DirectoryOptions) -> Result<Self, RegionError> {
         let (storage, session) = directory_storage(root, directory)?;
-        Self::open(Arc::new(storage), session)
+        Ok(Self::open(Arc::new(storage), session)?.placed(root))
+    }
+
+    fn placed(self, root: &Path) -> Self {
+        *self.place() = Place::new(root);
+        self
+    }
+
+    fn place(&self) -> MutexGuard<'_, Option<Place>> {
+        self.0.place.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Makes a region in a storage that has none.
@@ -180,6 +193,7 @@ impl Region {
             reader,
             codecs: CodecPool::new(),
             presence: Mutex::default(),
+            place: Mutex::default(),
         })))
     }
 

@@ -155,11 +155,18 @@ pub fn snapshots(session: &Session<'_>, args: &ListArgs) -> Result<(), CliError>
 }
 
 pub fn volumes(session: &Session<'_>, args: &ListArgs) -> Result<(), CliError> {
-    let catalog = session.home.open_region()?.catalog()?;
+    let region = session.home.open_region()?;
+    let catalog = region.catalog()?;
     let page = describe::volumes(&catalog, session.context.account, &query(session, args))?;
     let (volumes, next_token) = (page.items, page.next_token.as_ref());
     session.output.answer(
-        || document("volumes", volumes.iter().map(|volume| json::volume(volume)).collect(), next_token),
+        || {
+            document(
+                "volumes",
+                volumes.iter().map(|volume| json::volume(&region, volume)).collect(),
+                next_token,
+            )
+        },
         || {
             let rows: Vec<_> = volumes
                 .iter()
@@ -171,7 +178,7 @@ pub fn volumes(session: &Session<'_>, args: &ListArgs) -> Result<(), CliError> {
                         at.map_or("-".into(), |at| at.instance_id.to_string()),
                         at.map_or("-".into(), |at| at.device_name.clone()),
                         volume.state().to_string(),
-                        printable(&volume.path),
+                        printable(&json::place(&region, &volume.path)),
                     ]
                 })
                 .collect();
@@ -186,12 +193,15 @@ pub fn volumes(session: &Session<'_>, args: &ListArgs) -> Result<(), CliError> {
 }
 
 pub fn instances(session: &Session<'_>, args: &ListArgs) -> Result<(), CliError> {
-    let catalog = session.home.open_region()?.catalog()?;
+    let region = session.home.open_region()?;
+    let catalog = region.catalog()?;
     let page = describe::instances(&catalog, session.context.account, &query(session, args))?;
     let (instances, next_token) = (page.items, page.next_token.as_ref());
     session.output.answer(
         || {
-            let one = |i: &&imgstore::model::instance::Instance| json::instance(i, catalog.volumes_of(i.id));
+            let one = |i: &&imgstore::model::instance::Instance| {
+                json::instance(&region, i, catalog.volumes_of(i.id))
+            };
             document("instances", instances.iter().map(one).collect(), next_token)
         },
         || {
@@ -203,7 +213,7 @@ pub fn instances(session: &Session<'_>, args: &ListArgs) -> Result<(), CliError>
                         instance.image_id.to_string(),
                         instance.state.to_string(),
                         time(instance.launched_ms),
-                        printable(&instance.path),
+                        printable(&json::place(&region, &instance.path)),
                     ]
                 })
                 .collect();
@@ -214,7 +224,8 @@ pub fn instances(session: &Session<'_>, args: &ListArgs) -> Result<(), CliError>
 }
 
 pub fn show(session: &Session<'_>, id: AnyId) -> Result<(), CliError> {
-    let catalog = session.home.open_region()?.catalog()?;
+    let region = session.home.open_region()?;
+    let catalog = region.catalog()?;
     let account = session.context.account;
     let mut document = match id {
         AnyId::Image(id) => {
@@ -223,9 +234,9 @@ pub fn show(session: &Session<'_>, id: AnyId) -> Result<(), CliError> {
             document
         }
         AnyId::Snapshot(id) => json::snapshot(&catalog, account, find::snapshot(&catalog, account, id)?),
-        AnyId::Volume(id) => json::volume(find::volume(&catalog, account, id)?),
+        AnyId::Volume(id) => json::volume(&region, find::volume(&catalog, account, id)?),
         AnyId::Instance(id) => {
-            json::instance(find::instance(&catalog, &session.context, id)?, catalog.volumes_of(id))
+            json::instance(&region, find::instance(&catalog, &session.context, id)?, catalog.volumes_of(id))
         }
     };
     document["region"] = session.home.region_name().into();

@@ -29,11 +29,12 @@ pub fn launch(session: &Session<'_>, args: &LaunchArgs) -> Result<(), CliError> 
     };
     let launched = run_launch(&region, args.image, &options, &session.context)?;
     for made in &launched {
-        session.watcher.note(&format!("{}: {}", made.instance.id, made.instance.path));
+        let folder = json::place(&region, &made.instance.path);
+        session.watcher.note(&format!("{}: {folder}", made.instance.id));
     }
     session.output.answer(
         || {
-            let one = |made: &Launched| json::instance(&made.instance, &made.volumes);
+            let one = |made: &Launched| json::instance(&region, &made.instance, &made.volumes);
             let instances = launched.iter().map(one).collect::<Value>();
             json!({ "region": session.home.region_name(), "instances": instances })
         },

@@ -24,9 +24,9 @@ fn answer(session: &Session<'_>, region: &Region, id: AnyId) -> Result<(), CliEr
         AnyId::Snapshot(id) => {
             json::snapshot(&catalog, session.context.account, find::snapshot(&catalog, account, id)?)
         }
-        AnyId::Volume(id) => json::volume(find::volume(&catalog, account, id)?),
+        AnyId::Volume(id) => json::volume(region, find::volume(&catalog, account, id)?),
         AnyId::Instance(id) => {
-            json::instance(find::instance(&catalog, &session.context, id)?, catalog.volumes_of(id))
+            json::instance(region, find::instance(&catalog, &session.context, id)?, catalog.volumes_of(id))
         }
     };
     document["region"] = session.home.region_name().into();

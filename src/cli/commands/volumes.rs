@@ -62,14 +62,14 @@ pub fn create(session: &Session<'_>, args: &CreateVolumeArgs) -> Result<(), CliE
     };
     let region = session.home.open_region()?;
     let made = volume::create_volume(&region, &options, &session.context)?;
-    session.watcher.note(&format!("{}: {}", made.id, made.path));
+    session.watcher.note(&format!("{}: {}", made.id, json::place(&region, &made.path)));
     answer(session, &region, made.id)
 }
 
 /// Answers with the volume as it is now.
 fn answer(session: &Session<'_>, region: &Region, id: VolumeId) -> Result<(), CliError> {
     let catalog = region.catalog()?;
-    let mut document = json::volume(find::volume(&catalog, session.context.account, id)?);
+    let mut document = json::volume(region, find::volume(&catalog, session.context.account, id)?);
     document["region"] = session.home.region_name().into();
     session.output.answer(|| document, || format!("{id}\n"));
     Ok(())
