@@ -8,7 +8,9 @@ use crash_harness::{HOME, History, World, Wrap, crash_everywhere, honest};
 use imgstore::io::sim::{CrashMode, Hook, SimFiles, SimOp, Verdict};
 use imgstore::io::storage::{Created, Listed, Object, Storage, StorageError};
 use imgstore::model::ids::SnapshotId;
+use imgstore::model::words::VolumeType;
 use imgstore::ops::error::OpsError;
+use imgstore::ops::volume::{VolumeOptions, create_volume};
 use imgstore::region::error::RegionError;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -271,6 +273,39 @@ fn acting_on_a_record_that_is_not_durable_is_caught() {
     };
     assert!(survives(&honest()));
     assert!(!survives(&Faulty::wrap(Fault::SkipPersist)), "the seeded bug was not caught");
+}
+
+/// A request is answered by what an earlier one with its token made, whose writer died before that was durable: then it is.
+#[test]
+fn the_answer_to_a_repeated_request_is_durable() {
+    let files = SimFiles::new();
+    let (caller, disks) = (Caller::new(1), tempfile::tempdir().unwrap());
+    World::honest(&files).create(HOME).unwrap();
+    let options = VolumeOptions {
+        snapshot_id: None,
+        volume_bytes: Some(1 << 20),
+        volume_type: VolumeType::Gp3,
+        iops: None,
+        output: disks.path().into(),
+        tags: vec![],
+        client_token: Some("nightly".into()),
+    };
+    let is_dying = AtomicBool::new(false);
+    let hook: Hook = Arc::new(move |op| match op {
+        SimOp::Rename(_, to) if to.to_string_lossy().contains("/log/") => {
+            is_dying.store(true, Ordering::SeqCst);
+            Verdict::Proceed
+        }
+        SimOp::SyncDir(_) if is_dying.load(Ordering::SeqCst) => Verdict::Fail(std::io::ErrorKind::Other),
+        _ => Verdict::Proceed,
+    });
+    let dying = World::honest(&files.with_hook(hook)).open(HOME).unwrap();
+    assert!(create_volume(&dying, &options, &caller.context()).is_err());
+    let again = World::honest(&files).open(HOME).unwrap();
+    let made = create_volume(&again, &options, &caller.context()).unwrap();
+    let after = files.crash(files.operations(), CrashMode::DropUnsynced);
+    let catalog = World::honest(&after).open(HOME).unwrap().catalog().unwrap();
+    assert!(catalog.volumes.contains_key(&made.id), "it was acknowledged");
 }
 
 /// Two writers race for one place in the log: the slower one must see it taken.

@@ -10,10 +10,11 @@ mod common;
 mod sparse;
 
 use common::mounted::{Mounted, have, must, run, text};
-use common::{Draw, MemoryDisk};
+use common::{Draw, MemoryDisk, volume};
 use imgstore::disk::free::{Limits, Outcome, Part, Place, skip_free};
+use imgstore::disk::open::open_raw;
 use imgstore::disk::{DiskError, DiskRead, Extent};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -344,6 +345,31 @@ fn a_mounted_file_system_is_left_alone() {
     }
 }
 
+/// What is read of a device is in memory afterwards, and a mounted file system writes past that.
+#[test]
+fn a_device_is_read_as_its_file_system_has_written_it() {
+    if !have(&["mke2fs", "losetup"]) {
+        return;
+    }
+    let tried = Tried::new(64 * MIB, 5);
+    mkfs_ext(tried.image(), &[]);
+    let Some(mounted) = Mounted::new(&tried.image, "") else { return };
+    let device = must("losetup", &["-n", "-O", "NAME", "-j", tried.image()]);
+    let blocks_of = |bytes: &[u8]| bytes.chunks(1024).map(<[u8]>::to_vec).collect::<BTreeSet<_>>();
+    for seed in 1..4 {
+        let bytes = volume(4 << 20, seed);
+        // In the place of what was there.
+        let mut options = fs::OpenOptions::new();
+        let file = options.write(true).create(true).truncate(false).open(mounted.0.join("file")).unwrap();
+        file.write_all_at(&bytes, 0).unwrap();
+        file.sync_all().unwrap();
+        let disk = open_raw(Path::new(device.trim())).unwrap();
+        let mut read = vec![0; disk.len_bytes() as usize];
+        disk.read_at(0, &mut read).unwrap();
+        assert!(blocks_of(&bytes).is_subset(&blocks_of(&read)), "what was there before is read");
+    }
+}
+
 /// What xfs_db says is free; without the lists of spare blocks.
 fn xfs_oracle(image: &str) -> Vec<(u64, u64)> {
     let said = must("xfs_db", &["-r", "-c", "sb 0", "-c", "p blocksize agblocks agcount", image]);
@@ -606,6 +632,28 @@ fn btrfs_is_left_alone_when_in_doubt() {
 /// A disk that a table divides, made by sfdisk, with this file system in the first and the last partition.
 const LINUX: &str = "0FC63DAF-8483-4772-8E79-3D69D8477DE4";
 
+/// The first partition was the disk of a machine once: what a file system says that was there before is not believed.
+fn partitions_with_tables_are_left_alone(path: &Path, image: &File) {
+    let is_skipped = || matches!(skip(path).1[0].outcome, Outcome::Skipped { .. });
+    let start = 2048 * 512;
+    let mut sector = vec![0; 512];
+    sector[510..].copy_from_slice(&[0x55, 0xaa]);
+    image.write_all_at(&sector, start).unwrap();
+    assert!(is_skipped(), "a boot sector without a table");
+    sector[446..510].copy_from_slice(&"code and its text".repeat(4).as_bytes()[..64]);
+    image.write_all_at(&sector, start).unwrap();
+    assert!(is_skipped(), "a boot sector with code where the table would be");
+    sector[446..510].fill(0);
+    sector[446..462].copy_from_slice(&[0x80, 0, 0, 0, 0x83, 0, 0, 0, 0, 8, 0, 0, 0, 32, 0, 0]);
+    image.write_all_at(&sector, start).unwrap();
+    assert!(!is_skipped() && skip(path).1[0].to_string().contains("partition table of its own"));
+    image.write_all_at(&[0; 512], start).unwrap();
+    image.write_all_at(b"EFI PART", start + 512).unwrap();
+    assert!(!is_skipped());
+    image.write_all_at(&[0; 8], start + 512).unwrap();
+    assert!(is_skipped());
+}
+
 #[test]
 fn partitions_are_found() {
     if !have(&["sfdisk", "mke2fs", "mkswap"]) {
@@ -638,6 +686,7 @@ fn partitions_are_found() {
             let is_system = [Place::Partition(first), Place::Partition(last)].contains(&part.place);
             assert_eq!(matches!(part.outcome, Outcome::Skipped { .. }), is_system, "{said:?}");
         }
+        partitions_with_tables_are_left_alone(&tried.image, &image);
         assert!(said[0].starts_with("partition 1 (ext4): ") && said[0].contains("free blocks are taken"));
         assert_eq!(said[1], "partition 2 (swap): left alone: only ext4, XFS and btrfs are looked into");
         let copy = tried.folder.path().join("copy");

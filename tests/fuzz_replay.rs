@@ -346,18 +346,31 @@ fn seeds() -> Vec<(&'static str, &'static str, Vec<u8>)> {
     seeds.push((
         "model",
         "reuse",
-        vec![0, 0xf0, 0, 0x81, 3, 0, 4, 0, 0, 0xf0, 4, 1, 5, 60, 3, 1, 4, 0, 2, 0xf3],
+        vec![0, 0xf0, 0, 0x81, 3, 0, 4, 0, 0, 0xf0, 4, 1, 5, 60, 3, 1, 4, 0, 2, 0xf3, 0],
     ));
     seeds.push((
         "model",
         "half-done",
-        vec![6, 0xf0, 0, 0xf0, 8, 1, 4, 0, 6, 0x70, 7, 0, 4, 3, 8, 0, 0, 0x70, 4, 0],
+        vec![6, 0xf0, 0, 0xf0, 8, 1, 4, 0, 6, 0x70, 7, 0, 4, 3, 8, 0, 0, 0x70, 4, 0, 0],
     ));
     seeds.push((
         "model",
         "worn",
-        vec![0, 0xf1, 0, 0x11, 3, 0, 4, 99, 0, 0xf4, 3, 0, 9, 255, 4, 2, 9, 99, 5, 200],
+        vec![0, 0xf1, 0, 0x11, 3, 0, 4, 99, 0, 0xf4, 3, 0, 9, 255, 4, 2, 9, 99, 5, 200, 0],
     ));
+    // On a medium that wears out, which the last byte says.
+    let worn: [(&str, &[u8]); 6] = [
+        ("rot-unlisted", &[0, 141, 15, 101, 218, 116, 12, 191, 238, 1, 5, 145, 1]),
+        (
+            "rot-killed-repair",
+            &[2, 184, 15, 56, 0, 240, 3, 82, 12, 137, 10, 154, 206, 129, 174, 220, 4, 183, 1],
+        ),
+        ("rot-copy", &[2, 42, 1, 170, 15, 220, 2, 193, 10, 22, 4, 96, 1]),
+        ("rot-half-done", &[2, 168, 6, 164, 10, 11, 10, 244, 3, 164, 1]),
+        ("rot-map", &[0, 240, 1, 243, 12, 0x60, 14, 0, 4, 0, 14, 3, 4, 3, 1]),
+        ("rot-index", &[6, 255, 164, 237, 12, 123, 1]),
+    ];
+    seeds.extend(worn.map(|(name, sequence)| ("model", name, sequence.to_vec())));
     seeds.push(("ova", "checksums", SUMS.into()));
     seeds.extend(lists_of_changes());
     use targets::sparse::{vdi, vhd_dynamic, vhd_fixed, vhdx};

@@ -805,6 +805,13 @@ pub fn segment(data: &[u8]) {
                 entry[45] &= 1;
                 entry[46] &= 1;
                 entry[47] = 0;
+                // Lengths that such a frame may have.
+                (entry[42], entry[43]) = (entry[42] & 7, 0);
+                entry[40] |= 1;
+                if entry[46] == 0 {
+                    let bytes = u32::from(u16::from_le_bytes([entry[44], entry[45]])) * BLOCK_BYTES as u32;
+                    entry[40..44].copy_from_slice(&bytes.to_le_bytes());
+                }
             });
         }
         if selector & 2 != 0 {

@@ -1,16 +1,18 @@
 //! Sequences of operations on a region in memory whose medium wears out: bits rot, sectors cannot be read, packs go.
 //!
-//! Nothing that is done may lose more than the medium did. What that is, a repair on a healthy copy of the medium tells:
-//! what it could still save before an operation, it can save after it; and what can be read before, can be read after.
-//! Once the disks are given, all is whole again, and what was damaged goes.
+//! Nothing that is done may lose more than the medium did. What can be read before an operation, can be read after it; and
+//! what is intact anywhere in a pack that is on record, and be it without an index, is so after it, too. In the end a repair
+//! saves all of that; and once it has the disks, all is whole again, and what was damaged goes.
 
 use super::model::{BLOCK, OPERATIONS_MAX, POOL, VecDisk};
+use imgstore::chunk::frame::chunk_id;
 use imgstore::disk::DiskRead;
+use imgstore::format::pack::HEADER_BYTES;
 use imgstore::io::map::Bytes;
 use imgstore::io::memory::Memory;
 use imgstore::io::storage::{Created, Listed, Object, Storage, StorageError};
 use imgstore::model::account::AccountId;
-use imgstore::model::ids::{SessionId, SnapshotId};
+use imgstore::model::ids::{ChunkId, SessionId, SnapshotId};
 use imgstore::model::objects::PackState;
 use imgstore::model::region::ChunkerParams;
 use imgstore::model::units::block_offset;
@@ -22,14 +24,17 @@ use imgstore::ops::ingest::ingest;
 use imgstore::ops::repack::{RepackOptions, repack};
 use imgstore::ops::repair::{RepairSources, repair};
 use imgstore::ops::snapshot::{SnapshotOptions, snapshot};
+use imgstore::pack::scan::Scan;
 use imgstore::region::session::Session;
 use imgstore::region::{Region, RegionOptions};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 
-/// Packs that are damaged at most: docs/SHORTCOMINGS.md says what more can do.
-const DAMAGED_MAX: usize = 3;
+/// Objects that are damaged at once: docs/SHORTCOMINGS.md says what more can do.
+const DAMAGED_MAX: usize = 2;
+/// Packs from which on there is an index segment, with which a pack's trailer is not all that tells what it holds.
+const MANY: u8 = 65;
 /// Bytes that a device gives together or not at all.
 const SECTOR: u64 = 512;
 
@@ -252,11 +257,21 @@ impl World {
         self.there.iter().map(|(id, bytes)| (*id, readable(region, *id, bytes))).collect()
     }
 
-    /// What can be read now, and what a repair makes of it once the device gives all that it has.
+    /// What can be read now, and what is intact on the medium.
     fn both(&mut self) -> [Readable; 2] {
-        let (now, healthy) = (self.open(), self.healthy());
-        repair(&healthy, &forced(&[]), &self.context()).expect("nothing stands in its way");
-        [self.readable(&now), self.readable(&healthy)]
+        let now = self.open();
+        let healthy = Region::open(Arc::new(self.memory.clone()), self.session()).expect("the log is sound");
+        let mut intact = self.readable(&healthy);
+        let found = scanned(&self.memory, &healthy);
+        let catalog = healthy.catalog().expect("the log is sound");
+        for (id, blocks) in &mut intact {
+            let Ok(map) = healthy.load_map(&catalog.snapshots[id].manifest) else { continue };
+            for chunk in map.chunks().iter().filter(|chunk| found.contains_key(&chunk.id)) {
+                let start = usize::try_from(chunk.start_block).expect("small");
+                blocks[start..start + usize::from(chunk.blocks)].fill(true);
+            }
+        }
+        [self.readable(&now), intact]
     }
 
     /// Runs what must not lose anything, also if it is killed once few changes are `left`.
@@ -269,7 +284,7 @@ impl World {
         run(self);
         locked(&self.faults).left = None;
         let after = self.both();
-        for (kind, (before, after)) in ["read", "repaired"].into_iter().zip(before.iter().zip(&after)) {
+        for (kind, (before, after)) in ["read", "saved"].into_iter().zip(before.iter().zip(&after)) {
             for (id, blocks) in after {
                 let Some(had) = before.get(id) else { continue };
                 let lost: Vec<usize> =
@@ -280,12 +295,23 @@ impl World {
         self.known = Some(after);
     }
 
-    /// Damages an object: packs mostly, and block maps.
+    /// Whether nothing is in the way of anything.
+    fn is_sound(&self) -> bool {
+        let faults = locked(&self.faults);
+        self.damaged.is_empty() && faults.bad.is_empty() && faults.left.is_none()
+    }
+
+    /// Damages an object: packs mostly, those that came last if there are many, block maps and index segments.
     fn damage(&mut self, op: u8, choice: u8) {
         let place = u64::from(choice >> 4);
-        let folder = if op == 12 && (4..8).contains(&place) { "manifests" } else { "packs" };
+        let folder = match (op, place) {
+            (12, 4..7) => "manifests",
+            (12, 7) => "index",
+            _ => "packs",
+        };
         let objects = self.memory.list(folder).expect("it is in memory");
-        let Some(object) = objects.get(usize::from(choice & 15) % objects.len().max(1)) else { return };
+        let picked = usize::from(choice & 15) % objects.len().max(1);
+        let Some(object) = objects.iter().nth_back(picked) else { return };
         if !self.damaged.contains(&object.name) {
             if self.damaged.len() == DAMAGED_MAX {
                 return;
@@ -300,7 +326,7 @@ impl World {
             _ => object.len.saturating_sub(8 + 30 * (place - 8)),
         };
         match (op, place) {
-            (10, _) | (12, 6..8) => {
+            (10, _) | (12, 6 | 7) => {
                 let mut bytes = whole(&self.memory, &object.name);
                 bytes[usize::try_from(at).expect("inside")] ^= 1;
                 self.memory.restore(&object.name, &bytes).expect("it is in memory");
@@ -321,42 +347,61 @@ impl World {
             true => self.there.iter().map(|(_, bytes)| Box::new(VecDisk(bytes.clone())) as _).collect(),
             false => Vec::new(),
         };
-        let context = self.context();
-        let repaired = repair(&region, &forced(&disks), &context);
+        let repaired = repair(&region, &forced(&disks), &self.context());
+        assert!(repaired.is_ok() || !self.is_sound(), "{repaired:?}");
         self.is_known |= repaired.is_ok();
         if has_disks && locked(&self.faults).left.is_none() {
             let repaired = repaired.as_ref().expect("nothing stands in its way");
             assert!(repaired.lost.is_empty(), "{:?}", repaired.lost);
             assert!(all_whole(&self.readable(&region)), "a repair with all disks lacks something");
+            if locked(&self.faults).bad.is_empty() {
+                // Now the medium may wear on.
+                self.damaged.clear();
+            }
+        }
+    }
+
+    /// Stores many packs, of a chunk each that nothing refers to.
+    fn store_many(&mut self) {
+        for number in 0..MANY {
+            let raw = vec![number + 1; BLOCK];
+            let id = chunk_id(&raw);
+            let region = self.open();
+            let store = || {
+                let mut session = region.begin(AccountId::from_random(1))?;
+                session.put(id, &region.encode(&raw, id, 1).expect("it is encoded"))?;
+                session.flush()
+            };
+            assert!(store().is_ok() || !self.is_sound());
         }
     }
 
     fn step(&mut self, op: u8, choice: u8) {
         let context = self.context();
-        let left = (op >= 128).then_some(usize::from(op >> 4) % 8);
+        let left = (op >= 128).then_some(usize::from(op >> 4) % 8 * (1 + usize::from(choice) % 4));
         match op % 16 {
-            0..=2 => {
-                locked(&self.faults).left = left;
-                self.take(&content(choice), left.is_some());
-                locked(&self.faults).left = None;
-            }
+            0..=2 => self.keeping("snapshot", left, |world| world.take(&content(choice))),
             3 if !self.there.is_empty() => {
                 let (id, _) = self.there.remove(usize::from(choice) % self.there.len());
-                delete_snapshot(&self.open(), id, &context).expect("it is there");
+                self.keeping("delete", None, |world| {
+                    delete_snapshot(&world.open(), id, &context).expect("it is there");
+                });
             }
             4 | 5 => {
                 let grace_ms = [0, 0, 5000][usize::from(choice) % 3];
                 let options = GcOptions { grace_ms, repack_percent: choice % 101 };
                 self.keeping("gc", left, |world| world.collect(options));
             }
-            6 => {
-                let region = self.open();
+            6 if choice == u8::MAX => self.keeping("store", None, Self::store_many),
+            6 => self.keeping("ingest", left, |world| {
+                let region = world.open();
                 if let Ok(mut session) = region.begin(context.account) {
-                    let _ =
-                        ingest(&mut session, &VecDisk(content(choice)), &Compression::default(), &context);
-                    self.under_way.push((region, session));
+                    let disk = VecDisk(content(choice));
+                    let done = ingest(&mut session, &disk, &Compression::default(), &context);
+                    assert!(done.is_ok() || !world.is_sound());
+                    world.under_way.push((region, session));
                 }
-            }
+            }),
             7 if !self.under_way.is_empty() => drop(self.under_way.remove(0)),
             8 => self.memory.take_all_for_gone(choice & 1 == 1),
             9 => self.now_ms += u64::from(choice) * 100,
@@ -367,18 +412,18 @@ impl World {
             }
             14 => self.keeping("repair", left, |world| world.mend(choice & 3 == 3)),
             15 => self.keeping("repack", left, |world| {
-                drop(repack(&world.open(), &RepackOptions::default(), &context));
+                let repacked = repack(&world.open(), &RepackOptions::default(), &context);
+                assert!(repacked.is_ok() || !world.is_sound(), "{repacked:?}");
             }),
             _ => {}
         }
     }
 
     /// Takes a snapshot, which is whole if all damage is known.
-    fn take(&mut self, bytes: &[u8], may_die: bool) {
+    fn take(&mut self, bytes: &[u8]) {
         let region = self.open();
         let taken = snapshot(&region, &VecDisk(bytes.to_vec()), &SnapshotOptions::default(), &self.context());
-        let has_faults = may_die || !self.is_known || !locked(&self.faults).bad.is_empty();
-        assert!(taken.is_ok() || has_faults, "{taken:?}");
+        assert!(taken.is_ok() || !self.is_sound(), "{taken:?}");
         // One that was killed may have made it, and not said so.
         let snapshots = region.catalog().expect("the log is sound").snapshots;
         let new: Vec<SnapshotId> =
@@ -388,7 +433,6 @@ impl World {
             assert!(!self.is_known || blocks.iter().all(|is_whole| *is_whole), "not whole: {blocks:?}");
             self.there.push((id, bytes.to_vec()));
         }
-        self.known = None;
     }
 
     /// Collects, and holds what a dry run says against it.
@@ -396,13 +440,13 @@ impl World {
         let context = self.context();
         let said = preview(&self.open(), &options, &context);
         let done = collect(&self.open(), &options, &context);
+        assert!((said.is_ok() && done.is_ok()) || !self.is_sound(), "{said:?} {done:?}");
         let (Ok(said), Ok(done)) = (said, done) else { return };
-        let counts = |of: &Collected| {
-            let amounts = [of.freed, of.condemned, of.repacked, of.waiting, of.unsaved, of.in_progress];
-            amounts.map(|amount| amount.count)
+        let packs = |of: &Collected| {
+            [of.freed, of.condemned, of.repacked, of.moved, of.waiting, of.unsaved, of.in_progress]
         };
-        assert_eq!(counts(&said), counts(&done), "{said:?} {done:?}");
-        assert_eq!(said.lost, done.lost);
+        assert_eq!(packs(&said), packs(&done), "{said:?} {done:?}");
+        assert_eq!((said.lost, said.waiting_since_ms), (done.lost, done.waiting_since_ms));
     }
 
     /// With all disks at hand everything is whole in the end, and what is damaged goes.
@@ -410,6 +454,16 @@ impl World {
         locked(&self.faults).bad.clear();
         self.under_way.clear();
         self.memory.take_all_for_gone(true);
+        let [_, intact] = self.both();
+        let healthy = self.healthy();
+        repair(&healthy, &forced(&[]), &self.context()).expect("nothing stands in its way");
+        for (id, blocks) in self.readable(&healthy) {
+            let had = &intact[&id];
+            assert!(
+                (0..blocks.len()).all(|at| blocks[at] || !had[at]),
+                "{id}: {had:?} is there, {blocks:?} saved"
+            );
+        }
         self.mend(true);
         for _ in 0..3 {
             self.now_ms += 1;
@@ -421,6 +475,8 @@ impl World {
         let catalog = region.catalog().expect("it opens");
         let left: Vec<_> = catalog.packs.values().filter(|pack| pack.state != PackState::Live).collect();
         assert!(left.is_empty(), "stays for ever: {left:?}");
+        let orphans = region.find_orphans().expect("it is in memory");
+        assert!(orphans.objects.is_empty(), "{orphans:?}");
         let checked = repair(&region, &RepairSources::default(), &self.context()).expect("it can be checked");
         assert!(checked.findings.is_empty() && checked.lost.is_empty(), "{:?}", checked.findings);
         assert!(all_whole(&self.readable(&region)));
@@ -442,20 +498,52 @@ fn whole(memory: &Memory, name: &str) -> Vec<u8> {
     bytes
 }
 
+/// All that is intact in packs that are on record, found frame by frame.
+fn scanned(memory: &Memory, region: &Region) -> HashMap<ChunkId, Vec<u8>> {
+    let (mut found, mut deltas) = (HashMap::new(), Vec::new());
+    let catalog = region.catalog().expect("the log is sound");
+    let packs = catalog.packs.iter().filter(|(_, pack)| pack.state != PackState::Sweeping);
+    for (name, _) in packs {
+        if memory.open(&name.to_string()).is_err() {
+            continue;
+        }
+        let bytes = whole(memory, &name.to_string());
+        for frame in Scan::new(bytes.get(HEADER_BYTES..).unwrap_or_default()) {
+            match frame.base() {
+                Some(base) => deltas.push((base, frame)),
+                None => found.extend(region.codecs().identify(&frame, None)),
+            }
+        }
+    }
+    loop {
+        let before = deltas.len();
+        deltas.retain(|(base, frame)| {
+            let content = found.get(base).cloned();
+            let is_known = content.is_some();
+            found.extend(content.and_then(|base: Vec<u8>| region.codecs().identify(frame, Some(&base)).ok()));
+            !is_known
+        });
+        if deltas.len() == before {
+            return found;
+        }
+    }
+}
+
 /// Which blocks of a snapshot read as they were taken. Wrong bytes are never given.
 fn readable(region: &Region, id: SnapshotId, bytes: &[u8]) -> Vec<bool> {
     let catalog = region.catalog().expect("the log is sound");
-    let mut blocks = vec![true; bytes.len() / BLOCK];
-    let Ok(map) = region.load_map(&catalog.snapshots[&id].manifest) else { return vec![false; blocks.len()] };
+    let mut blocks = vec![false; bytes.len() / BLOCK];
+    let Ok(map) = region.load_map(&catalog.snapshots[&id].manifest) else { return blocks };
+    assert_eq!(map.volume_bytes(), bytes.len() as u64);
     for chunk in map.chunks() {
         let start = usize::try_from(block_offset(chunk.start_block)).expect("small");
         let mut raw = vec![0; usize::from(chunk.blocks) * BLOCK];
         let read = region.fetch(&[chunk.id]).and_then(|fetched| {
             fetched.frames().into_iter().try_for_each(|frame| fetched.decode(region, frame, &mut raw))
         });
-        match read {
-            Ok(()) => assert!(raw == bytes[start..][..raw.len()], "{id} has other bytes at {start}"),
-            Err(_) => blocks[start / BLOCK..][..usize::from(chunk.blocks)].fill(false),
+        if read.is_ok() {
+            assert!(raw == bytes[start..][..raw.len()], "{id} has other bytes at {start}");
+            blocks[start / BLOCK..][..usize::from(chunk.blocks)].fill(true);
         }
     }
     blocks

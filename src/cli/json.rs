@@ -143,7 +143,7 @@ pub fn rule(rule: &RetentionRule) -> Value {
 
 /// Where a disk or folder is now that is on record.
 pub fn place(region: &Region, recorded: &str) -> String {
-    region.path_of_record(recorded).display().to_string()
+    region.path_of_record(recorded).map_or_else(|| recorded.into(), |path| path.display().to_string())
 }
 
 /// A volume.

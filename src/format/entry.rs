@@ -11,6 +11,7 @@
 //! ```
 
 use super::error::FormatError;
+use super::pack::BODY_BYTES_MAX;
 use crate::chunk::frame::Codec;
 use crate::model::ids::ChunkId;
 use crate::model::units::CHUNK_BLOCKS_MAX;
@@ -61,14 +62,12 @@ impl Entry {
         }
         let codec = Codec::from_number(bytes[46])
             .ok_or_else(|| FormatError::Newer { what: WHAT, feature: format!("codec {}", bytes[46]) })?;
-        Ok(Self {
-            id: entry_id(bytes),
-            pack: u32_at(32),
-            offset: u32_at(36),
-            stored_len: u32_at(40),
-            raw_blocks,
-            codec,
-        })
+        let stored_len = u32_at(40);
+        // Memory is taken for frames by it, and pages of segments are not proved when they are read.
+        if usize::try_from(stored_len).is_ok_and(|len| len > BODY_BYTES_MAX) {
+            return Err(FormatError::length(WHAT, BODY_BYTES_MAX, usize::try_from(stored_len).unwrap_or(0)));
+        }
+        Ok(Self { id: entry_id(bytes), pack: u32_at(32), offset: u32_at(36), stored_len, raw_blocks, codec })
     }
 }
 
@@ -82,4 +81,32 @@ pub fn entry_id(bytes: &[u8; ENTRY_BYTES]) -> ChunkId {
 /// A table's entries as byte arrays; what is left over at its end is not an entry.
 pub fn entry_arrays(table: &[u8]) -> &[[u8; ENTRY_BYTES]] {
     table.as_chunks().0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Entry;
+    use crate::chunk::frame::Codec;
+    use crate::model::ids::ChunkId;
+
+    #[test]
+    fn lengths_that_no_frame_has_are_refused() {
+        let entry = |codec, stored_len| Entry {
+            id: ChunkId([1; 32]),
+            pack: 0,
+            offset: 0,
+            stored_len,
+            raw_blocks: 2,
+            codec,
+        };
+        for (codec, stored_len, is_good) in [
+            (Codec::Zstd, 1, true),
+            (Codec::Zstd, 1 << 20, true),
+            (Codec::Zstd, (1 << 20) + 1, false),
+            (Codec::Raw, u32::MAX, false),
+        ] {
+            let decoded = Entry::decode(&entry(codec, stored_len).encode());
+            assert_eq!(decoded.is_ok(), is_good, "{codec:?} {stored_len}");
+        }
+    }
 }

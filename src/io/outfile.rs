@@ -295,6 +295,24 @@ pub fn utf8(path: &Path) -> Result<String, DiskError> {
     Ok(path.to_str().ok_or_else(not_utf8)?.to_owned())
 }
 
+/// Where something is or would be, links followed: the part of its path that exists, and what is to be made in there. None if
+/// that cannot be told.
+pub fn physical(path: &Path) -> Option<PathBuf> {
+    let path = std::path::absolute(path).ok()?;
+    let mut names = Vec::new();
+    for folder in path.ancestors() {
+        match folder.canonicalize() {
+            Ok(mut found) => {
+                found.extend(names.iter().rev());
+                return Some(found);
+            }
+            Err(e) if e.kind() == io::ErrorKind::NotFound => names.push(folder.file_name()?),
+            Err(_) => return None,
+        }
+    }
+    None
+}
+
 /// A path made absolute, without following links.
 pub fn absolute(path: &Path) -> Result<PathBuf, DiskError> {
     std::path::absolute(path).map_err(|e| DiskError::io("resolve", path, 0, e))

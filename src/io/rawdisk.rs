@@ -65,6 +65,10 @@ impl RawDisk {
         if len == 0 {
             return Err(DiskError::Empty { path: path.to_owned() });
         }
+        // What is in memory of a device is not what a mounted file system has written to it since: see docs/SHORTCOMINGS.md.
+        if kind.is_block_device() {
+            let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed);
+        }
         // A hint only: readers beside each other go from front to back.
         let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::Sequential);
         Ok(Self { file, path: path.to_owned(), len, found: Mutex::default() })

@@ -260,7 +260,14 @@ fn device_name(volume: &Volume) -> &str {
 /// What a guest has written is never probed: it is raw, whatever it looks like.
 fn open_all(region: &Region, volumes: &[&Volume]) -> Result<Vec<Box<dyn DiskRead>>, OpsError> {
     let open = |volume: &&Volume| {
-        let path = region.path_of_record(&volume.path);
+        let nowhere = || {
+            let why = format!(
+                "nobody knows where the region is that the disk of {} is at {} of",
+                volume.id, volume.path
+            );
+            OpsError::rule(Code::IncorrectState, why)
+        };
+        let path = region.path_of_record(&volume.path).ok_or_else(nowhere)?;
         let disk = open_raw(&path).map_err(|error| match error {
             DiskError::NotFound { path } => {
                 let why = format!("the disk of {} is not at {} on this host", volume.id, path.display());

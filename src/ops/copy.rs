@@ -11,7 +11,7 @@ use super::offer::{Offer, check as check_offer, select};
 use super::owned::Trusted;
 use super::register::{check_image_name, check_name_free};
 use super::source::Source;
-use super::token::{client_token, made_before};
+use super::token::{client_token, durable, made_before};
 use super::transfer::{Missing, find_missing, transfer};
 use crate::model::account::{ClientToken, Tag};
 use crate::model::blockmap::BlockMap;
@@ -208,10 +208,7 @@ pub fn apply(
     options: &CopyOptions,
     context: &Context<'_>,
 ) -> Result<Copied, OpsError> {
-    // Without operations a commit makes durable what it saw, and appends nothing.
-    let made = target.commit::<_, OpsError>(context.account, |catalog| {
-        Ok((vec![], made_by(catalog, plan.what, plan.token.as_ref(), context)?))
-    })?;
+    let made = durable(target, context, |catalog| made_by(catalog, plan.what, plan.token.as_ref(), context))?;
     if let Some(made) = made {
         return Ok(made);
     }

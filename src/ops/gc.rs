@@ -7,7 +7,7 @@
 use super::bin::expire_all;
 use super::context::Context;
 use super::error::{Class, OpsError};
-use super::rewrite::{Rewritten, despite_others, rewrite};
+use super::rewrite::{Rewritten, despite_others, mark, rewrite};
 use crate::model::catalog::{Pack, RootId};
 use crate::model::objects::{PackName, PackState};
 use crate::model::units::TimeMs;
@@ -93,7 +93,7 @@ struct Candidates {
 
 /// Says what [`collect`] would do now. Changes nothing.
 pub fn preview(region: &Region, options: &GcOptions, context: &Context<'_>) -> Result<Collected, OpsError> {
-    let mark = region.mark_despite(Losses::Accepted, &HashSet::new(), || context.check_cancelled())?;
+    let mark = mark(region, Losses::Accepted, &HashSet::new(), context)?;
     let kept = mark.kept_packs();
     let candidates = candidates(region, &mark, &kept, options)?;
     let mut collected = Collected {

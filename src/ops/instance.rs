@@ -15,7 +15,7 @@ use crate::model::op::{InstanceChange, Op};
 use crate::model::units::TimeMs;
 use crate::model::words::{InstanceState, RootDeviceType};
 use crate::region::Region;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// A terminated instance is shown for an hour, as in EC2.
 pub const TERMINATED_SHOWN_MS: TimeMs = 3_600_000;
@@ -79,7 +79,7 @@ pub fn terminate(
                     let deletes = volume.attachment.as_ref().is_some_and(|at| at.delete_on_termination);
                     if deletes { &mut answer.deleted } else { &mut answer.kept }.push(volume.id);
                 }
-                files.add(region, catalog, instance, &answer.deleted);
+                files.add(catalog, instance, &answer.deleted);
             }
             answers.push(answer);
         }
@@ -87,40 +87,47 @@ pub fn terminate(
         Ok((ops, (answers, files)))
     })?;
     // Only what the log no longer knows is removed; what stays behind is told.
-    files.remove(context);
+    files.remove(region, context);
     Ok(answers)
 }
 
 /// Files that are removed once their instances are gone.
 #[derive(Debug, Default)]
 struct Files {
-    disks: Vec<PathBuf>,
-    folders: Vec<PathBuf>,
+    /// As they are on record.
+    disks: Vec<String>,
+    folders: Vec<String>,
 }
 
 impl Files {
-    fn add(&mut self, region: &Region, catalog: &Catalog, instance: &Instance, deleted: &[VolumeId]) {
+    fn add(&mut self, catalog: &Catalog, instance: &Instance, deleted: &[VolumeId]) {
         let disks = instance.local_disks.iter().map(|disk| &disk.path);
         let volumes = deleted.iter().filter_map(|id| catalog.volumes.get(id)).map(|volume| &volume.path);
-        self.disks.extend(disks.chain(volumes).map(|path| region.path_of_record(path)));
-        self.folders.push(region.path_of_record(&instance.path));
+        self.disks.extend(disks.chain(volumes).cloned());
+        self.folders.push(instance.path.clone());
     }
 
-    fn remove(&self, context: &Context<'_>) {
+    fn remove(&self, region: &Region, context: &Context<'_>) {
         for disk in &self.disks {
-            remove_disk(disk, context);
+            remove_disk(region, disk, context);
         }
-        for folder in &self.folders {
+        for folder in self.folders.iter().filter_map(|folder| region.path_of_record(folder)) {
             // It stays if a kept volume is in it.
-            crate::disk::open::remove_dir_with(folder, &[]);
+            crate::disk::open::remove_dir_with(&folder, &[]);
         }
     }
 }
 
 /// Removes the file of a disk that is no longer on record; that it cannot is told, and no failure.
-pub(super) fn remove_disk(path: &Path, context: &Context<'_>) {
-    if let Err(error) = remove_made_file(path) {
-        context.progress.note(&format!("the disk file stays: {error}"));
+pub(super) fn remove_disk(region: &Region, recorded: &str, context: &Context<'_>) {
+    let note = |why: &str| context.progress.note(&format!("the disk file stays: {why}"));
+    match region.path_of_record(recorded) {
+        None => note(&format!("nobody knows where the region is that it is at {recorded} of")),
+        // It may be where the region was before that was moved by itself.
+        Some(path) if Path::new(recorded).is_relative() && !path.exists() => {
+            note(&format!("if there is one, it is not at {}, where it was to the region", path.display()));
+        }
+        Some(path) => remove_made_file(&path).unwrap_or_else(|error| note(&error.to_string())),
     }
 }
 

@@ -6,7 +6,7 @@ use super::error::{Code, OpsError};
 use super::find::{backing, check_available, check_contents, check_tags, image as find_image};
 use super::instance::is_shown;
 use super::launch_disks::{Content, Written, write_instance};
-use super::token::{client_token, made_before};
+use super::token::{client_token, durable, made_before};
 use crate::disk::DiskError;
 use crate::disk::open::{absolute, make_dirs, utf8};
 use crate::model::account::{ClientToken, Tag};
@@ -78,12 +78,12 @@ pub fn launch(
 ) -> Result<Vec<Launched>, OpsError> {
     check(options)?;
     let token = client_token(options.client_token.as_ref(), &(id, options))?;
-    let catalog = region.catalog()?;
-    let made = made_instances(&catalog, token.as_ref(), context)?;
+    let made = durable(region, context, |catalog| made_instances(catalog, token.as_ref(), context))?;
     if !made.is_empty() {
         context.end_dry_run()?;
         return Ok(made);
     }
+    let catalog = region.catalog()?;
     let image = find_image(&catalog, context.account, id)?;
     let contents = plan(region, &catalog, image, options, context)?;
     context.end_dry_run()?;

@@ -114,7 +114,8 @@ impl Written {
     /// Removes what is not of these instances.
     pub fn remove_all_but(&self, region: &Region, launched: &[Launched]) {
         for (folder, files) in &self.0 {
-            if !launched.iter().any(|made| region.path_of_record(&made.instance.path) == *folder) {
+            let recorded = region.path_to_record(folder);
+            if !launched.iter().any(|made| Path::new(&made.instance.path) == recorded) {
                 remove_dir_with(folder, files);
             }
         }

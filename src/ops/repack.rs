@@ -7,11 +7,12 @@ use super::context::Context;
 use super::encode::{Compression, Encoder, NewChunk, features_of};
 use super::error::OpsError;
 use super::gc::Amount;
-use super::rewrite::rewrite;
+use super::rewrite::{mark, rewrite};
 use crate::model::objects::{PackName, PackState};
 use crate::region::Region;
 use crate::region::collect::Mark;
 use crate::region::fetch::Located;
+use crate::region::losses::Losses;
 use crate::region::moving::StoredChunk;
 use crate::region::session::Session;
 use std::collections::HashSet;
@@ -125,7 +126,7 @@ fn run_round(
     context.check_cancelled()?;
     let packs: &HashSet<PackName> = &round.iter().map(|(name, _)| *name).collect();
     // What an interrupted run has moved already is not moved again: the mark keeps it where it is now.
-    let mark = region.mark(packs, || context.check_cancelled())?;
+    let mark = mark(region, Losses::Refused, packs, context)?;
     // What would stay all the same is not stored twice.
     let stuck = mark.stuck();
     let (stuck, round): (Vec<_>, Vec<_>) = round.iter().partition(|(name, _)| stuck.contains(name));

@@ -64,6 +64,21 @@ fn is_gone(error: &OpsError) -> bool {
     }
 }
 
+/// Marks. An index segment that turns out damaged is left out, as by any look-up: its packs' own indexes say the same.
+pub(super) fn mark(
+    region: &Region,
+    losses: Losses,
+    avoided: &HashSet<PackName>,
+    context: &Context<'_>,
+) -> Result<Mark, OpsError> {
+    loop {
+        match region.mark_despite(losses, avoided, || context.check_cancelled()) {
+            Err(OpsError::Region(error)) if region.leaves_out(&error) => {}
+            marked => return marked,
+        }
+    }
+}
+
 /// Marks, and runs a step on the mark, again if others commit or collect meanwhile, but not for ever: then what is left
 /// is left to the next collection. The step gives nothing if the mark did not hold.
 pub(super) fn despite_others<T>(
@@ -76,7 +91,7 @@ pub(super) fn despite_others<T>(
     for attempt in 1..=ATTEMPTS {
         context.check_cancelled()?;
         let before = region.catalog()?.sequence;
-        let done = region.mark_despite(losses, avoided, || context.check_cancelled()).and_then(|mark| {
+        let done = mark(region, losses, avoided, context).and_then(|mark| {
             region.check_kept(&mark, || context.check_cancelled())?;
             Ok(step(&mark)?.map(|done| (mark, done)))
         });

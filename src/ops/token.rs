@@ -1,8 +1,11 @@
 //! Client tokens: the same request again gives what it gave, and makes nothing twice. Rule: EC2's ClientToken.
 
+use super::context::Context;
 use super::error::{Code, OpsError};
 use crate::model::account::ClientToken;
+use crate::model::catalog::Catalog;
 use crate::model::ids::ObjectHash;
+use crate::region::Region;
 use serde::Serialize;
 
 /// Bytes of the longest token.
@@ -43,4 +46,14 @@ pub(super) fn made_before<'a, T>(
         }
     }
     Ok(made)
+}
+
+/// What a log says that is durable as far as it was read: a commit without operations appends nothing. Who answers that
+/// something was made before may have read what its maker had not made durable.
+pub(super) fn durable<T>(
+    region: &Region,
+    context: &Context<'_>,
+    mut find: impl FnMut(&Catalog) -> Result<T, OpsError>,
+) -> Result<T, OpsError> {
+    region.commit(context.account, |catalog| Ok((vec![], find(catalog)?)))
 }

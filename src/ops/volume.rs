@@ -9,7 +9,7 @@ use super::find::{
 };
 use super::instance::remove_disk;
 use super::restore::restore;
-use super::token::{client_token, made_before};
+use super::token::{client_token, durable, made_before};
 use crate::disk::open::{TargetOptions, absolute, make_dirs, open_target, remove_made_file, utf8};
 use crate::model::account::{ClientToken, Tag};
 use crate::model::catalog::{Catalog, RootId};
@@ -52,11 +52,12 @@ pub fn create_volume(
     check_tags(&options.tags)?;
     check_iops(options.volume_type, options.iops)?;
     let token = client_token(options.client_token.as_ref(), options)?;
-    let catalog = region.catalog()?;
-    if let Some(made) = made_volume(&catalog, token.as_ref(), context)? {
+    let made = durable(region, context, |catalog| made_volume(catalog, token.as_ref(), context))?;
+    if let Some(made) = made {
         context.end_dry_run()?;
         return Ok(made);
     }
+    let catalog = region.catalog()?;
     let snapshot = options.snapshot_id.map(|id| find_snapshot(&catalog, context.account, id)).transpose()?;
     let volume_bytes = volume_bytes(options, snapshot)?;
     context.end_dry_run()?;
@@ -145,15 +146,15 @@ fn made_volume(
 
 /// Deletes a volume that is attached to nothing, and its disk file.
 pub fn delete_volume(region: &Region, id: VolumeId, context: &Context<'_>) -> Result<(), OpsError> {
-    let path = context.commit(region, |catalog| {
+    let recorded = context.commit(region, |catalog| {
         let volume = find_volume(catalog, context.account, id)?;
         if let Some(at) = &volume.attachment {
             let why = format!("Volume {id} is currently attached to {}", at.instance_id);
             return Err(OpsError::rule(Code::VolumeInUse, why));
         }
-        Ok((vec![Op::DeleteVolume { id }], region.path_of_record(&volume.path)))
+        Ok((vec![Op::DeleteVolume { id }], volume.path.clone()))
     })?;
-    remove_disk(&path, context);
+    remove_disk(region, &recorded, context);
     Ok(())
 }
 

@@ -25,7 +25,7 @@ impl Region {
     fn is_compaction_due(&self) -> Result<bool, RegionError> {
         let index = self.index()?;
         let (packs, entries) = index.unlisted();
-        Ok(are_many(packs, entries) || (packs > 0 && !index.unusable().is_empty()) || merge::has_worn(&index))
+        Ok(are_many(packs, entries) || !index.unusable().is_empty() || merge::has_worn(&index))
     }
 
     /// Writes a segment if there is reason to, and removes those that it replaces. It leaves large ones alone, so it
@@ -36,7 +36,10 @@ impl Region {
         }
         let choose = |index: &Index| {
             let choice = merge::choose(index);
-            (index.unlisted().0 > 0 || !choice.segments.is_empty()).then_some(choice)
+            // A damaged one goes also if there is nothing left that it would list.
+            let is_due =
+                index.unlisted().0 > 0 || !choice.segments.is_empty() || !index.unusable().is_empty();
+            is_due.then_some(choice)
         };
         self.write_segment::<RegionError>(account, choose, || Ok(()))?;
         Ok(())

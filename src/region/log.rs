@@ -18,7 +18,7 @@ use std::time::Duration;
 /// Records in a sub-folder of the log.
 const SHARD_RECORDS: u64 = 1000;
 /// No log has so many records: a larger number is no record's.
-const SEQUENCE_MAX: u64 = 1 << 62;
+pub(super) const SEQUENCE_MAX: u64 = 1 << 62;
 /// Records between checkpoints at least.
 const CHECKPOINT_RECORDS: u64 = 64;
 /// And at most: whoever opens a region replays those behind the last one, and only a later checkpoint leads past a record

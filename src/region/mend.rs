@@ -3,7 +3,7 @@
 //! record after names, if there is one.
 
 use super::error::RegionError;
-use super::log::{CHECKPOINTS, VALUE_OBJECT_BYTES_MAX, read_checkpoint, record_name};
+use super::log::{CHECKPOINTS, SEQUENCE_MAX, VALUE_OBJECT_BYTES_MAX, read_checkpoint, record_name};
 use super::{RECORD_BYTES_MAX, REGION_FILE, REGION_FILE_BYTES_MAX, Region, directory_storage};
 use crate::format::record::{self, Body, StoredRecord};
 use crate::format::region as region_file;
@@ -195,6 +195,10 @@ impl Mending<'_> {
             let sequence = checkpoint.catalog.sequence;
             if sequence <= lost {
                 break;
+            }
+            // Numbers of 20 digits, which no log comes near.
+            if sequence >= SEQUENCE_MAX {
+                continue;
             }
             let copies = Copies::of_record(storage, sequence);
             let choice = copies.choose(|_| true, &[checkpoint.record_hash]);

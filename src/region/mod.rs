@@ -297,6 +297,11 @@ impl Region {
         }
     }
 
+    /// Leaves an index segment out if an error says that it is damaged, and it was not left out yet; whether it was that.
+    pub(crate) fn leaves_out(&self, error: &RegionError) -> bool {
+        matches!(error, RegionError::Pack(PackError::Damaged { name, .. }) if self.leave_out_segment(name))
+    }
+
     fn leave_out_segment(&self, name: &str) -> bool {
         let Some(segment) = SegmentName::parse(name) else { return false };
         let mut cached = self.cached_index();

@@ -4,12 +4,13 @@
 //! region's directory is then found in the new place, and a copy's disks are never taken for those of the original.
 
 use super::Region;
+use crate::io::outfile::physical;
 use std::path::{Component, Path, PathBuf};
 
-/// What a region's handle knows of where it is.
+/// What a region's handle knows of where it is, all links followed: what is linked to is not copied with a folder.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Place {
-    /// The region's directory, absolute.
+    /// The region's directory.
     directory: PathBuf,
     /// The folder around it that is moved and copied as a whole, if there is one.
     home: Option<PathBuf>,
@@ -17,46 +18,34 @@ pub(super) struct Place {
 
 impl Place {
     pub(super) fn new(directory: &Path) -> Option<Self> {
-        let directory = std::path::absolute(directory).ok()?;
-        Some(Self { directory, home: None })
+        Some(Self { directory: physical(directory)?, home: None })
     }
 
     /// In a home, if it is there.
     fn in_home(self, home: &Path) -> Self {
-        let home = Some(home).filter(|home| is_plain(home) && is_plain(&self.directory));
-        let home = home.filter(|home| self.directory.starts_with(home)).map(Path::to_owned);
+        let home = physical(home).filter(|home| self.directory.starts_with(home));
         Self { home, ..self }
     }
 
-    /// How a path is put on record.
-    fn to_record(&self, path: &Path) -> PathBuf {
-        let inside = |path: &Path| Some(path.strip_prefix(self.home.as_ref()?).ok()?.to_owned());
-        match (inside(path), inside(&self.directory)) {
-            (Some(to), Some(from)) if is_plain(path) => {
-                let up = from.components().map(|_| Component::ParentDir);
-                up.chain(to.components()).collect()
-            }
-            _ => path.to_owned(),
-        }
+    /// How a path is put on record that is in the home.
+    fn to_record(&self, path: &Path) -> Option<PathBuf> {
+        let home = self.home.as_ref()?;
+        let path = physical(path)?;
+        let (to, from) = (path.strip_prefix(home).ok()?, self.directory.strip_prefix(home).ok()?);
+        Some(from.components().map(|_| Component::ParentDir).chain(to.components()).collect())
     }
 
-    /// Where that is now. By the names alone: what the directory is linked to has nothing to do with it.
+    /// Where that is now.
     fn of_record(&self, path: &Path) -> PathBuf {
         let mut found = self.directory.clone();
         for part in path.components() {
             match part {
                 Component::ParentDir => drop(found.pop()),
-                // An absolute one begins anew.
                 part => found.push(part),
             }
         }
         found
     }
-}
-
-/// Whether a path says where something is by its names alone.
-fn is_plain(path: &Path) -> bool {
-    path.is_absolute() && !path.components().any(|part| part == Component::ParentDir)
 }
 
 impl Region {
@@ -69,56 +58,79 @@ impl Region {
 
     /// How a disk file or folder, an absolute path, is put on record.
     pub fn path_to_record(&self, path: &Path) -> PathBuf {
-        self.place().as_ref().map_or_else(|| path.to_owned(), |place| place.to_record(path))
+        let inside = self.place().as_ref().and_then(|place| place.to_record(path));
+        inside.unwrap_or_else(|| path.to_owned())
     }
 
-    /// Where a disk file or folder is that is on record so.
-    pub fn path_of_record(&self, recorded: &str) -> PathBuf {
+    /// Where a disk file or folder is that is on record so. None if it is where the region's directory is, and nobody
+    /// knows where that is.
+    pub fn path_of_record(&self, recorded: &str) -> Option<PathBuf> {
         let recorded = Path::new(recorded);
-        match &*self.place() {
-            Some(place) if recorded.is_relative() => place.of_record(recorded),
-            _ => recorded.to_owned(),
+        if recorded.is_absolute() {
+            return Some(recorded.to_owned());
         }
+        Some(self.place().as_ref()?.of_record(recorded))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::Place;
-    use std::path::Path;
+    use std::fs::{create_dir_all, rename};
+    use std::os::unix::fs::symlink;
+    use std::path::{Path, PathBuf};
 
-    fn place(directory: &str, home: &str) -> Place {
-        Place::new(Path::new(directory)).unwrap().in_home(Path::new(home))
+    fn place(directory: &Path, home: &Path) -> Place {
+        Place::new(directory).unwrap().in_home(home)
+    }
+
+    /// A folder with a home that has a region.
+    fn homes() -> (tempfile::TempDir, PathBuf) {
+        let folder = tempfile::tempdir().unwrap();
+        let at = folder.path().canonicalize().unwrap();
+        create_dir_all(at.join("home/regions/local")).unwrap();
+        (folder, at)
     }
 
     #[test]
     fn what_is_in_the_home_moves_along() {
-        let disk = Path::new("/home/a/.imgstore/instances/i-1/root.raw");
-        let recorded = place("/home/a/.imgstore/regions/default", "/home/a/.imgstore").to_record(disk);
-        assert_eq!(recorded, Path::new("../../instances/i-1/root.raw"));
-        let moved = place("/srv/copy/regions/default", "/srv/copy");
-        assert_eq!(moved.of_record(&recorded), Path::new("/srv/copy/instances/i-1/root.raw"));
+        let (_folder, at) = homes();
+        let (region, recorded) = ("regions/local", Path::new("../../instances/i-1/root.raw"));
+        symlink(at.join("home"), at.join("link")).unwrap();
+        // However the home, the region and the disk are named.
+        for home in ["home", "link", "other/../home"] {
+            create_dir_all(at.join("other")).unwrap();
+            let place = place(&at.join("link").join(region), &at.join(home));
+            for disk in ["home/instances/i-1/root.raw", "link/instances/i-1/root.raw"] {
+                assert_eq!(place.to_record(&at.join(disk)).as_deref(), Some(recorded), "{home} {disk}");
+            }
+        }
+        rename(at.join("home"), at.join("moved")).unwrap();
+        let moved = place(&at.join("moved").join(region), &at.join("moved"));
+        assert_eq!(moved.of_record(recorded), at.join("moved/instances/i-1/root.raw"));
+        // Also for whoever names the region by a link to it.
+        symlink(at.join("moved").join(region), at.join("images")).unwrap();
+        let named = Place::new(&at.join("images")).unwrap();
+        assert_eq!(named.of_record(recorded), at.join("moved/instances/i-1/root.raw"));
     }
 
     #[test]
     fn what_is_elsewhere_stays_where_it_is() {
-        for (directory, home, disk) in [
-            ("/home/a/regions/default", "/home/a", "/vms/i-1"),
-            ("/home/a/regions/default", "/home/a", "/home/ab/i-1"),
-            ("/home/a/regions/default", "/home/a", "/home/a/../b/i-1"),
-            ("/srv/region", "/home/a", "/home/a/instances/i-1"),
-            ("/home/a/../b/region", "/home/a", "/home/a/instances/i-1"),
+        let (_folder, at) = homes();
+        create_dir_all(at.join("large")).unwrap();
+        create_dir_all(at.join("region")).unwrap();
+        symlink(at.join("large"), at.join("home/linked")).unwrap();
+        for (region, disk) in [
+            ("home/regions/local", "vms/i-1"),
+            ("home/regions/local", "home-2/i-1"),
+            ("home/regions/local", "home/../vms/i-1"),
+            // What a link leads to is not copied with the home.
+            ("home/regions/local", "home/linked/i-1"),
+            ("region", "home/instances/i-1"),
         ] {
-            let place = place(directory, home);
-            assert_eq!(place.to_record(Path::new(disk)), Path::new(disk), "{directory} {home} {disk}");
+            let place = place(&at.join(region), &at.join("home"));
+            assert_eq!(place.to_record(&at.join(disk)), None, "{region} {disk}");
         }
-    }
-
-    #[test]
-    fn without_a_home_all_paths_are_absolute() {
-        let place = Place::new(Path::new("/home/a/regions/default")).unwrap();
-        let disk = Path::new("/home/a/instances/i-1");
-        assert_eq!(place.to_record(disk), disk);
-        assert_eq!(place.of_record(Path::new("../../instances/i-1")), disk);
+        assert_eq!(Place::new(&at.join("home/regions/local")).unwrap().to_record(&at.join("home/i-1")), None);
     }
 }

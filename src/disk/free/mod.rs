@@ -159,6 +159,8 @@ fn look(whole: View<'_>, limits: &Limits) -> Result<Looked, DiskError> {
             (None, doubt("it overlaps another partition"))
         } else if is_outside {
             (None, doubt("it ends after the disk's end"))
+        } else if is_table && partitions::is_divided(view)? {
+            (None, doubt("it has a partition table of its own"))
         } else {
             let (kind, system) = signatures::identify(view)?;
             let system = system.and_then(|system| match area.foreign {

@@ -94,6 +94,25 @@ fn divide(disk: View<'_>) -> Found<Option<Vec<Area>>> {
     }
 }
 
+/// Whether a partition bears a partition table of its own, as the disk of a machine does: then a file system whose signs are on it
+/// is what was there before. Boot sectors of file systems end like an MBR, and have code where the table would be.
+pub(super) fn is_divided(partition: View<'_>) -> Result<bool, DiskError> {
+    for sector_bytes in [512, 4096] {
+        if partition.has(sector_bytes, GPT_MAGIC)? {
+            return Ok(true);
+        }
+    }
+    let Some(sector) = partition.part(0, 512)?.filter(|sector| slice(sector, 510, 2) == [0x55, 0xaa]) else {
+        return Ok(false);
+    };
+    let entries = table_of(&sector);
+    let is_sound = |entry: &Entry| {
+        let end = entry.start.saturating_add(entry.sectors).saturating_mul(MBR_SECTOR);
+        entry.flag & 0x7f == 0 && (entry.is_none() || (entry.start > 0 && end <= partition.len))
+    };
+    Ok(entries.iter().all(is_sound) && entries.iter().any(|entry| !entry.is_none()))
+}
+
 /// An entry of an MBR or of one of its extended boot records.
 #[derive(Debug, Clone, Copy)]
 struct Entry {

@@ -14,7 +14,7 @@ pub(super) enum System {
 }
 
 /// Name, place, and bytes there (util-linux, libblkid/src/superblocks).
-const FOREIGN: [(&str, u64, &[u8]); 52] = [
+const FOREIGN: [(&str, u64, &[u8]); 55] = [
     ("LUKS", 0, b"LUKS\xba\xbe"),
     ("LUKS", 16 << 10, b"SKUL\xba\xbe"),
     ("LVM2", 512 + 24, b"LVM2 001"),
@@ -57,6 +57,9 @@ const FOREIGN: [(&str, u64, &[u8]); 52] = [
     ("Stratis", 512 + 4, b"!Stra0tis\x86\xff\x02^\x41rh"),
     ("APFS", 32, b"NXSB"),
     ("NILFS2", 1024 + 6, b"\x34\x34"),
+    ("an Apple partition map", 512, b"PM\0\0"),
+    ("a BSD disklabel", 512, b"\x57\x45\x56\x82"),
+    ("an SGI volume header", 0, b"\x0b\xe5\xa9\x41"),
     ("ISO 9660", 32769, b"CD001"),
     ("JFS", 32768, b"JFS1"),
     ("ReiserFS", 65536 + 52, b"ReIsEr"),
