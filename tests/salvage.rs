@@ -959,3 +959,29 @@ fn a_dry_run_counts_what_stays_for_what_is_in_quarantine() {
         assert_eq!((done.condemned.count, done.freed.count, done.waiting.count), (1, 0, 2), "{done:?}");
     }
 }
+
+/// A chunk and a base that are in two packs are read of either, whichever the device gives; what it gives of none is its failure.
+#[test]
+fn what_a_device_does_not_give_is_read_where_else_it_is() {
+    let (mut place, base, _) = with_deltas();
+    place.quarantine(base);
+    let before = place.packs();
+    let (_, bytes) = place.taken[0].clone();
+    place.take(&bytes);
+    let frames = |pack: &PackName| {
+        let end =
+            place.trailer(pack).entries.iter().map(|entry| entry.offset + entry.stored_len).max().unwrap();
+        64..u64::from(end)
+    };
+    let new: Vec<PackName> = place.packs().into_iter().filter(|pack| !before.contains(pack)).collect();
+    assert!(!new.is_empty());
+    new.iter().for_each(|pack| place.wear(pack, frames(pack)));
+    for (id, bytes) in &place.taken {
+        assert!(place.caller.read_back(&place.open(), *id).unwrap() == *bytes, "{id}");
+    }
+    place.wear(&base, frames(&base));
+    for (id, _) in &place.taken {
+        let error = place.caller.read_back(&place.open(), *id).unwrap_err();
+        assert!(error.to_string().contains("Input/output error"), "{error}");
+    }
+}

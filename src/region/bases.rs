@@ -140,6 +140,19 @@ impl Region {
 }
 
 impl Bases {
+    /// Whether a base is among them.
+    pub(super) fn has(&self, id: ChunkId) -> bool {
+        self.places.contains_key(&id)
+    }
+
+    /// Takes others in.
+    pub(super) fn add(&mut self, others: Self) {
+        let before = self.runs.len();
+        self.runs.extend(others.runs);
+        self.places
+            .extend(others.places.into_iter().map(|(id, (located, run))| (id, (located, before + run))));
+    }
+
     /// The bytes of a base; none if it is not here or damaged here.
     pub fn content(&self, region: &Region, id: ChunkId) -> Option<Content> {
         let (located, run) = self.places.get(&id)?;

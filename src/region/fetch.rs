@@ -334,7 +334,8 @@ impl Region {
     }
 
     /// Reads the stored frames of chunks, near ones together. If a pack is gone, the log is replayed and the
-    /// chunks are looked up again, elsewhere if they have another place; only then is one missing.
+    /// chunks are looked up again, elsewhere if they have another place; only then is one missing. What the device does not
+    /// give is read where else it is, too.
     pub fn fetch(&self, ids: &[ChunkId]) -> Result<Fetched, RegionError> {
         loop {
             let before = self.head().position();
@@ -352,9 +353,45 @@ impl Region {
                         return Err(error.into());
                     }
                 }
+                Err(error) if error.is_failed_read() => return self.fetch_around(wanted, error),
                 Err(e) => return Err(e),
             }
         }
+    }
+
+    /// Reads each chunk from any place that can be read, with its base, if it is a delta; the error if one has none.
+    fn fetch_around(&self, wanted: Vec<Located>, error: RegionError) -> Result<Fetched, RegionError> {
+        let mut around = Fetched { wanted, runs: Vec::new(), bases: Bases::default() };
+        for (number, located) in around.wanted.iter_mut().enumerate() {
+            let places = self.with_index(|index| index.places_of(located.0))?;
+            let mut tried = [located.1].into_iter().chain(places);
+            let read = |place| Some((place, self.read_around((located.0, place), &around.bases).ok()?));
+            let Some((place, (run, bases))) = tried.find_map(read) else { return Err(error) };
+            located.1 = place;
+            for (mut read, bytes) in run {
+                read.members.fill(number);
+                around.runs.push((read, bytes));
+            }
+            around.bases.add(bases);
+        }
+        Ok(around)
+    }
+
+    /// Reads a chunk where it is, and its base, if that is not among those which are there, from any place that can be read.
+    fn read_around(&self, located: Located, there: &Bases) -> Result<(Vec<StoredRun>, Bases), RegionError> {
+        let runs = self.read_runs(&[located])?;
+        let base = runs.iter().find_map(|(run, bytes)| base_in(run, bytes, &located.1));
+        let Some(base) = base.filter(|base| !there.has(*base)) else { return Ok((runs, Bases::default())) };
+        let mut places = self.with_index(|index| index.places_of(base))?;
+        places.retain(|place| place.codec.is_plain());
+        let mut last = None;
+        for place in places {
+            match self.read_bases(&[(base, place)]) {
+                Ok(bases) => return Ok((runs, bases)),
+                Err(error) => last = Some(error),
+            }
+        }
+        Err(last.map_or_else(|| self.missing(base), RegionError::from))
     }
 
     /// Encodes a chunk's bytes as a frame that is proved to give them back.
