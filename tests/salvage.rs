@@ -979,9 +979,17 @@ fn what_a_device_does_not_give_is_read_where_else_it_is() {
     for (id, bytes) in &place.taken {
         assert!(place.caller.read_back(&place.open(), *id).unwrap() == *bytes, "{id}");
     }
-    place.wear(&base, frames(&base));
-    for (id, _) in &place.taken {
-        let error = place.caller.read_back(&place.open(), *id).unwrap_err();
-        assert!(error.to_string().contains("Input/output error"), "{error}");
+    // Also where the other one is damaged: what the device does not give may be sound.
+    place.lose_frames(base);
+    for is_worn in [false, true] {
+        for (id, _) in &place.taken {
+            let error = place.caller.read_back(&place.open(), *id).unwrap_err();
+            assert!(error.to_string().contains("Input/output error"), "{is_worn} {error}");
+        }
+        place.wear(&base, frames(&base));
+    }
+    place.bad.lock().unwrap().clear();
+    for (id, bytes) in &place.taken {
+        assert!(place.caller.read_back(&place.open(), *id).unwrap() == *bytes, "{id}");
     }
 }

@@ -124,7 +124,7 @@ pub(super) fn remove_disk(region: &Region, recorded: &str, context: &Context<'_>
     match region.path_of_record(recorded) {
         None => note(&format!("nobody knows where the region is that it is at {recorded} of")),
         // It may be where the region was before that was moved by itself.
-        Some(path) if Path::new(recorded).is_relative() && !path.exists() => {
+        Some(path) if Path::new(recorded).is_relative() && path.parent().is_some_and(|to| !to.exists()) => {
             note(&format!("if there is one, it is not at {}, where it was to the region", path.display()));
         }
         Some(path) => remove_made_file(&path).unwrap_or_else(|error| note(&error.to_string())),

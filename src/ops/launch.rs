@@ -98,8 +98,8 @@ pub fn launch(
     // Where nobody knows whether the record exists, the disks stay: the record may need them.
     match &result {
         Err(OpsError::Region(error)) if error.is_unknown_outcome() => {}
-        Ok(launched) => written.remove_all_but(region, launched),
-        Err(_) => written.remove_all_but(region, &[]),
+        Ok(launched) => written.remove_all_but(launched),
+        Err(_) => written.remove_all_but(&[]),
     }
     result
 }

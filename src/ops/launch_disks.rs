@@ -112,10 +112,11 @@ pub(super) struct Written(Vec<(PathBuf, Vec<PathBuf>)>);
 
 impl Written {
     /// Removes what is not of these instances.
-    pub fn remove_all_but(&self, region: &Region, launched: &[Launched]) {
+    pub fn remove_all_but(&self, launched: &[Launched]) {
         for (folder, files) in &self.0 {
-            let recorded = region.path_to_record(folder);
-            if !launched.iter().any(|made| Path::new(&made.instance.path) == recorded) {
+            // They are called like their instances.
+            let is_of = |made: &Launched| folder.ends_with(made.instance.id.to_string());
+            if !launched.iter().any(is_of) {
                 remove_dir_with(folder, files);
             }
         }

@@ -55,5 +55,8 @@ pub(super) fn durable<T>(
     context: &Context<'_>,
     mut find: impl FnMut(&Catalog) -> Result<T, OpsError>,
 ) -> Result<T, OpsError> {
+    if context.dry_run {
+        return find(&region.catalog()?);
+    }
     region.commit(context.account, |catalog| Ok((vec![], find(catalog)?)))
 }

@@ -63,6 +63,7 @@ pub fn create_volume(
     context.end_dry_run()?;
     let id = VolumeId::from_random(region.random_id()?);
     let output = absolute(&options.output)?;
+    make_dirs(&output)?;
     let path = output.join(format!("{id}.raw"));
     let volume = Volume {
         id,
@@ -77,7 +78,6 @@ pub fn create_volume(
         tags: options.tags.clone(),
         client_token: token.clone(),
     };
-    make_dirs(&output)?;
     if let Err(error) = write(region, snapshot, volume_bytes, &path, context) {
         drop(remove_made_file(&path));
         return Err(error);

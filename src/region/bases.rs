@@ -145,6 +145,12 @@ impl Bases {
         self.places.contains_key(&id)
     }
 
+    /// Whether a base's frame fits its checksum.
+    pub(super) fn is_sound(&self, id: ChunkId) -> bool {
+        let frame = self.places.get(&id).and_then(|(located, run)| Some((self.runs.get(*run)?, *located)));
+        frame.is_some_and(|((read, bytes), located)| stored_frame(read, bytes, located).is_ok())
+    }
+
     /// Takes others in.
     pub(super) fn add(&mut self, others: Self) {
         let before = self.runs.len();

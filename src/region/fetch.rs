@@ -359,14 +359,33 @@ impl Region {
         }
     }
 
-    /// Reads each chunk from any place that can be read, with its base, if it is a delta; the error if one has none.
+    /// Reads each chunk from any place that can be read, with its base, if it is a delta. If one has none, the error: what its
+    /// own was, or the device's.
     fn fetch_around(&self, wanted: Vec<Located>, error: RegionError) -> Result<Fetched, RegionError> {
         let mut around = Fetched { wanted, runs: Vec::new(), bases: Bases::default() };
         for (number, located) in around.wanted.iter_mut().enumerate() {
-            let places = self.with_index(|index| index.places_of(located.0))?;
-            let mut tried = [located.1].into_iter().chain(places);
-            let read = |place| Some((place, self.read_around((located.0, place), &around.bases).ok()?));
-            let Some((place, (run, bases))) = tried.find_map(read) else { return Err(error) };
+            let (id, first) = *located;
+            let mut places = self.with_index(|index| index.places_of(id))?;
+            places.retain(|place| *place != first);
+            let (mut sound, mut damaged, mut last) = (None, None, None);
+            for place in [first].into_iter().chain(places) {
+                match self.read_around((id, place), &around.bases) {
+                    Ok((done, true)) => {
+                        sound = Some((place, done));
+                        break;
+                    }
+                    Ok((done, false)) => damaged = damaged.or(Some((place, done))),
+                    Err(error) if last.as_ref().is_none_or(|last: &RegionError| !last.is_failed_read()) => {
+                        last = Some(error);
+                    }
+                    Err(_) => {}
+                }
+            }
+            // That it is damaged is told of this one, when it is decoded; but where a device failed, it may be sound.
+            let read = sound.or(if last.is_none() { damaged } else { None });
+            let Some((place, (run, bases))) = read else {
+                return Err(last.unwrap_or(error));
+            };
             located.1 = place;
             for (mut read, bytes) in run {
                 read.members.fill(number);
@@ -378,20 +397,30 @@ impl Region {
     }
 
     /// Reads a chunk where it is, and its base, if that is not among those which are there, from any place that can be read.
-    fn read_around(&self, located: Located, there: &Bases) -> Result<(Vec<StoredRun>, Bases), RegionError> {
+    /// One that is nowhere is left out, as in any read. Whether the frame is sound.
+    fn read_around(
+        &self,
+        located: Located,
+        there: &Bases,
+    ) -> Result<((Vec<StoredRun>, Bases), bool), RegionError> {
         let runs = self.read_runs(&[located])?;
+        let is_sound = runs.iter().all(|(run, bytes)| stored_frame(run, bytes, located).is_ok());
         let base = runs.iter().find_map(|(run, bytes)| base_in(run, bytes, &located.1));
-        let Some(base) = base.filter(|base| !there.has(*base)) else { return Ok((runs, Bases::default())) };
+        let Some(base) = base.filter(|base| is_sound && !there.has(*base)) else {
+            return Ok(((runs, Bases::default()), is_sound));
+        };
         let mut places = self.with_index(|index| index.places_of(base))?;
         places.retain(|place| place.codec.is_plain());
-        let mut last = None;
+        let (mut damaged, mut last) = (Bases::default(), None);
         for place in places {
             match self.read_bases(&[(base, place)]) {
-                Ok(bases) => return Ok((runs, bases)),
+                Ok(bases) if bases.is_sound(base) => return Ok(((runs, bases), true)),
+                Ok(bases) => damaged = bases,
                 Err(error) => last = Some(error),
             }
         }
-        Err(last.map_or_else(|| self.missing(base), RegionError::from))
+        // As with chunks: where a device failed, it may be sound.
+        last.map_or_else(|| Ok(((runs, damaged), true)), |error| Err(error.into()))
     }
 
     /// Encodes a chunk's bytes as a frame that is proved to give them back.

@@ -1,7 +1,7 @@
 //! Where disks are that a region has on record: by themselves, or from the region's own directory on.
 //!
 //! A home that is moved or copied takes its regions and the disks in it along. What is on record by where it is to the
-//! region's directory is then found in the new place, and a copy's disks are never taken for those of the original.
+//! region's directory is then found in the new place, and a copied home's disks are not taken for those of the original.
 
 use super::Region;
 use crate::io::outfile::physical;
