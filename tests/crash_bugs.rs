@@ -244,6 +244,19 @@ fn a_failed_sync_that_is_taken_for_success_is_caught() {
     assert!(lost(&Faulty::wrap(Fault::IgnoreFailedSync)), "the seeded bug was not caught");
 }
 
+/// Whoever has put a record in its place dies before that is durable.
+fn die_before_the_sync() -> Hook {
+    let is_dying = AtomicBool::new(false);
+    Arc::new(move |op| match op {
+        SimOp::Rename(_, to) if to.to_string_lossy().contains("/log/") => {
+            is_dying.store(true, Ordering::SeqCst);
+            Verdict::Proceed
+        }
+        SimOp::SyncDir(_) if is_dying.load(Ordering::SeqCst) => Verdict::Fail(std::io::ErrorKind::Other),
+        _ => Verdict::Proceed,
+    })
+}
+
 /// A record that another writer left visible but not durable: whoever acts on it must make it durable.
 #[test]
 fn acting_on_a_record_that_is_not_durable_is_caught() {
@@ -251,16 +264,7 @@ fn acting_on_a_record_that_is_not_durable_is_caught() {
         let files = SimFiles::new();
         let caller = Caller::new(1);
         World::honest(&files).create(HOME).unwrap();
-        let dying = AtomicBool::new(false);
-        let hook: Hook = Arc::new(move |op| match op {
-            SimOp::Rename(_, to) if to.to_string_lossy().contains("/log/") => {
-                dying.store(true, Ordering::SeqCst);
-                Verdict::Proceed
-            }
-            SimOp::SyncDir(_) if dying.load(Ordering::SeqCst) => Verdict::Fail(std::io::ErrorKind::Other),
-            _ => Verdict::Proceed,
-        });
-        let dying = World::honest(&files.with_hook(hook)).open(HOME).unwrap();
+        let dying = World::honest(&files.with_hook(die_before_the_sync())).open(HOME).unwrap();
         let nobody = caller.snapshot(&dying, &MemoryDisk::new(volume(20_000, 4)));
         assert!(nobody.is_err(), "the dying writer acknowledges nothing");
         let reader = World { files: files.clone(), wrap: wrap.clone() }.open(HOME).unwrap();
@@ -290,16 +294,7 @@ fn the_answer_to_a_repeated_request_is_durable() {
         tags: vec![],
         client_token: Some("nightly".into()),
     };
-    let is_dying = AtomicBool::new(false);
-    let hook: Hook = Arc::new(move |op| match op {
-        SimOp::Rename(_, to) if to.to_string_lossy().contains("/log/") => {
-            is_dying.store(true, Ordering::SeqCst);
-            Verdict::Proceed
-        }
-        SimOp::SyncDir(_) if is_dying.load(Ordering::SeqCst) => Verdict::Fail(std::io::ErrorKind::Other),
-        _ => Verdict::Proceed,
-    });
-    let dying = World::honest(&files.with_hook(hook)).open(HOME).unwrap();
+    let dying = World::honest(&files.with_hook(die_before_the_sync())).open(HOME).unwrap();
     assert!(create_volume(&dying, &options, &caller.context()).is_err());
     let again = World::honest(&files).open(HOME).unwrap();
     let made = create_volume(&again, &options, &caller.context()).unwrap();

@@ -67,8 +67,27 @@ fn make(choice: u8) -> Vec<u8> {
     bytes
 }
 
-pub static POOL: LazyLock<ThreadPool> =
+static POOL: LazyLock<ThreadPool> =
     LazyLock::new(|| rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("a thread"));
+
+/// The session of a number.
+pub fn session_of(number: u64) -> SessionId {
+    let mut name = [0; 16];
+    name[..8].copy_from_slice(&number.to_be_bytes());
+    SessionId(name)
+}
+
+/// What the provider does at a time.
+pub fn context_at(now_ms: u64) -> Context<'static> {
+    Context {
+        account: AccountId::from_random(1),
+        now_ms,
+        dry_run: false,
+        pool: &POOL,
+        memory_bytes: 16 << 20,
+        progress: &Unwatched,
+    }
+}
 
 struct World {
     storage: Memory,
@@ -82,9 +101,7 @@ struct World {
 impl World {
     fn session(&mut self) -> SessionId {
         self.sessions += 1;
-        let mut name = [0; 16];
-        name[..8].copy_from_slice(&self.sessions.to_be_bytes());
-        SessionId(name)
+        session_of(self.sessions)
     }
 
     fn open(&mut self) -> Region {
@@ -93,14 +110,7 @@ impl World {
     }
 
     fn context(&self) -> Context<'static> {
-        Context {
-            account: AccountId::from_random(1),
-            now_ms: self.now_ms,
-            dry_run: false,
-            pool: &POOL,
-            memory_bytes: 16 << 20,
-            progress: &Unwatched,
-        }
+        context_at(self.now_ms)
     }
 
     fn read(&mut self, id: SnapshotId) -> Result<Vec<u8>, OpsError> {

@@ -4,7 +4,7 @@
 //! what is intact anywhere in a pack that is on record, and be it without an index, is so after it, too. In the end a repair
 //! saves all of that; and once it has the disks, all is whole again, and what was damaged goes.
 
-use super::model::{BLOCK, OPERATIONS_MAX, POOL, VecDisk};
+use super::model::{BLOCK, OPERATIONS_MAX, VecDisk, context_at, session_of};
 use imgstore::chunk::frame::chunk_id;
 use imgstore::disk::DiskRead;
 use imgstore::format::pack::HEADER_BYTES;
@@ -16,7 +16,7 @@ use imgstore::model::ids::{ChunkId, SessionId, SnapshotId};
 use imgstore::model::objects::PackState;
 use imgstore::model::region::ChunkerParams;
 use imgstore::model::units::block_offset;
-use imgstore::ops::context::{Context, Unwatched};
+use imgstore::ops::context::Context;
 use imgstore::ops::delete::delete_snapshot;
 use imgstore::ops::encode::Compression;
 use imgstore::ops::gc::{Collected, GcOptions, collect, preview};
@@ -221,9 +221,7 @@ impl World {
 
     fn session(&mut self) -> SessionId {
         self.sessions += 1;
-        let mut name = [0; 16];
-        name[..8].copy_from_slice(&self.sessions.to_be_bytes());
-        SessionId(name)
+        session_of(self.sessions)
     }
 
     fn open(&mut self) -> Region {
@@ -243,14 +241,7 @@ impl World {
     }
 
     fn context(&self) -> Context<'static> {
-        Context {
-            account: AccountId::from_random(1),
-            now_ms: self.now_ms,
-            dry_run: false,
-            pool: &POOL,
-            memory_bytes: 16 << 20,
-            progress: &Unwatched,
-        }
+        context_at(self.now_ms)
     }
 
     fn readable(&self, region: &Region) -> Readable {

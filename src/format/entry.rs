@@ -64,8 +64,9 @@ impl Entry {
             .ok_or_else(|| FormatError::Newer { what: WHAT, feature: format!("codec {}", bytes[46]) })?;
         let stored_len = u32_at(40);
         // Memory is taken for frames by it, and pages of segments are not proved when they are read.
-        if usize::try_from(stored_len).is_ok_and(|len| len > BODY_BYTES_MAX) {
-            return Err(FormatError::length(WHAT, BODY_BYTES_MAX, usize::try_from(stored_len).unwrap_or(0)));
+        let body_bytes = usize::try_from(stored_len).unwrap_or(usize::MAX);
+        if body_bytes > BODY_BYTES_MAX {
+            return Err(FormatError::length(WHAT, BODY_BYTES_MAX, body_bytes));
         }
         Ok(Self { id: entry_id(bytes), pack: u32_at(32), offset: u32_at(36), stored_len, raw_blocks, codec })
     }

@@ -63,6 +63,8 @@ pub fn create_volume(
     context.end_dry_run()?;
     let id = VolumeId::from_random(region.random_id()?);
     let output = absolute(&options.output)?;
+    // What cannot be put on record is not begun.
+    utf8(&output)?;
     make_dirs(&output)?;
     let path = output.join(format!("{id}.raw"));
     let volume = Volume {
