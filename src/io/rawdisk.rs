@@ -1,5 +1,6 @@
 //! Raw disks: a regular file or a block device, as it is.
 
+use super::device::DeviceReads;
 use super::disk::{DiskError, DiskRead, Extent};
 use super::os::no_waiting;
 use super::outfile::is_block_device;
@@ -15,6 +16,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 #[derive(Debug)]
 pub struct RawDisk {
     file: File,
+    /// None for a regular file.
+    device: Option<DeviceReads>,
     path: PathBuf,
     len: u64,
     found: Mutex<Found>,
@@ -65,13 +68,10 @@ impl RawDisk {
         if len == 0 {
             return Err(DiskError::Empty { path: path.to_owned() });
         }
-        // What is in memory of a device is not what a mounted file system has written to it since: see docs/SHORTCOMINGS.md.
-        if kind.is_block_device() {
-            let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed);
-        }
         // A hint only: readers beside each other go from front to back.
         let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::Sequential);
-        Ok(Self { file, path: path.to_owned(), len, found: Mutex::default() })
+        let device = kind.is_block_device().then(|| DeviceReads::new(&file, len));
+        Ok(Self { file, device, path: path.to_owned(), len, found: Mutex::default() })
     }
 
     /// Data or hole by SEEK_DATA and SEEK_HOLE. File systems that cannot tell say "all data".
@@ -99,6 +99,13 @@ impl RawDisk {
 
     fn found(&self) -> MutexGuard<'_, Found> {
         self.found.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn read_some_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        match &self.device {
+            Some(device) => device.read_at(&self.file, offset, buffer),
+            None => self.file.read_at(buffer, offset),
+        }
     }
 
     fn reaches_end(&self) -> bool {
@@ -139,7 +146,7 @@ impl DiskRead for RawDisk {
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), DiskError> {
         let mut done = 0;
         while done < buffer.len() {
-            match self.file.read_at(&mut buffer[done..], offset + done as u64) {
+            match self.read_some_at(offset + done as u64, &mut buffer[done..]) {
                 Ok(0) => {
                     return Err(DiskError::Shrank {
                         path: self.path.clone(),
