@@ -11,8 +11,9 @@ mod sparse;
 
 use common::mounted::{Mounted, have, must, run, text};
 use common::{Draw, MemoryDisk, volume};
+use imgstore::disk::formats;
 use imgstore::disk::free::{Limits, Outcome, Part, Place, skip_free};
-use imgstore::disk::open::open_raw;
+use imgstore::disk::open::{Declared, open_disk, open_raw};
 use imgstore::disk::{DiskError, DiskRead, Extent};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -376,6 +377,14 @@ fn a_device_is_read_as_its_file_system_has_written_it() {
         versions.insert(read);
     }
     assert_eq!(versions.len(), 3);
+    let notes = |device: &str| {
+        open_disk(Path::new(device.trim()), Declared::Nothing, &formats::Limits::default()).unwrap().notes
+    };
+    assert!(notes(&device).concat().contains("in use"));
+    let unused = must("losetup", &["-f", "-r", "--show", tried.image()]);
+    let said = notes(&unused);
+    must("losetup", &["-d", unused.trim()]);
+    assert!(said.is_empty(), "{said:?}");
 }
 
 /// What xfs_db says is free; without the lists of spare blocks.

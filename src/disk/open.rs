@@ -24,20 +24,29 @@ pub enum Declared {
     As(Foreign),
 }
 
+/// Said of a block device that is mounted.
+const IN_USE: &str = "it is in use: what is written to it meanwhile is in the snapshot or not, block by block; freeze or unmount what is on it";
+
 /// A disk that was opened for reading.
 pub struct Opened {
     /// What is on it.
     pub disk: Box<dyn DiskRead>,
     /// Its format.
     pub format: &'static str,
-    /// What of the file is not on the disk, for people.
+    /// What of the file is not on the disk, and what is to be known of it, for people.
     pub notes: Vec<String>,
 }
 
 /// Opens a disk for reading. Its format is what its bytes say, all known signatures are looked for, and what is
 /// declared must be what is found.
 pub fn open_disk(path: &Path, declared: Declared, limits: &Limits) -> Result<Opened, DiskError> {
-    open_file(Arc::new(RawDisk::open(path)?), path, declared, limits)
+    let file = RawDisk::open(path)?;
+    let is_in_use = file.is_in_use();
+    let mut opened = open_file(Arc::new(file), path, declared, limits)?;
+    if is_in_use {
+        opened.notes.push(IN_USE.to_owned());
+    }
+    Ok(opened)
 }
 
 /// As [`open_disk`]; a block device that is in use is refused, and held until the disk is closed.

@@ -43,8 +43,7 @@ impl RawDisk {
         if !is_block_device(path) {
             return Self::open(path);
         }
-        let exclusive = i32::from_ne_bytes(rustix::fs::OFlags::EXCL.bits().to_ne_bytes());
-        match Self::open_with(path, no_waiting() | exclusive) {
+        match Self::open_with(path, no_waiting() | exclusive()) {
             Err(DiskError::Io { source, .. }) if source.kind() == io::ErrorKind::ResourceBusy => {
                 Err(DiskError::BadTarget {
                     path: path.to_owned(),
@@ -53,6 +52,15 @@ impl RawDisk {
             }
             opened => opened,
         }
+    }
+
+    /// Whether it is a block device that something uses, such as a file system that is mounted.
+    pub fn is_in_use(&self) -> bool {
+        // That nobody uses it is found by taking it, and giving it back at once.
+        let take = || {
+            std::fs::OpenOptions::new().read(true).custom_flags(no_waiting() | exclusive()).open(&self.path)
+        };
+        self.device.is_some() && take().is_err_and(|e| e.kind() == io::ErrorKind::ResourceBusy)
     }
 
     fn open_with(path: &Path, flags: i32) -> Result<Self, DiskError> {
@@ -111,6 +119,11 @@ impl RawDisk {
     fn reaches_end(&self) -> bool {
         self.file.metadata().is_ok_and(|m| m.len() >= self.len)
     }
+}
+
+/// `O_EXCL`: of a block device, for nobody else as long as it is open.
+fn exclusive() -> i32 {
+    i32::from_ne_bytes(rustix::fs::OFlags::EXCL.bits().to_ne_bytes())
 }
 
 impl DiskRead for RawDisk {
