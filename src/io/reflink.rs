@@ -7,7 +7,7 @@ use super::os::{no_follow, no_waiting};
 use super::rawdisk::RawDisk;
 use crate::model::changes::Changes;
 use fiemap::{Fiemap, FiemapExtent, FiemapExtentFlags, FiemapFlags};
-use rustix::fs::{XattrFlags, fgetxattr, fsetxattr, fstatfs, ioctl_ficlone};
+use rustix::fs::{CWD, RenameFlags, XattrFlags, fgetxattr, fsetxattr, fstatfs, ioctl_ficlone, renameat_with};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File, Metadata, OpenOptions};
@@ -143,7 +143,8 @@ impl NewClone {
         RawDisk::open(self.temporary.as_ref().unwrap_or(&self.path))
     }
 
-    /// Puts it in its place, read-only and durably, with what is said of it. A clone that stands there is replaced.
+    /// Puts it in its place, read-only and durably, with what is said of it. A clone that stands there is replaced, nothing
+    /// else.
     pub fn keep(mut self, note: impl FnOnce(Stamp) -> String) -> Result<(), DiskError> {
         let failed = |e| DiskError::io("keep", self.path.clone(), 0, e);
         self.file.set_permissions(fs::Permissions::from_mode(0o400)).map_err(failed)?;
@@ -152,7 +153,13 @@ impl NewClone {
             .map_err(|e| failed(e.into()))?;
         self.file.sync_all().map_err(failed)?;
         if let Some(temporary) = &self.temporary {
-            fs::rename(temporary, &self.path).map_err(failed)?;
+            match renameat_with(CWD, temporary, CWD, &self.path, RenameFlags::NOREPLACE) {
+                Err(Errno::EXIST) => {
+                    KeptClone::open(&self.path)?;
+                    fs::rename(temporary, &self.path).map_err(failed)?;
+                }
+                done => done.map_err(|e| failed(e.into()))?,
+            }
         }
         let parent = self.path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         File::open(parent).and_then(|parent| parent.sync_all()).map_err(failed)?;
@@ -421,6 +428,29 @@ mod tests {
         ];
         assert_eq!(compare(of(&base), of(&new), 20 * K).unwrap().ranges(), [1..2, 5..6, 8..20]);
         assert!(compare(of(&base[..2]), of(&new), 20 * K).is_err(), "a list that ends early");
+    }
+
+    /// What came to its place while the snapshot was made.
+    #[test]
+    fn a_clone_replaces_a_clone_and_nothing_else() {
+        let here = tempfile::tempdir().unwrap();
+        let path = here.path().join("kept");
+        let keep = |note: &str| {
+            let temporary = here.path().join(".new");
+            fs::write(&temporary, note).unwrap();
+            let (file, temporary) = (File::open(&temporary).unwrap(), Some(temporary));
+            NewClone { file, path: path.clone(), temporary }.keep(|_| note.to_owned())
+        };
+        for note in ["first", "second"] {
+            keep(note).unwrap();
+            assert_eq!(KeptClone::open(&path).unwrap().unwrap().note(), note);
+        }
+        fs::remove_file(&path).unwrap();
+        fs::write(&path, "somebody's").unwrap();
+        let error = keep("third").unwrap_err().to_string();
+        assert!(error.contains("no clone that a snapshot has kept"), "{error}");
+        assert_eq!(fs::read(&path).unwrap(), b"somebody's");
+        assert_eq!(fs::read_dir(here.path()).unwrap().count(), 1);
     }
 
     #[test]
