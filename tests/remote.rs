@@ -7,20 +7,25 @@ use common::{Caller, Draw, MemoryDisk, import_disks, memory_region, small_packs,
 use imgstore::chunk::frame::{Codec, CodecPool, chunk_id};
 use imgstore::io::memory::Memory;
 use imgstore::io::storage::Storage;
-use imgstore::model::account::{AccountId, Tag};
+use imgstore::model::account::{AccountId, Permission, Tag};
+use imgstore::model::blockmap::BlockMap;
 use imgstore::model::ids::{ChunkId, ObjectHash, SessionId, SnapshotId};
 use imgstore::model::image::{BlockDeviceMapping, DeviceTarget};
 use imgstore::model::objects::ManifestName;
 use imgstore::model::region::ChunkerParams;
-use imgstore::ops::context::Context;
+use imgstore::model::snapshot::Snapshot as SnapshotRecord;
+use imgstore::ops::context::{Context, Progress};
 use imgstore::ops::copy::{CopyOptions, CopyWhat, apply, plan};
+use imgstore::ops::delete::delete_snapshot;
 use imgstore::ops::error::{Class, Code, OpsError};
+use imgstore::ops::modify::{PermissionChange, Target, share_snapshot, tag};
+use imgstore::ops::owned::Trusted;
 use imgstore::ops::snapshot::{SnapshotOptions, snapshot};
 use imgstore::ops::source::Source;
 use imgstore::ops::verify::{VerifyOptions, verify};
 use imgstore::region::{Region, RegionOptions};
 use imgstore::serve::error::{LinkError, Refusal};
-use imgstore::serve::giver::Giver;
+use imgstore::serve::giver::{GivenTo, Giver};
 use imgstore::serve::host::{Doors, serve};
 use imgstore::serve::link::Link;
 use imgstore::serve::message::{Message, NewRegion, VERSION, Welcome};
@@ -272,6 +277,12 @@ fn the_same_token_makes_one_copy() {
     let (one, two) = (copy(), copy());
     assert!(!one.was_made_before && two.was_made_before);
     assert_eq!(one.snapshots[0].id, two.snapshots[0].id);
+    // The answer may have been lost with the line, and the source be gone when it is asked for again.
+    delete_snapshot(&pair.region, pair.first.0, &pair.caller.context()).unwrap();
+    let three = copy();
+    assert_eq!((three.was_made_before, three.snapshots[0].id), (true, one.snapshots[0].id));
+    let again = push(&line.link, &pair.region, what, &CopyOptions::default(), &pair.caller.context());
+    assert_eq!(again.unwrap_err().code(), Code::SnapshotNotFound.as_str());
 }
 
 /// Ways there and back do not grow with the image.
@@ -576,6 +587,28 @@ fn what_the_caller_has_pushed_is_all_that_the_other_side_can_ask_for() {
     assert!(thief.join().unwrap().is_err(), "it got an answer");
 }
 
+/// What the copy does not have stays here.
+#[test]
+fn whom_else_something_is_shared_with_is_not_told_to_the_other_side() {
+    let pair = Pair::new();
+    let what = CopyWhat::Snapshot(pair.first.0);
+    tag_and_share(&pair, guest().account);
+    for copy_tags in [false, true] {
+        let (here, there) = UnixStream::pair().unwrap();
+        let host = thread::spawn(move || {
+            let link = plain_link(there);
+            assert!(matches!(link.receive().unwrap().0, Message::Pull { .. }));
+            link.send(&Message::Offer(what)).unwrap();
+            let Message::Offered(offer) = link.receive().unwrap().0 else { panic!("no offer") };
+            offer.snapshots[0].clone()
+        });
+        let options = CopyOptions { copy_tags, ..CopyOptions::default() };
+        push(&plain_link(here), &pair.region, what, &options, &pair.caller.context()).unwrap_err();
+        let told = host.join().unwrap();
+        assert_eq!((told.create_volume_permissions.len(), told.tags.len()), (0, usize::from(copy_tags)));
+    }
+}
+
 /// Somebody who is let in as an account, and that account's means.
 fn guest() -> Caller {
     Caller { account: AccountId::from_random(2), ..Caller::new(1) }
@@ -615,7 +648,7 @@ fn a_guest_gets_no_content_by_knowing_its_hash() {
             dry_run: false,
         })
         .unwrap();
-        let mut giver = Giver::new(&forged, Some(what), false);
+        let mut giver = Giver::new(&forged, GivenTo::Host { what, with_tags: false });
         let taken = loop {
             match link.receive().unwrap().0 {
                 Message::Pulled(_) => break true,
@@ -816,20 +849,88 @@ fn deltas_whose_bases_do_not_fit_into_memory_together_are_put_a_part_at_a_time()
     assert_clean(&target, &caller);
 }
 
+/// The first snapshot gets a tag, and somebody may have it.
+fn tag_and_share(pair: &Pair, with: AccountId) {
+    let owner = pair.caller.context();
+    let change = PermissionChange { add: vec![Permission::Account(with)], ..Default::default() };
+    share_snapshot(&pair.region, pair.first.0, &change, &owner).unwrap();
+    let tags = [Tag { key: "cost".into(), value: "9".into() }];
+    tag(&pair.region, Target::Snapshot(pair.first.0), &tags, &[], &owner).unwrap();
+}
+
+/// A guest that keeps its connection.
+#[test]
+fn what_is_no_longer_shared_is_no_longer_given() {
+    let (pair, guest) = (Pair::new(), guest());
+    tag_and_share(&pair, guest.account);
+    let line = call(&pair.region, guest.account, true, NEVER, NEVER);
+    let (peer, what, context) = (line.peer(), CopyWhat::Snapshot(pair.first.0), guest.context());
+    let options = CopyOptions::default();
+    let (target, late) = (region(), region());
+    let plan_of = |target| plan(&peer, target, what, &options, &context);
+    let (planned, late_plan) = (plan_of(&target).unwrap(), plan_of(&late).unwrap());
+    apply(&peer, &target, &planned, &options, &context).unwrap();
+    let change = PermissionChange { remove: vec![Permission::Account(guest.account)], ..Default::default() };
+    share_snapshot(&pair.region, pair.first.0, &change, &pair.caller.context()).unwrap();
+    let error = apply(&peer, &late, &late_plan, &options, &context).unwrap_err();
+    assert_eq!(error.code(), Code::SnapshotNotFound.as_str());
+}
+
+/// Watches, and wants an operation to stop when it has asked so often whether it shall.
+struct Patience(AtomicI64);
+
+impl Progress for Patience {
+    fn begin(&self, _: &'static str, _: u64) {}
+    fn advance(&self, _: u64) {}
+    fn note(&self, _: &str) {}
+    fn is_cancelled(&self) -> bool {
+        self.0.fetch_sub(1, Ordering::SeqCst) <= 0
+    }
+}
+
+/// However many snapshots a guest has, and others show it.
+#[test]
+fn what_a_guest_may_count_on_is_found_in_few_maps() {
+    let (target, guest, other) = (region(), guest(), Caller::new(1));
+    let snapshot = |caller: &Caller, seed| {
+        caller.snapshot(&target, &MemoryDisk::new(volume(200_000, seed))).unwrap().snapshot
+    };
+    let maps = |ids: &[&SnapshotRecord]| -> Vec<BlockMap> {
+        ids.iter().map(|snapshot| target.load_map(&snapshot.manifest).unwrap()).collect()
+    };
+    let own: Vec<SnapshotRecord> = (0..9)
+        .map(|seed| {
+            snapshot(&Caller { now_ms: seed, ..Caller { account: guest.account, ..Caller::new(1) } }, seed)
+        })
+        .collect();
+    for seed in 20..29 {
+        let public = snapshot(&other, seed);
+        let change = PermissionChange { add: vec![Permission::All], ..Default::default() };
+        share_snapshot(&target, public.id, &change, &other.context()).unwrap();
+    }
+    let asked = |maps: &[BlockMap]| {
+        let patience = Patience(AtomicI64::new(1000));
+        let context = Context { progress: &patience, ..guest.context() };
+        let trusted = Trusted::of(&target, maps, &context).unwrap();
+        let has_all = maps.iter().flat_map(|map| map.chunks()).all(|chunk| trusted.has(chunk.id));
+        (has_all, 1000 - patience.0.load(Ordering::SeqCst))
+    };
+    // Once for what is there, and once for each map.
+    assert_eq!(asked(&maps(&[&own[8]])), (true, 2));
+    assert_eq!(asked(&maps(&[&own[7], &own[8]])), (true, 3));
+    // Of what nobody has nothing is there.
+    let elsewhere = region();
+    let new = guest.snapshot(&elsewhere, &MemoryDisk::new(volume(200_000, 99))).unwrap().snapshot;
+    assert_eq!(asked(&[elsewhere.load_map(&new.manifest).unwrap()]), (false, 1));
+}
+
 /// Somebody with whom an image is shared.
 #[test]
 fn tags_and_whom_else_it_is_shared_with_stay_with_the_owner() {
     let pair = Pair::new();
     let guest = guest();
-    let change = imgstore::ops::modify::PermissionChange {
-        add: vec![imgstore::model::account::Permission::Account(guest.account)],
-        ..Default::default()
-    };
+    tag_and_share(&pair, guest.account);
     let owner = pair.caller.context();
-    imgstore::ops::modify::share_snapshot(&pair.region, pair.first.0, &change, &owner).unwrap();
-    let tags = [Tag { key: "cost".into(), value: "9".into() }];
-    let id = imgstore::ops::modify::Target::Snapshot(pair.first.0);
-    imgstore::ops::modify::tag(&pair.region, id, &tags, &[], &owner).unwrap();
     let offered = |account| {
         let line = call(&pair.region, account, account != pair.caller.account, NEVER, NEVER);
         let offer = line.peer().offer(CopyWhat::Snapshot(pair.first.0), &owner).unwrap();

@@ -58,9 +58,9 @@ impl Watcher {
         }
     }
 
-    /// Bytes that are done in the phase under way.
-    pub fn done_bytes(&self) -> u64 {
-        self.phase().as_ref().map_or(0, |phase| phase.done)
+    /// Bytes of the phase under way, if there is one.
+    pub fn planned_bytes(&self) -> Option<u64> {
+        self.phase().as_ref().map(|phase| phase.total)
     }
 
     fn phase(&self) -> MutexGuard<'_, Option<Phase>> {

@@ -45,6 +45,17 @@ impl Offer {
         let snapshots = self.snapshots.iter_mut().map(|snapshot| &mut snapshot.manifest);
         snapshots.chain(self.template.iter_mut().map(|template| &mut template.manifest))
     }
+
+    /// Leaves out what no copy has, and tags unless the copy has them: a region that is given something need not hear it.
+    pub fn only_what_is_copied(mut self, with_tags: bool) -> Self {
+        self.image.iter_mut().for_each(hide_image);
+        self.snapshots.iter_mut().for_each(hide_snapshot);
+        if !with_tags {
+            self.image.iter_mut().for_each(|image| image.tags.clear());
+            self.snapshots.iter_mut().for_each(|snapshot| snapshot.tags.clear());
+        }
+        self
+    }
 }
 
 /// The image and its content, if the caller may have them.
@@ -82,10 +93,8 @@ pub(super) fn select(catalog: &Catalog, what: CopyWhat, context: &Context<'_>) -
     }
     let mut image = image.clone();
     if !is_own {
-        // Whom else it is shared with, and its owner's notes.
+        hide_image(&mut image);
         image.tags.clear();
-        image.launch_permissions.clear();
-        (image.client_token, image.source_instance) = (None, None);
     }
     Ok(Offer { sequence, image: Some(image), snapshots, template })
 }
@@ -94,11 +103,22 @@ pub(super) fn select(catalog: &Catalog, what: CopyWhat, context: &Context<'_>) -
 fn seen_by(snapshot: &Snapshot, account: AccountId) -> Snapshot {
     let mut seen = snapshot.clone();
     if seen.owner != account {
+        hide_snapshot(&mut seen);
         seen.tags.clear();
-        seen.create_volume_permissions.clear();
-        (seen.client_token, seen.volume) = (None, None);
     }
     seen
+}
+
+/// Whom else it is shared with, and what it was made by.
+fn hide_image(image: &mut Image) {
+    image.launch_permissions.clear();
+    (image.client_token, image.source_instance) = (None, None);
+}
+
+/// The same of a snapshot.
+fn hide_snapshot(snapshot: &mut Snapshot) {
+    snapshot.create_volume_permissions.clear();
+    (snapshot.client_token, snapshot.volume) = (None, None);
 }
 
 /// Refuses an offer that is not of what was asked for, or that holds what no region makes. Who has a region's files, or

@@ -6,9 +6,11 @@
 
 use super::context::Context;
 use super::error::OpsError;
+use crate::model::account::AccountId;
 use crate::model::blockmap::BlockMap;
+use crate::model::catalog::Catalog;
 use crate::model::ids::ChunkId;
-use crate::model::objects::ManifestName;
+use crate::model::objects::{ManifestName, ManifestRecord};
 use crate::model::op::Op;
 use crate::region::Region;
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -16,28 +18,60 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 /// How many records back packs of the caller's own, unfinished copies are looked for.
 const RECORDS_BACK: u64 = 10_000;
 
+/// Bytes of block maps of others that are looked at, the newest first: of some 700 GB.
+const OTHERS_MAPS_BYTES: u64 = 256 << 20;
+/// Ids that are asked about at once.
+const ASKED_AT_ONCE: usize = 64 << 10;
+
+/// The chunks of some maps that are there: others cannot be counted on, whoever asks.
+fn present(target: &Region, maps: &[BlockMap], context: &Context<'_>) -> Result<HashSet<ChunkId>, OpsError> {
+    let mut ids: Vec<ChunkId> = maps.iter().flat_map(|map| map.chunks()).map(|chunk| chunk.id).collect();
+    ids.sort_unstable();
+    ids.dedup();
+    let mut present = HashSet::new();
+    for ids in ids.chunks(ASKED_AT_ONCE) {
+        context.check_cancelled()?;
+        present.extend(ids.iter().zip(target.has_chunks(ids)?).filter_map(|(id, has)| has.then_some(*id)));
+    }
+    Ok(present)
+}
+
+/// The block maps that an account may read, the newest first, and whether they are its own: those come before others'.
+fn readable(catalog: &Catalog, account: AccountId) -> Vec<(bool, &ManifestRecord)> {
+    let snapshots = catalog.snapshots.values().filter(|snapshot| snapshot.readable_by(account));
+    let snapshots = snapshots.map(|s| (s.owner == account, s.created_ms, &s.manifest));
+    let own = catalog.templates.values().filter(|template| template.owner == account);
+    let mut found: Vec<_> = snapshots.chain(own.map(|t| (true, t.created_ms, &t.manifest))).collect();
+    found.sort_by_key(|(is_own, created_ms, _)| std::cmp::Reverse((*is_own, *created_ms)));
+    found.into_iter().map(|(is_own, _, manifest)| (is_own, manifest)).collect()
+}
+
 /// Chunks that a caller may count on, of those that it wants to.
 #[derive(Debug, Clone, Default)]
 pub struct Trusted(HashSet<ChunkId>);
 
 impl Trusted {
     /// Of the chunks of some maps those that are in a snapshot which the caller may read, or that the caller itself has
-    /// brought, in a copy that was not finished.
+    /// brought, in a copy that was not finished. What is not told is brought again: so of what others show, only so many maps
+    /// are looked at, for whose sake nobody's copy shall take long.
     pub fn of(target: &Region, maps: &[BlockMap], context: &Context<'_>) -> Result<Self, OpsError> {
-        let wanted: HashSet<ChunkId> =
-            maps.iter().flat_map(|map| map.chunks()).map(|chunk| chunk.id).collect();
+        let mut open = present(target, maps, context)?;
+        let (mut trusted, mut others_bytes) = (Self::default(), 0_u64);
         let catalog = target.catalog()?;
-        let readable = catalog.snapshots.values().filter(|snapshot| snapshot.readable_by(context.account));
-        let own = catalog.templates.values().filter(|template| template.owner == context.account);
-        let manifests = readable.map(|s| &s.manifest).chain(own.map(|template| &template.manifest));
-        let (mut trusted, mut seen) = (Self::default(), BTreeSet::<ManifestName>::new());
-        for manifest in manifests {
-            context.check_cancelled()?;
-            if trusted.0.len() == wanted.len() {
+        let mut seen = BTreeSet::<ManifestName>::new();
+        for (is_own, manifest) in readable(&catalog, context.account) {
+            if open.is_empty() {
                 return Ok(trusted);
             }
+            context.check_cancelled()?;
             if !seen.insert(manifest.name) {
                 continue;
+            }
+            if !is_own {
+                others_bytes = others_bytes.saturating_add(manifest.len);
+                if others_bytes > OTHERS_MAPS_BYTES {
+                    break;
+                }
             }
             let map = match target.load_map(manifest) {
                 Ok(map) => map,
@@ -45,9 +79,9 @@ impl Trusted {
                 Err(error) if error.is_damage() || error.is_failed_read() => continue,
                 Err(error) => return Err(error.into()),
             };
-            trusted.0.extend(map.chunks().iter().map(|chunk| chunk.id).filter(|id| wanted.contains(id)));
+            trusted.0.extend(map.chunks().iter().map(|chunk| chunk.id).filter(|id| open.remove(id)));
         }
-        trusted.add_brought(target, catalog.sequence, &wanted, context)?;
+        trusted.add_brought(target, catalog.sequence, &open, context)?;
         Ok(trusted)
     }
 
@@ -56,10 +90,10 @@ impl Trusted {
         &mut self,
         target: &Region,
         sequence: u64,
-        wanted: &HashSet<ChunkId>,
+        open: &HashSet<ChunkId>,
         context: &Context<'_>,
     ) -> Result<(), OpsError> {
-        let open: Vec<ChunkId> = wanted.iter().filter(|id| !self.0.contains(id)).copied().collect();
+        let open: Vec<ChunkId> = open.iter().copied().collect();
         let places = target.try_locate_usable(&open)?;
         if places.iter().all(Option::is_none) {
             return Ok(());

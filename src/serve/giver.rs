@@ -27,14 +27,27 @@ const FRAME_BYTES_GUESS: u64 = 64 << 10;
 /// Most that a chunk has.
 const CHUNK_BYTES_MAX: u64 = CHUNK_BLOCKS_MAX as u64 * BLOCK_BYTES as u64;
 
+/// To whom something is given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GivenTo {
+    /// Who may have here whatever its account may.
+    Owner,
+    /// The same, but only let in: it does not hear where content is, nor of content that it was not offered.
+    Guest,
+    /// A host that was told to copy something: that, and of its description what the copy has.
+    Host {
+        /// All that it may ask for.
+        what: CopyWhat,
+        /// Whether the copy has tags.
+        with_tags: bool,
+    },
+}
+
 /// Answers for one source. Whoever asks gets what it was offered, and learns of no other chunk.
 pub struct Giver<'a> {
     source: &'a dyn Source,
-    /// All that may be asked for; none for whatever the caller may have.
-    only: Option<CopyWhat>,
-    /// Whether whoever asks is a guest: it does not hear where content is, nor of content that it was not offered.
-    to_guest: bool,
-    offer: Option<Offer>,
+    to: GivenTo,
+    offer: Option<(CopyWhat, Offer)>,
     /// The chunks of its maps, ascending.
     offered: Vec<ChunkId>,
     /// For each pack that was asked about the bases of its deltas.
@@ -42,9 +55,9 @@ pub struct Giver<'a> {
 }
 
 impl<'a> Giver<'a> {
-    /// Gives what the caller may have, or just what is named.
-    pub fn new(source: &'a dyn Source, only: Option<CopyWhat>, to_guest: bool) -> Self {
-        Self { source, only, to_guest, offer: None, offered: Vec::new(), bases: HashMap::new() }
+    /// Gives what is a source's.
+    pub fn new(source: &'a dyn Source, to: GivenTo) -> Self {
+        Self { source, to, offer: None, offered: Vec::new(), bases: HashMap::new() }
     }
 
     /// Answers one request. What cannot be given is refused; only what ends the connection is an error.
@@ -64,25 +77,36 @@ impl<'a> Giver<'a> {
     }
 
     fn give_offer(&mut self, link: &Link, what: CopyWhat, context: &Context<'_>) -> Result<(), OpsError> {
-        if self.only.is_some_and(|only| only != what) {
+        if matches!(self.to, GivenTo::Host { what: only, .. } if only != what) {
             return Err(LinkError::protocol("it asks for another image than it is given").into());
         }
         let offer = self.source.offer(what, context)?;
         self.offered.clear();
         self.bases.clear();
         let mut told = offer.clone();
-        if self.to_guest {
-            told.manifests_mut().for_each(hide_name);
+        match self.to {
+            GivenTo::Owner => {}
+            GivenTo::Guest => told.manifests_mut().for_each(hide_name),
+            GivenTo::Host { with_tags, .. } => told = told.only_what_is_copied(with_tags),
         }
         link.send(&Message::Offered(Box::new(told)))?;
-        self.offer = Some(offer);
+        self.offer = Some((what, offer));
         Ok(())
     }
 
+    /// A guest keeps a connection for as long as it likes, and what it was offered may be no longer its to have.
+    fn check_still_offered(&self, context: &Context<'_>) -> Result<(), OpsError> {
+        match &self.offer {
+            Some((what, _)) if self.to == GivenTo::Guest => self.source.offer(*what, context).map(drop),
+            _ => Ok(()),
+        }
+    }
+
     fn give_maps(&mut self, link: &Link, context: &Context<'_>) -> Result<(), OpsError> {
-        let Some(offer) = &self.offer else {
+        let Some((_, offer)) = &self.offer else {
             return Err(LinkError::protocol("it asks for block maps of nothing").into());
         };
+        self.check_still_offered(context)?;
         let maps = self.source.maps(offer, context)?;
         for map in &maps {
             let (bytes, _) = manifest::encode(map);
@@ -113,6 +137,7 @@ impl<'a> Giver<'a> {
             return Err(LinkError::protocol("it asks for too many places at once").into());
         }
         self.check_offered(ids.iter())?;
+        self.check_still_offered(context)?;
         let mut found = self.source.locate(ids, context)?;
         for delta in found.iter_mut().filter(|found| found.is_delta && found.base.is_none()) {
             let bases = match self.bases.entry(delta.pack) {
@@ -122,7 +147,7 @@ impl<'a> Giver<'a> {
             };
             delta.base = bases.get(&delta.id).copied();
         }
-        if self.to_guest {
+        if self.to == GivenTo::Guest {
             found.iter_mut().for_each(|found| self.hide(found));
         }
         Ok(link.send(&Message::Located(found))?)
@@ -138,6 +163,7 @@ impl<'a> Giver<'a> {
             return Err(LinkError::protocol("it asks for too many frames at once").into());
         }
         self.check_offered(wanted.iter().map(|(id, _)| id))?;
+        self.check_still_offered(context)?;
         let plain: HashSet<ChunkId> = wanted.iter().filter(|(_, plain)| *plain).map(|(id, _)| *id).collect();
         let ask = |&(id, plain): &(ChunkId, bool)| Asked {
             id,
@@ -162,7 +188,8 @@ impl<'a> Giver<'a> {
 
     fn as_asked(&self, frames: &dyn Frames, at: usize, plain: bool) -> Result<Frame, OpsError> {
         let frame = frames.stored(at)?;
-        let is_secret = |base: &ChunkId| self.to_guest && self.offered.binary_search(base).is_err();
+        let is_secret =
+            |base: &ChunkId| self.to == GivenTo::Guest && self.offered.binary_search(base).is_err();
         match frame.base() {
             Some(base) if plain || is_secret(&base) => frames.plain(at, &Contents::new()),
             _ => Ok(frame),

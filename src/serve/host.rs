@@ -1,7 +1,7 @@
 //! The side that has the region: greets who calls, and does what it asks as the account that it was let in with.
 
 use super::error::{LinkError, Refusal};
-use super::giver::{Giver, hide_name};
+use super::giver::{GivenTo, Giver, hide_name};
 use super::link::Link;
 use super::message::{Message, NewRegion, Planned, Pulled, VERSION, Welcome};
 use super::peer::Peer;
@@ -66,7 +66,7 @@ fn answer_all(
     is_guest: bool,
     context: &Context<'_>,
 ) -> Result<(), OpsError> {
-    let mut giver = Giver::new(region, None, is_guest);
+    let mut giver = Giver::new(region, if is_guest { GivenTo::Guest } else { GivenTo::Owner });
     loop {
         let request = match link.receive() {
             Ok((request, _)) => request,

@@ -1,6 +1,6 @@
 //! The side that has something copied to the other: it says what, and gives.
 
-use super::giver::Giver;
+use super::giver::{GivenTo, Giver};
 use super::link::Link;
 use super::message::{Message, Planned, Pulled};
 use crate::ops::context::Context;
@@ -35,8 +35,6 @@ pub fn push(
     options: &CopyOptions,
     context: &Context<'_>,
 ) -> Result<Pushed, OpsError> {
-    // Refused here, not after a way around the world.
-    source.offer(what, context)?;
     link.send(&Message::Pull {
         region: source.id(),
         name: source.name().to_owned(),
@@ -44,7 +42,8 @@ pub fn push(
         options: options.clone(),
         dry_run: context.dry_run,
     })?;
-    let (mut giver, mut planned) = (Giver::new(source, Some(what), false), Planned::default());
+    let to = GivenTo::Host { what, with_tags: options.copy_tags };
+    let (mut giver, mut planned) = (Giver::new(source, to), Planned::default());
     loop {
         context.check_cancelled()?;
         match link.receive()?.0 {

@@ -26,8 +26,8 @@ use std::time::{Duration, Instant};
 /// How often a connection that was lost is made anew, as long as nothing comes of it.
 const TRIES: u32 = 5;
 
-/// Bytes that have to come for the count to begin anew.
-const MOVED_ENOUGH: u64 = 1 << 20;
+/// Bytes that a try has to have less to move than all before, for the count to begin anew.
+const KEPT_ENOUGH: u64 = 1 << 20;
 
 /// One side of a copy.
 enum Place {
@@ -116,7 +116,7 @@ fn again_if_lost(
     options: &CopyOptions,
     mut attempt: impl FnMut() -> Result<Made, CliError>,
 ) -> Result<Made, CliError> {
-    let (mut failed, mut is_known) = (0, false);
+    let (mut failed, mut is_known, mut least) = (0, false, None);
     loop {
         session.watcher.finish();
         let error = match attempt() {
@@ -129,7 +129,12 @@ fn again_if_lost(
             return Err(OpsError::Interrupted.into());
         }
         is_known = true;
-        failed = if session.watcher.done_bytes() >= MOVED_ENOUGH { 1 } else { failed + 1 };
+        // Not what was sent counts, but what the other side kept of it.
+        let planned = session.watcher.planned_bytes();
+        let is_less =
+            |least: u64| planned.is_some_and(|planned| planned.saturating_add(KEPT_ENOUGH) <= least);
+        failed = if least.is_some_and(is_less) { 1 } else { failed + 1 };
+        least = least.into_iter().chain(planned).min();
         if failed >= TRIES {
             session.watcher.note(&format!(
                 "the next try makes no second copy with --client-token {}",
