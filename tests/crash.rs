@@ -41,23 +41,24 @@ fn every_operation_may_fail_once_and_nothing_acknowledged_suffers() {
     use std::io::ErrorKind;
     let operations = record(None).files.operations();
     let caller = Caller::new(1);
-    for kind in [ErrorKind::Other, ErrorKind::StorageFull, ErrorKind::Interrupted, ErrorKind::WriteZero] {
+    // The last one is done all the same, where it gives a name.
+    let kinds = [ErrorKind::Other, ErrorKind::StorageFull, ErrorKind::Interrupted, ErrorKind::WriteZero];
+    for verdict in kinds.map(Verdict::Fail).into_iter().chain([Verdict::FailAfter(ErrorKind::TimedOut)]) {
         for at in 0..operations {
             let count = AtomicUsize::new(0);
-            let hook: Hook = Arc::new(move |_: &SimOp| {
-                if count.fetch_add(1, Ordering::SeqCst) == at {
-                    Verdict::Fail(kind)
-                } else {
-                    Verdict::Proceed
-                }
-            });
+            let hook: Hook =
+                Arc::new(
+                    move |_: &SimOp| {
+                        if count.fetch_add(1, Ordering::SeqCst) == at { verdict } else { Verdict::Proceed }
+                    },
+                );
             let history = record(Some(hook));
             let end = history.files.operations();
             let acks = acks_at(&history, end);
             for mode in [CrashMode::DropUnsynced, CrashMode::KeepAll] {
                 let fault =
                     violation(&caller, &history.files.crash(end, mode), &acks, &history.contents, true);
-                assert_eq!(fault, None, "{kind:?} at operation {at}, then {mode:?}");
+                assert_eq!(fault, None, "{verdict:?} at operation {at}, then {mode:?}");
             }
         }
     }

@@ -834,6 +834,43 @@ fn another_region_in_the_place_of_the_first_is_noticed() {
     assert!(report.findings[0].problem.contains("region file changed"), "{report:?}");
 }
 
+/// While a command is at work, somebody puts an older state of its region back, or another region in its place: a record
+/// that continues what was there would be a gap for ever.
+#[test]
+fn nothing_is_appended_to_another_log_than_the_one_that_was_read() {
+    let (storage, other, caller) = (Memory::new(), Memory::new(), Caller::new(1));
+    let region = memory_region(&storage, &options());
+    let append =
+        |region: &Region| region.commit::<_, RegionError>(caller.account, |_| Ok((vec![Op::NoOp], ())));
+    let is_replaced = |region: &Region, sequence| matches!(append(region), Err(RegionError::Replaced { sequence: found }) if found == sequence);
+    let record = |number: u64| format!("log/{:017}/{number:020}", 0);
+    let bytes_of = |storage: &Memory, name: &str| read_whole(storage, name, 1 << 16).unwrap();
+    // Another region's file, and no record yet.
+    let foreign = memory_region(&other, &options());
+    let own = bytes_of(&storage, "region");
+    storage.restore("region", &bytes_of(&other, "region")).unwrap();
+    assert!(is_replaced(&region, 0));
+    storage.restore("region", &own).unwrap();
+
+    append(&region).unwrap();
+    append(&foreign).unwrap();
+    let ours = bytes_of(&storage, &record(1));
+    // Another log, and none that goes so far.
+    storage.restore(&record(1), &bytes_of(&other, &record(1))).unwrap();
+    assert!(is_replaced(&region, 1));
+    storage.delete(&record(1)).unwrap();
+    assert!(is_replaced(&region, 1));
+    let end = || Region::open(Arc::new(storage.clone()), session()).unwrap().catalog().unwrap().sequence;
+    assert_eq!(end(), 0, "nothing was written");
+    // Damage is another matter.
+    let mut damaged = ours.clone();
+    damaged[40] ^= 1;
+    storage.restore(&record(1), &damaged).unwrap();
+    append(&region).unwrap();
+    storage.restore(&record(1), &ours).unwrap();
+    assert_eq!(end(), 2);
+}
+
 /// What was put went with the pack that could not be written: nothing can be built on it.
 #[test]
 fn a_session_that_failed_does_nothing_more() {

@@ -506,6 +506,24 @@ fn copy_folder(from: &Path, to: &Path) {
     }
 }
 
+/// A copy of a region's folder has the region's id, and may still have what was deleted since.
+#[test]
+fn what_was_deleted_comes_back_from_a_copy_of_the_folder() {
+    let two = Two::new(&small_packs());
+    let backup = two.folder.path().join("backup");
+    copy_folder(&two.root(), &backup);
+    let (id, bytes) = &two.taken[0];
+    let (context, options) = (two.caller.context(), CopyOptions::default());
+    delete_snapshot(&two.here(), *id, &context).unwrap();
+    collect(&two.here(), &GcOptions { grace_ms: 0, repack_percent: 50 }, &context).unwrap();
+    let backup = Region::open_directory(&backup, directory()).unwrap();
+    let planned = plan(&backup, &two.here(), CopyWhat::Snapshot(*id), &options, &context).unwrap();
+    assert!(planned.new_chunks() > 0);
+    let copied = apply(&backup, &two.here(), &planned, &options, &context).unwrap();
+    assert!(two.caller.read_back(&two.here(), copied.snapshots[0].id).unwrap() == *bytes);
+    assert!(two.is_clean());
+}
+
 /// Reading goes on without a record whose twin only is left; writing in its place would make the loss final.
 #[test]
 fn a_lost_record_is_not_written_over() {

@@ -10,6 +10,7 @@ use imgstore::io::storage::{Created, Storage, StorageError, read_whole, twin_of}
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Runs a contract on all implementations; two handles are two writers on the same objects.
 fn on_each(contract: impl Fn(Arc<dyn Storage>, Arc<dyn Storage>)) {
@@ -309,6 +310,91 @@ fn a_full_storage_is_told_as_the_system_tells_it() {
             told.contains(expected) && told.contains("imgstore gc") && !told.contains("needed"),
             "{told}"
         );
+    }
+}
+
+/// Of a name that could not be given it is said whether that is sure.
+#[test]
+fn an_answer_that_is_lost_is_no_refusal() {
+    use std::io::ErrorKind::{Other, PermissionDenied, StorageFull, TimedOut};
+    let verdicts = [
+        (Verdict::FailAfter(TimedOut), true, true),
+        (Verdict::FailAfter(Other), true, true),
+        (Verdict::Fail(Other), true, false),
+        (Verdict::Fail(PermissionDenied), false, false),
+        (Verdict::Fail(StorageFull), false, false),
+    ];
+    for (verdict, is_unknown, is_there) in verdicts {
+        let (files, root) = (SimFiles::new(), Path::new("/region"));
+        let options = DirectoryOptions::default();
+        Directory::new(files.clone(), root, "aa".into(), options).initialize().unwrap();
+        let hook: Hook = Arc::new(move |op| match op {
+            SimOp::Rename(..) => verdict,
+            _ => Verdict::Proceed,
+        });
+        let storage = Directory::new(files.with_hook(hook), root, "bb".into(), options);
+        let error = storage.create("log/000001", &[b"x"]).unwrap_err();
+        assert_eq!(error.is_unknown_outcome(), is_unknown, "{verdict:?}");
+        assert_eq!(storage.open("log/000001").is_ok(), is_there, "{verdict:?}");
+        let again = storage.create("log/000002", &[b"x"]).unwrap_err();
+        assert!(matches!(again, StorageError::Latched { .. }), "{verdict:?}");
+    }
+}
+
+/// Where this user may have no more, though the disk has space: what was kept back is given up all the same.
+#[test]
+fn a_collection_has_something_to_begin_with_at_a_quota() {
+    for kind in [std::io::ErrorKind::QuotaExceeded, std::io::ErrorKind::StorageFull] {
+        let (files, root) = (SimFiles::new(), Path::new("/region"));
+        let options = DirectoryOptions { reserve_bytes: 1 << 20, ..DirectoryOptions::default() };
+        Directory::new(files.clone(), root, "aa".into(), options).initialize().unwrap();
+        let reserve = Path::new("/region/staging/reserve");
+        let len =
+            |files: &SimFiles| files.all_files().into_iter().find(|(path, _)| path == reserve).map(|f| f.1);
+        assert_eq!(len(&files), Some(1 << 20));
+        let is_given_up = Arc::new(AtomicBool::new(false));
+        let seen = is_given_up.clone();
+        let quota: Hook = Arc::new(move |op| {
+            if matches!(op, SimOp::Remove(path) if path == reserve) {
+                seen.store(true, Ordering::SeqCst);
+            }
+            match op {
+                SimOp::Write(..) if !seen.load(Ordering::SeqCst) => Verdict::Fail(kind),
+                _ => Verdict::Proceed,
+            }
+        });
+        let storage = Directory::new(files.with_hook(quota), root, "bb".into(), options);
+        assert!(storage.admit_collector().unwrap(), "what can be left out is left out");
+        assert_eq!((len(&files), is_given_up.load(Ordering::SeqCst)), (None, true));
+        assert_eq!(storage.create("log/000001", &[b"x"]).unwrap(), Created::New);
+        // Nothing of the trial stays.
+        let staged =
+            files.all_files().into_iter().filter(|(path, _)| path.starts_with("/region/staging")).count();
+        assert_eq!(staged, 0);
+        // Where there is room nothing is given up; and a reserve whose maker died is made anew.
+        let storage = Directory::new(files.clone(), root, "cc".into(), options);
+        storage.admit_writer().unwrap();
+        files.damage(reserve, |bytes| bytes.truncate(5));
+        storage.admit_writer().unwrap();
+        assert!(!storage.admit_collector().unwrap());
+        assert_eq!(len(&files), Some(1 << 20));
+    }
+}
+
+/// A checkpoint or a segment that does not fit is no reason to write nothing more.
+#[test]
+fn a_cache_that_does_not_fit_is_left_out() {
+    for kind in [std::io::ErrorKind::QuotaExceeded, std::io::ErrorKind::StorageFull] {
+        let (files, root) = (SimFiles::new(), Path::new("/region"));
+        let options = DirectoryOptions::default();
+        Directory::new(files.clone(), root, "aa".into(), options).initialize().unwrap();
+        let large: Hook = Arc::new(move |op| match op {
+            SimOp::Write(_, bytes) if bytes.len() > 1000 => Verdict::Fail(kind),
+            _ => Verdict::Proceed,
+        });
+        let storage = Directory::new(files.with_hook(large), root, "bb".into(), options);
+        storage.create_from("checkpoints/000001", &mut |write| write(&[1; 2000])).unwrap_err();
+        assert_eq!(storage.create("log/000001", &[b"x"]).unwrap(), Created::New);
     }
 }
 

@@ -23,10 +23,49 @@ const PROBE: &str = "probe";
 const RESERVE: &str = "reserve";
 /// Its length in bytes, where writers leave more than that.
 const RESERVE_BYTES: u64 = 1 << 20;
+/// What a collection writes before it frees anything fits this.
+const ROOM_BYTES: u64 = 256 << 10;
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+/// Bytes that no file system makes smaller.
+fn incompressible(len: u64) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let words = std::iter::repeat_with(|| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()
+    });
+    words.take(usize::try_from(len / 8).unwrap_or(0)).flatten().collect()
+}
 
 /// What stands behind the writer in the name of a staging file.
 fn is_staged_number(text: &str) -> bool {
     text == PROBE || (!text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()))
+}
+
+/// Whether an error of giving a name says that it was not given. Of others only the answer may be lost: over a network the
+/// name may be there, and a failing disk has its own ways.
+fn is_refusal(error: &io::Error) -> bool {
+    use io::ErrorKind::{
+        CrossesDevices, InvalidFilename, InvalidInput, PermissionDenied, QuotaExceeded, ReadOnlyFilesystem,
+        StorageFull, TooManyLinks, Unsupported,
+    };
+    matches!(
+        error.kind(),
+        CrossesDevices
+            | InvalidFilename
+            | InvalidInput
+            | PermissionDenied
+            | QuotaExceeded
+            | ReadOnlyFilesystem
+            | StorageFull
+            | TooManyLinks
+            | Unsupported
+    )
 }
 
 /// How a directory is used.
@@ -170,25 +209,36 @@ impl<F: Files> Directory<F> {
     /// Takes space that a collection can give up. That it fails costs only that.
     fn keep_reserve(&self) {
         let path = self.root.join(STAGING).join(RESERVE);
-        if self.options.reserve_bytes < RESERVE_BYTES || self.files.open(&path).is_ok() {
+        if self.options.reserve_bytes < RESERVE_BYTES {
             return;
         }
-        // Bytes that no file system makes smaller.
-        let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-        let words = std::iter::repeat_with(|| {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            state.to_le_bytes()
-        });
-        let bytes: Vec<u8> = words.take((RESERVE_BYTES / 8) as usize).flatten().collect();
-        let written = self.files.create(&path).and_then(|mut file| {
-            file.write_all(&bytes)?;
-            file.seal()
-        });
-        if written.is_err() {
+        match self.files.open(&path) {
+            Ok(file) if file.len_bytes() >= RESERVE_BYTES => return,
+            // Whoever made it has not come to its end, or never will.
+            Ok(_) => drop(self.files.remove(&path)),
+            Err(_) => {}
+        }
+        let Ok(mut file) = self.files.create(&path) else { return };
+        if file.write_all(&incompressible(RESERVE_BYTES)).and_then(|()| file.seal()).is_err() {
             let _ = self.files.remove(&path);
         }
+    }
+
+    /// Whether so little as a collection begins with cannot be written, whatever the file system says of its space: this user's part
+    /// of it, or its inodes, may be used up.
+    fn has_no_room(&self) -> bool {
+        let path = self.root.join(STAGING).join(self.staging_name());
+        let tried = self.files.create(&path).and_then(|mut file| {
+            file.write_all(&incompressible(ROOM_BYTES))?;
+            file.close_up()
+        });
+        let _ = self.files.remove(&path);
+        tried.is_err_and(|error| is_full(&error))
+    }
+
+    /// The name of this writer's next file in staging.
+    fn staging_name(&self) -> String {
+        format!("{}-{}", self.writer, self.staged.fetch_add(1, Ordering::Relaxed))
     }
 
     /// What stands directly in a folder; nothing if there is no such folder.
@@ -253,8 +303,7 @@ impl<F: Files> Directory<F> {
     /// A sealed file in staging.
     fn stage(&self, name: &str, fill: &mut Fill<'_>, need: Need) -> Result<PathBuf, StorageError> {
         self.show_life()?;
-        let number = self.staged.fetch_add(1, Ordering::Relaxed);
-        let path = self.root.join(STAGING).join(format!("{}-{number}", self.writer));
+        let path = self.root.join(STAGING).join(self.staging_name());
         let mut is_refused = false;
         let written = self.files.create(&path).and_then(|mut file| {
             let mut failed = false;
@@ -278,7 +327,7 @@ impl<F: Files> Directory<F> {
             Err(source) if is_refused => {
                 Err(StorageError::Io { action: "make", name: name.to_owned(), source })
             }
-            Err(source) if need == Need::Cache && source.kind() == io::ErrorKind::StorageFull => {
+            Err(source) if need == Need::Cache && is_full(&source) => {
                 Err(StorageError::io("write", name, source))
             }
             written => self.writing("write", name, || written).map(|()| path),
@@ -316,14 +365,20 @@ impl<F: Files> Directory<F> {
             }
             Err(e) => {
                 let _ = self.files.remove(&staged);
-                return self.writing("rename", name, || Err(e));
+                if is_refusal(&e) {
+                    return self.writing("rename", name, || Err(e));
+                }
+                return Err(self.unknown("rename", name, e));
             }
         }
-        self.files.sync_dir(&parent).map_err(|source| {
-            self.latched.store(true, Ordering::SeqCst);
-            StorageError::UnknownOutcome { action: "sync directory of", name: name.to_owned(), source }
-        })?;
+        self.files.sync_dir(&parent).map_err(|e| self.unknown("sync directory of", name, e))?;
         Ok(Created::New)
+    }
+
+    /// A failed write after which the object may be there.
+    fn unknown(&self, action: &'static str, name: &str, source: io::Error) -> StorageError {
+        self.latched.store(true, Ordering::SeqCst);
+        StorageError::UnknownOutcome { action, name: name.to_owned(), source }
     }
 
     /// Bytes that writers leave free.
@@ -366,8 +421,7 @@ impl<F: Files> Storage for Directory<F> {
         if self.files.space(&self.root).is_ok_and(is_full) {
             return false;
         }
-        let number = self.staged.fetch_add(1, Ordering::Relaxed);
-        let staged = self.root.join(STAGING).join(format!("{}-{number}", self.writer));
+        let staged = self.root.join(STAGING).join(self.staging_name());
         let target = self.root.join(twin_of(name));
         let folders: Vec<&Path> =
             target.ancestors().skip(1).take_while(|folder| *folder != self.root).collect();
@@ -448,13 +502,18 @@ impl<F: Files> Storage for Directory<F> {
         self.check_latch(WHAT)?;
         let space =
             self.files.space(&self.root).map_err(|e| StorageError::io("look at the space for", WHAT, e))?;
-        let is_full = space.available < self.kept_free(space);
+        let mut is_full = space.available < self.kept_free(space);
+        let give_up = || drop(self.files.remove(&self.root.join(STAGING).join(RESERVE)));
         if is_full {
             // One that is not there was given up before.
-            let _ = self.files.remove(&self.root.join(STAGING).join(RESERVE));
+            give_up();
         }
         self.show_life()?;
         self.sweep_leftovers();
+        if !is_full && self.has_no_room() {
+            give_up();
+            is_full = true;
+        }
         Ok(is_full)
     }
 

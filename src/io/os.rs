@@ -3,7 +3,7 @@
 use super::direct::Direct;
 use super::files::{DirEntry, Files, ReadFile, Space, WriteFile};
 use super::map::{Bytes, map_sealed};
-use rustix::fs::{CWD, OFlags, RenameFlags, renameat_with};
+use rustix::fs::{CWD, OFlags, RenameFlags, renameat_with, statfs};
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt};
@@ -22,6 +22,26 @@ pub(super) fn no_follow() -> i32 {
 /// `O_NONBLOCK`: opening a FIFO must not wait for somebody at its other end. Files do not mind.
 pub(super) fn no_waiting() -> i32 {
     i32::from_ne_bytes(OFlags::NONBLOCK.bits().to_ne_bytes())
+}
+
+/// SMB, as statfs(2) tells it: its client promises not to replace a file, looks for one, and then has the server replace it.
+/// FUSE: what stands behind it may not look at the flag.
+const REPLACING_FILE_SYSTEMS: [u64; 4] = [0xfe53_4d42, 0xff53_4d42, 0x517b, 0x6573_5546];
+
+/// Whether renaming may replace a file that another host has just put there, whatever is asked for.
+fn may_replace(path: &Path) -> bool {
+    statfs(path).is_ok_and(|found| {
+        // The type is a signed number of 32 bits on some machines.
+        REPLACING_FILE_SYSTEMS.contains(&(u64::try_from(found.f_type).unwrap_or(0) & 0xffff_ffff))
+    })
+}
+
+/// A hard link never replaces anything.
+fn link_new(from: &Path, to: &Path) -> io::Result<()> {
+    fs::hard_link(from, to)?;
+    // The new name stands; if the old one does, too, it is a leftover like any other.
+    let _ = fs::remove_file(from);
+    Ok(())
 }
 
 impl Files for OsFiles {
@@ -44,14 +64,12 @@ impl Files for OsFiles {
     }
 
     fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()> {
+        if may_replace(from) {
+            return link_new(from, to);
+        }
         match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
-            Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
-                // A file system without it: a hard link never replaces either.
-                fs::hard_link(from, to)?;
-                // The new name stands; if the old one does, too, it is a leftover like any other.
-                let _ = fs::remove_file(from);
-                Ok(())
-            }
+            // A file system without it.
+            Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => link_new(from, to),
             done => done.map_err(Into::into),
         }
     }

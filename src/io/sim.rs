@@ -48,6 +48,8 @@ pub enum Verdict {
     Skip,
     /// Fail with this error, without doing it.
     Fail(io::ErrorKind),
+    /// Do it, and fail with this error: an answer that is lost. Of renaming only; anything else is not done.
+    FailAfter(io::ErrorKind),
 }
 
 /// How a crash chooses among the possible disks.
@@ -159,12 +161,16 @@ impl SimFiles {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn verdict(&self, op: &SimOp) -> Verdict {
+        self.hook.as_ref().map_or(Verdict::Proceed, |hook| hook(op))
+    }
+
     /// Whether an operation is to be done; an error is the hook's.
     fn admit(&self, op: &SimOp) -> io::Result<bool> {
-        match self.hook.as_ref().map_or(Verdict::Proceed, |hook| hook(op)) {
+        match self.verdict(op) {
             Verdict::Proceed => Ok(true),
             Verdict::Skip => Ok(false),
-            Verdict::Fail(kind) => Err(kind.into()),
+            Verdict::Fail(kind) | Verdict::FailAfter(kind) => Err(kind.into()),
         }
     }
 }
@@ -251,18 +257,21 @@ impl Files for SimFiles {
 
     fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()> {
         let op = SimOp::Rename(from.to_owned(), to.to_owned());
-        let proceed = self.admit(&op)?;
+        let verdict = self.verdict(&op);
+        if let Verdict::Fail(kind) = verdict {
+            return Err(kind.into());
+        }
         let mut state = self.state();
         state.file(from)?;
         state.require_dir(to.parent())?;
         if state.node(to).is_ok() {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
-        if proceed {
+        if verdict != Verdict::Skip {
             state.perform(&op);
             state.log.push(op);
         }
-        Ok(())
+        if let Verdict::FailAfter(kind) = verdict { Err(kind.into()) } else { Ok(()) }
     }
 
     fn rename_over(&self, from: &Path, to: &Path) -> io::Result<()> {

@@ -68,6 +68,8 @@ pub struct CopyPlan {
     /// What a guest may count on at the target.
     trusted: Option<Trusted>,
     token: Option<ClientToken>,
+    /// Whether the target itself has what is copied, and not only a copy of its folder, from which it is brought back.
+    is_within: bool,
     /// Bytes of manifests that the target lacks.
     manifest_bytes: u64,
 }
@@ -82,6 +84,7 @@ impl CopyPlan {
             missing: Missing::default(),
             trusted: None,
             token,
+            is_within: false,
             manifest_bytes: 0,
         }
     }
@@ -168,7 +171,12 @@ pub fn plan(
     let offer = source.offer(what, context)?;
     check_offer(&offer, what)?;
     let maps = source.maps(&offer, context)?;
-    let mut plan = CopyPlan { offer, maps, ..CopyPlan::of_nothing(what, token) };
+    let is_there = match what {
+        CopyWhat::Image(id) => there.images.contains_key(&id),
+        CopyWhat::Snapshot(id) => there.snapshots.contains_key(&id),
+    };
+    let is_within = is_there && source.id() == target.header().id;
+    let mut plan = CopyPlan { offer, maps, is_within, ..CopyPlan::of_nothing(what, token) };
     plan.check_sizes()?;
     note_older_source(source, &plan.offer, &there, context);
     plan.trusted = options.is_guest.then(|| Trusted::of(target, &plan.maps, context)).transpose()?;
@@ -251,7 +259,7 @@ fn carry_out(
             return Ok((vec![], made));
         }
         // Within a region what is copied must still be there and the caller's to copy.
-        if source.id() == target.header().id {
+        if plan.is_within {
             select(catalog, plan.what, context)?;
         }
         check_manifests(catalog, &session)?;

@@ -33,6 +33,15 @@ pub enum RegionError {
         /// What is wrong.
         why: String,
     },
+    /// What the log held when it was read is not in it any more.
+    #[error(
+        "log record {sequence} is not the one that was read before: the region was put back to an older state, or another is in its \
+         place; run the command again"
+    )]
+    Replaced {
+        /// The record; 0 for the region's own file.
+        sequence: u64,
+    },
     /// No pack holds the chunk.
     #[error(
         "chunk {chunk} is in no readable pack ({damaged} packs are damaged or gone, {out_of_reach} cannot be \

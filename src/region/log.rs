@@ -1,11 +1,12 @@
 //! The log: replay to the tail, append after it.
 
-use super::RECORD_BYTES_MAX;
 use super::error::RegionError;
+use super::{RECORD_BYTES_MAX, REGION_FILE, REGION_FILE_BYTES_MAX};
 use crate::format::checkpoint::{self, Checkpoint};
 use crate::format::codec::VALUE_BYTES_MAX;
 use crate::format::error::FormatError;
 use crate::format::record::{self, Body, INLINE_BYTES_MAX, StoredRecord};
+use crate::format::region;
 use crate::io::clock::{now_ms, random_bytes};
 use crate::io::storage::{Created, Storage, StorageError, read_whole, twin_of};
 use crate::model::catalog::{Catalog, LogPosition};
@@ -216,6 +217,7 @@ impl Head {
         if self.has_lost_next(storage) {
             return Err(self.lost_next());
         }
+        self.check_place(storage)?;
         let (bytes, hash) = encode_spilling(storage, record, list_name)?;
         match storage.create(&name, &[&bytes]) {
             Ok(Created::New) => {}
@@ -235,6 +237,24 @@ impl Head {
         self.position = LogPosition { sequence, hash };
         self.write_checkpoint(storage);
         Ok(Race::Won)
+    }
+
+    /// Refuses to append to another log than the one that was replayed: somebody may have put an older state of the region in its
+    /// place meanwhile, or another region, which would then have a gap for ever.
+    fn check_place(&self, storage: &dyn Storage) -> Result<(), RegionError> {
+        let sequence = self.position.sequence;
+        let found = match sequence {
+            0 => read_whole(storage, REGION_FILE, REGION_FILE_BYTES_MAX)
+                .map(|bytes| region::decode(&bytes).ok().map(|(_, hash)| hash)),
+            _ => read_whole(storage, &record_name(sequence), RECORD_BYTES_MAX)
+                .map(|bytes| record::decode(&bytes).ok().map(|(_, hash)| hash)),
+        };
+        let is_other = match found {
+            Ok(hash) => hash.is_some_and(|hash| hash != self.position.hash),
+            // That it cannot be read says nothing.
+            Err(error) => error.is_not_found(),
+        };
+        if is_other { Err(RegionError::Replaced { sequence }) } else { Ok(()) }
     }
 
     /// Whether the next record was written once and is lost: a twin is begun when its record is durable. Appending in
@@ -290,8 +310,8 @@ impl Head {
     }
 
     /// A cache of the state, after so many records that it is worth it. Only the author of a record makes its checkpoint, so the
-    /// name is used once. That it fails is no failure of the append, which is durable; on a directory the
-    /// failed write has latched the handle, so nothing is acknowledged after it.
+    /// name is used once. That it fails is no failure of the append, which is durable; on a directory a
+    /// write that failed for anything but space has latched the handle, so nothing is acknowledged after it.
     fn write_checkpoint(&mut self, storage: &dyn Storage) {
         let sequence = self.position.sequence;
         if sequence < self.next_checkpoint {
@@ -309,7 +329,8 @@ impl Head {
         }
         let checkpoint = Checkpoint { record_hash: self.position.hash, catalog: self.catalog.clone() };
         let Ok(bytes) = checkpoint::encode(&checkpoint) else { return };
-        if storage.create(&checkpoint_name(sequence), &[&bytes]).is_err() {
+        // Where there is no space for it, what is written next may still have some.
+        if storage.create_from(&checkpoint_name(sequence), &mut |write| write(&bytes)).is_err() {
             return;
         }
         self.known_checkpoint = sequence;
