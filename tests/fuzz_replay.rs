@@ -510,7 +510,7 @@ fn qcow2_clusters(is_zstd: bool) -> Vec<u8> {
 fn qcow2_subclusters() -> Vec<u8> {
     const CLUSTER: u64 = 1 << 14;
     let mut file = qcow2_head(14, 3 * CLUSTER - 5, 2, 1);
-    file.truncate(2 * CLUSTER as usize + 600);
+    file.truncate(2 * CLUSTER as usize + 2048);
     file[79] = 16;
     let words = [CLUSTER, 0x5555_5555, 2 * CLUSTER, 0xff00_0000_0000_000f, 0, 0x0f00_0000_0000_0000];
     for (at, word) in (CLUSTER as usize..).step_by(8).zip(words) {

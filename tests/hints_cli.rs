@@ -248,6 +248,35 @@ fn a_kept_clone_says_what_is_read() {
     }
 }
 
+/// Who is not root may set no attribute of a file that is read-only.
+#[test]
+fn a_clone_is_kept_for_whoever_takes_the_snapshot() {
+    let mut place = Place::new();
+    let Some(_mounted) = place.mount("xfs", "") else { return };
+    let (uid, home) = ("65534", place.disks.join("home"));
+    fs::write(place.disks.join("a.raw"), common::volume(4 * MIB, 9)).unwrap();
+    for path in [&place.disks, &place.disks.join("a.raw")] {
+        std::os::unix::fs::chown(path, Some(65534), Some(65534)).unwrap();
+    }
+    fs::set_permissions(place.folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let program = place.disks.join("imgstore");
+    fs::copy(env!("CARGO_BIN_EXE_imgstore"), &program).unwrap();
+    for used in [None, Some(true)] {
+        let mut command = common::clean(Command::new("setpriv"));
+        command.env("IMGSTORE_HOME", &home).current_dir(&place.disks);
+        command.args(["--reuid", uid, "--regid", uid, "--clear-groups"]).arg(&program);
+        let output = command.args(["snapshot", "a.raw", "--clone", "a.clone", "--json"]).output();
+        let Ok(output) = output else {
+            println!("skipped: there is no setpriv");
+            return;
+        };
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && !said.contains("was not kept"), "{said}");
+        let taken: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(taken["hint"]["used"].as_bool(), used, "{taken}");
+    }
+}
+
 #[test]
 fn a_wrong_clone_is_refused_or_not_believed() {
     let mut place = Place::new();

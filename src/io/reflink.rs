@@ -147,10 +147,11 @@ impl NewClone {
     /// else.
     pub fn keep(mut self, note: impl FnOnce(Stamp) -> String) -> Result<(), DiskError> {
         let failed = |e| DiskError::io("keep", self.path.clone(), 0, e);
-        self.file.set_permissions(fs::Permissions::from_mode(0o400)).map_err(failed)?;
         let note = note(Stamp::of(&self.file.metadata().map_err(failed)?));
+        // Of what its owner may not write, only root sets attributes.
         fsetxattr(&self.file, ATTRIBUTE, note.as_bytes(), XattrFlags::empty())
             .map_err(|e| failed(e.into()))?;
+        self.file.set_permissions(fs::Permissions::from_mode(0o400)).map_err(failed)?;
         self.file.sync_all().map_err(failed)?;
         if let Some(temporary) = &self.temporary {
             match renameat_with(CWD, temporary, CWD, &self.path, RenameFlags::NOREPLACE) {

@@ -17,7 +17,8 @@ use super::cutting::{Batch, Cutting};
 use super::error::OpsError;
 use super::pieces::{fill, read_blocks};
 use crate::chunk::cut::Cutter;
-use crate::chunk::fingerprint::block_facts;
+use crate::chunk::fingerprint::{block_facts, is_zero};
+use crate::chunk::frame::chunk_id;
 use crate::disk::{AlignedBuffer, DiskRead};
 use crate::model::blockmap::{BlockMap, BlockMapBuilder, ChunkRef};
 use crate::model::changes::Changes;
@@ -29,6 +30,10 @@ use std::slice::Iter;
 
 /// Chunks that are kept and handed on at once.
 const KEPT_AT_ONCE: usize = 8 << 10;
+/// Chunks, and gaps between them, that are looked at before a hint is believed.
+const TRIED_PLACES: usize = 8;
+/// Blocks of such a gap.
+const TRIED_BLOCKS: u64 = 64;
 /// Chunks of the earlier map that are read at once at most, while the cuts do not meet.
 const STEP_CHUNKS_MAX: usize = 64;
 
@@ -39,6 +44,14 @@ pub(super) struct Changed<'a> {
     pub(super) parent: &'a BlockMap,
     /// What may have changed since.
     pub(super) changes: &'a Changes,
+}
+
+impl Changed<'_> {
+    fn is_outside(&self, blocks: &Range<u64>) -> bool {
+        let ranges = self.changes.ranges();
+        let next = ranges.partition_point(|range| range.end <= blocks.start);
+        !blocks.is_empty() && ranges.get(next).is_none_or(|range| range.start >= blocks.end)
+    }
 }
 
 /// Whether a block map can be one that was cut with these parameters, as far as lengths and gaps tell.
@@ -54,6 +67,71 @@ pub(super) fn was_cut_with(map: &BlockMap, params: ChunkerParams) -> bool {
         is_short = chunk.blocks < params.min_blocks;
     }
     is_gap(map.volume_blocks() - end)
+}
+
+/// Whether a disk is as the parent where it is said not to have changed, as far as a few places tell: chunks, and what lies
+/// between them that the disk does not say is a hole. So a hint that is of another disk or another snapshot is found, and a
+/// parent in which free blocks were left out.
+pub(super) fn is_as_parent(
+    disk: &dyn DiskRead,
+    changed: Changed<'_>,
+    context: &Context<'_>,
+) -> Result<bool, OpsError> {
+    let chunks = changed.parent.chunks();
+    let ends = std::iter::once(0).chain(chunks.iter().map(|chunk| chunk.end_block()));
+    let starts = chunks.iter().map(|chunk| chunk.start_block).chain([changed.parent.volume_blocks()]);
+    let gaps: Vec<Range<u64>> =
+        ends.zip(starts).map(|(end, start)| end..start).filter(|gap| changed.is_outside(gap)).collect();
+    let chunks: Vec<&ChunkRef> =
+        chunks.iter().filter(|chunk| changed.is_outside(&(chunk.start_block..chunk.end_block()))).collect();
+    let step = |count: usize| count.div_ceil(TRIED_PLACES).max(1);
+    let mut buffer = Vec::new();
+    for chunk in chunks.iter().step_by(step(chunks.len())) {
+        buffer.resize(usize::from(chunk.blocks) * BLOCK_BYTES, 0);
+        read_blocks(disk, chunk.start_block, &mut buffer, context)?;
+        if chunk_id(&buffer) != chunk.id {
+            return Ok(false);
+        }
+    }
+    for gap in parts_of(&gaps) {
+        let Some(start) = first_data(disk, &gap)? else { continue };
+        buffer.resize(usize::try_from((gap.end - start).min(TRIED_BLOCKS)).unwrap_or(0) * BLOCK_BYTES, 0);
+        read_blocks(disk, start, &mut buffer, context)?;
+        if !is_zero(&buffer) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// The rest of some of the gaps from some block on: the longer one is, the likelier.
+fn parts_of(gaps: &[Range<u64>]) -> Vec<Range<u64>> {
+    let blocks: u64 = gaps.iter().map(|gap| gap.end - gap.start).sum();
+    let places = TRIED_PLACES as u64;
+    let (mut rest, mut before) = (gaps.iter().peekable(), 0);
+    let at = |place: u64| u64::try_from(u128::from(blocks) * u128::from(place) / u128::from(places));
+    let mut parts = Vec::new();
+    for target in (0..places).filter_map(|place| at(place).ok()) {
+        while let Some(gap) = rest.next_if(|gap| before + (gap.end - gap.start) <= target) {
+            before += gap.end - gap.start;
+        }
+        parts.extend(rest.peek().map(|gap| gap.start + (target - before)..gap.end));
+    }
+    parts
+}
+
+/// The first block of some that may not be zero.
+fn first_data(disk: &dyn DiskRead, blocks: &Range<u64>) -> Result<Option<u64>, OpsError> {
+    let mut position = blocks.start;
+    while position < blocks.end {
+        let extent = disk.extent_at(block_offset(position))?;
+        if !extent.is_zero {
+            return Ok(Some(position));
+        }
+        let is_last = extent.end >= disk.len_bytes();
+        position = if is_last { blocks.end } else { (extent.end / BLOCK_BYTES as u64).max(position + 1) };
+    }
+    Ok(None)
 }
 
 /// Reads and cuts what is near changes, in the place of the first stage of [`ingest`](super::ingest::ingest).

@@ -1,6 +1,6 @@
 //! Snapshot: a disk becomes a snapshot of a region.
 
-use super::changed::{Changed, changed_map, differences, was_cut_with};
+use super::changed::{Changed, changed_map, differences, is_as_parent, was_cut_with};
 use super::context::Context;
 use super::encode::Compression;
 use super::error::{Code, OpsError};
@@ -128,6 +128,10 @@ fn bring_in(
     };
     let changes = hint.changes.clone().with(not_stored(session.region(), &parent)?);
     let changed = Changed { parent: &parent, changes: &changes };
+    if !hint.verify && !is_as_parent(disk, changed, context)? {
+        let why = "the disk differs from the parent where the hint says that nothing changed".to_owned();
+        return Ok((ingest(session, disk, how, context)?, Some(HintUse::Unusable { why })));
+    }
     if !hint.verify {
         return Ok((ingest_changed(session, disk, changed, how, context)?, Some(HintUse::Believed)));
     }

@@ -123,8 +123,19 @@ pub(super) struct Walk<'a> {
 
 impl Walk<'_> {
     /// Where the byte `at` is, which must be less than the virtual size, and those after it that are in the
-    /// same cluster.
+    /// same cluster. A file that ends before them was cut off: whoever allocates a cluster writes all of it.
     pub(super) fn piece_at(&mut self, at: u64) -> Result<Piece, DiskError> {
+        let piece = self.named_piece_at(at)?;
+        if let Place::Data(host) = piece.place {
+            let end = host.saturating_add(piece.end.saturating_sub(at));
+            if end > self.source.bytes {
+                return Err(self.wrong(at, format!("it ends at {end:#x}, after the file's end")));
+            }
+        }
+        Ok(piece)
+    }
+
+    fn named_piece_at(&mut self, at: u64) -> Result<Piece, DiskError> {
         let header = &self.map.header;
         let entry_words = if header.is_extended { 2 } else { 1 };
         let cluster = at >> header.cluster_bits;

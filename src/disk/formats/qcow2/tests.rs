@@ -137,17 +137,19 @@ fn version_2_is_read_and_has_no_zero_clusters() {
     assert_eq!(read, disk);
 }
 
-/// The last cluster of the file may be cut off; what is not there of it is zeros.
+/// What is missing of a file is not taken for zeros; behind the end of the disk nothing need be there.
 #[test]
-fn a_cluster_that_is_cut_off_ends_in_zeros() {
+fn a_cluster_that_is_cut_off_is_refused() {
     let (mut file, mut disk) = image();
     put(&mut file, L2 + 40, &[0; 8]);
     disk[5 * CLUSTER..6 * CLUSTER].fill(0);
-    file.truncate(7 * CLUSTER + 10);
-    disk[7 * CLUSTER + 10..].fill(0);
+    let used = 7 * CLUSTER + (LEN - 1) % CLUSTER + 1;
+    file.truncate(used);
     let mut read = vec![1; LEN];
     opened(file.clone()).unwrap().read_at(0, &mut read).unwrap();
     assert_eq!(read, disk);
+    file.truncate(used - 1);
+    assert!(refusal(file.clone()).contains("after the file's end"));
     file.truncate(7 * CLUSTER);
     assert!(refusal(file).contains("no cluster"));
 }

@@ -29,6 +29,8 @@ const FLATTEN: &str = "merge it with its parents where they are, or convert it t
 const SECTOR_BYTES: u64 = 512;
 const FOOTER_BYTES: usize = 512;
 const DYNAMIC_HEADER_BYTES: usize = 1024;
+/// With shorter ones readers do not agree on how long the bitmap before a block is.
+const BLOCK_BYTES_MIN: u64 = 4096;
 const BLOCK_BYTES_MAX: u64 = 256 << 20;
 /// The largest geometry.
 const GEOMETRY_SECTORS_MAX: u64 = 65535 * 16 * 255;
@@ -197,9 +199,8 @@ fn read_blocks(
         return Err(bad(path, "its second header is of another version than 1"));
     }
     let block_bytes = u64::from(u32::from_be_bytes(field(&header, 32)));
-    if !block_bytes.is_power_of_two() || !(SECTOR_BYTES..=BLOCK_BYTES_MAX).contains(&block_bytes) {
-        let why =
-            format!("its blocks of {block_bytes} bytes are not a power of two from 512 bytes to 256 MiB");
+    if !block_bytes.is_power_of_two() || !(BLOCK_BYTES_MIN..=BLOCK_BYTES_MAX).contains(&block_bytes) {
+        let why = format!("its blocks of {block_bytes} bytes are not a power of two from 4 KiB to 256 MiB");
         return Err(bad(path, why));
     }
     let (table_at, entries) =
