@@ -2,12 +2,14 @@
 
 mod common;
 
-use common::{Caller, Draw, MemoryDisk, small_packs};
+use common::{Caller, Draw, MemoryDisk, memory_region, small_packs};
 use imgstore::chunk::frame::Codec;
 use imgstore::io::directory::DirectoryOptions;
+use imgstore::io::memory::Memory;
 use imgstore::model::ids::SnapshotId;
 use imgstore::model::objects::PackState;
 use imgstore::ops::context::{Context, Progress};
+use imgstore::ops::copy::{CopyOptions, CopyWhat, apply, plan};
 use imgstore::ops::delete::delete_snapshot;
 use imgstore::ops::encode::Compression;
 use imgstore::ops::error::OpsError;
@@ -126,6 +128,36 @@ fn everything_is_smaller_and_the_same() {
     place.assert_clean();
     assert_eq!(place.repack(&ALL), Repacked::default(), "made so already");
     assert_eq!(place.repack(&RepackOptions { level: 9, ..ALL }), Repacked::default());
+}
+
+/// What was made anew rots, and what it was made of is still there: also a copy takes it from there.
+#[test]
+fn a_copy_takes_chunks_from_wherever_they_are_intact() {
+    let place = Place::new();
+    let (first, second) = (noise(1 << 20, 1, 1 << 20), noise(1 << 20, 1, 30_000));
+    let ids = [place.take(&first, true), place.take(&second, true)];
+    place.repack(&ALL);
+    let region = place.open();
+    for id in ids {
+        let manifest = region.catalog().unwrap().snapshots[&id].manifest.clone();
+        let ids: Vec<_> = region.load_map(&manifest).unwrap().chunks().iter().map(|chunk| chunk.id).collect();
+        for (_, at) in region.locate(&ids).unwrap() {
+            assert_eq!(region.catalog().unwrap().packs[&at.pack].state, PackState::Live);
+            let path = place.folder.path().join(at.pack.to_string());
+            let mut bytes = std::fs::read(&path).unwrap();
+            bytes[at.offset as usize + 20] = !bytes[at.offset as usize + 20];
+            std::fs::remove_file(&path).unwrap();
+            std::fs::write(&path, bytes).unwrap();
+        }
+    }
+    let (options, context) = (CopyOptions::default(), place.caller.context());
+    for (id, bytes) in ids.into_iter().zip([first, second]) {
+        let target = memory_region(&Memory::new(), &small_packs());
+        let source = place.open();
+        let plan = plan(&source, &target, CopyWhat::Snapshot(id), &options, &context).unwrap();
+        let copied = apply(&source, &target, &plan, &options, &context).unwrap();
+        assert!(place.caller.read_back(&target, copied.snapshots[0].id).unwrap() == bytes);
+    }
 }
 
 #[test]

@@ -20,6 +20,7 @@ use imgstore::ops::ingest::ingest;
 use imgstore::ops::repack::{RepackOptions, repack};
 use imgstore::ops::repair::{RepairSources, Repaired, repair};
 use imgstore::ops::snapshot::{SnapshotOptions, snapshot};
+use imgstore::ops::verify::{VerifyOptions, verify};
 use imgstore::pack::trailer::read_trailer;
 use imgstore::region::error::RegionError;
 use imgstore::region::session::Session;
@@ -399,6 +400,22 @@ impl Place {
             self.wear(&copy, u64::from(entry.offset)..u64::from(entry.offset) + 1);
         }
     }
+}
+
+/// A bad sector of a base's pack that no delta needs, between bases that are read in one go.
+#[test]
+fn a_pack_is_not_called_damaged_for_a_sector_of_another() {
+    let (place, base, deltas) = with_deltas();
+    let needed: BTreeSet<u64> = place.trailer(&deltas).deltas().map(|(_, base)| base).collect();
+    let mut entries = place.trailer(&base).entries;
+    entries.sort_by_key(|entry| entry.offset);
+    let is_base: Vec<bool> = entries.iter().map(|entry| needed.contains(&entry.id.leading())).collect();
+    let between = (1..entries.len() - 1).find(|&at| is_base[at - 1] && !is_base[at] && is_base[at + 1]);
+    let spare = u64::from(entries[between.expect("one that is no base")].offset);
+    place.wear(&base, spare..spare + 1);
+    let report = verify(&place.open(), &VerifyOptions::default(), &place.caller.context()).unwrap();
+    let found = format!("{:?}", report.findings);
+    assert!(found.contains(&base.to_string()) && !found.contains(&deltas.to_string()), "{found}");
 }
 
 /// That a base cannot be read for a while does not say that it is nowhere: what is stored against it may be the last copy. It

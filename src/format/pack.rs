@@ -46,6 +46,13 @@ pub const EFFORT_MAX: u8 = 22;
 pub const FOOTER_BYTES: usize = 64;
 /// Largest pack: the largest size from which on one is sealed, a last frame, and its trailer.
 pub const PACK_BYTES_MAX: u64 = 128 << 20;
+/// Whether a pack whose frames take so many bytes is full: one more, and its trailer would not fit the largest pack.
+pub const fn is_full(frames_bytes: usize, frames: usize, deltas: usize) -> bool {
+    let trailer = (frames + 1) * ENTRY_BYTES + (deltas + 1) * BASE_BYTES + FOOTER_BYTES;
+    let frame = FRAME_HEADER_BYTES + BODY_BYTES_MAX;
+    (frames_bytes + trailer + frame) as u64 > PACK_BYTES_MAX
+}
+
 /// Largest body of a frame: a chunk of the largest length, stored raw.
 pub const BODY_BYTES_MAX: usize = CHUNK_BLOCKS_MAX as usize * BLOCK_BYTES;
 

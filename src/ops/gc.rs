@@ -222,7 +222,7 @@ pub fn collect_into(
             merged => merged?,
         }
         if collected.freed.count > 0 {
-            region.prune_features()?;
+            region.prune_features(|| context.check_cancelled())?;
         }
     }
     for (name, pack) in region.catalog()?.packs.iter() {

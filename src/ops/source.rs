@@ -186,11 +186,13 @@ struct LocalFrames<'s> {
 }
 
 impl LocalFrames<'_> {
-    fn content(&self, at: usize) -> Result<Vec<u8>, OpsError> {
-        let frame = self.frames[at];
-        let mut raw = vec![0; self.fetched.raw_bytes(frame)];
-        self.fetched.decode_here(self.region, frame, &mut raw).map_err(of_source)?;
-        Ok(raw)
+    fn raw(&self, at: usize) -> Vec<u8> {
+        vec![0; self.fetched.raw_bytes(self.frames[at])]
+    }
+
+    /// The chunk from wherever it is intact as a plain frame, if it is not where it was read.
+    fn elsewhere(&self, at: usize, error: RegionError) -> Result<Frame, OpsError> {
+        self.region.intact_frame(self.fetched.id(self.frames[at])).ok_or_else(|| of_source(error))
     }
 }
 
@@ -204,20 +206,24 @@ impl Frames for LocalFrames<'_> {
     }
 
     fn stored(&self, at: usize) -> Result<Frame, OpsError> {
-        let frame = self.frames[at];
         self.fetched
-            .stored(frame)
+            .stored(self.frames[at])
             .map(|(_, stored)| stored)
-            .or_else(|error| self.region.intact_frame(self.fetched.id(frame)).ok_or_else(|| of_source(error)))
+            .or_else(|error| self.elsewhere(at, error))
     }
 
     fn prove(&self, at: usize, _: &Contents) -> Result<Frame, OpsError> {
-        self.content(at)?;
-        Ok(self.fetched.stored(self.frames[at])?.1)
+        match self.fetched.decode_here(self.region, self.frames[at], &mut self.raw(at)) {
+            Ok(()) => Ok(self.fetched.stored(self.frames[at])?.1),
+            Err(error) => self.elsewhere(at, error),
+        }
     }
 
     fn plain(&self, at: usize, _: &Contents) -> Result<Frame, OpsError> {
-        let (raw, id) = (self.content(at)?, self.fetched.id(self.frames[at]));
+        let (mut raw, id) = (self.raw(at), self.fetched.id(self.frames[at]));
+        if let Err(error) = self.fetched.decode_here(self.region, self.frames[at], &mut raw) {
+            return self.elsewhere(at, error);
+        }
         let level = i32::from(self.region.header().zstd_level);
         self.region.encode(&raw, id, level).map_err(OpsError::SourceFrame)
     }

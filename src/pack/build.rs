@@ -3,7 +3,7 @@
 use crate::chunk::frame::Frame;
 use crate::format::entry::Entry;
 use crate::format::error::FormatError;
-use crate::format::pack::{HEADER_BYTES, encode_frame_header, encode_header, encode_trailer};
+use crate::format::pack::{HEADER_BYTES, encode_frame_header, encode_header, encode_trailer, is_full};
 use crate::model::ids::{ChunkId, RegionId};
 use crate::model::objects::{PackName, PackRecord};
 use crate::model::units::BLOCK_BYTES;
@@ -67,6 +67,11 @@ impl PackBuilder {
         self.bytes.len()
     }
 
+    /// Whether nothing more fits: of very short frames the trailer is longer than they are.
+    pub fn is_full(&self) -> bool {
+        is_full(self.bytes.len(), self.entries.len(), self.deltas.len())
+    }
+
     /// The finished pack; `effort` as [`Trailer::effort`](crate::format::pack::Trailer::effort) has it.
     pub fn seal(mut self, effort: u8) -> Result<SealedPack, FormatError> {
         let mut header = [0; HEADER_BYTES];
@@ -86,5 +91,32 @@ impl PackBuilder {
             bases: self.bases.into_iter().collect(),
         };
         Ok(SealedPack { bytes: self.bytes, record, entries: Arc::new(self.entries) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chunk::frame::Codec;
+    use crate::format::pack::{FOOTER_BYTES, trailer_offset};
+    use crate::model::ids::SessionId;
+
+    /// Frames of one byte: with their trailers they take several times what they take alone.
+    #[test]
+    fn a_pack_of_the_shortest_frames_is_full_before_nobody_reads_it() {
+        let name = PackName { session: SessionId([1; 16]), number: 0 };
+        let mut pack = PackBuilder::new(RegionId([7; 16]), name, 1 << 20, Vec::new());
+        let frame = Frame { codec: Codec::Zstd, raw_blocks: 1, body: vec![5] };
+        let mut number = 0_u64;
+        while !pack.is_full() {
+            let mut id = [0; 32];
+            id[..8].copy_from_slice(&number.to_be_bytes());
+            pack.push(ChunkId(id), &frame, None).unwrap();
+            number += 1;
+        }
+        let sealed = pack.seal(3).unwrap();
+        let footer: &[u8; FOOTER_BYTES] = sealed.bytes.last_chunk().unwrap();
+        assert!(sealed.record.len > 120 << 20, "{}", sealed.record.len);
+        trailer_offset(footer, sealed.record.len).unwrap();
     }
 }

@@ -141,8 +141,20 @@ pub fn choose(tables: &[Table], fresh: usize) -> &[Table] {
     &tables[kept..]
 }
 
-/// The bytes of a table with the bases of some tables, as far as they are `wanted`, and the fresh ones. A table that is
-/// damaged gives an error.
+/// Which of some worn tables, each with how many of its bases are wanted, become one: as many as may. Gives those, and the rest.
+pub fn choose_worn(mut worn: Vec<(Table, usize)>) -> (Vec<Table>, Vec<(Table, usize)>) {
+    let mut total = 0;
+    let fits = |(_, wanted): &&(Table, usize)| {
+        total += wanted;
+        total <= MERGED_BASES_MAX
+    };
+    let count = worn.iter().take_while(fits).count().max(1);
+    let rest = worn.split_off(count.min(worn.len()));
+    (worn.into_iter().map(|(table, _)| table).collect(), rest)
+}
+
+/// The bytes of a table with the bases of some tables, as far as they are `wanted`, and the fresh ones; one that is in several
+/// once, as writers beside each other take in the same tables. A table that is damaged gives an error.
 pub fn merge(
     region: RegionId,
     tables: &[Table],
@@ -150,11 +162,26 @@ pub fn merge(
     is_wanted: impl Fn(u64) -> bool,
 ) -> Result<Vec<u8>, FormatError> {
     let mut bases = Vec::new();
+    let all = |table: &Table| {
+        let numbers = 0..table.table.bases;
+        numbers.filter_map(|number| table.table.base(table.bytes.as_ref(), number)).collect::<Vec<_>>()
+    };
+    let mut known: Vec<u64> = tables.iter().flat_map(all).chain(fresh.bases.iter().copied()).collect();
+    known.sort_unstable();
+    known.dedup();
+    let mut is_taken = vec![false; known.len()];
+    // Whether a base is the first of its kind.
+    let mut take =
+        |base: u64| known.binary_search(&base).is_ok_and(|at| !std::mem::replace(&mut is_taken[at], true));
+    for base in &fresh.bases {
+        take(*base);
+    }
     // The number that each old number becomes.
     let mut renumbered: Vec<Vec<Option<u32>>> = Vec::new();
     for table in tables {
         let numbers = (0..table.table.bases).map(|number| {
-            let base = table.table.base(table.bytes.as_ref(), number).filter(|base| is_wanted(*base))?;
+            let base = table.table.base(table.bytes.as_ref(), number);
+            let base = base.filter(|base| take(*base) && is_wanted(*base))?;
             bases.push(base);
             u32::try_from(bases.len() - 1).ok()
         });
@@ -179,7 +206,7 @@ pub fn store(
     replaced: &[Table],
 ) -> Result<(), StorageError> {
     if let Some((name, bytes)) = table {
-        storage.create(&name.to_string(), &[bytes])?;
+        storage.create_from(&name.to_string(), &mut |write| write(bytes))?;
     }
     for table in replaced {
         let _ = storage.delete(&table.name.to_string());
@@ -265,6 +292,60 @@ mod tests {
         }
         assert!(candidates(&features(3), &Fresh::default(), &tables).is_empty());
         assert!(open_tables(&storage, RegionId([8; 16])).is_empty(), "of another region");
+    }
+
+    /// Writers beside each other take in the same tables, and each leaves one that has them.
+    #[test]
+    fn a_base_is_in_a_table_once() {
+        let storage = Memory::new();
+        store_more(&storage, 0, 0..50);
+        let tables = open_tables(&storage, REGION);
+        for writer in 1..5 {
+            let mut fresh = Fresh::default();
+            (0..2).for_each(|n| fresh.add(id(100 * writer + n), &features(100 * writer + n)));
+            fresh.add(id(7), &features(7));
+            let bytes = merge(REGION, &tables, &fresh, |base| base != 5).unwrap();
+            store(&storage, Some((name(writer), &bytes)), &tables).unwrap();
+        }
+        let tables = open_tables(&storage, REGION);
+        assert_eq!(tables.iter().map(Table::bases).collect::<Vec<_>>(), [51; 4], "49, and two new ones");
+        let bytes = merge(REGION, &tables, &Fresh::default(), |_| true).unwrap();
+        store(&storage, Some((name(9), &bytes)), &tables).unwrap();
+        let merged = open_tables(&storage, REGION);
+        assert_eq!(merged.iter().map(Table::bases).collect::<Vec<_>>(), [49 + 8]);
+        for n in [0, 7, 49, 100, 401] {
+            assert_eq!(candidates(&features(n), &Fresh::default(), &merged), [(n, FEATURES as u32)]);
+        }
+    }
+
+    /// However many there are, what is made anew at once is bounded.
+    #[test]
+    fn worn_tables_are_renewed_some_at_a_time() {
+        let storage = Memory::new();
+        for number in 0..5 {
+            store_more(&storage, number, number * 1000..number * 1000 + 900);
+        }
+        let worn = |wanted: &[usize]| -> Vec<(Table, usize)> {
+            let mut tables = open_tables(&storage, REGION);
+            let table = tables.remove(0);
+            let copy = |wanted: &usize| {
+                (Table { name: table.name, bytes: table.bytes.clone(), table: table.table }, *wanted)
+            };
+            wanted.iter().map(copy).collect()
+        };
+        let sizes = |wanted: &[usize]| {
+            let (mut rest, mut sizes) = (worn(wanted), Vec::new());
+            while !rest.is_empty() {
+                let (some, behind) = choose_worn(rest);
+                sizes.push(some.len());
+                rest = behind;
+            }
+            sizes
+        };
+        const MOST: usize = MERGED_BASES_MAX;
+        assert_eq!(sizes(&[1, 2, 0, 0]), [4]);
+        assert_eq!(sizes(&[MOST, 0, 1, MOST - 1, 1]), [2, 2, 1]);
+        assert_eq!(sizes(&[MOST + 1, 1, 5]), [1, 2]);
     }
 
     #[test]

@@ -265,7 +265,7 @@ impl Session {
         }
         let placed = if frame.codec.is_plain() { Placed::Plain(open.name().number) } else { Placed::Delta };
         self.fresh.insert(id, placed);
-        if open.len_bytes() >= capacity {
+        if open.len_bytes() >= capacity || open.is_full() {
             self.seal()?;
         }
         Ok(())

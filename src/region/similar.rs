@@ -6,10 +6,11 @@ use super::error::RegionError;
 use super::fetch::Located;
 use crate::chunk::features::Features;
 use crate::chunk::frame::Frame;
+use crate::io::storage::StorageError;
 use crate::model::ids::ChunkId;
 use crate::model::objects::FeatureTableName;
 use crate::pack::index::{Filters, Index, Location};
-use crate::pack::similar::{Fresh, Table, candidates, choose, merge, open_tables, store};
+use crate::pack::similar::{Fresh, Table, candidates, choose, choose_worn, merge, open_tables, store};
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
@@ -90,24 +91,41 @@ impl Region {
         }
     }
 
-    /// Makes feature tables anew more than an eighth of whose bases are gone.
-    pub fn prune_features(&self) -> Result<(), RegionError> {
+    /// Makes feature tables anew more than an eighth of whose bases are gone. `watch` is asked now and then whether to go on.
+    pub fn prune_features<E: From<RegionError>>(
+        &self,
+        mut watch: impl FnMut() -> Result<(), E>,
+    ) -> Result<(), E> {
         let index = self.index()?;
         // What cannot be told stays.
         let is_there = |leading| !matches!(index.find_leading(leading, Filters::Doubted), Ok(None));
-        let mut tables = open_tables(&*self.0.storage, self.0.header.id);
-        let mut left = 0;
-        tables.retain(|table| {
+        let (storage, region) = (&*self.0.storage, self.0.header.id);
+        let mut worn = Vec::new();
+        for table in open_tables(storage, region) {
+            watch()?;
             let wanted = table.count_wanted(is_there);
-            let is_worn = 8 * wanted < 7 * table.bases();
-            left += if is_worn { wanted } else { 0 };
-            is_worn
-        });
-        let name = FeatureTableName { session: self.0.session, number: self.next_number() };
-        // One that is damaged is no loss.
-        let bytes = merge(self.0.header.id, &tables, &Fresh::default(), is_there).ok().filter(|_| left > 0);
-        store(&*self.0.storage, bytes.as_deref().map(|bytes| (name, bytes)), &tables)?;
+            if 8 * wanted < 7 * table.bases() {
+                worn.push((table, wanted));
+            }
+        }
+        while !worn.is_empty() {
+            watch()?;
+            let (some, rest) = choose_worn(worn);
+            worn = rest;
+            self.renew(&some, is_there).map_err(RegionError::from)?;
+        }
         Ok(())
+    }
+
+    /// One table in the place of some, with what is wanted of them. If one of them is damaged, each by itself: that one is no
+    /// loss.
+    fn renew(&self, tables: &[Table], is_there: impl Fn(u64) -> bool + Copy) -> Result<(), StorageError> {
+        let merged = merge(self.0.header.id, tables, &Fresh::default(), is_there);
+        if merged.is_err() && tables.len() > 1 {
+            return tables.chunks(1).try_for_each(|one| self.renew(one, is_there));
+        }
+        let name = FeatureTableName { session: self.0.session, number: self.next_number() };
+        store(&*self.0.storage, merged.as_deref().ok().map(|bytes| (name, bytes)), tables)
     }
 }
 
@@ -201,6 +219,8 @@ impl Similar {
         let index = self.region.index()?;
         let is_there = |leading| !matches!(index.find_leading(leading, Filters::Doubted), Ok(None));
         let name = FeatureTableName { session: self.region.0.session, number: self.region.next_number() };
+        // Others may have taken in some of them meanwhile.
+        self.tables = open_tables(storage, header.id);
         let chosen = choose(&self.tables, self.fresh.len());
         let bytes = merge(header.id, chosen, &self.fresh, is_there)
             // One of them is damaged: nothing is lost without them.
