@@ -12,7 +12,7 @@ use imgstore::format::pack::{
     encode_header, encode_trailer, frame_body, trailer_offset,
 };
 use imgstore::format::segment::{SegmentWriter, decode_header, filter_page, page};
-use imgstore::io::map::Bytes;
+use imgstore::io::map::{Bytes, map_sealed};
 use imgstore::io::memory::Memory;
 use imgstore::io::storage::{Storage, read_whole};
 use imgstore::model::ids::{ChunkId, ObjectHash, RegionId, SessionId};
@@ -129,6 +129,38 @@ fn a_segment_that_is_not_the_logs_is_refused() {
     }
     assert!(segment.iter().any(|item| item.is_err()));
     assert!(segment.lookup(ChunkId([199; 32])).unwrap().is_some(), "other pages are good");
+}
+
+/// The device does not give a part of a segment that is mapped, here because it is no longer there: that is an error to who looks
+/// there, and not the end of the process.
+#[test]
+fn what_cannot_be_read_of_a_map_is_damage() {
+    let ids: Vec<[u8; 32]> = (0..40_000_u32)
+        .map(|at| {
+            let mut id = [0; 32];
+            id[..4].copy_from_slice(&(at * 100_000).to_be_bytes());
+            id
+        })
+        .collect();
+    let (bytes, record) = segment(&ids);
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), &bytes).unwrap();
+    let map = || map_sealed(file.as_file()).unwrap();
+    let [whole, later] = [0; 2].map(|_| Segment::from_bytes(map(), REGION, &record).unwrap());
+    let cut = map();
+    file.as_file().set_len(100 * 4096).unwrap();
+    assert!(whole.lookup(ChunkId(ids[10])).unwrap().is_some());
+    for at in [20_000, 39_999] {
+        let error = whole.lookup(ChunkId(ids[at])).unwrap_err();
+        assert!(error.to_string().contains("cannot be read"), "{error}");
+        assert!(whole.lookup_leading(ChunkId(ids[at]).leading()).is_err());
+    }
+    let read = whole.iter().take_while(Result::is_ok).count();
+    assert_eq!(read, 99 * 85, "as far as it goes");
+    later.check_filter().unwrap_err();
+    later.check_hash().unwrap_err();
+    assert!(later.may_hold(7), "what cannot be told is not denied");
+    assert!(Segment::from_bytes(cut, REGION, &record).is_err());
 }
 
 #[test]

@@ -189,9 +189,11 @@ fn files_of_a_directory_are_sealed_and_private_whatever_the_umask() {
         assert_eq!(mode(dir), 0o700, "{dir}");
     }
     let left: Vec<_> = storage.list("staging").unwrap().into_iter().map(|listed| listed.name).collect();
-    assert_eq!(left, ["staging/reserve"], "nothing else is left in staging");
+    assert_eq!(left, RESERVES, "nothing else is left in staging");
     assert_eq!(mode("staging/reserve"), 0o400);
 }
+
+const RESERVES: [&str; 4] = ["staging/reserve", "staging/reserve1", "staging/reserve2", "staging/reserve3"];
 
 #[test]
 fn leftovers_of_dead_writers_are_removed_and_those_of_living_ones_stay() {
@@ -210,8 +212,8 @@ fn leftovers_of_dead_writers_are_removed_and_those_of_living_ones_stay() {
     let own_handle = handle(&own);
     own_handle.admit_writer().unwrap();
     let left = |folder| own_handle.list(folder).unwrap().into_iter().map(|l| l.name).collect::<Vec<_>>();
-    let kept = [format!("staging/{living}-0"), "staging/notes".into(), "staging/reserve".into()];
-    assert_eq!(left("staging"), kept);
+    let kept = [&format!("staging/{living}-0"), "staging/notes"];
+    assert_eq!(left("staging"), [&kept[..], &RESERVES].concat());
     // Who lives is not gone, and who is unknown is.
     assert!(!own_handle.is_writer_gone(&living).unwrap() && !own_handle.is_writer_gone(&own).unwrap());
     assert!(own_handle.is_writer_gone(&dead).unwrap() && own_handle.is_writer_gone(&"e".repeat(32)).unwrap());
@@ -221,21 +223,25 @@ fn leftovers_of_dead_writers_are_removed_and_those_of_living_ones_stay() {
 }
 
 #[test]
-fn what_is_kept_back_is_given_up_where_space_is_short() {
+fn what_is_kept_back_stays_until_there_is_no_space() {
     let folder = tempfile::tempdir().unwrap();
     let handle = |reserve_bytes: u64| {
         let options = DirectoryOptions { reserve_bytes, ..DirectoryOptions::default() };
         Directory::new(OsFiles, folder.path(), "a".repeat(32), options)
     };
-    let reserve = folder.path().join("staging/reserve");
+    let reserves = || RESERVES.iter().filter(|name| folder.path().join(name).exists()).count();
     handle(2 << 20).initialize().unwrap();
-    assert!(std::fs::metadata(&reserve).unwrap().len() >= 1 << 20);
-    assert!(!handle(2 << 20).admit_collector().unwrap() && reserve.exists(), "there is space");
-    // More than any disk has is to be left free.
-    assert!(handle(u64::MAX / 2).admit_collector().unwrap() && !reserve.exists());
-    assert!(handle(u64::MAX / 2).admit_writer().is_err() && !reserve.exists());
-    handle(2 << 20).admit_writer().unwrap();
-    assert!(reserve.exists());
+    assert_eq!(std::fs::metadata(folder.path().join(RESERVES[3])).unwrap().len(), 256 << 10);
+    assert!(!handle(2 << 20).admit_collector().unwrap() && reserves() == 4, "there is space");
+    // More than any disk has is to be left free; but what a collection begins with can be written.
+    assert!(handle(u64::MAX / 2).admit_collector().unwrap() && reserves() == 4);
+    assert!(handle(u64::MAX / 2).admit_writer().is_err());
+    for name in RESERVES {
+        std::fs::remove_file(folder.path().join(name)).unwrap();
+    }
+    assert!(handle(u64::MAX / 2).admit_collector().unwrap() && reserves() == 0);
+    handle(2 << 20).admit_collector().unwrap();
+    assert_eq!(reserves(), 4, "whoever finds space again keeps some");
 }
 
 #[test]
@@ -348,36 +354,39 @@ fn a_collection_has_something_to_begin_with_at_a_quota() {
         let (files, root) = (SimFiles::new(), Path::new("/region"));
         let options = DirectoryOptions { reserve_bytes: 1 << 20, ..DirectoryOptions::default() };
         Directory::new(files.clone(), root, "aa".into(), options).initialize().unwrap();
-        let reserve = Path::new("/region/staging/reserve");
-        let len =
-            |files: &SimFiles| files.all_files().into_iter().find(|(path, _)| path == reserve).map(|f| f.1);
-        assert_eq!(len(&files), Some(1 << 20));
-        let is_given_up = Arc::new(AtomicBool::new(false));
-        let seen = is_given_up.clone();
-        let quota: Hook = Arc::new(move |op| {
-            if matches!(op, SimOp::Remove(path) if path == reserve) {
-                seen.store(true, Ordering::SeqCst);
-            }
-            match op {
-                SimOp::Write(..) if !seen.load(Ordering::SeqCst) => Verdict::Fail(kind),
-                _ => Verdict::Proceed,
-            }
-        });
-        let storage = Directory::new(files.with_hook(quota), root, "bb".into(), options);
-        assert!(storage.admit_collector().unwrap(), "what can be left out is left out");
-        assert_eq!((len(&files), is_given_up.load(Ordering::SeqCst)), (None, true));
-        assert_eq!(storage.create("log/000001", &[b"x"]).unwrap(), Created::New);
-        // Nothing of the trial stays.
+        let reserves = |files: &SimFiles| {
+            let all = files.all_files().into_iter();
+            all.filter(|(path, len)| path.starts_with("/region/staging") && *len == 256 << 10).count()
+        };
+        assert_eq!(reserves(&files), 4);
+        // Others take what one gives back: each has one more.
+        for left in (0..4).rev() {
+            let is_given_up = Arc::new(AtomicBool::new(false));
+            let seen = is_given_up.clone();
+            let quota: Hook = Arc::new(move |op| {
+                if matches!(op, SimOp::Remove(path) if path.to_string_lossy().contains("/reserve")) {
+                    seen.store(true, Ordering::SeqCst);
+                }
+                match op {
+                    SimOp::Write(..) if !seen.load(Ordering::SeqCst) => Verdict::Fail(kind),
+                    _ => Verdict::Proceed,
+                }
+            });
+            let storage = Directory::new(files.with_hook(quota), root, format!("b{left}"), options);
+            assert!(storage.admit_collector().unwrap(), "what can be left out is left out");
+            assert_eq!((reserves(&files), is_given_up.load(Ordering::SeqCst)), (left, true));
+            assert_eq!(storage.create(&format!("log/00000{left}"), &[b"x"]).unwrap(), Created::New);
+        }
+        // Nothing of the trials stays.
         let staged =
             files.all_files().into_iter().filter(|(path, _)| path.starts_with("/region/staging")).count();
         assert_eq!(staged, 0);
-        // Where there is room nothing is given up; and a reserve whose maker died is made anew.
+        // Where there is room they are taken again, and one whose maker died is made anew.
         let storage = Directory::new(files.clone(), root, "cc".into(), options);
-        storage.admit_writer().unwrap();
-        files.damage(reserve, |bytes| bytes.truncate(5));
-        storage.admit_writer().unwrap();
         assert!(!storage.admit_collector().unwrap());
-        assert_eq!(len(&files), Some(1 << 20));
+        files.damage(Path::new("/region/staging/reserve2"), |bytes| bytes.truncate(5));
+        storage.admit_writer().unwrap();
+        assert_eq!(reserves(&files), 4);
     }
 }
 

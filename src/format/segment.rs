@@ -274,6 +274,13 @@ pub fn decode_header(bytes: &[u8]) -> Result<SegmentHeader, FormatError> {
     Ok(SegmentHeader { region: RegionId(region), entries, pages, filter_pages, packs })
 }
 
+/// Bytes behind the pages of a segment, its table of packs and its hash, as its header says; nothing is checked here.
+pub fn table_bytes(header: &[u8]) -> usize {
+    let count =
+        header.get(12..).and_then(|rest| rest.first_chunk()).map_or(0, |count| u32::from_le_bytes(*count));
+    (count as usize).saturating_mul(PACK_NAME_BYTES).saturating_add(HASH_BYTES)
+}
+
 fn decode_pack_name(bytes: &[u8; PACK_NAME_BYTES]) -> PackName {
     let (session, number) = bytes.split_at(16);
     PackName {

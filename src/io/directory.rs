@@ -19,12 +19,11 @@ const SESSIONS: &str = "sessions";
 const WRITER_LEN: usize = 32;
 /// Written once when the directory becomes a region's; also the proof that names are never replaced.
 const PROBE: &str = "probe";
-/// A file in staging that takes space, so that a collection on a full disk has some to begin with.
-const RESERVE: &str = "reserve";
-/// Its length in bytes, where writers leave more than that.
-const RESERVE_BYTES: u64 = 1 << 20;
-/// What a collection writes before it frees anything fits this.
-const ROOM_BYTES: u64 = 256 << 10;
+/// Files in staging that take space, so that removals and collections on a full disk have some to begin with: several, for what
+/// one has begun others may fill again.
+const RESERVES: [&str; 4] = ["reserve", "reserve1", "reserve2", "reserve3"];
+/// The length of each in bytes, where writers leave more than all: as a rule what is written before anything is freed fits one.
+const RESERVE_BYTES: u64 = 256 << 10;
 
 fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
@@ -151,7 +150,7 @@ impl<F: Files> Directory<F> {
         }
         match (first, second) {
             (Ok(()), Err(e)) if e.kind() == io::ErrorKind::AlreadyExists => {
-                self.keep_reserve();
+                self.keep_reserves();
                 Ok(())
             }
             (Err(e), _) => Err(StorageError::io("prove renaming on", &self.root.to_string_lossy(), e)),
@@ -207,21 +206,30 @@ impl<F: Files> Directory<F> {
     }
 
     /// Takes space that a collection can give up. That it fails costs only that.
-    fn keep_reserve(&self) {
-        let path = self.root.join(STAGING).join(RESERVE);
-        if self.options.reserve_bytes < RESERVE_BYTES {
+    fn keep_reserves(&self) {
+        if self.options.reserve_bytes < RESERVES.len() as u64 * RESERVE_BYTES {
             return;
         }
-        match self.files.open(&path) {
-            Ok(file) if file.len_bytes() >= RESERVE_BYTES => return,
-            // Whoever made it has not come to its end, or never will.
-            Ok(_) => drop(self.files.remove(&path)),
-            Err(_) => {}
+        for name in RESERVES {
+            let path = self.root.join(STAGING).join(name);
+            match self.files.open(&path) {
+                Ok(file) if file.len_bytes() >= RESERVE_BYTES => continue,
+                // Whoever made it has not come to its end, or never will.
+                Ok(_) => drop(self.files.remove(&path)),
+                Err(_) => {}
+            }
+            let Ok(mut file) = self.files.create(&path) else { return };
+            if file.write_all(&incompressible(RESERVE_BYTES)).and_then(|()| file.seal()).is_err() {
+                let _ = self.files.remove(&path);
+                return;
+            }
         }
-        let Ok(mut file) = self.files.create(&path) else { return };
-        if file.write_all(&incompressible(RESERVE_BYTES)).and_then(|()| file.seal()).is_err() {
-            let _ = self.files.remove(&path);
-        }
+    }
+
+    /// Gives one back; false if there is none.
+    fn give_up_reserve(&self) -> bool {
+        let path = |name: &&str| self.root.join(STAGING).join(name);
+        RESERVES.iter().rev().any(|name| self.files.remove(&path(name)).is_ok())
     }
 
     /// Whether so little as a collection begins with cannot be written, whatever the file system says of its space: this user's part
@@ -229,7 +237,7 @@ impl<F: Files> Directory<F> {
     fn has_no_room(&self) -> bool {
         let path = self.root.join(STAGING).join(self.staging_name());
         let tried = self.files.create(&path).and_then(|mut file| {
-            file.write_all(&incompressible(ROOM_BYTES))?;
+            file.write_all(&incompressible(RESERVE_BYTES / 2))?;
             file.close_up()
         });
         let _ = self.files.remove(&path);
@@ -493,7 +501,7 @@ impl<F: Files> Storage for Directory<F> {
         }
         self.show_life()?;
         self.sweep_leftovers();
-        self.keep_reserve();
+        self.keep_reserves();
         Ok(())
     }
 
@@ -503,16 +511,16 @@ impl<F: Files> Storage for Directory<F> {
         let space =
             self.files.space(&self.root).map_err(|e| StorageError::io("look at the space for", WHAT, e))?;
         let mut is_full = space.available < self.kept_free(space);
-        let give_up = || drop(self.files.remove(&self.root.join(STAGING).join(RESERVE)));
-        if is_full {
-            // One that is not there was given up before.
-            give_up();
+        while self.has_no_room() {
+            is_full = true;
+            if !self.give_up_reserve() {
+                break;
+            }
         }
         self.show_life()?;
         self.sweep_leftovers();
-        if !is_full && self.has_no_room() {
-            give_up();
-            is_full = true;
+        if !is_full {
+            self.keep_reserves();
         }
         Ok(is_full)
     }

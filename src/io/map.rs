@@ -1,6 +1,8 @@
 //! Bytes of a sealed object: a read-only map where that is possible, a copy elsewhere.
 
 use std::fs::File;
+use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// The bytes of an object, cheap to clone.
@@ -21,6 +23,25 @@ impl AsRef<[u8]> for Bytes {
     }
 }
 
+impl Bytes {
+    /// Has the system bring a part of a map into memory, so that what the device does not give is an error: whoever touches it
+    /// otherwise is ended by a signal. What lies outside, and that the system knows no such request, is no error. It
+    /// may have gone from memory again when it is touched.
+    pub fn load(&self, range: Range<usize>) -> io::Result<()> {
+        let Self::Mapped(map) = self else { return Ok(()) };
+        let (start, end) = (range.start.min(map.len()), range.end.min(map.len()));
+        #[cfg(target_os = "linux")]
+        if start < end {
+            match map.advise_range(memmap2::Advice::PopulateRead, start, end - start) {
+                // Linux before 5.14.
+                Err(e) if e.kind() == io::ErrorKind::InvalidInput => {}
+                loaded => loaded?,
+            }
+        }
+        Ok(())
+    }
+}
+
 impl std::fmt::Debug for Bytes {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Bytes({})", self.as_ref().len())
@@ -33,7 +54,7 @@ impl std::fmt::Debug for Bytes {
     unsafe_code,
     reason = "a map is only sound while nobody changes the file, which the types cannot say"
 )]
-pub fn map_sealed(file: &File) -> std::io::Result<Bytes> {
+pub fn map_sealed(file: &File) -> io::Result<Bytes> {
     if file.metadata()?.len() == 0 {
         return Ok(Bytes::Owned(Arc::default()));
     }

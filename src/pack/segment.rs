@@ -19,6 +19,10 @@ const INTERPOLATIONS_MAX: u32 = 6;
 pub(super) const READ_AHEAD: usize = 32;
 /// Entries on both sides of where one should be that are read with it.
 const NEAR_ENTRIES: usize = 4;
+/// Pages that are brought into memory at once where one follows the other.
+const LOADED_PAGES: u32 = 64;
+/// Bytes, the same.
+const LOADED_BYTES: usize = LOADED_PAGES as usize * PAGE_BYTES;
 /// Bytes that a processor reads at once.
 const LINE_BYTES: usize = 64;
 
@@ -44,6 +48,9 @@ impl Segment {
     /// As [`Segment::open`], from the bytes.
     pub fn from_bytes(bytes: Bytes, region: RegionId, record: &SegmentRecord) -> Result<Self, PackError> {
         let damaged = |source| PackError::damaged(record.name, source);
+        load(&bytes, 0..PAGE_BYTES).map_err(damaged)?;
+        let len = bytes.as_ref().len();
+        load(&bytes, len.saturating_sub(segment::table_bytes(bytes.as_ref()))..len).map_err(damaged)?;
         let header = segment::decode_header(bytes.as_ref()).map_err(damaged)?;
         if header.region != region
             || header.entries != record.entries
@@ -84,6 +91,7 @@ impl Segment {
         let (number, place) = filter::place(leading, self.header.filter_pages);
         let (page, as_page) = segment::filter_page(self.bytes.as_ref(), &self.header, number)?;
         if !self.filter_checked.has(number) {
+            load(&self.bytes, bytes_of(as_page..as_page + 1)).ok()?;
             filter::check_page(page, as_page).ok()?;
             self.filter_checked.set(number);
         }
@@ -165,6 +173,9 @@ impl Segment {
         }
         let bytes = self.bytes.as_ref();
         for (page, at) in hints.into_iter().flatten() {
+            if !self.checked.has(page) && load(&self.bytes, bytes_of(page..page + 1)).is_err() {
+                continue;
+            }
             for line in near(page, at).step_by(LINE_BYTES) {
                 read = bytes.get(line).copied().unwrap_or(0).max(read);
             }
@@ -190,10 +201,12 @@ impl Segment {
     /// Every entry, ascending; an entry out of order is an error.
     pub fn iter(&self) -> impl Iterator<Item = Result<(Entry, PackName), PackError>> + '_ {
         let mut last = None;
-        let entries = (0..self.header.pages).flat_map(move |number| match self.page(number) {
-            Ok(page) => page.iter().map(|bytes| self.resolve(Entry::decode(bytes)?)).collect(),
-            Err(e) => vec![Err(e)],
-        });
+        let mut loaded = 0..0;
+        let entries =
+            (0..self.header.pages).flat_map(move |number| match self.page_in(number, &mut loaded) {
+                Ok(page) => page.iter().map(|bytes| self.resolve(Entry::decode(bytes)?)).collect(),
+                Err(e) => vec![Err(e)],
+            });
         let mut in_order = move |(entry, pack): (Entry, PackName)| {
             if last.replace(entry.id).is_some_and(|last| last >= entry.id) {
                 return Err(FormatError::invalid("index segment", "ids do not ascend"));
@@ -208,6 +221,9 @@ impl Segment {
     /// Checks the whole segment against the hash in the log.
     pub fn check_hash(&self) -> Result<(), PackError> {
         let damaged = |source| PackError::damaged(self.record.name, source);
+        for start in (0..self.bytes.as_ref().len()).step_by(LOADED_BYTES) {
+            load(&self.bytes, start..start + LOADED_BYTES).map_err(damaged)?;
+        }
         let found = segment::check_hash(self.bytes.as_ref()).map_err(damaged)?;
         if found != self.record.hash {
             let expected = self.record.hash;
@@ -216,8 +232,25 @@ impl Segment {
         Ok(())
     }
 
+    /// The page that follows others, which are brought into memory some at a time.
+    fn page_in(&self, number: u32, loaded: &mut Range<u32>) -> Result<&[[u8; 48]], FormatError> {
+        if !loaded.contains(&number) {
+            let some = number..number.saturating_add(LOADED_PAGES);
+            // If one of them cannot be read, each tells for itself.
+            *loaded = load(&self.bytes, bytes_of(some.clone())).map_or(0..0, |()| some);
+        }
+        self.checked_page(number, loaded.contains(&number))
+    }
+
     fn page(&self, number: u32) -> Result<&[[u8; 48]], FormatError> {
+        self.checked_page(number, false)
+    }
+
+    fn checked_page(&self, number: u32, is_loaded: bool) -> Result<&[[u8; 48]], FormatError> {
         let is_checked = self.checked.has(number);
+        if !is_checked && !is_loaded {
+            load(&self.bytes, bytes_of(number..number.saturating_add(1)))?;
+        }
         let page = segment::page(self.bytes.as_ref(), &self.header, number, !is_checked)?;
         if !is_checked {
             self.checked.set(number);
@@ -227,6 +260,18 @@ impl Segment {
         }
         Ok(page)
     }
+}
+
+/// Where pages are.
+fn bytes_of(pages: Range<u32>) -> Range<usize> {
+    let at = |page: u32| (page as usize + 1) * PAGE_BYTES;
+    at(pages.start)..at(pages.end)
+}
+
+/// What the device does not give is as bad as what it gives wrongly: all of it is in the packs, too.
+fn load(bytes: &Bytes, range: Range<usize>) -> Result<(), FormatError> {
+    let unreadable = |e| FormatError::invalid("index segment", format!("it cannot be read: {e}"));
+    bytes.load(range).map_err(unreadable)
 }
 
 /// The bytes of a segment around the entry at a place of a page.

@@ -2,7 +2,7 @@
 
 use crate::chunk::features::Features;
 use crate::format::error::FormatError;
-use crate::format::features::{BASES_MAX, FeatureTable, Slot, decode_header, encode, slots_of};
+use crate::format::features::{BASES_MAX, FeatureTable, HEADER_BYTES, Slot, decode_header, encode, slots_of};
 use crate::io::map::Bytes;
 use crate::io::storage::{Storage, StorageError};
 use crate::model::ids::{ChunkId, RegionId};
@@ -31,7 +31,8 @@ pub fn open_tables(storage: &dyn Storage, region: RegionId) -> Vec<Table> {
     let mut tables: Vec<Table> = Vec::new();
     for name in listed.iter().filter_map(|listed| FeatureTableName::parse(&listed.name)) {
         let Ok(bytes) = storage.open(&name.to_string()).and_then(|object| object.bytes()) else { continue };
-        if let Ok(table) = decode_header(bytes.as_ref())
+        if bytes.load(0..HEADER_BYTES).is_ok()
+            && let Ok(table) = decode_header(bytes.as_ref())
             && table.region == region
         {
             tables.push(Table { name, bytes, table });
@@ -47,8 +48,11 @@ impl Table {
         self.table.bases as usize
     }
 
-    /// How many of its bases are `wanted` still.
+    /// How many of its bases are `wanted` still; none of one that cannot be read.
     pub fn count_wanted(&self, is_wanted: impl Fn(u64) -> bool) -> usize {
+        if self.bytes.load(0..self.bytes.as_ref().len()).is_err() {
+            return 0;
+        }
         let bases = (0..self.table.bases).filter_map(|number| self.table.base(self.bytes.as_ref(), number));
         bases.filter(|base| is_wanted(*base)).count()
     }
@@ -161,6 +165,10 @@ pub fn merge(
     fresh: &Fresh,
     is_wanted: impl Fn(u64) -> bool,
 ) -> Result<Vec<u8>, FormatError> {
+    for table in tables {
+        let unreadable = |e| FormatError::invalid("feature table", format!("it cannot be read: {e}"));
+        table.bytes.load(0..table.bytes.as_ref().len()).map_err(unreadable)?;
+    }
     let mut bases = Vec::new();
     let all = |table: &Table| {
         let numbers = 0..table.table.bases;
