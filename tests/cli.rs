@@ -335,11 +335,11 @@ fn a_collection_that_cannot_remove_something_says_what_it_did() {
         set_immovable(&manifest, false);
         let (told, error) =
             (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
-        assert_eq!(output.status.code(), Some(1), "{told}{error}");
+        assert_eq!(output.status.code(), Some(4), "{told}{error}");
         if as_json {
             let document: Value = serde_json::from_str(&told).unwrap();
             assert_eq!((&document["freed_packs"], &document["orphans"]), (&1.into(), &0.into()), "{told}");
-            assert_eq!(document["error"]["code"], "InternalError");
+            assert_eq!(document["error"]["code"], "UnauthorizedOperation");
             assert!(document["error"]["message"].as_str().unwrap().contains("remove manifests/"), "{told}");
         } else {
             assert!(told.contains("condemned   1 pack") && told.contains("freed       1 pack"), "{told}");

@@ -105,6 +105,34 @@ fn a_preview_says_what_would_go_and_changes_nothing() {
     assert_eq!((said.condemned, said.freed, said.orphans), (done.condemned, done.freed, done.orphans));
 }
 
+/// What lies beside more that is needed stays, and is told of, until all packs are to be rewritten that have any of it.
+#[test]
+fn what_stays_beside_what_is_needed_is_told() {
+    let (place, caller) = (Place::new(), Caller::new(1));
+    let bytes = volume(1_200_000, 1);
+    let gone = place.snapshot(&caller, &bytes);
+    // Each piece in turn is in the other disk, too, or not: packs are needed for some three quarters.
+    let mut kept = bytes.clone();
+    for (number, piece) in kept.chunks_mut(30_000).enumerate() {
+        if number % 4 == 0 {
+            piece.fill(0);
+        }
+    }
+    let id = place.snapshot(&caller, &kept);
+    delete_snapshot(&place.open(), gone, &caller.context()).unwrap();
+    let dry = imgstore::ops::context::Context { dry_run: true, ..caller.context() };
+    let said = collect(&place.open(), &NOW, &dry).unwrap();
+    let done = place.collect(NOW, &caller);
+    assert!(done.unneeded.count > 0 && done.unneeded.bytes > 5_000, "{done:?}");
+    assert_eq!(said.unneeded, done.unneeded);
+    let before = place.bytes();
+    let all = place.collect(GcOptions { repack_percent: 100, ..NOW }, &caller);
+    assert_eq!(all.unneeded, Default::default());
+    let freed = before - place.bytes();
+    assert!(freed >= done.unneeded.bytes * 9 / 10, "{freed} of {:?}", done.unneeded);
+    assert!(caller.read_back(&place.open(), id).unwrap() == kept);
+}
+
 #[test]
 fn a_condemned_pack_waits_and_a_use_rescues_it() {
     let (place, mut caller) = (Place::new(), Caller::new(1));

@@ -102,6 +102,14 @@ pub enum CliError {
         /// The system's answer.
         why: String,
     },
+    /// A device, or what reads a stream, has a part of what was written.
+    #[error(
+        "interrupted: {path} has a part of the disk, which is of no use; run the command again for the whole"
+    )]
+    HalfWritten {
+        /// Where it was written to.
+        path: PathBuf,
+    },
     /// The home cannot be used.
     #[error("{action} {path}: {source}")]
     Home {
@@ -185,6 +193,7 @@ impl CliError {
                     Class::DryRun => 0,
                 }
             }
+            Self::HalfWritten { .. } => INTERRUPTED,
             Self::Usage(_) | Self::Config { .. } => USAGE,
             Self::NoRegion { .. } | Self::Unmendable { .. } => NOT_FOUND,
             Self::OtherRegion { .. } => REFUSED,
@@ -213,6 +222,10 @@ impl CliError {
             Self::NoRegion { .. } | Self::Unmendable { .. } => "InvalidRegion.NotFound",
             Self::OtherRegion { .. } => "InvalidRegion.Changed",
             Self::ForeignHome { .. } => "UnauthorizedOperation",
+            Self::Home { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
+                "UnauthorizedOperation"
+            }
+            Self::HalfWritten { .. } => "Interrupted",
             Self::Config { .. } => "InvalidConfiguration",
             Self::Page { source, .. } if source.kind() == std::io::ErrorKind::AlreadyExists => {
                 "InvalidParameterValue"

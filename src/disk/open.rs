@@ -3,10 +3,10 @@
 use super::detect::{Foreign, signatures};
 use super::formats::{Limits, qcow2, refused, vdi, vhd, vhdx, vmdk};
 use crate::io::disk::{DiskError, DiskRead, DiskWrite};
-use crate::io::outfile::{BlockDevice, NewFile, Stream, is_block_device};
+use crate::io::outfile::{BlockDevice, NewFile, Stream};
 use crate::io::rawdisk::RawDisk;
 
-pub use crate::io::outfile::{absolute, make_dirs, remove_dir_with, remove_made_file, utf8};
+pub use crate::io::outfile::{absolute, is_block_device, make_dirs, remove_dir_with, remove_made_file, utf8};
 pub use crate::io::reflink::FinishedFile;
 
 use std::io::Write;

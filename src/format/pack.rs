@@ -48,9 +48,13 @@ pub const FOOTER_BYTES: usize = 64;
 pub const PACK_BYTES_MAX: u64 = 128 << 20;
 /// Whether a pack whose frames take so many bytes is full: one more, and its trailer would not fit the largest pack.
 pub const fn is_full(frames_bytes: usize, frames: usize, deltas: usize) -> bool {
-    let trailer = (frames + 1) * ENTRY_BYTES + (deltas + 1) * BASE_BYTES + FOOTER_BYTES;
-    let frame = FRAME_HEADER_BYTES + BODY_BYTES_MAX;
-    (frames_bytes + trailer + frame) as u64 > PACK_BYTES_MAX
+    let around = around_bytes(frames as u64 + 1, deltas as u64 + 1);
+    (frames_bytes + FRAME_HEADER_BYTES + BODY_BYTES_MAX) as u64 + around > PACK_BYTES_MAX
+}
+
+/// Bytes of a pack beside its frames.
+pub const fn around_bytes(frames: u64, deltas: u64) -> u64 {
+    (HEADER_BYTES + FOOTER_BYTES) as u64 + frames * ENTRY_BYTES as u64 + deltas * BASE_BYTES as u64
 }
 
 /// Largest body of a frame: a chunk of the largest length, stored raw.

@@ -303,7 +303,9 @@ impl<F: Files> Directory<F> {
         if sign.is_none() {
             self.ensure_dir(&self.root.join(SESSIONS))?;
             let path = self.root.join(SESSIONS).join(&self.writer);
-            *sign = Some(self.writing("lock", &self.writer, || self.files.lock(&path))?);
+            let name = format!("{SESSIONS}/{}", self.writer);
+            *sign =
+                Some(self.writing("show by a lock that somebody writes,", &name, || self.files.lock(&path))?);
         }
         Ok(())
     }

@@ -190,7 +190,7 @@ pub enum DiskError {
     },
     /// A block device would be overwritten.
     #[error(
-        "{path} is a block device; all of it would be overwritten. If that is what you want, add --write-device"
+        "{path} is a block device; it would be overwritten, as far as the volume is long. If that is what you want, add --write-device"
     )]
     IsDevice {
         /// The device.

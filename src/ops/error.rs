@@ -348,6 +348,12 @@ impl OpsError {
             | Self::SourceFrame(_) => Class::Damage,
             Self::Disk(DiskError::NotFound { .. }) => Class::NotFound,
             Self::Disk(DiskError::NoSpace { .. }) => Class::NoSpace,
+            Self::Region(error) if error.is_denied() => Class::Denied,
+            Self::Disk(DiskError::Io { source, .. })
+                if source.kind() == std::io::ErrorKind::PermissionDenied =>
+            {
+                Class::Denied
+            }
             Self::Disk(DiskError::Io { .. }) => Class::Failed,
             Self::Disk(_) | Self::Volume(_) => Class::Refused,
             Self::ConnectionLost { .. }

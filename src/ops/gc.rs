@@ -76,6 +76,8 @@ pub struct Collected {
     pub in_progress: Amount,
     /// Packs that would be rewritten if there were space for it.
     pub left_worn: Amount,
+    /// Other packs that stay with something that nothing needs, and the bytes of that.
+    pub unneeded: Amount,
     /// Damaged packs that stay since they alone hold something that is needed: a repair moves it.
     pub unsaved: Amount,
     /// Snapshots and templates with lost content. What they still have stays, what is damaged, too, and nothing is
@@ -89,6 +91,8 @@ struct Candidates {
     dead: BTreeSet<PackName>,
     worn: BTreeSet<PackName>,
     in_progress: Amount,
+    /// What nothing needs in live packs that stay as they are.
+    unneeded: Amount,
 }
 
 /// Says what [`collect`] would do now. Changes nothing.
@@ -98,6 +102,7 @@ pub fn preview(region: &Region, options: &GcOptions, context: &Context<'_>) -> R
     let candidates = candidates(region, &mark, &kept, options)?;
     let mut collected = Collected {
         in_progress: candidates.in_progress,
+        unneeded: candidates.unneeded,
         lost: mark.lost_roots().to_vec(),
         ..Collected::default()
     };
@@ -193,7 +198,8 @@ pub fn collect_into(
         unsaved.clone_from(mark.unsaved());
         region.sweep(&mark, &kept, account, |_, state| is_over(state, options, context))?;
         remove_swept(region, collected, &mut failure, context)?;
-        let worn = candidates(region, &mark, &kept, options)?.worn;
+        let Candidates { worn, unneeded, .. } = candidates(region, &mark, &kept, options)?;
+        collected.unneeded = unneeded;
         if is_full {
             // Rewriting needs space before it gives any back.
             worn.iter().for_each(|name| collected.left_worn.add(len_of(&mark, name)));
@@ -304,6 +310,8 @@ fn candidates(
                 && !others.contains(&name.session)
             {
                 candidates.worn.insert(name);
+            } else if mark.frames_bytes(&pack.record) > mark.usage(&name).bytes {
+                candidates.unneeded.add(mark.frames_bytes(&pack.record) - mark.usage(&name).bytes);
             }
         } else if in_progress.contains(&name) {
             candidates.in_progress.add(pack.record.len);

@@ -8,8 +8,8 @@ use super::Region;
 use super::error::RegionError;
 use super::gathered::{Gathered, settle};
 use super::losses::{Losses, Lost, lost_map, quarantined};
-use crate::format::entry::{ENTRY_BYTES, Entry};
-use crate::format::pack::{BASE_BYTES, FOOTER_BYTES, HEADER_BYTES};
+use crate::format::entry::Entry;
+use crate::format::pack::around_bytes;
 use crate::model::account::AccountId;
 use crate::model::catalog::{Catalog, Pack};
 use crate::model::ids::SessionId;
@@ -91,11 +91,13 @@ impl Mark {
 
     /// How many percent of a pack's frames are needed, by their bytes.
     pub fn needed_percent(&self, pack: &PackRecord) -> u64 {
+        self.usage(&pack.name).bytes.saturating_mul(100) / self.frames_bytes(pack)
+    }
+
+    /// Bytes of all frames of a pack, one at least.
+    pub fn frames_bytes(&self, pack: &PackRecord) -> u64 {
         let deltas = self.deltas.get(&pack.name).copied().unwrap_or(0);
-        let tables = u64::from(pack.frames) * ENTRY_BYTES as u64 + deltas * BASE_BYTES as u64;
-        let around = (HEADER_BYTES + FOOTER_BYTES) as u64 + tables;
-        let bytes = pack.len.saturating_sub(around).max(1);
-        self.usage(&pack.name).bytes.saturating_mul(100) / bytes
+        pack.len.saturating_sub(around_bytes(u64::from(pack.frames), deltas)).max(1)
     }
 
     /// Packs that stay until a repair has moved what packs in quarantine alone hold.

@@ -154,6 +154,12 @@ impl RegionError {
             if source.kind() != std::io::ErrorKind::PermissionDenied)
     }
 
+    /// Whether this user may not do what was tried with the storage.
+    pub fn is_denied(&self) -> bool {
+        matches!(self, Self::Storage(StorageError::Io { source, .. })
+            if source.kind() == std::io::ErrorKind::PermissionDenied)
+    }
+
     /// Whether the storage is full.
     pub const fn is_no_space(&self) -> bool {
         matches!(self, Self::Storage(error) if error.is_no_space())

@@ -83,7 +83,7 @@ pub struct ExportArgs {
     /// Replace the file if it is there
     #[arg(long, action = ArgAction::SetTrue)]
     pub force: bool,
-    /// FILE may be a block device; all of it is overwritten
+    /// FILE may be a block device; it is overwritten, as far as the volume is long
     #[arg(long)]
     pub write_device: bool,
 }

@@ -6,10 +6,11 @@ use crate::cli::error::CliError;
 use crate::cli::text::bytes;
 use clap::ValueEnum as _;
 use imgstore::disk::create::{DiskFormat, check_disk, check_file, create_disk, create_file};
-use imgstore::disk::open::{TargetOptions, stream_target};
+use imgstore::disk::open::{TargetOptions, is_block_device, open_raw, stream_target};
 use imgstore::model::catalog::RootId;
 use imgstore::model::ids::ImageId;
 use imgstore::ops::context::Progress;
+use imgstore::ops::error::Class;
 use imgstore::ops::export;
 use imgstore::ops::export_image::{ImageDisk, MachineSize, export_disks, export_ova, image_disks};
 use imgstore::ops::find::{self, AnyId};
@@ -81,6 +82,19 @@ fn note_padding(session: &Session<'_>, volume_bytes: u64, format: DiskFormat) {
     }
 }
 
+/// Tells that a device is longer than what was written to it.
+fn note_rest(session: &Session<'_>, path: &Path, volume_bytes: u64) {
+    let device = Some(path).filter(|path| is_block_device(path)).and_then(|path| open_raw(path).ok());
+    let rest = device.map_or(0, |device| device.len_bytes().saturating_sub(volume_bytes));
+    if rest > 0 {
+        session.watcher.note(&format!(
+            "{}: what is behind the volume, {} to the device's end, is as it was",
+            path.display(),
+            bytes(rest)
+        ));
+    }
+}
+
 fn export_disk(session: &Session<'_>, args: &ExportArgs, format: DiskFormat) -> Result<(), CliError> {
     let started = Instant::now();
     let region = session.home.open_region()?;
@@ -111,7 +125,15 @@ fn export_disk(session: &Session<'_>, args: &ExportArgs, format: DiskFormat) -> 
         let id = u128::from(region.random_id()?) << 64 | u128::from(region.random_id()?);
         create_disk(&args.file, volume_bytes, format, options(args), id, session.context.pool)?
     };
-    export::export(&region, &root, &map, volume_bytes, target, &session.context)?;
+    let exported = export::export(&region, &root, &map, volume_bytes, target, &session.context);
+    match exported {
+        Err(error) if error.class() == Class::Interrupted && (to_stdout || is_block_device(&args.file)) => {
+            let path = if to_stdout { "standard output".into() } else { args.file.clone() };
+            return Err(CliError::HalfWritten { path });
+        }
+        exported => exported?,
+    }
+    note_rest(session, &args.file, volume_bytes);
     session.watcher.note(&format!(
         "{} volume, {} data, {:.1} s",
         bytes(volume_bytes),

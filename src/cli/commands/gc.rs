@@ -53,6 +53,8 @@ fn document(session: &Session<'_>, collected: &Collected, started: Instant) -> V
         "unsaved_packs": collected.unsaved.count,
         "unsaved_bytes": collected.unsaved.bytes,
         "lost": collected.lost.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "unneeded_packs": collected.unneeded.count,
+        "unneeded_bytes": collected.unneeded.bytes,
         "left_worn_packs": collected.left_worn.count,
         "left_worn_bytes": collected.left_worn.bytes,
         "in_progress_packs": collected.in_progress.count,
@@ -87,7 +89,8 @@ fn text(collected: &Collected, dry_run: bool) -> String {
     line(
         waiting.count > 0,
         format!(
-            "waiting     {}, condemned since {}, to be freed from {} on",
+            "{}     {}, all that are condemned, the first since {}, to be freed from {} on",
+            if dry_run { "would wait" } else { "waiting" },
             amount(*waiting, "pack"),
             collected.waiting_since_ms.map(time).unwrap_or_default(),
             collected.waiting_until_ms.map(time).unwrap_or_default()
@@ -114,5 +117,15 @@ fn text(collected: &Collected, dry_run: bool) -> String {
         collected.left_worn.count > 0,
         format!("not rewritten, since the disk is nearly full: {}", amount(collected.left_worn, "worn pack")),
     );
-    if text.is_empty() { "nothing to collect\n".into() } else { text }
+    if text.is_empty() {
+        text += "nothing to collect\n";
+    }
+    if collected.unneeded.bytes > 0 {
+        text += &format!(
+            "stays       {} that nothing needs, beside what is needed in {}: --repack 100 moves that, and frees them\n",
+            bytes(collected.unneeded.bytes),
+            counted(collected.unneeded.count, "pack")
+        );
+    }
+    text
 }

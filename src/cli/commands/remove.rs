@@ -70,8 +70,18 @@ fn tell(session: &Session<'_>, done: &Deregistration) {
         let binned = done.snapshots.iter().any(|snapshot| snapshot.restorable_until_ms.is_some());
         let is_binned = binned || done.restorable_until_ms.is_some();
         let when = if is_binned { " once it has left the bin" } else { "" };
-        note(format!("nothing was changed; this would free {}{when}, after collection", bytes(freed)));
+        note(format!("nothing was changed; {}{when}", would_free(freed)));
     }
+}
+
+/// Packs of which more than half is needed stay as they are until somebody says otherwise.
+fn would_free(freed_bytes: u64) -> String {
+    let how = if freed_bytes > 0 {
+        ", by `imgstore gc`; what lies beside more that is needed, by `gc --repack 100`"
+    } else {
+        ""
+    };
+    format!("this would free {}{how}", bytes(freed_bytes))
 }
 
 pub fn delete_snapshot(session: &Session<'_>, id: SnapshotId) -> Result<(), CliError> {
@@ -83,8 +93,7 @@ pub fn delete_snapshot(session: &Session<'_>, id: SnapshotId) -> Result<(), CliE
         session.watcher.note(&format!("it stays in the bin until {}", time(until)));
     }
     if let Some(freed) = done.freed_bytes {
-        let note = format!("nothing was changed; this would free {}, after collection", bytes(freed));
-        session.watcher.note(&note);
+        session.watcher.note(&format!("nothing was changed; {}", would_free(freed)));
     }
     session.output.answer(
         || {

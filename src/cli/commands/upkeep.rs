@@ -5,7 +5,7 @@ use crate::cli::args::VerifyArgs;
 use crate::cli::checks::Checks;
 use crate::cli::error::{self, CliError};
 use crate::cli::text::{bytes, counted, percent, printable, table, time, time_millis};
-use imgstore::model::objects::PackName;
+use imgstore::model::objects::{PackName, PackState};
 use imgstore::model::units::TimeMs;
 use imgstore::ops::context::Progress;
 use imgstore::ops::error::OpsError;
@@ -115,7 +115,7 @@ pub fn verify(session: &Session<'_>, args: &VerifyArgs) -> Result<u8, CliError> 
         (oldest, never) if never > 0 => {
             let since = oldest.map(|at| format!("; of the others one was last on {}", time(at)));
             let never = counted(never as u64, "pack");
-            session.watcher.note(&format!("never checked: {never}{}", since.unwrap_or_default()));
+            session.watcher.note(&format!("never found good: {never}{}", since.unwrap_or_default()));
         }
         (Some(oldest), _) => session.watcher.note(&format!("every pack was checked since {}", time(oldest))),
         (None, _) => {}
@@ -157,7 +157,11 @@ fn check(session: &Session<'_>, region: &Region, args: &VerifyArgs) -> Result<(R
     let outcome = run_verify(region, &options, &session.context);
     let mut checks = noted.into_inner().unwrap_or_else(PoisonError::into_inner);
     let there: BTreeSet<PackName> = match region.catalog() {
-        Ok(catalog) => catalog.packs.keys().copied().collect(),
+        // Those in quarantine hold nothing that counts.
+        Ok(catalog) => {
+            let counts = |state| !matches!(state, PackState::Quarantined { .. });
+            catalog.packs.iter().filter(|(_, pack)| counts(pack.state)).map(|(name, _)| *name).collect()
+        }
         Err(_) => BTreeSet::new(),
     };
     if outcome.is_ok() && is_whole {
@@ -196,6 +200,7 @@ fn report_text(report: &Report) -> String {
         return "no damage found\n".into();
     }
     findings_text(&report.findings)
+        + "`imgstore repair` mends what it can, with --from REGION or --disk DISK also from there\n"
 }
 
 /// Findings, for people.
