@@ -476,4 +476,13 @@ fn a_dry_run_answers_dry_run_operation_and_makes_nothing() {
     assert_eq!(rules.catalog(), shared);
     assert_ne!(before, shared);
     assert_eq!(std::fs::read_dir(rules.disks.path()).unwrap().count(), 0);
+    // Nor does it say that disks would be made where none can be.
+    let file = rules.disks.path().join("file");
+    std::fs::write(&file, b"mine").unwrap();
+    for output in [file.clone(), file.join("below")] {
+        for context in [dry, rules.owner.context()] {
+            let error = launch(&rules.region, image.id, &LaunchOptions::one(&output), &context).unwrap_err();
+            assert!(error.to_string().contains("is no folder"), "{error}");
+        }
+    }
 }

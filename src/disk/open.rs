@@ -6,7 +6,9 @@ use crate::io::disk::{DiskError, DiskRead, DiskWrite};
 use crate::io::outfile::{BlockDevice, NewFile, Stream};
 use crate::io::rawdisk::RawDisk;
 
-pub use crate::io::outfile::{absolute, is_block_device, make_dirs, remove_dir_with, remove_made_file, utf8};
+pub use crate::io::outfile::{
+    absolute, check_folder, is_block_device, make_dirs, remove_dir_with, remove_made_file, utf8,
+};
 pub use crate::io::reflink::FinishedFile;
 
 use std::io::Write;

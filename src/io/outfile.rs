@@ -6,7 +6,7 @@ use super::os::no_follow;
 use super::reflink::share_all;
 use super::write_behind::WriteBehind;
 use crate::model::ids::{InstanceId, VolumeId};
-use rustix::fs::{CWD, FallocateFlags, RenameFlags, renameat_with};
+use rustix::fs::{Access, CWD, FallocateFlags, RenameFlags, renameat_with};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt, PermissionsExt};
@@ -226,6 +226,17 @@ impl<W: Write + Send> DiskWrite for Stream<W> {
 /// Whether a path is a block device.
 pub fn is_block_device(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|m| m.file_type().is_block_device())
+}
+
+/// Refuses a directory that could not be made or written to. Makes nothing.
+pub fn check_folder(path: &Path) -> Result<(), DiskError> {
+    let or_here = |dir: &Path| if dir.as_os_str().is_empty() { PathBuf::from(".") } else { dir.to_owned() };
+    let Some(there) = path.ancestors().map(or_here).find(|dir| dir.exists()) else { return Ok(()) };
+    if !there.is_dir() {
+        return Err(DiskError::BadTarget { path: there, why: "is no folder; name another" });
+    }
+    let allowed = rustix::fs::access(&there, Access::WRITE_OK | Access::EXEC_OK);
+    allowed.map_err(|e| DiskError::io("write into", there, 0, e.into()))
 }
 
 /// Makes a directory, for its owner only, and those above it that are missing; their names are durable.

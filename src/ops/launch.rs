@@ -8,7 +8,7 @@ use super::instance::is_shown;
 use super::launch_disks::{Content, Written, write_instance};
 use super::token::{client_token, durable, made_before};
 use crate::disk::DiskError;
-use crate::disk::open::{absolute, make_dirs, utf8};
+use crate::disk::open::{absolute, check_folder, make_dirs, utf8};
 use crate::model::account::{ClientToken, Tag};
 use crate::model::catalog::Catalog;
 use crate::model::ids::{ImageId, ReservationId};
@@ -86,9 +86,10 @@ pub fn launch(
     let catalog = region.catalog()?;
     let image = find_image(&catalog, context.account, id)?;
     let contents = plan(region, &catalog, image, options, context)?;
+    let output = absolute(&options.output)?;
+    check_folder(&output)?;
     context.end_dry_run()?;
 
-    let output = absolute(&options.output)?;
     make_dirs(&output)?;
     let bytes = contents.iter().map(Content::restored_bytes).fold(0, u64::saturating_add);
     context.progress.begin("launch", bytes.saturating_mul(u64::from(options.count_max)));

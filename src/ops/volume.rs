@@ -10,7 +10,9 @@ use super::find::{
 use super::instance::remove_disk;
 use super::restore::restore;
 use super::token::{client_token, durable, made_before};
-use crate::disk::open::{TargetOptions, absolute, make_dirs, open_target, remove_made_file, utf8};
+use crate::disk::open::{
+    TargetOptions, absolute, check_folder, make_dirs, open_target, remove_made_file, utf8,
+};
 use crate::model::account::{ClientToken, Tag};
 use crate::model::catalog::{Catalog, RootId};
 use crate::model::ids::{InstanceId, SnapshotId, VolumeId};
@@ -60,11 +62,12 @@ pub fn create_volume(
     let catalog = region.catalog()?;
     let snapshot = options.snapshot_id.map(|id| find_snapshot(&catalog, context.account, id)).transpose()?;
     let volume_bytes = volume_bytes(options, snapshot)?;
-    context.end_dry_run()?;
-    let id = VolumeId::from_random(region.random_id()?);
     let output = absolute(&options.output)?;
     // What cannot be put on record is not begun.
     utf8(&output)?;
+    check_folder(&output)?;
+    context.end_dry_run()?;
+    let id = VolumeId::from_random(region.random_id()?);
     make_dirs(&output)?;
     let path = output.join(format!("{id}.raw"));
     let volume = Volume {
