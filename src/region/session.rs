@@ -225,7 +225,9 @@ impl Session {
             return Ok(Some(PackName { session: self.region.0.session, number: *number }));
         }
         let locate = |index: &Index| {
-            let is_avoided = |pack: &PackName| index.rank(pack) > 0 || self.avoided.contains(pack);
+            let is_there = |pack: &PackName| self.region.is_there(*pack).unwrap_or(false);
+            let is_avoided =
+                |pack: &PackName| index.rank(pack) > 0 || self.avoided.contains(pack) || !is_there(pack);
             index.locate_base(base, is_avoided)
         };
         let index = self.index.as_ref().map_or_else(|| self.region.index(), |index| Ok(index.clone()))?;
@@ -234,10 +236,7 @@ impl Session {
             // Others may have stored it since this session looked.
             _ => self.region.with_index(locate)?,
         };
-        match located {
-            Some(location) if self.region.is_there(location.pack)? => Ok(Some(location.pack)),
-            _ => Ok(None),
-        }
+        Ok(located.map(|location| location.pack))
     }
 
     /// Stores the frame of a chunk that was new. The base of a delta must be there: see [`Session::base_pack`].

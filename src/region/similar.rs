@@ -173,7 +173,11 @@ impl Similar {
         }
         match near(id) {
             Some((base, _)) => Some(base),
-            None => (wanted.is_usable)(id).then_some(Base::Stored(id, location)),
+            None => {
+                // Nothing can be put on a pack whose own bases are lost.
+                let is_there = || self.region.is_there(location.pack).unwrap_or(false);
+                ((wanted.is_usable)(id) && is_there()).then_some(Base::Stored(id, location))
+            }
         }
     }
 
