@@ -359,22 +359,19 @@ fn a_collection_has_something_to_begin_with_at_a_quota() {
             all.filter(|(path, len)| path.starts_with("/region/staging") && *len == 256 << 10).count()
         };
         assert_eq!(reserves(&files), 4);
+        let used = |files: &SimFiles| files.all_files().into_iter().map(|(_, len)| len).sum::<u64>();
+        let quota = || -> Hook {
+            let (limit, seen) = (used(&files), files.clone());
+            Arc::new(move |op| match op {
+                SimOp::Write(_, bytes) if used(&seen) + bytes.len() as u64 > limit => Verdict::Fail(kind),
+                _ => Verdict::Proceed,
+            })
+        };
         // Others take what one gives back: each has one more.
         for left in (0..4).rev() {
-            let is_given_up = Arc::new(AtomicBool::new(false));
-            let seen = is_given_up.clone();
-            let quota: Hook = Arc::new(move |op| {
-                if matches!(op, SimOp::Remove(path) if path.to_string_lossy().contains("/reserve")) {
-                    seen.store(true, Ordering::SeqCst);
-                }
-                match op {
-                    SimOp::Write(..) if !seen.load(Ordering::SeqCst) => Verdict::Fail(kind),
-                    _ => Verdict::Proceed,
-                }
-            });
-            let storage = Directory::new(files.with_hook(quota), root, format!("b{left}"), options);
+            let storage = Directory::new(files.with_hook(quota()), root, format!("b{left}"), options);
             assert!(storage.admit_collector().unwrap(), "what can be left out is left out");
-            assert_eq!((reserves(&files), is_given_up.load(Ordering::SeqCst)), (left, true));
+            assert_eq!(reserves(&files), left);
             assert_eq!(storage.create(&format!("log/00000{left}"), &[b"x"]).unwrap(), Created::New);
         }
         // Nothing of the trials stays.
@@ -387,6 +384,11 @@ fn a_collection_has_something_to_begin_with_at_a_quota() {
         files.damage(Path::new("/region/staging/reserve2"), |bytes| bytes.truncate(5));
         storage.admit_writer().unwrap();
         assert_eq!(reserves(&files), 4);
+        // What is longer than there is room for has more at the next try.
+        let storage = Directory::new(files.with_hook(quota()), root, "dd".into(), options);
+        storage.admit_collector().unwrap();
+        storage.create("lists/000001", &[&[1; 300 << 10]]).unwrap_err();
+        assert_eq!(reserves(&files), 2);
     }
 }
 

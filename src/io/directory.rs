@@ -100,6 +100,8 @@ pub struct Directory<F> {
     writer: String,
     staged: AtomicU64,
     latched: AtomicBool,
+    /// Whether what is kept back may be given up for what this handle writes.
+    may_use_reserves: AtomicBool,
     /// Directories whose own names this handle made durable.
     durable_dirs: Mutex<HashSet<PathBuf>>,
     sign: Mutex<Option<Box<dyn Send + Sync>>>,
@@ -115,6 +117,7 @@ impl<F: Files> Directory<F> {
             writer,
             staged: AtomicU64::new(0),
             latched: AtomicBool::new(false),
+            may_use_reserves: AtomicBool::new(false),
             durable_dirs: Mutex::default(),
             sign: Mutex::new(None),
         }
@@ -237,8 +240,9 @@ impl<F: Files> Directory<F> {
     fn has_no_room(&self) -> bool {
         let path = self.root.join(STAGING).join(self.staging_name());
         let tried = self.files.create(&path).and_then(|mut file| {
-            file.write_all(&incompressible(RESERVE_BYTES / 2))?;
-            file.close_up()
+            file.write_all(&incompressible(RESERVE_BYTES))?;
+            // Some file systems find out only then.
+            file.seal()
         });
         let _ = self.files.remove(&path);
         tried.is_err_and(|error| is_full(&error))
@@ -331,6 +335,13 @@ impl<F: Files> Directory<F> {
         if written.is_err() {
             // Best effort: a leftover is removed by the next writer.
             let _ = self.files.remove(&path);
+        }
+        if need == Need::Content
+            && self.may_use_reserves.load(Ordering::SeqCst)
+            && written.as_ref().is_err_and(is_full)
+        {
+            // It was longer than what there was room for: the next try has more.
+            self.give_up_reserve();
         }
         match written {
             // Nothing was lost that anybody counts on.
@@ -513,6 +524,10 @@ impl<F: Files> Storage for Directory<F> {
         let space =
             self.files.space(&self.root).map_err(|e| StorageError::io("look at the space for", WHAT, e))?;
         let mut is_full = space.available < self.kept_free(space);
+        if !is_full {
+            self.keep_reserves();
+        }
+        self.may_use_reserves.store(true, Ordering::SeqCst);
         while self.has_no_room() {
             is_full = true;
             if !self.give_up_reserve() {
@@ -521,9 +536,6 @@ impl<F: Files> Storage for Directory<F> {
         }
         self.show_life()?;
         self.sweep_leftovers();
-        if !is_full {
-            self.keep_reserves();
-        }
         Ok(is_full)
     }
 

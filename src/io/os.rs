@@ -4,6 +4,7 @@ use super::direct::Direct;
 use super::files::{DirEntry, Files, ReadFile, Space, WriteFile};
 use super::map::{Bytes, map_sealed};
 use rustix::fs::{CWD, OFlags, RenameFlags, renameat_with, statfs};
+use rustix::io::Errno;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt};
@@ -38,7 +39,12 @@ fn may_replace(path: &Path) -> bool {
 
 /// A hard link never replaces anything.
 fn link_new(from: &Path, to: &Path) -> io::Result<()> {
-    fs::hard_link(from, to)?;
+    const WHY: &str = "this file system has no hard links, which a region needs here";
+    let has_none = [Errno::PERM, Errno::NOSYS, Errno::OPNOTSUPP].map(|errno| Some(errno.raw_os_error()));
+    fs::hard_link(from, to).map_err(|e| match has_none.contains(&e.raw_os_error()) {
+        true => io::Error::new(io::ErrorKind::Unsupported, WHY),
+        false => e,
+    })?;
     // The new name stands; if the old one does, too, it is a leftover like any other.
     let _ = fs::remove_file(from);
     Ok(())
@@ -69,7 +75,7 @@ impl Files for OsFiles {
         }
         match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
             // A file system without it.
-            Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => link_new(from, to),
+            Err(Errno::INVAL | Errno::NOSYS) => link_new(from, to),
             done => done.map_err(Into::into),
         }
     }

@@ -155,7 +155,8 @@ impl NewClone {
         self.file.sync_all().map_err(failed)?;
         if let Some(temporary) = &self.temporary {
             match renameat_with(CWD, temporary, CWD, &self.path, RenameFlags::NOREPLACE) {
-                Err(Errno::EXIST) => {
+                // Or a file system without it.
+                Err(Errno::EXIST | Errno::INVAL | Errno::NOSYS) => {
                     KeptClone::open(&self.path)?;
                     fs::rename(temporary, &self.path).map_err(failed)?;
                 }

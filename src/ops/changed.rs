@@ -19,7 +19,7 @@ use super::pieces::{fill, read_blocks};
 use crate::chunk::cut::Cutter;
 use crate::chunk::fingerprint::{block_facts, is_zero};
 use crate::chunk::frame::chunk_id;
-use crate::disk::{AlignedBuffer, DiskRead};
+use crate::disk::{AlignedBuffer, DiskError, DiskRead};
 use crate::model::blockmap::{BlockMap, BlockMapBuilder, ChunkRef};
 use crate::model::changes::Changes;
 use crate::model::region::ChunkerParams;
@@ -88,20 +88,28 @@ pub(super) fn is_as_parent(
     let mut buffer = Vec::new();
     for chunk in chunks.iter().step_by(step(chunks.len())) {
         buffer.resize(usize::from(chunk.blocks) * BLOCK_BYTES, 0);
-        read_blocks(disk, chunk.start_block, &mut buffer, context)?;
-        if chunk_id(&buffer) != chunk.id {
+        if was_read(read_blocks(disk, chunk.start_block, &mut buffer, context))?
+            && chunk_id(&buffer) != chunk.id
+        {
             return Ok(false);
         }
     }
     for gap in parts_of(&gaps) {
         let Some(start) = first_data(disk, &gap)? else { continue };
         buffer.resize(usize::try_from((gap.end - start).min(TRIED_BLOCKS)).unwrap_or(0) * BLOCK_BYTES, 0);
-        read_blocks(disk, start, &mut buffer, context)?;
-        if !is_zero(&buffer) {
+        if was_read(read_blocks(disk, start, &mut buffer, context))? && !is_zero(&buffer) {
             return Ok(false);
         }
     }
     Ok(true)
+}
+
+/// What the disk does not give tells nothing: with a hint it need not.
+fn was_read(read: Result<(), OpsError>) -> Result<bool, OpsError> {
+    match read {
+        Err(OpsError::Disk(DiskError::Io { .. })) => Ok(false),
+        read => read.map(|()| true),
+    }
 }
 
 /// The rest of some of the gaps from some block on: the longer one is, the likelier.

@@ -112,7 +112,11 @@ impl Region {
             watch()?;
             let (some, rest) = choose_worn(worn);
             worn = rest;
-            self.renew(&some, is_there).map_err(RegionError::from)?;
+            match self.renew(&some, is_there) {
+                // They stay as they are.
+                Err(error) if error.is_no_space() => return Ok(()),
+                renewed => renewed.map_err(RegionError::from)?,
+            }
         }
         Ok(())
     }
@@ -230,7 +234,11 @@ impl Similar {
             // One of them is damaged: nothing is lost without them.
             .or_else(|_| merge(header.id, &[], &self.fresh, is_there))
             .map_err(|error| RegionError::damaged(&name.to_string(), error))?;
-        store(storage, Some((name, &bytes)), chosen)?;
+        match store(storage, Some((name, &bytes)), chosen) {
+            // What is stored later does without it.
+            Err(error) if error.is_no_space() => {}
+            stored => stored?,
+        }
         self.fresh = Fresh::default();
         self.tables = open_tables(storage, header.id);
         Ok(())

@@ -44,6 +44,9 @@ pub fn copy(session: &Session<'_>, args: &CopyArgs) -> Result<u8, CliError> {
             return Err(CliError::Usage("copy takes an image or a snapshot".into()));
         }
     };
+    if let (CopyWhat::Snapshot(_), Some(_)) = (what, &args.name) {
+        return Err(CliError::Usage("a snapshot has no name: --name goes with an image".into()));
+    }
     let source_name = args.from.as_deref().unwrap_or(session.home.region_name());
     let target_name = if args.to == "." { session.home.region_name() } else { &args.to };
     let source = place(session, source_name)?;

@@ -60,21 +60,35 @@ fn ephemeral(number: &str) -> Result<u8, String> {
     number.parse().map_err(|_| format!("'ephemeral{number}' is none of ephemeral0 to ephemeral23"))
 }
 
+/// Of two that are said, neither is meant more than the other.
+fn once<T>(place: &mut Option<T>, value: T, option: &str) -> Result<(), Wrong> {
+    match place.replace(value) {
+        Some(_) => Err(Wrong::Form(format!("'{option}' after another of its kind"))),
+        None => Ok(()),
+    }
+}
+
 fn add_options(spec: &mut DeviceSpec, options: &str) -> Result<(), Wrong> {
     for option in options.split(',').filter(|option| !option.is_empty()) {
         match option.split_once('=') {
-            Some(("size", size)) => spec.volume_bytes = Some(parse_bytes(size).map_err(Wrong::Form)?),
-            Some(("type", kind)) => spec.volume_type = Some(kind.parse().map_err(Wrong::Form)?),
+            Some(("size", size)) => {
+                once(&mut spec.volume_bytes, parse_bytes(size).map_err(Wrong::Form)?, option)?;
+            }
+            Some(("type", kind)) => {
+                once(&mut spec.volume_type, kind.parse().map_err(Wrong::Form)?, option)?;
+            }
             Some(("iops", count)) => {
                 let not_a_number = |_| Wrong::Form(format!("'{count}' is no number"));
-                spec.iops = Some(count.parse().map_err(not_a_number)?);
+                once(&mut spec.iops, count.parse().map_err(not_a_number)?, option)?;
             }
-            Some(("snapshot", id)) => spec.snapshot_id = Some(parse_id(id).map_err(Wrong::Id)?),
-            None if option == "keep" => spec.delete_on_termination = Some(false),
-            None if option == "delete" => spec.delete_on_termination = Some(true),
+            Some(("snapshot", id)) => {
+                once(&mut spec.snapshot_id, parse_id(id).map_err(Wrong::Id)?, option)?;
+            }
+            None if option == "keep" => once(&mut spec.delete_on_termination, false, option)?,
+            None if option == "delete" => once(&mut spec.delete_on_termination, true, option)?,
             None if option == "none" => spec.no_device = true,
             None if let Some(number) = option.strip_prefix("ephemeral") => {
-                spec.ephemeral = Some(ephemeral(number).map_err(Wrong::Form)?);
+                once(&mut spec.ephemeral, ephemeral(number).map_err(Wrong::Form)?, option)?;
             }
             _ => return Err(Wrong::Form(format!("'{option}' is no option"))),
         }
@@ -104,7 +118,9 @@ mod tests {
         assert_eq!((spec.volume_bytes, spec.delete_on_termination), (Some(20 << 30), Some(true)));
         assert!(parse_override("/dev/xvdb:none").unwrap().no_device);
         assert_eq!(parse_override("/dev/xvdb:ephemeral0").unwrap().ephemeral, Some(0));
-        for bad in ["/dev/xvda", "/dev/xvda:", "/dev/xvda:big", "/dev/xvda:iops=many", "x:snapshot=ami-1"] {
+        let twice = ["x:size=1M,size=2M", "x:keep,delete", "x:type=gp3,type=gp3", "x:ephemeral0,ephemeral1"];
+        let bad = ["/dev/xvda", "/dev/xvda:", "/dev/xvda:big", "/dev/xvda:iops=many", "x:snapshot=ami-1"];
+        for bad in bad.into_iter().chain(twice) {
             assert!(parse_override(bad).is_err(), "{bad}");
         }
     }

@@ -122,7 +122,7 @@ fn text(collected: &Collected, dry_run: bool) -> String {
     }
     if collected.unneeded.bytes > 0 {
         text += &format!(
-            "stays       {} that nothing needs, beside what is needed in {}: --repack 100 moves that, and frees them\n",
+            "stays       {} that nothing needs, beside what is needed in {}: --repack 100 moves that where it may, and frees them\n",
             bytes(collected.unneeded.bytes),
             counted(collected.unneeded.count, "pack")
         );
