@@ -10,7 +10,6 @@ use imgstore::io::storage::{Created, Storage, StorageError, read_whole, twin_of}
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Runs a contract on all implementations; two handles are two writers on the same objects.
 fn on_each(contract: impl Fn(Arc<dyn Storage>, Arc<dyn Storage>)) {
