@@ -325,7 +325,7 @@ fn an_answer_that_is_lost_is_no_refusal() {
     let verdicts = [
         (Verdict::FailAfter(TimedOut), true, true),
         (Verdict::FailAfter(Other), true, true),
-        (Verdict::Fail(Other), true, false),
+        (Verdict::Fail(Other), false, false),
         (Verdict::Fail(PermissionDenied), false, false),
         (Verdict::Fail(StorageFull), false, false),
     ];

@@ -385,8 +385,13 @@ impl<F: Files> Directory<F> {
                 return self.writing("name", name, || Err(io::Error::other(why)));
             }
             Err(e) => {
+                // What is here is as it is seen; over a network it may still come to be done.
+                let is_seen = |path: &Path| self.files.open(path).map_err(|e| e.kind());
+                let is_undone = is_seen(&staged).is_ok()
+                    && matches!(is_seen(&target), Err(io::ErrorKind::NotFound))
+                    && !self.files.is_remote(&self.root);
                 let _ = self.files.remove(&staged);
-                if is_refusal(&e) {
+                if is_undone || is_refusal(&e) {
                     return self.writing("rename", name, || Err(e));
                 }
                 return Err(self.unknown("rename", name, e));

@@ -38,6 +38,11 @@ pub trait Files: Send + Sync {
     /// Not durable.
     fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()>;
 
+    /// Whether another host may still do what failed here.
+    fn is_remote(&self, _path: &Path) -> bool {
+        false
+    }
+
     /// Moves a file to a name, in the place of what may have that. Not durable. For repair only.
     fn rename_over(&self, from: &Path, to: &Path) -> io::Result<()>;
 

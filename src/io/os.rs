@@ -29,12 +29,18 @@ pub(super) fn no_waiting() -> i32 {
 /// FUSE: what stands behind it may not look at the flag.
 const REPLACING_FILE_SYSTEMS: [u64; 4] = [0xfe53_4d42, 0xff53_4d42, 0x517b, 0x6573_5546];
 
+/// What a host does for this one, beside those: NFS, 9p, Ceph, AFS.
+const REMOTE_FILE_SYSTEMS: [u64; 4] = [0x6969, 0x0102_1997, 0x00c3_6400, 0x5346_414f];
+
+fn is_on(path: &Path, file_systems: &[u64]) -> bool {
+    // The type is a signed number of 32 bits on some machines.
+    let kind = |found: rustix::fs::StatFs| u64::try_from(found.f_type).unwrap_or(0) & 0xffff_ffff;
+    statfs(path).is_ok_and(|found| file_systems.contains(&kind(found)))
+}
+
 /// Whether renaming may replace a file that another host has just put there, whatever is asked for.
 fn may_replace(path: &Path) -> bool {
-    statfs(path).is_ok_and(|found| {
-        // The type is a signed number of 32 bits on some machines.
-        REPLACING_FILE_SYSTEMS.contains(&(u64::try_from(found.f_type).unwrap_or(0) & 0xffff_ffff))
-    })
+    is_on(path, &REPLACING_FILE_SYSTEMS)
 }
 
 /// A hard link never replaces anything.
@@ -78,6 +84,10 @@ impl Files for OsFiles {
             Err(Errno::INVAL | Errno::NOSYS) => link_new(from, to),
             done => done.map_err(Into::into),
         }
+    }
+
+    fn is_remote(&self, path: &Path) -> bool {
+        is_on(path, &REPLACING_FILE_SYSTEMS) || is_on(path, &REMOTE_FILE_SYSTEMS)
     }
 
     fn rename_over(&self, from: &Path, to: &Path) -> io::Result<()> {
