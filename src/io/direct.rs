@@ -8,6 +8,7 @@
 //! for the sake of checksums; over a network each piece would be made durable by itself.
 
 use super::aligned::{ALIGN, AlignedBuffer};
+use super::filesystem::{EXT, XFS, is_one_of};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl, fstatfs};
 use rustix::io::pwritev;
 use std::fs::File;
@@ -22,9 +23,6 @@ const DIRECT_BYTES_MIN: usize = 256 << 10;
 const PARTS_MAX: usize = 1024;
 /// Bytes that are copied to where they can be written from at once: they are still in the processor's cache then.
 const MOVED_BYTES: usize = 1 << 20;
-
-/// What statfs(2) calls ext2 to ext4, and XFS.
-const FILE_SYSTEMS: [u64; 2] = [0xef53, 0x5846_5342];
 
 /// How one file is written to.
 #[derive(Debug, Default)]
@@ -134,8 +132,7 @@ impl Direct {
 
 fn is_good(file: &File) -> bool {
     let is_device = file.metadata().is_ok_and(|metadata| metadata.file_type().is_block_device());
-    is_device
-        || fstatfs(file).is_ok_and(|found| FILE_SYSTEMS.contains(&u64::try_from(found.f_type).unwrap_or(0)))
+    is_device || fstatfs(file).is_ok_and(|found| is_one_of(&found, &[EXT, XFS]))
 }
 
 /// What is left of parts behind so many bytes.

@@ -6,7 +6,7 @@
 
 use super::files::{DirEntry, Files, ReadFile, Space};
 use super::map::Bytes;
-use super::storage::{Created, Fill, Listed, Object, Storage, StorageError, check_name, twin_of};
+use super::storage::{Created, Fill, Listed, Object, Storage, StorageError, check_name, is_full, twin_of};
 use std::collections::HashSet;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -24,10 +24,6 @@ const PROBE: &str = "probe";
 const RESERVES: [&str; 4] = ["reserve", "reserve1", "reserve2", "reserve3"];
 /// The length of each in bytes, where writers leave more than all: as a rule what is written before anything is freed fits one.
 const RESERVE_BYTES: u64 = 256 << 10;
-
-fn is_full(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
-}
 
 /// Bytes that no file system makes smaller.
 fn incompressible(len: u64) -> Vec<u8> {

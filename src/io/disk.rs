@@ -1,5 +1,6 @@
 //! What a disk is to the pipelines: a length, extents, positioned reads; and a target of positioned writes.
 
+use super::storage::is_full;
 use crate::model::units::display_bytes;
 use std::fs::File;
 use std::io;
@@ -223,7 +224,7 @@ impl DiskError {
         let path = path.into();
         match source.kind() {
             io::ErrorKind::NotFound => Self::NotFound { path },
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::NoSpace { path, offset },
+            _ if is_full(&source) => Self::NoSpace { path, offset },
             _ => Self::Io { action, path, offset, source },
         }
     }

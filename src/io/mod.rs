@@ -9,6 +9,7 @@
 //!   from [`aligned`] memory.
 //! - [`reflink`]: clones of disk files, and where two differ.
 //! - [`config`]: small files of the user's own.
+//! - `filesystem`: the numbers of file systems.
 //! - [`map`]: the read-only map of sealed files, the only `unsafe` of the project.
 
 pub mod aligned;
@@ -19,6 +20,7 @@ pub mod direct;
 pub mod directory;
 pub mod disk;
 pub mod files;
+mod filesystem;
 pub mod map;
 pub mod memory;
 pub mod os;

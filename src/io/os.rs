@@ -2,6 +2,7 @@
 
 use super::direct::Direct;
 use super::files::{DirEntry, Files, ReadFile, Space, WriteFile};
+use super::filesystem::{AFS, CEPH, FUSE, NFS, PLAN9, SMB, is_one_of};
 use super::map::{Bytes, map_sealed};
 use rustix::fs::{CWD, OFlags, RenameFlags, renameat_with, statfs};
 use rustix::io::Errno;
@@ -25,22 +26,14 @@ pub(super) fn no_waiting() -> i32 {
     i32::from_ne_bytes(OFlags::NONBLOCK.bits().to_ne_bytes())
 }
 
-/// SMB, as statfs(2) tells it: its client promises not to replace a file, looks for one, and then has the server replace it.
-/// FUSE: what stands behind it may not look at the flag.
-const REPLACING_FILE_SYSTEMS: [u64; 4] = [0xfe53_4d42, 0xff53_4d42, 0x517b, 0x6573_5546];
-
-/// What a host does for this one, beside those: NFS, 9p, Ceph, AFS.
-const REMOTE_FILE_SYSTEMS: [u64; 4] = [0x6969, 0x0102_1997, 0x00c3_6400, 0x5346_414f];
-
 fn is_on(path: &Path, file_systems: &[u64]) -> bool {
-    // The type is a signed number of 32 bits on some machines.
-    let kind = |found: rustix::fs::StatFs| u64::try_from(found.f_type).unwrap_or(0) & 0xffff_ffff;
-    statfs(path).is_ok_and(|found| file_systems.contains(&kind(found)))
+    statfs(path).is_ok_and(|found| is_one_of(&found, file_systems))
 }
 
-/// Whether renaming may replace a file that another host has just put there, whatever is asked for.
+/// Whether renaming may replace a file that another host has just put there, whatever is asked for. The client of SMB promises
+/// not to, looks for a file, and then has the server replace it; what stands behind FUSE may not look at the flag.
 fn may_replace(path: &Path) -> bool {
-    is_on(path, &REPLACING_FILE_SYSTEMS)
+    is_on(path, &SMB) || is_on(path, &[FUSE])
 }
 
 /// A hard link never replaces anything.
@@ -87,7 +80,7 @@ impl Files for OsFiles {
     }
 
     fn is_remote(&self, path: &Path) -> bool {
-        is_on(path, &REPLACING_FILE_SYSTEMS) || is_on(path, &REMOTE_FILE_SYSTEMS)
+        may_replace(path) || is_on(path, &[NFS, PLAN9, CEPH, AFS])
     }
 
     fn rename_over(&self, from: &Path, to: &Path) -> io::Result<()> {

@@ -2,6 +2,7 @@
 
 use super::device::DeviceReads;
 use super::disk::{DiskError, DiskRead, Extent};
+use super::filesystem::{BTRFS, EXT, F2FS, NFS, OVERLAY, TMPFS, XFS, is_one_of};
 use super::os::no_waiting;
 use super::outfile::is_block_device;
 use rustix::fs::SeekFrom;
@@ -25,16 +26,12 @@ pub struct RawDisk {
     found: Mutex<Found>,
 }
 
-/// File systems, as statfs(2) tells them, of which that is so, also of what was only just written: ext2 to ext4, XFS, btrfs, F2FS,
-/// tmpfs, overlayfs, NFS. OpenZFS up to 2.2.1 tells a hole where there is data that is on its way to the disk, and what
-/// stands behind FUSE does not know what has not come to it.
-const TELLS_HOLES: [u64; 7] =
-    [0xef53, 0x5846_5342, 0x9123_683e, 0xf2f5_2010, 0x0102_1994, 0x794c_7630, 0x6969];
+/// File systems of which that is so, also of what was only just written. OpenZFS up to 2.2.1 tells a hole where there is data
+/// that is on its way to the disk, and what stands behind FUSE does not know what has not come to it.
+const TELLS_HOLES: [u64; 7] = [EXT, XFS, BTRFS, F2FS, TMPFS, OVERLAY, NFS];
 
 fn tells_holes(file: &File) -> bool {
-    // The type is a signed number of 32 bits on some machines.
-    let kind = |found: rustix::fs::StatFs| u64::try_from(found.f_type).unwrap_or(0) & 0xffff_ffff;
-    rustix::fs::fstatfs(file).is_ok_and(|found| TELLS_HOLES.contains(&kind(found)))
+    rustix::fs::fstatfs(file).is_ok_and(|found| is_one_of(&found, &TELLS_HOLES))
 }
 
 /// What was found last. To look for it again costs as much as the file has pieces behind it.

@@ -3,6 +3,7 @@
 
 use super::clock::random_u64;
 use super::disk::{DiskError, DiskWrite};
+use super::filesystem::{BTRFS, XFS, is_one_of};
 use super::os::{no_follow, no_waiting};
 use super::rawdisk::RawDisk;
 use crate::model::changes::Changes;
@@ -19,9 +20,9 @@ use std::path::{Path, PathBuf};
 const ATTRIBUTE: &str = "user.imgstore.clone";
 /// Longest text of it.
 const NOTE_BYTES_MAX: usize = 4096;
-/// XFS and btrfs, as `statfs` calls them: of these it is known that two files whose blocks lie at one place have the
+/// Of these it is known that two files whose blocks lie at one place have the
 /// same content there. Others tell places on several devices alike.
-const KNOWN_FILE_SYSTEMS: [u64; 2] = [0x5846_5342, 0x9123_683e];
+const KNOWN_FILE_SYSTEMS: [u64; 2] = [XFS, BTRFS];
 
 /// What a file is told again by, and told from itself after a change. Not the device: its number is another one after
 /// the file system was mounted again.
@@ -267,7 +268,7 @@ pub fn changes_between(base: &KeptClone, new: &NewClone) -> Result<Result<Change
     let failed = |e| DiskError::io("look for the extents of", base.path.clone(), 0, e);
     let (before, now) = (fstatfs(&base.file), fstatfs(&new.file));
     let (before, now) = (before.map_err(|e| failed(e.into()))?, now.map_err(|e| failed(e.into()))?);
-    if !KNOWN_FILE_SYSTEMS.iter().any(|known| u64::try_from(now.f_type).is_ok_and(|kind| kind == *known)) {
+    if !is_one_of(&now, &KNOWN_FILE_SYSTEMS) {
         return Ok(Err("its file system is neither XFS nor btrfs"));
     }
     // XFS may have a second device, with places of its own; a file there has that device's size for its file system's.

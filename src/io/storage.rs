@@ -205,12 +205,15 @@ impl StorageError {
     pub(super) fn io(action: &'static str, name: &str, source: std::io::Error) -> Self {
         match source.kind() {
             std::io::ErrorKind::NotFound => Self::NotFound { name: name.to_owned() },
-            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
-                Self::Full { action, name: name.to_owned(), source }
-            }
+            _ if is_full(&source) => Self::Full { action, name: name.to_owned(), source },
             _ => Self::Io { action, name: name.to_owned(), source },
         }
     }
+}
+
+/// Whether there is no space, or no more for this user.
+pub(super) fn is_full(error: &std::io::Error) -> bool {
+    matches!(error.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)
 }
 
 /// The name of an object's twin.

@@ -76,6 +76,14 @@ pub struct BlockMap {
     chunks: Vec<ChunkRef>,
 }
 
+/// The chunks of some maps, ascending and each once.
+pub fn distinct_chunks(maps: &[BlockMap]) -> Vec<ChunkId> {
+    let mut ids: Vec<ChunkId> = maps.iter().flat_map(BlockMap::chunks).map(|chunk| chunk.id).collect();
+    ids.sort_unstable();
+    ids.dedup();
+    ids
+}
+
 impl BlockMap {
     /// A map of a volume of `volume_bytes` bytes; every invariant is checked.
     pub fn new(volume_bytes: u64, chunks: Vec<ChunkRef>) -> Result<Self, BlockMapFault> {

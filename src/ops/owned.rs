@@ -6,8 +6,9 @@
 
 use super::context::Context;
 use super::error::OpsError;
+use super::transfer::ASKED_AT_ONCE;
 use crate::model::account::AccountId;
-use crate::model::blockmap::BlockMap;
+use crate::model::blockmap::{BlockMap, distinct_chunks};
 use crate::model::catalog::Catalog;
 use crate::model::ids::ChunkId;
 use crate::model::objects::{ManifestName, ManifestRecord};
@@ -20,16 +21,11 @@ const RECORDS_BACK: u64 = 10_000;
 
 /// Bytes of block maps of others that are looked at, the newest first: of some 700 GB.
 const OTHERS_MAPS_BYTES: u64 = 256 << 20;
-/// Ids that are asked about at once.
-const ASKED_AT_ONCE: usize = 64 << 10;
 
 /// The chunks of some maps that are there: others cannot be counted on, whoever asks.
 fn present(target: &Region, maps: &[BlockMap], context: &Context<'_>) -> Result<HashSet<ChunkId>, OpsError> {
-    let mut ids: Vec<ChunkId> = maps.iter().flat_map(|map| map.chunks()).map(|chunk| chunk.id).collect();
-    ids.sort_unstable();
-    ids.dedup();
     let mut present = HashSet::new();
-    for ids in ids.chunks(ASKED_AT_ONCE) {
+    for ids in distinct_chunks(maps).chunks(ASKED_AT_ONCE) {
         context.check_cancelled()?;
         present.extend(ids.iter().zip(target.has_chunks(ids)?).filter_map(|(id, has)| has.then_some(*id)));
     }

@@ -13,7 +13,7 @@ use super::owned::Trusted;
 use super::source::{Asked, Contents, Found, Frames, Source};
 use crate::chunk::CHUNKS_AT_ONCE;
 use crate::chunk::frame::Frame;
-use crate::model::blockmap::BlockMap;
+use crate::model::blockmap::{BlockMap, distinct_chunks};
 use crate::model::ids::ChunkId;
 use crate::model::units::{CHUNK_BLOCKS_MAX, block_offset};
 use crate::region::Region;
@@ -31,7 +31,7 @@ const FETCHED_AHEAD: usize = 2;
 /// said that a chunk takes.
 const BASES_BYTES: u64 = 32 << 20;
 /// Ids that are asked about at once.
-const ASKED_AT_ONCE: usize = 64 << 10;
+pub(super) const ASKED_AT_ONCE: usize = 64 << 10;
 
 /// Chunks that the target lacks.
 #[derive(Debug, Clone, Default)]
@@ -60,9 +60,7 @@ pub fn find_missing(
     trusted: Option<&Trusted>,
     context: &Context<'_>,
 ) -> Result<Missing, OpsError> {
-    let mut ids: Vec<ChunkId> = maps.iter().flat_map(|map| map.chunks()).map(|chunk| chunk.id).collect();
-    ids.sort_unstable();
-    ids.dedup();
+    let ids = distinct_chunks(maps);
     let mut absent = Vec::new();
     for ids in ids.chunks(ASKED_AT_ONCE) {
         context.check_cancelled()?;

@@ -5,6 +5,7 @@ use super::link::Link;
 use super::message::{FETCH_MAX, LOCATE_MAX, Message, PIECE_BYTES};
 use crate::chunk::frame::Frame;
 use crate::format::manifest;
+use crate::model::blockmap::distinct_chunks;
 use crate::model::ids::{ChunkId, SessionId};
 use crate::model::objects::{ManifestName, ManifestRecord, PackName};
 use crate::model::units::{BLOCK_BYTES, CHUNK_BLOCKS_MAX};
@@ -55,7 +56,7 @@ pub struct Giver<'a> {
 }
 
 impl<'a> Giver<'a> {
-    /// Gives what is a source's.
+    /// Gives of a source what somebody may have.
     pub fn new(source: &'a dyn Source, to: GivenTo) -> Self {
         Self { source, to, offer: None, offered: Vec::new(), bases: HashMap::new() }
     }
@@ -117,9 +118,7 @@ impl<'a> Giver<'a> {
                 link.send_with(&Message::MapPiece { is_last }, piece)?;
             }
         }
-        self.offered = maps.iter().flat_map(|map| map.chunks()).map(|chunk| chunk.id).collect();
-        self.offered.sort_unstable();
-        self.offered.dedup();
+        self.offered = distinct_chunks(&maps);
         Ok(())
     }
 
