@@ -7,17 +7,18 @@ use imgstore::chunk::frame::Codec;
 use imgstore::io::directory::DirectoryOptions;
 use imgstore::io::memory::Memory;
 use imgstore::model::ids::SnapshotId;
-use imgstore::model::objects::PackState;
+use imgstore::model::objects::{PackName, PackState};
 use imgstore::ops::context::{Context, Progress};
 use imgstore::ops::copy::{CopyOptions, CopyWhat, apply, plan};
 use imgstore::ops::delete::delete_snapshot;
 use imgstore::ops::encode::Compression;
 use imgstore::ops::error::OpsError;
-use imgstore::ops::gc::{GcOptions, collect};
+use imgstore::ops::gc::{Collected, GcOptions, collect, collect_into};
 use imgstore::ops::repack::{RepackOptions, Repacked, repack};
 use imgstore::ops::snapshot::{SnapshotOptions, snapshot};
 use imgstore::ops::verify::{VerifyOptions, verify};
 use imgstore::region::Region;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 const ALL: RepackOptions = RepackOptions { level: 12, limit_bytes: u64::MAX };
@@ -78,6 +79,12 @@ impl Place {
         (len(true), len(false))
     }
 
+    /// The packs, and how many frames each has.
+    fn frames(&self) -> BTreeMap<PackName, u64> {
+        let catalog = self.open().catalog().unwrap();
+        catalog.packs.iter().map(|(name, pack)| (*name, u64::from(pack.record.frames))).collect()
+    }
+
     fn deltas(&self, id: SnapshotId) -> usize {
         let region = self.open();
         let manifest = region.catalog().unwrap().snapshots[&id].manifest.clone();
@@ -101,8 +108,11 @@ fn text(len: usize, seed: u64) -> Vec<u8> {
 /// Noise that is changed every so many bytes.
 fn noise(len: usize, seed: u64, every: usize) -> Vec<u8> {
     let mut draw = Draw::new(seed);
-    let mut bytes: Vec<u8> = (0..len / 8 + 1).flat_map(|_| draw.next().to_le_bytes()).take(len).collect();
-    for at in (every..len.saturating_sub(8)).step_by(every) {
+    changed((0..len / 8 + 1).flat_map(|_| draw.next().to_le_bytes()).take(len).collect(), every)
+}
+
+fn changed(mut bytes: Vec<u8>, every: usize) -> Vec<u8> {
+    for at in (every..bytes.len().saturating_sub(8)).step_by(every) {
         bytes[at..at + 8].copy_from_slice(b"changed!");
     }
     bytes
@@ -297,4 +307,107 @@ fn a_pack_that_nothing_needs_keeps_no_other_from_being_made_anew() {
     place.assert_has(ids[0], &bytes);
     place.assert_has(ids[2], &other);
     place.assert_clean();
+}
+
+/// A region whose packs are needed for less than a half: of one volume the rest is gone, the other is stored against it. Gives both
+/// snapshots with what they hold.
+fn worn(place: &Place) -> [(SnapshotId, Vec<u8>); 2] {
+    let thinned = |bytes: &[u8]| {
+        let mut bytes = bytes.to_vec();
+        for (number, piece) in bytes.chunks_mut(150_000).enumerate() {
+            if number % 3 > 0 {
+                piece.fill(0);
+            }
+        }
+        bytes
+    };
+    let volumes = [text(4 << 20, 12), changed(text(4 << 20, 12), 3000)];
+    let whole = volumes.each_ref().map(|bytes| place.take(bytes, true));
+    let kept = volumes.map(|bytes| (place.take(&thinned(&bytes), true), thinned(&bytes)));
+    assert!(place.deltas(kept[1].0) > 3);
+    for id in whole {
+        delete_snapshot(&place.open(), id, &place.caller.context()).unwrap();
+    }
+    kept
+}
+
+/// Collects until `patience` ends or it is done: what was done.
+fn collect_with(place: &Place, patience: u64, memory_bytes: u64) -> (Collected, bool) {
+    let impatient = Impatient(AtomicU64::new(patience));
+    let context = Context { progress: &impatient, memory_bytes, ..place.caller.context() };
+    let mut collected = Collected::default();
+    let options = GcOptions { grace_ms: 0, repack_percent: 50 };
+    let done = match collect_into(&mut collected, &place.open(), &options, &context) {
+        Err(OpsError::Interrupted) => false,
+        done => done.is_ok(),
+    };
+    (collected, done)
+}
+
+/// Collects until there is nothing to do: what is moved may have been all that kept something else. Gives how many frames were
+/// moved, and packs rewritten.
+fn collect_all(place: &Place, memory_bytes: u64) -> (u64, u64) {
+    let (mut frames, mut packs) = (0, 0);
+    loop {
+        let (collected, is_done) = collect_with(place, u64::MAX, memory_bytes);
+        assert!(is_done);
+        frames += collected.moved.count;
+        packs += collected.repacked.count;
+        if collected.freed.count == 0 {
+            return (frames, packs);
+        }
+    }
+}
+
+#[test]
+fn a_collection_with_little_memory_rewrites_some_packs_at_a_time() {
+    let mut moved = Vec::new();
+    for memory_bytes in [1 << 30, 1] {
+        let place = Place::new();
+        let kept = worn(&place);
+        let deltas = place.deltas(kept[1].0);
+        moved.push(collect_all(&place, memory_bytes));
+        assert_eq!(place.deltas(kept[1].0), deltas, "each goes on with its base, wherever that is now");
+        kept.iter().for_each(|(id, bytes)| place.assert_has(*id, bytes));
+        place.assert_clean();
+    }
+    assert_eq!(moved[0], moved[1]);
+    assert!(moved[0].1 > 4, "{moved:?}");
+    // What was rewritten is gone before the rest is.
+    let mut freed = BTreeSet::new();
+    for patience in (0..).step_by(10) {
+        let place = Place::new();
+        let kept = worn(&place);
+        let (collected, is_done) = collect_with(&place, patience, 1);
+        kept.iter().for_each(|(id, bytes)| place.assert_has(*id, bytes));
+        if is_done {
+            break;
+        }
+        freed.insert(collected.repacked.count);
+    }
+    assert!(freed.len() > 3, "{freed:?}");
+}
+
+#[test]
+fn an_interrupted_collection_moves_nothing_twice() {
+    let place = Place::new();
+    worn(&place);
+    let all = collect_all(&place, 1 << 30).0;
+    let mut moved = Vec::new();
+    for patience in (0..).step_by(6) {
+        let place = Place::new();
+        let kept = worn(&place);
+        let before = place.frames();
+        let (collected, is_done) = collect_with(&place, patience, 1 << 30);
+        if is_done || collected.repacked.count > 0 {
+            break;
+        }
+        let new = place.frames().into_iter().filter(|(name, _)| !before.contains_key(name));
+        let by_first: u64 = new.map(|(_, frames)| frames).sum();
+        moved.push((by_first, collect_all(&place, 1 << 30).0));
+        kept.iter().for_each(|(id, bytes)| place.assert_has(*id, bytes));
+        place.assert_clean();
+    }
+    assert!(moved.iter().all(|(first, then)| first + then == all), "{all}: {moved:?}");
+    assert!(moved.iter().any(|(first, _)| (1..all).contains(first)), "{all}: {moved:?}");
 }

@@ -7,7 +7,7 @@
 use super::bin::expire_all;
 use super::context::Context;
 use super::error::{Class, OpsError};
-use super::rewrite::{Rewritten, despite_others, mark, rewrite};
+use super::rewrite::{Keep, Rewritten, despite_others, mark, rewrite};
 use crate::model::catalog::{Pack, RootId};
 use crate::model::objects::{PackName, PackState};
 use crate::model::units::TimeMs;
@@ -19,6 +19,10 @@ use std::collections::{BTreeSet, HashSet};
 
 /// How long a condemned pack stays at least if nothing else is said, in milliseconds: a day.
 pub const GRACE_MS_DEFAULT: u64 = 86_400_000;
+
+/// Of the memory budget, bytes for each frame that is moved in a round: some 220 are needed where a frame is, the rest is for
+/// everything else.
+const MEMORY_OF_MOVED: u64 = 512;
 
 /// How to collect.
 #[derive(Debug, Clone, Copy)]
@@ -97,7 +101,7 @@ struct Candidates {
 
 /// Says what [`collect`] would do now. Changes nothing.
 pub fn preview(region: &Region, options: &GcOptions, context: &Context<'_>) -> Result<Collected, OpsError> {
-    let mark = mark(region, Losses::Accepted, &HashSet::new(), context)?;
+    let mark = mark(region, Losses::Accepted, Keep::InFuller(options.repack_percent), context)?;
     let kept = mark.kept_packs();
     let candidates = candidates(region, &mark, &kept, options)?;
     let mut collected = Collected {
@@ -191,7 +195,8 @@ pub fn collect_into(
         let count = ops.len() as u64;
         Ok::<_, OpsError>((ops, count))
     })?;
-    if let Some((mark, kept)) = despite_others(region, &HashSet::new(), Losses::Accepted, context, |mark| {
+    let keep = Keep::InFuller(options.repack_percent);
+    if let Some((mark, kept)) = despite_others(region, keep, Losses::Accepted, context, |mark| {
         condemn_dead(region, mark, options, collected, context)
     })? {
         collected.lost = mark.lost_roots().to_vec();
@@ -200,17 +205,8 @@ pub fn collect_into(
         remove_swept(region, collected, &mut failure, context)?;
         let Candidates { worn, unneeded, .. } = candidates(region, &mark, &kept, options)?;
         collected.unneeded = unneeded;
-        if is_full {
-            // Rewriting needs space before it gives any back.
-            worn.iter().for_each(|name| collected.left_worn.add(len_of(&mark, name)));
-        } else if let Some(Rewritten { mark, kept, emptied }) =
-            rewrite_worn(region, &mark, &worn, collected, context)?
-        {
-            // Only of these it was proved that what they hold is elsewhere, too.
-            let is_due = |name: &PackName, state| emptied.contains(name) && is_over(state, options, context);
-            region.sweep(&mark, &kept, account, is_due)?;
-            remove_swept(region, collected, &mut failure, context)?;
-        }
+        let worn = Worn { packs: worn.into_iter().collect(), mark, is_full };
+        worn.rewrite(region, options, collected, &mut failure, context)?;
     }
     let removed = region.remove_orphans(&region.find_orphans()?, account)?;
     collected.orphans = Amount { count: removed.count, bytes: removed.bytes };
@@ -358,29 +354,69 @@ fn condemn_dead(
     Ok(Some(kept))
 }
 
-/// Rewrites worn packs, and condemns them. Nothing if there was nothing to rewrite or others were faster.
-fn rewrite_worn(
-    region: &Region,
-    mark: &Mark,
-    worn: &BTreeSet<PackName>,
-    collected: &mut Collected,
-    context: &Context<'_>,
-) -> Result<Option<Rewritten>, OpsError> {
-    if worn.is_empty() {
-        return Ok(None);
-    }
-    let avoided: HashSet<PackName> = worn.iter().copied().collect();
-    let mut moved = Amount::default();
-    let rewritten = rewrite(region, &avoided, context, || {
-        moved = repack(region, mark, &avoided, context)?;
+/// Worn packs that are to be rewritten.
+struct Worn {
+    packs: Vec<PackName>,
+    /// Says what is needed of them.
+    mark: Mark,
+    /// Whether there is no space for it.
+    is_full: bool,
+}
+
+impl Worn {
+    /// Rewrites them, condemns them, and removes those whose grace is over: some at a time, so that memory does not grow with how
+    /// many they are, and what was done stays done. Those that others touch meanwhile are left to the next collection.
+    fn rewrite(
+        self,
+        region: &Region,
+        options: &GcOptions,
+        collected: &mut Collected,
+        failure: &mut Option<RegionError>,
+        context: &Context<'_>,
+    ) -> Result<(), OpsError> {
+        let Self { packs, mut mark, mut is_full } = self;
+        let avoided: HashSet<PackName> = packs.iter().copied().collect();
+        let mut rest = &packs[..];
+        if !rest.is_empty() && !is_full {
+            let total = rest.iter().map(|name| mark.usage(name).bytes).sum();
+            context.progress.begin("repack", total);
+        }
+        while !rest.is_empty() {
+            // Rewriting needs space before it gives any back.
+            if is_full {
+                rest.iter().for_each(|name| collected.left_worn.add(len_of(&mark, name)));
+                break;
+            }
+            let (round, after) = rest.split_at(round_len(&mark, rest, context));
+            let round: HashSet<PackName> = round.iter().copied().collect();
+            let mut moved = Amount::default();
+            let rewritten = rewrite(region, &round, &avoided, context, || {
+                moved = repack(region, &mark, &round, context)?;
+                Ok(())
+            })?;
+            let Some(Rewritten { mark: now, kept, emptied }) = rewritten else { break };
+            emptied.iter().for_each(|name| collected.repacked.add(len_of(&now, name)));
+            collected.moved.count += moved.count;
+            collected.moved.bytes += moved.bytes;
+            // Only of these it was proved that what they hold is elsewhere, too.
+            let is_due = |name: &PackName, state| emptied.contains(name) && is_over(state, options, context);
+            region.sweep(&now, &kept, context.account, is_due)?;
+            remove_swept(region, collected, failure, context)?;
+            (mark, rest) = (now, after);
+            is_full = !rest.is_empty() && region.admit_collector()?;
+        }
         Ok(())
-    })?;
-    if let Some(Rewritten { emptied, .. }) = &rewritten {
-        emptied.iter().for_each(|name| collected.repacked.add(len_of(mark, name)));
-        collected.moved.count += moved.count;
-        collected.moved.bytes += moved.bytes;
     }
-    Ok(rewritten)
+}
+
+/// How many of some packs are rewritten together: one at least, and so many that where their frames are fits a share of the memory.
+fn round_len(mark: &Mark, packs: &[PackName], context: &Context<'_>) -> usize {
+    let mut frames = 0;
+    let fits = |name: &&PackName| {
+        frames += mark.usage(name).frames;
+        frames <= context.memory_bytes / MEMORY_OF_MOVED
+    };
+    packs.iter().take_while(fits).count().max(1)
 }
 
 /// Moves what is needed of packs into new ones. Gives what was moved.
@@ -391,8 +427,6 @@ fn repack(
     context: &Context<'_>,
 ) -> Result<Amount, OpsError> {
     let frames = region.kept_frames(mark, worn, || context.check_cancelled())?;
-    let total = worn.iter().map(|name| mark.usage(name).bytes).sum();
-    context.progress.begin("repack", total);
     let mut session = region.begin(context.account)?;
     session.avoid(worn);
     let mut moved = Amount::default();

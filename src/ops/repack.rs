@@ -7,7 +7,7 @@ use super::context::Context;
 use super::encode::{Compression, Encoder, NewChunk, features_of};
 use super::error::OpsError;
 use super::gc::Amount;
-use super::rewrite::{mark, rewrite};
+use super::rewrite::{Keep, mark, rewrite};
 use crate::model::objects::{PackName, PackState};
 use crate::region::Region;
 use crate::region::collect::Mark;
@@ -126,7 +126,7 @@ fn run_round(
     context.check_cancelled()?;
     let packs: &HashSet<PackName> = &round.iter().map(|(name, _)| *name).collect();
     // What an interrupted run has moved already is not moved again: the mark keeps it where it is now.
-    let mark = mark(region, Losses::Refused, packs, context)?;
+    let mark = mark(region, Losses::Refused, Keep::Outside(packs), context)?;
     // What would stay all the same is not stored twice.
     let stuck = mark.stuck();
     let (stuck, round): (Vec<_>, Vec<_>) = round.iter().partition(|(name, _)| stuck.contains(name));
@@ -142,7 +142,7 @@ fn run_round(
         return Ok(());
     }
     let (mut moved, mut stored_bytes) = (Amount::default(), 0);
-    let rewritten = rewrite(region, packs, context, || {
+    let rewritten = rewrite(region, packs, packs, context, || {
         (moved, stored_bytes) = move_needed(region, &mark, packs, options.level, context)?;
         Ok(())
     })?;

@@ -11,6 +11,17 @@ use std::collections::{BTreeSet, HashSet};
 /// Attempts to condemn while others commit, before it is left to the next collection.
 const ATTEMPTS: usize = 8;
 
+/// Which of several places of a chunk a mark keeps.
+#[derive(Clone, Copy)]
+pub(super) enum Keep<'a> {
+    /// Best one in other packs than these, which are being emptied.
+    Outside(&'a HashSet<PackName>),
+    /// Best one in a pack of which at least so many percent are needed.
+    InFuller(u8),
+    /// Any.
+    Any,
+}
+
 /// What came of emptying packs.
 pub(super) struct Rewritten {
     /// A mark of the state after it.
@@ -21,24 +32,25 @@ pub(super) struct Rewritten {
     pub(super) emptied: Vec<PackName>,
 }
 
-/// Empties packs: `move_needed` puts what is needed of them into new ones. Nothing if others were faster: then what was
-/// moved is in two packs, one of which nothing needs, as the next collection will find.
+/// Empties packs, which are among those that are `avoided`: `move_needed` puts what is needed of them into new ones. Nothing if
+/// others were faster: then what was moved is in two packs, one of which nothing needs, as the next collection will find.
 pub(super) fn rewrite(
     region: &Region,
     packs: &HashSet<PackName>,
+    avoided: &HashSet<PackName>,
     context: &Context<'_>,
     move_needed: impl FnOnce() -> Result<(), OpsError>,
 ) -> Result<Option<Rewritten>, OpsError> {
     match move_needed() {
         Err(error) if is_gone(&error) => {
             // Others took them, or deleted what they hold; or something is lost, which a new mark tells.
-            despite_others(region, &HashSet::new(), Losses::Refused, context, |_| Ok(Some(())))?;
+            despite_others(region, Keep::Any, Losses::Refused, context, |_| Ok(Some(())))?;
             return Ok(None);
         }
         moved => moved?,
     }
     let (mut emptied, account, now_ms) = (Vec::new(), context.account, context.now_ms);
-    let condemned = despite_others(region, packs, Losses::Refused, context, |mark| {
+    let condemned = despite_others(region, Keep::Outside(avoided), Losses::Refused, context, |mark| {
         let kept = mark.kept_packs();
         let live =
             || mark.catalog.packs.iter().filter(|(_, p)| p.state == PackState::Live).map(|(name, _)| *name);
@@ -68,22 +80,35 @@ fn is_gone(error: &OpsError) -> bool {
 pub(super) fn mark(
     region: &Region,
     losses: Losses,
-    avoided: &HashSet<PackName>,
+    keep: Keep<'_>,
     context: &Context<'_>,
 ) -> Result<Mark, OpsError> {
-    loop {
+    let outside = |avoided: &HashSet<PackName>| loop {
         match region.mark_despite(losses, avoided, || context.check_cancelled()) {
             Err(OpsError::Region(error)) if region.leaves_out(&error) => {}
             marked => return marked,
         }
+    };
+    let percent = match keep {
+        Keep::Outside(avoided) => return outside(avoided),
+        Keep::InFuller(percent) => percent,
+        Keep::Any => 0,
+    };
+    let mark = outside(&HashSet::new())?;
+    let sparse = mark.sparse(percent);
+    if sparse.is_empty() {
+        return Ok(mark);
     }
+    // Only one of the two is held at a time.
+    drop(mark);
+    outside(&sparse)
 }
 
 /// Marks, and runs a step on the mark, again if others commit or collect meanwhile, but not for ever: then what is left
 /// is left to the next collection. The step gives nothing if the mark did not hold.
 pub(super) fn despite_others<T>(
     region: &Region,
-    avoided: &HashSet<PackName>,
+    keep: Keep<'_>,
     losses: Losses,
     context: &Context<'_>,
     mut step: impl FnMut(&Mark) -> Result<Option<T>, OpsError>,
@@ -91,7 +116,7 @@ pub(super) fn despite_others<T>(
     for attempt in 1..=ATTEMPTS {
         context.check_cancelled()?;
         let before = region.catalog()?.sequence;
-        let done = mark(region, losses, avoided, context).and_then(|mark| {
+        let done = mark(region, losses, keep, context).and_then(|mark| {
             region.check_kept(&mark, || context.check_cancelled())?;
             Ok(step(&mark)?.map(|done| (mark, done)))
         });

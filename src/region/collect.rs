@@ -5,6 +5,7 @@
 //! record that says that packs are swept comes before their bytes go, and after it no commit may use them.
 
 use super::Region;
+use super::doubles::Double;
 use super::error::RegionError;
 use super::gathered::{Gathered, settle};
 use super::losses::{Losses, Lost, lost_map, quarantined};
@@ -58,18 +59,11 @@ pub struct Mark {
     /// Those with a delta whose base is nowhere as a plain frame: where it is on record may be the only place that ever has it.
     baseless: BTreeSet<PackName>,
     /// Chunks that are in several packs.
-    doubles: Vec<Double>,
+    pub(super) doubles: Vec<Double>,
     /// What of all that is lost.
     pub(super) lost: Lost,
     /// Packs in quarantine that hold what is needed and is nowhere else, though no index says so.
     unsaved: BTreeSet<PackName>,
-}
-
-/// A chunk in several packs: the place that is kept, and the other packs.
-struct Double {
-    entry: Entry,
-    pack: PackName,
-    others: Vec<PackName>,
 }
 
 /// What was removed.
@@ -403,26 +397,6 @@ impl Region {
             if found.as_ref().ok().copied() != len {
                 let why = found.map_or_else(|e| e.to_string(), |len| format!("{name} has {len} bytes"));
                 return Err(RegionError::Uncollectable { why }.into());
-            }
-        }
-        Ok(())
-    }
-
-    /// Proves the kept copy of each chunk that is in one of `packs`, too, which are to go: the copies that stay must
-    /// be good ones.
-    pub fn prove_kept<E: From<RegionError>>(
-        &self,
-        mark: &Mark,
-        packs: &HashSet<PackName>,
-        mut watch: impl FnMut() -> Result<(), E>,
-    ) -> Result<(), E> {
-        let going =
-            mark.doubles.iter().filter(|double| double.others.iter().any(|pack| packs.contains(pack)));
-        for double in going {
-            watch()?;
-            let located = (double.entry.id, Location::new(&double.entry, double.pack));
-            if let Err(error) = self.prove_at(located) {
-                return Err(RegionError::Uncollectable { why: error.to_string() }.into());
             }
         }
         Ok(())

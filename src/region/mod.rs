@@ -8,6 +8,7 @@ pub mod audit;
 pub mod bases;
 pub mod collect;
 mod compact;
+mod doubles;
 pub mod error;
 pub mod fetch;
 mod gathered;
