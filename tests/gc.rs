@@ -12,6 +12,7 @@ use imgstore::model::ids::SnapshotId;
 use imgstore::model::objects::{ManifestName, PackName, PackState};
 use imgstore::model::op::Op;
 use imgstore::ops::bin;
+use imgstore::ops::context::Progress;
 use imgstore::ops::delete::delete_snapshot;
 use imgstore::ops::encode::Compression;
 use imgstore::ops::error::{Class, OpsError};
@@ -22,7 +23,7 @@ use imgstore::region::losses::Losses;
 use imgstore::region::{Region, RegionOptions};
 use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 const NOW: GcOptions = GcOptions { grace_ms: 0, repack_percent: 50 };
 const HOUR: GcOptions = GcOptions { grace_ms: 3_600_000, repack_percent: 50 };
@@ -827,4 +828,74 @@ fn what_is_all_needed_is_not_rewritten_however_small() {
     for _ in 0..2 {
         assert_eq!(place.collect(NOW, &caller), Collected::default());
     }
+}
+
+/// Whatever the clock said when a pack was condemned: without grace it goes.
+#[test]
+fn a_clock_that_was_ahead_keeps_nothing_for_ever() {
+    let (place, caller) = (Place::new(), Caller::new(1));
+    let gone = place.snapshot(&caller, &volume(300_000, 31));
+    delete_snapshot(&place.open(), gone, &caller.context()).unwrap();
+    let ahead = Caller { now_ms: caller.now_ms * 10, ..Caller::new(1) };
+    assert!(place.collect(HOUR, &ahead).condemned.count > 0);
+    assert_eq!(place.collect(HOUR, &caller).freed.count, 0);
+    assert!(place.collect(NOW, &caller).freed.count > 0);
+}
+
+/// Each writer has folders of its own, and whoever lists looks into all of them.
+#[test]
+fn empty_folders_of_writers_that_are_gone_go() {
+    let (place, caller) = (Place::new(), Caller::new(1));
+    let kept = place.snapshot(&caller, &volume(100_000, 32));
+    let gone: Vec<SnapshotId> =
+        (40..44).map(|seed| place.snapshot(&caller, &volume(100_000, seed))).collect();
+    let at_work = place.open();
+    caller.snapshot(&at_work, &MemoryDisk::new(volume(100_000, 45))).unwrap();
+    for id in gone {
+        delete_snapshot(&place.open(), id, &caller.context()).unwrap();
+    }
+    let folders = |kind: &str| std::fs::read_dir(place.root().join(kind)).unwrap().count();
+    assert_eq!(folders("packs"), 6);
+    let collected = place.collect(NOW, &caller);
+    assert!(collected.freed.count > 0);
+    assert_eq!((folders("packs"), folders("manifests")), (2, 2));
+    // Who is at work goes on where it was.
+    caller.snapshot(&at_work, &MemoryDisk::new(volume(100_000, 46))).unwrap();
+    assert!(caller.read_back(&place.open(), kept).is_ok());
+    place.assert_clean(&caller);
+}
+
+/// Somebody who takes a snapshot again and again, so that no mark holds.
+struct Restless<'a> {
+    place: &'a Place,
+    looks: AtomicU64,
+    taken: AtomicU64,
+}
+
+impl Progress for Restless<'_> {
+    fn begin(&self, _: &'static str, _: u64) {}
+    fn advance(&self, _: u64) {}
+    fn note(&self, _: &str) {}
+    fn is_cancelled(&self) -> bool {
+        let taken = self.taken.load(Ordering::Relaxed);
+        if self.looks.fetch_add(1, Ordering::Relaxed) >= taken {
+            self.looks.store(0, Ordering::Relaxed);
+            self.taken.fetch_add(1, Ordering::Relaxed);
+            self.place.snapshot(&Caller::new(1), &(taken + 1).to_le_bytes());
+        }
+        false
+    }
+}
+
+#[test]
+fn a_collection_that_gives_up_says_so() {
+    let (place, caller) = (Place::new(), Caller::new(1));
+    let gone = place.snapshot(&caller, &volume(300_000, 33));
+    delete_snapshot(&place.open(), gone, &caller.context()).unwrap();
+    let restless = Restless { place: &place, looks: AtomicU64::new(0), taken: AtomicU64::new(0) };
+    let context = imgstore::ops::context::Context { progress: &restless, ..caller.context() };
+    let collected = collect(&place.open(), &NOW, &context).unwrap();
+    assert!(collected.given_up && collected.freed.count == 0, "{collected:?}");
+    let collected = place.collect(NOW, &caller);
+    assert!(!collected.given_up && collected.freed.count > 0, "{collected:?}");
 }

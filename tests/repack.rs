@@ -233,22 +233,28 @@ impl Progress for Impatient {
 fn an_interrupted_run_is_gone_on_with() {
     let bytes = text(1 << 20, 5);
     let mut moved = Vec::new();
-    for patience in [1, 4, 10, 16] {
+    for patience in 1.. {
         let place = Place::new();
         let id = place.take(&bytes, true);
         let impatient = Impatient(AtomicU64::new(patience));
         let context = Context { progress: &impatient, ..place.caller.context() };
-        let interrupted = repack(&place.open(), &ALL, &context);
-        assert!(matches!(interrupted, Err(OpsError::Interrupted)), "{patience}: {interrupted:?}");
+        match repack(&place.open(), &ALL, &context) {
+            Err(OpsError::Interrupted) => {}
+            done => {
+                done.unwrap();
+                break;
+            }
+        }
         place.assert_has(id, &bytes);
         let repacked = place.repack(&ALL);
-        assert!(repacked.emptied.count > 0 && repacked.left.count == 0, "{repacked:?}");
+        assert!(repacked.left.count == 0, "{repacked:?}");
         moved.push(repacked.moved.count);
         place.collect();
         place.assert_has(id, &bytes);
         place.assert_clean();
     }
-    assert!(moved.is_sorted_by(|a, b| a >= b) && moved[3] < moved[0], "not moved again: {moved:?}");
+    let (first, last) = (moved.first().unwrap(), moved.last().unwrap());
+    assert!(moved.is_sorted_by(|a, b| a >= b) && last < first, "not moved again: {moved:?}");
 }
 
 /// Somebody who takes a snapshot as soon as something was moved.

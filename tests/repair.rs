@@ -647,9 +647,9 @@ fn block_maps_that_another_region_has_are_counted() {
     }
 }
 
-/// What is stored against a chunk that is lost can be moved as soon as that is back, wherever it came from.
+/// What is stored against a chunk that is lost stays where it is and is whole as soon as that is back, wherever it came from.
 #[test]
-fn deltas_are_moved_once_their_bases_are_back() {
+fn deltas_are_whole_once_their_bases_are_back() {
     let disks = alike(300_000);
     let chunks = delta_and_base(&taken(&[&disks[0], &disks[1]]).1);
     let frames = chunks.map(|pack| u64::from(pack.frames));
@@ -668,7 +668,8 @@ fn deltas_are_moved_once_their_bases_are_back() {
         let repaired = repair(&region, &sources, &caller.context()).unwrap();
         assert!(repaired.lost.is_empty(), "{repaired:?}");
         let brought = if is_disk { repaired.reread } else { repaired.fetched };
-        assert_eq!([repaired.moved, brought], frames, "{repaired:?}");
+        // Before a disk is read, what is plain in that pack is moved.
+        assert_eq!([repaired.moved, brought], [u64::from(is_disk), frames[1]], "{repaired:?}");
         for (id, bytes) in ids.iter().zip(&disks) {
             assert!(caller.read_directly(&region, *id).unwrap() == *bytes);
         }
@@ -748,4 +749,51 @@ fn a_disk_of_as_many_chunks_is_not_taken_for_the_lost_one() {
     assert_eq!(storage.list("").unwrap(), before);
     let repaired = repair(1);
     assert_eq!((repaired.manifests, repaired.lost.len(), repaired.foreign_disks.len()), (1, 0, 0));
+}
+
+/// One early pack is lost, on which later ones lie with a few deltas each. What is lost comes back, the later ones are put on it, and
+/// nothing that they hold is stored anew.
+#[test]
+fn what_is_stored_against_a_lost_pack_stays_as_it_is() {
+    let mut two = Two::new(&small_packs());
+    let [text, changed] = alike(900_000);
+    for bytes in [text, changed] {
+        let id = two.caller.snapshot(&two.here(), &MemoryDisk::new(bytes.clone())).unwrap().snapshot.id;
+        two.copy(id);
+        two.taken.push((id, bytes));
+    }
+    let packs = two.here().catalog().unwrap().packs;
+    let on = |base| packs.values().filter(|pack| pack.record.bases.contains(base)).count();
+    let (lost, deltas_on) = packs.keys().map(|pack| (*pack, on(pack))).max_by_key(|(_, on)| *on).unwrap();
+    assert!(deltas_on > 0);
+    fs::remove_file(two.root().join(lost.to_string())).unwrap();
+    let there = two.there();
+    let repaired = two.repair(std::slice::from_ref(&there), &[]);
+    assert_eq!((&repaired.quarantined[..], repaired.lost.len()), (&[lost][..], 0));
+    assert_eq!((repaired.moved, repaired.fetched), (0, packs[&lost].record.frames.into()));
+    let now = two.here().catalog().unwrap().packs;
+    let still_on = |pack: &&imgstore::model::catalog::Pack| pack.record.bases.contains(&lost);
+    assert_eq!(now.values().filter(still_on).count(), 0, "all are on what came in its place");
+    two.assert_whole("put on others");
+}
+
+/// The packs of what is checked lie on others: what is damaged there is lost with them.
+#[test]
+fn a_check_of_one_snapshot_reads_what_its_deltas_are_on() {
+    let disks = alike(300_000);
+    let (storage, region, ids) = taken(&[&disks[0], &disks[1]]);
+    let base = delta_and_base(&region)[1].name.to_string();
+    let options = VerifyOptions {
+        ids: vec![imgstore::ops::find::AnyId::Snapshot(ids[1])],
+        content: false,
+        ..VerifyOptions::default()
+    };
+    let check = |region: &Region| verify(region, &options, &Caller::new(1).context()).unwrap();
+    assert!(check(&region).findings.is_empty());
+    let mut bytes = imgstore::io::storage::read_whole(&storage, &base, 8 << 20).unwrap();
+    let count = bytes.len();
+    (400..count - 2000).step_by(10_000).for_each(|at| bytes[at] ^= 1);
+    storage.restore(&base, &bytes).unwrap();
+    let report = check(&Region::open(Arc::new(storage), session()).unwrap());
+    assert!(report.findings.iter().any(|finding| finding.affected == [ids[1].to_string()]), "{report:?}");
 }

@@ -12,7 +12,8 @@ use imgstore::model::ids::{ChunkId, SnapshotId};
 use imgstore::model::objects::{PackName, PackState};
 use imgstore::model::op::Op;
 use imgstore::model::region::ChunkerParams;
-use imgstore::ops::context::Context;
+use imgstore::ops::context::{Context, Progress};
+use imgstore::ops::copy::{CopyOptions, CopyWhat, apply, plan};
 use imgstore::ops::delete::delete_snapshot;
 use imgstore::ops::encode::Compression;
 use imgstore::ops::gc::{Collected, GcOptions, collect, preview};
@@ -1009,4 +1010,58 @@ fn what_a_device_does_not_give_is_read_where_else_it_is() {
     for (id, bytes) in &place.taken {
         assert!(place.caller.read_back(&place.open(), *id).unwrap() == *bytes, "{id}");
     }
+}
+
+/// A device that comes back once the first pack was looked at.
+struct Back(Bad);
+
+impl Progress for Back {
+    fn begin(&self, _: &'static str, _: u64) {}
+    fn advance(&self, _: u64) {
+        self.0.lock().unwrap().clear();
+    }
+    fn note(&self, _: &str) {}
+    fn is_cancelled(&self) -> bool {
+        false
+    }
+}
+
+/// A device that was away while packs were checked, and is back: nothing was wrong with them.
+#[test]
+fn what_a_device_gives_again_is_not_put_in_quarantine() {
+    let place = Place::new(&[text(60_000, 51)]);
+    let packs = place.open().catalog().unwrap().packs;
+    let (pack, known) = packs.iter().next().unwrap();
+    place.bad.lock().unwrap().push((pack.to_string(), 0..known.record.len));
+    let back = Back(place.bad.clone());
+    let context = Context { progress: &back, ..place.caller.context() };
+    let repaired = repair(&place.open(), &RepairSources::default(), &context).unwrap();
+    assert_eq!((repaired.findings.is_empty(), repaired.quarantined.len()), (false, 0), "{repaired:?}");
+    assert_eq!(place.open().catalog().unwrap().packs, packs);
+    // One that is not back is.
+    place.bad.lock().unwrap().push((pack.to_string(), 0..known.record.len));
+    let repaired = repair(&place.open(), &RepairSources::default(), &place.caller.context()).unwrap();
+    assert_eq!(repaired.quarantined, [*pack]);
+}
+
+/// A bad sector under a block map: a collection says whose it is and how to go on, and a repair makes it anew from another region.
+#[test]
+fn a_block_map_on_a_bad_sector_is_made_anew() {
+    let place = Place::new(&[text(60_000, 52)]);
+    let (id, bytes) = place.taken[0].clone();
+    let other = memory_region(&Memory::new(), &small_packs());
+    let (options, context) = (CopyOptions::default(), place.caller.context());
+    let plan = plan(&place.open(), &other, CopyWhat::Snapshot(id), &options, &context).unwrap();
+    apply(&place.open(), &other, &plan, &options, &context).unwrap();
+    let name = place.open().catalog().unwrap().snapshots[&id].manifest.name.to_string();
+    place.bad.lock().unwrap().push((name, 0..1 << 20));
+    let collected = collect(&place.open(), &GcOptions { grace_ms: 0, repack_percent: 50 }, &context);
+    let why = collected.unwrap_err().to_string();
+    assert!(why.contains(&format!("imgstore delete-snapshot {id}")), "{why}");
+    let without = repair(&place.open(), &RepairSources::default(), &context).unwrap();
+    assert_eq!((without.manifests, without.lost.len()), (0, 1));
+    let sources = RepairSources { regions: &[other], ..RepairSources::default() };
+    let repaired = repair(&place.open(), &sources, &context).unwrap();
+    assert_eq!((repaired.manifests, repaired.lost.len()), (1, 0), "{repaired:?}");
+    assert!(place.caller.read_directly(&place.open(), id).unwrap() == bytes);
 }

@@ -192,8 +192,7 @@ impl<F: Files> Directory<F> {
                     None if folder == SESSIONS => entry.name.as_str(),
                     _ => continue,
                 };
-                let ours = writer.len() == WRITER_LEN && writer.bytes().all(|b| b.is_ascii_hexdigit());
-                if entry.is_dir || !ours || writer == self.writer {
+                if entry.is_dir || !is_writer(writer) || writer == self.writer {
                     continue;
                 }
                 let sign = self.root.join(SESSIONS).join(writer);
@@ -540,6 +539,18 @@ impl<F: Files> Storage for Directory<F> {
         Ok(is_full)
     }
 
+    fn tidy(&self) {
+        for kind in self.entries("").unwrap_or_default() {
+            let mut of_kind = self.entries(&kind.name).unwrap_or_default();
+            of_kind.retain(|folder| folder.is_dir && is_writer(&folder.name));
+            // It fails, as it should, if anything is in one.
+            for gone in of_kind.iter().filter(|folder| matches!(self.is_writer_gone(&folder.name), Ok(true)))
+            {
+                let _ = self.files.remove_dir(&self.root.join(&kind.name).join(&gone.name));
+            }
+        }
+    }
+
     fn is_writer_gone(&self, writer: &str) -> Result<bool, StorageError> {
         check_name(writer)?;
         if writer == self.writer {
@@ -548,6 +559,11 @@ impl<F: Files> Storage for Directory<F> {
         let locked = self.files.is_locked(&self.root.join(SESSIONS).join(writer));
         locked.map(|is_locked| !is_locked).map_err(|e| StorageError::io("look for life of", writer, e))
     }
+}
+
+/// Whether something may be called after a writer.
+fn is_writer(name: &str) -> bool {
+    name.len() == WRITER_LEN && name.bytes().all(|b| b.is_ascii_hexdigit())
 }
 
 struct FileObject {

@@ -58,6 +58,9 @@ pub trait Files: Send + Sync {
     /// Removes a file. Not durable.
     fn remove(&self, path: &Path) -> io::Result<()>;
 
+    /// Removes a directory if nothing is in it. Not durable.
+    fn remove_dir(&self, path: &Path) -> io::Result<()>;
+
     /// The file system's space.
     fn space(&self, path: &Path) -> io::Result<Space>;
 

@@ -122,6 +122,10 @@ impl Files for OsFiles {
         fs::remove_file(path)
     }
 
+    fn remove_dir(&self, path: &Path) -> io::Result<()> {
+        fs::remove_dir(path)
+    }
+
     fn space(&self, path: &Path) -> io::Result<Space> {
         Ok(Space { total: fs2::total_space(path)?, available: fs2::available_space(path)? })
     }

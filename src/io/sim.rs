@@ -274,6 +274,21 @@ impl Files for SimFiles {
         if let Verdict::FailAfter(kind) = verdict { Err(kind.into()) } else { Ok(()) }
     }
 
+    fn remove_dir(&self, path: &Path) -> io::Result<()> {
+        let op = SimOp::Remove(path.to_owned());
+        let proceed = self.admit(&op)?;
+        let mut state = self.state();
+        state.require_dir(Some(path))?;
+        if state.names.keys().any(|name| name.parent() == Some(path)) {
+            return Err(io::ErrorKind::DirectoryNotEmpty.into());
+        }
+        if proceed {
+            state.perform(&op);
+            state.log.push(op);
+        }
+        Ok(())
+    }
+
     fn rename_over(&self, from: &Path, to: &Path) -> io::Result<()> {
         let op = SimOp::Rename(from.to_owned(), to.to_owned());
         let proceed = self.admit(&op)?;

@@ -85,6 +85,10 @@ pub trait Storage: Send + Sync {
     /// nothing is written that can be left out. The next writer that is admitted keeps something back again.
     fn admit_collector(&self) -> Result<bool, StorageError>;
 
+    /// Removes what writers that are gone have left of no use, as their empty folders: every listing looks into each. That it fails
+    /// costs only that.
+    fn tidy(&self) {}
+
     /// Whether the writer of that name is known to be gone. What it left half-made may be removed, once the log says
     /// that nothing it still does counts; so a wrong `true` costs that writer's work, and nothing else.
     fn is_writer_gone(&self, writer: &str) -> Result<bool, StorageError>;

@@ -13,6 +13,7 @@ use crate::model::objects::{PackName, PackState};
 use crate::model::units::TimeMs;
 use crate::region::Region;
 use crate::region::collect::{Mark, sweepable};
+use crate::region::doubles::Proved;
 use crate::region::error::RegionError;
 use crate::region::losses::Losses;
 use std::collections::{BTreeSet, HashSet};
@@ -76,6 +77,8 @@ pub struct Collected {
     pub waiting_since_ms: Option<TimeMs>,
     /// Images and snapshots whose time in the bin was over.
     pub expired: u64,
+    /// Whether it ended early since others committed all the while: what it would have done is left to the next.
+    pub given_up: bool,
     /// Packs that nothing refers to and that a running command may be about to use.
     pub in_progress: Amount,
     /// Packs that would be rewritten if there were space for it.
@@ -196,8 +199,9 @@ pub fn collect_into(
         Ok::<_, OpsError>((ops, count))
     })?;
     let keep = Keep::InFuller(options.repack_percent);
+    let mut proved = Proved::new(context.memory_bytes / 2);
     if let Some((mark, kept)) = despite_others(region, keep, Losses::Accepted, context, |mark| {
-        condemn_dead(region, mark, options, collected, context)
+        condemn_dead(region, mark, options, collected, &mut proved, context)
     })? {
         collected.lost = mark.lost_roots().to_vec();
         unsaved.clone_from(mark.unsaved());
@@ -206,11 +210,14 @@ pub fn collect_into(
         let Candidates { worn, unneeded, .. } = candidates(region, &mark, &kept, options)?;
         collected.unneeded = unneeded;
         let worn = Worn { packs: worn.into_iter().collect(), mark, is_full };
-        worn.rewrite(region, options, collected, &mut failure, context)?;
+        worn.rewrite(region, options, collected, &mut proved, &mut failure, context)?;
+    } else {
+        collected.given_up = true;
     }
     let removed = region.remove_orphans(&region.find_orphans()?, account)?;
     collected.orphans = Amount { count: removed.count, bytes: removed.bytes };
     failure = failure.or(removed.failure);
+    region.tidy();
     if !is_full {
         let merged = region.compact_index(account).map_err(OpsError::from);
         let merged = merged.and_then(|()| region.merge_large_segments(account, || context.check_cancelled()));
@@ -272,7 +279,10 @@ fn wait(collected: &mut Collected, len: u64, since: TimeMs, options: &GcOptions)
 
 /// Whether a pack in this state has waited long enough.
 fn is_over(state: PackState, options: &GcOptions, context: &Context<'_>) -> bool {
-    closed_since(state).is_some_and(|since| since.saturating_add(options.grace_ms) <= context.now_ms)
+    // Without grace the clock says nothing: it may have been far ahead.
+    let is_over =
+        |since: TimeMs| options.grace_ms == 0 || since.saturating_add(options.grace_ms) <= context.now_ms;
+    closed_since(state).is_some_and(is_over)
 }
 
 fn len_of(mark: &Mark, name: &PackName) -> u64 {
@@ -324,6 +334,7 @@ fn condemn_dead(
     mark: &Mark,
     options: &GcOptions,
     collected: &mut Collected,
+    proved: &mut Proved,
     context: &Context<'_>,
 ) -> Result<Option<BTreeSet<PackName>>, OpsError> {
     let kept = mark.kept_packs();
@@ -336,7 +347,7 @@ fn condemn_dead(
     let going: HashSet<PackName> =
         mark.catalog.packs.iter().filter(is_going).map(|(name, _)| *name).collect();
     region.prove_unwanted(mark, going.iter().copied(), || context.check_cancelled())?;
-    region.prove_kept(mark, &going, || context.check_cancelled())?;
+    region.prove_kept(mark, &going, proved, context.pool, || context.check_cancelled())?;
     // Before that a base on record may be the better copy.
     if !region.rebase(mark, &kept, context.account)? {
         return Ok(None);
@@ -371,6 +382,7 @@ impl Worn {
         region: &Region,
         options: &GcOptions,
         collected: &mut Collected,
+        proved: &mut Proved,
         failure: &mut Option<RegionError>,
         context: &Context<'_>,
     ) -> Result<(), OpsError> {
@@ -390,11 +402,14 @@ impl Worn {
             let (round, after) = rest.split_at(round_len(&mark, rest, context));
             let round: HashSet<PackName> = round.iter().copied().collect();
             let mut moved = Amount::default();
-            let rewritten = rewrite(region, &round, &avoided, context, || {
+            let rewritten = rewrite(region, &round, &avoided, proved, context, || {
                 moved = repack(region, &mark, &round, context)?;
                 Ok(())
             })?;
-            let Some(Rewritten { mark: now, kept, emptied }) = rewritten else { break };
+            let Some(Rewritten { mark: now, kept, emptied }) = rewritten else {
+                collected.given_up = true;
+                break;
+            };
             emptied.iter().for_each(|name| collected.repacked.add(len_of(&now, name)));
             collected.moved.count += moved.count;
             collected.moved.bytes += moved.bytes;

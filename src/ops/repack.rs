@@ -11,6 +11,7 @@ use super::rewrite::{Keep, mark, rewrite};
 use crate::model::objects::{PackName, PackState};
 use crate::region::Region;
 use crate::region::collect::Mark;
+use crate::region::doubles::Proved;
 use crate::region::fetch::Located;
 use crate::region::losses::Losses;
 use crate::region::moving::StoredChunk;
@@ -21,6 +22,8 @@ use std::collections::HashSet;
 pub const LEVEL_DEFAULT: i32 = 12;
 /// Bytes of packs that are emptied before what came of it is on record: what an interruption loses.
 const ROUND_BYTES: u64 = 1 << 30;
+/// Rounds at most: where there are very many packs, each is larger.
+const ROUNDS_MAX: u64 = 32;
 
 /// How to repack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,9 +72,19 @@ pub fn repack(region: &Region, options: &RepackOptions, context: &Context<'_>) -
     if !context.dry_run {
         context.progress.begin("repack", bytes_of(rest));
     }
+    let mut rounds = Rounds {
+        region,
+        options,
+        all: rest.iter().map(|(name, _)| *name).collect(),
+        mark: None,
+        proved: Proved::new(context.memory_bytes / 2),
+        context,
+    };
+    // Each looks at what is needed of the whole region.
+    let round_bytes = if context.dry_run { u64::MAX } else { ROUND_BYTES.max(bytes_of(rest) / ROUNDS_MAX) };
     while !rest.is_empty() {
-        let (round, after) = rest.split_at(fitting(rest, ROUND_BYTES).max(1));
-        run_round(region, round, options, &mut repacked, context)?;
+        let (round, after) = rest.split_at(fitting(rest, round_bytes).max(1));
+        rounds.run(round, &mut repacked)?;
         rest = after;
     }
     if !context.dry_run {
@@ -116,48 +129,60 @@ fn candidates(region: &Region, level: i32) -> Result<Candidates, OpsError> {
     Ok(candidates)
 }
 
-fn run_round(
-    region: &Region,
-    round: &[(PackName, u64)],
-    options: &RepackOptions,
-    repacked: &mut Repacked,
-    context: &Context<'_>,
-) -> Result<(), OpsError> {
-    context.check_cancelled()?;
-    let packs: &HashSet<PackName> = &round.iter().map(|(name, _)| *name).collect();
-    // What an interrupted run has moved already is not moved again: the mark keeps it where it is now.
-    let mark = mark(region, Losses::Refused, Keep::Outside(packs), context)?;
-    // What would stay all the same is not stored twice.
-    let stuck = mark.stuck();
-    let (stuck, round): (Vec<_>, Vec<_>) = round.iter().partition(|(name, _)| stuck.contains(name));
-    stuck.iter().for_each(|(_, len)| repacked.left.add(*len));
-    let packs: &HashSet<PackName> = &round.iter().map(|(name, _)| *name).collect();
-    if context.dry_run {
-        for (name, len) in &round {
-            let usage = mark.usage(name);
-            repacked.emptied.add(*len);
-            repacked.moved.count += usage.frames;
-            repacked.moved.bytes += usage.bytes;
+/// What goes from round to round.
+struct Rounds<'a> {
+    region: &'a Region,
+    options: &'a RepackOptions,
+    /// All packs that are to be emptied.
+    all: HashSet<PackName>,
+    /// What is needed; none if others may have changed it.
+    mark: Option<Mark>,
+    proved: Proved,
+    context: &'a Context<'a>,
+}
+
+impl Rounds<'_> {
+    fn run(&mut self, round: &[(PackName, u64)], repacked: &mut Repacked) -> Result<(), OpsError> {
+        let Self { region, options, context, .. } = *self;
+        context.check_cancelled()?;
+        // What an interrupted run has moved already is not moved again: the mark keeps it where it is now.
+        let mark = match self.mark.take() {
+            Some(mark) => mark,
+            None => mark(region, Losses::Refused, Keep::Outside(&self.all), context)?,
+        };
+        // What would stay all the same is not stored twice.
+        let stuck = mark.stuck();
+        let (stuck, round): (Vec<_>, Vec<_>) = round.iter().partition(|(name, _)| stuck.contains(name));
+        stuck.iter().for_each(|(_, len)| repacked.left.add(*len));
+        let packs: &HashSet<PackName> = &round.iter().map(|(name, _)| *name).collect();
+        if context.dry_run {
+            for (name, len) in &round {
+                let usage = mark.usage(name);
+                repacked.emptied.add(*len);
+                repacked.moved.count += usage.frames;
+                repacked.moved.bytes += usage.bytes;
+            }
+            return Ok(());
         }
-        return Ok(());
-    }
-    let (mut moved, mut stored_bytes) = (Amount::default(), 0);
-    let rewritten = rewrite(region, packs, packs, context, || {
-        (moved, stored_bytes) = move_needed(region, &mark, packs, options.level, context)?;
+        let (mut moved, mut stored_bytes) = (Amount::default(), 0);
+        let rewritten = rewrite(region, packs, &self.all, &mut self.proved, context, || {
+            (moved, stored_bytes) = move_needed(region, &mark, packs, options.level, context)?;
+            Ok(())
+        })?;
+        // What was not needed of them is done, too.
+        context.progress.advance(bytes_of(&round).saturating_sub(moved.bytes) + bytes_of(&stuck));
+        let emptied = rewritten.as_ref().map_or(&[][..], |rewritten| &rewritten.emptied);
+        for (name, len) in &round {
+            let is_emptied = emptied.contains(name);
+            let amount = if is_emptied { &mut repacked.emptied } else { &mut repacked.left };
+            amount.add(*len);
+        }
+        repacked.moved.count += moved.count;
+        repacked.moved.bytes += moved.bytes;
+        repacked.stored_bytes += stored_bytes;
+        self.mark = rewritten.map(|rewritten| rewritten.mark);
         Ok(())
-    })?;
-    // What was not needed of them is done, too.
-    context.progress.advance(bytes_of(&round).saturating_sub(moved.bytes) + bytes_of(&stuck));
-    let emptied = rewritten.as_ref().map_or(&[][..], |rewritten| &rewritten.emptied);
-    for (name, len) in &round {
-        let is_emptied = emptied.contains(name);
-        let amount = if is_emptied { &mut repacked.emptied } else { &mut repacked.left };
-        amount.add(*len);
     }
-    repacked.moved.count += moved.count;
-    repacked.moved.bytes += moved.bytes;
-    repacked.stored_bytes += stored_bytes;
-    Ok(())
 }
 
 /// Puts what is needed of packs into new ones. Gives what that was, and the bytes of the new packs.

@@ -17,9 +17,10 @@ use crate::model::image::DeviceTarget;
 use crate::model::objects::{ManifestRecord, PackName, PackState};
 use crate::model::units::block_offset;
 use crate::region::Region;
+use crate::region::audit::CheckBuffers;
 use crate::region::session::Session;
 use rayon::prelude::*;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::ops::Range;
 
 /// Chunks that are looked for together.
@@ -80,7 +81,7 @@ pub fn repair(
     sources: &RepairSources<'_>,
     context: &Context<'_>,
 ) -> Result<Repaired, OpsError> {
-    let (report, damage) = survey(region, &VerifyOptions::default(), context)?;
+    let (report, mut damage) = survey(region, &VerifyOptions::default(), context)?;
     let mut repaired =
         Repaired { findings: report.findings, is_log_broken: damage.is_log_broken, ..Repaired::default() };
     if damage.is_log_broken {
@@ -90,13 +91,31 @@ pub fn repair(
         repaired.quarantined = damage.packs.into_iter().collect();
         return Ok(repaired);
     }
+    leave_readable(region, &mut damage, context)?;
     let total = region.catalog()?.packs.len();
+    damage.missing += damage.unread.len();
     if damage.missing > 1 && damage.missing * 2 > total && !sources.force {
         return Err(OpsError::MostlyMissing { missing: damage.missing, total });
     }
     mend(region, sources, &damage, &mut repaired, context)?;
     repaired.lost = lost(region, &region.catalog()?)?;
     Ok(repaired)
+}
+
+/// Looks again at packs that a device did not give: it may have been away for a while, and what is put in quarantine stays there.
+fn leave_readable(region: &Region, damage: &mut Damage, context: &Context<'_>) -> Result<(), OpsError> {
+    let catalog = region.catalog()?;
+    let mut buffers = CheckBuffers::default();
+    for name in std::mem::take(&mut damage.unread) {
+        context.check_cancelled()?;
+        let Some(pack) = catalog.packs.get(&name) else { continue };
+        match region.check_pack(&pack.record, true, &mut buffers) {
+            Ok(checked) if checked.damaged.is_empty() => drop(damage.packs.remove(&name)),
+            Err(error) if error.is_failed_read() => drop(damage.unread.insert(name)),
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 fn mend(
@@ -107,17 +126,22 @@ fn mend(
     context: &Context<'_>,
 ) -> Result<(), OpsError> {
     repaired.caches = region.renew_caches(&damage.segments, context.account)?;
-    repaired.quarantined = region.quarantine(&damage.packs, context.account, context.now_ms)?;
-    let closed = quarantine(&region.catalog()?);
-    if damage.manifests.is_empty() && closed.is_empty() && wanted(region)?.is_empty() {
+    if damage.manifests.is_empty()
+        && damage.packs.is_empty()
+        && quarantine(&region.catalog()?).is_empty()
+        && wanted(region)?.is_empty()
+    {
         return Ok(());
     }
+    // Without space for what is moved out of them, no pack is put in quarantine: that cannot be taken back.
     let mut session = region.begin(context.account)?;
+    repaired.quarantined = region.quarantine(&damage.packs, context.account, context.now_ms)?;
     let mut lost_maps: Vec<&ManifestRecord> = damage.manifests.values().collect();
     for source in sources.regions {
         context.check_cancelled()?;
         repaired.manifests += maps_from_region(&mut session, source, &mut lost_maps, context)?;
     }
+    find_bases(&mut session, sources, repaired, context)?;
     let mut disks = vec![Read::default(); sources.disks.len()];
     loop {
         gather(&mut session, sources, &mut disks, &mut lost_maps, repaired, context)?;
@@ -133,6 +157,24 @@ fn mend(
     let foreign = disks.iter().enumerate().filter(|(_, disk)| disk.was_read && !disk.had_some);
     repaired.foreign_disks = foreign.map(|(number, _)| number).collect();
     repaired.stored_bytes = session.stored_bytes();
+    Ok(())
+}
+
+/// Stores the bases of deltas that are in no sound pack, before anything else: with them those packs are sound, and nothing of them
+/// has to be stored anew.
+fn find_bases(
+    session: &mut Session,
+    sources: &RepairSources<'_>,
+    repaired: &mut Repaired,
+    context: &Context<'_>,
+) -> Result<(), OpsError> {
+    let region = session.region().clone();
+    for source in std::iter::once(&region).chain(sources.regions) {
+        let lost: Vec<ChunkId> = region.lost_bases()?.chunks.into_iter().collect();
+        let stored = store_these(session, source, &lost, context)?;
+        let is_own = source.header().id == region.header().id;
+        *(if is_own { &mut repaired.moved } else { &mut repaired.fetched }) += stored;
+    }
     Ok(())
 }
 
@@ -265,11 +307,12 @@ fn quarantine(catalog: &Catalog) -> Vec<PackName> {
 
 /// The chunks that something refers to, or that others are stored against, and that are in no sound pack.
 fn wanted(region: &Region) -> Result<BTreeSet<ChunkId>, OpsError> {
-    let mut wanted = region.lost_bases()?.chunks;
+    let (mut wanted, mut asked) = (region.lost_bases()?.chunks, HashSet::new());
     for root in region.catalog()?.roots() {
         // One whose map is lost wants nothing that is known.
         let Ok(map) = region.load_map(root.manifest) else { continue };
-        let ids: Vec<ChunkId> = map.chunks().iter().map(|chunk| chunk.id).collect();
+        let ids = map.chunks().iter().map(|chunk| chunk.id);
+        let ids: Vec<ChunkId> = ids.filter(|id| asked.insert(*id)).collect();
         // One in a condemned pack only would go with that, and is stored again, too.
         let lacking = ids.iter().zip(region.has_live_chunks(&ids)?).filter(|(_, has)| !has);
         wanted.extend(lacking.map(|(id, _)| *id));
@@ -279,7 +322,18 @@ fn wanted(region: &Region) -> Result<BTreeSet<ChunkId>, OpsError> {
 
 /// Stores what a region has intact of the chunks that are wanted, each proved. Gives how many.
 fn store(session: &mut Session, from: &Region, context: &Context<'_>) -> Result<u64, OpsError> {
+    // What is sound again with what was stored by now is not wanted.
+    session.region().base_elsewhere(context.account, || context.check_cancelled())?;
     let wanted: Vec<ChunkId> = wanted(session.region())?.into_iter().collect();
+    store_these(session, from, &wanted, context)
+}
+
+fn store_these(
+    session: &mut Session,
+    from: &Region,
+    wanted: &[ChunkId],
+    context: &Context<'_>,
+) -> Result<u64, OpsError> {
     let mut stored = 0;
     for ids in wanted.chunks(ASKED_AT_ONCE) {
         context.check_cancelled()?;
@@ -348,7 +402,7 @@ fn lost(region: &Region, catalog: &Catalog) -> Result<Vec<Lost>, OpsError> {
                     }
                 }
             }
-            Err(error) if error.is_damage() => ranges.push(0..root.volume_bytes),
+            Err(error) if error.is_loss() => ranges.push(0..root.volume_bytes),
             Err(error) => return Err(error.into()),
         }
         // What was deleted and collected meanwhile is not lost.

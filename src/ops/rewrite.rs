@@ -5,6 +5,7 @@ use super::error::OpsError;
 use crate::model::objects::{PackName, PackState};
 use crate::region::Region;
 use crate::region::collect::Mark;
+use crate::region::doubles::Proved;
 use crate::region::losses::Losses;
 use std::collections::{BTreeSet, HashSet};
 
@@ -38,6 +39,7 @@ pub(super) fn rewrite(
     region: &Region,
     packs: &HashSet<PackName>,
     avoided: &HashSet<PackName>,
+    proved: &mut Proved,
     context: &Context<'_>,
     move_needed: impl FnOnce() -> Result<(), OpsError>,
 ) -> Result<Option<Rewritten>, OpsError> {
@@ -60,7 +62,8 @@ pub(super) fn rewrite(
         emptied = live()
             .filter(|name| packs.contains(name) && !kept.contains(name) && !held.contains(name))
             .collect();
-        region.prove_kept(mark, &emptied.iter().copied().collect(), || context.check_cancelled())?;
+        let going = emptied.iter().copied().collect();
+        region.prove_kept(mark, &going, proved, context.pool, || context.check_cancelled())?;
         let is_done = region.rebase(mark, &kept, account)?
             && (emptied.is_empty() || region.condemn(mark, &kept, &emptied, account, now_ms)?);
         Ok(is_done.then_some(kept))

@@ -97,6 +97,8 @@ pub struct Report {
 pub(super) struct Damage {
     /// Packs with a damaged frame, or that cannot be read.
     pub(super) packs: BTreeSet<PackName>,
+    /// Those of them that the device did not give.
+    pub(super) unread: BTreeSet<PackName>,
     /// Manifests that cannot be read.
     pub(super) manifests: BTreeMap<ManifestName, ManifestRecord>,
     /// Segments that cannot be read or do not say what the packs say.
@@ -236,12 +238,12 @@ struct Check<'a> {
 
 impl Check<'_> {
     fn add(&mut self, object: &str, error: &RegionError) -> usize {
-        let finding = Finding {
-            object: object.to_owned(),
-            problem: error.to_string(),
-            affected: Vec::new(),
-            affected_of_others: 0,
-        };
+        self.add_problem(object, error.to_string())
+    }
+
+    fn add_problem(&mut self, object: &str, problem: String) -> usize {
+        let finding =
+            Finding { object: object.to_owned(), problem, affected: Vec::new(), affected_of_others: 0 };
         self.report.findings.push(finding);
         self.report.findings.len() - 1
     }
@@ -265,6 +267,8 @@ impl Check<'_> {
                 );
             }
         }
+        // What their deltas are on is read for them, too.
+        let needed = catalog.with_bases(needed);
         let mut records: Vec<_> = readable(catalog).filter(|record| needed.contains(&record.name)).collect();
         #[expect(
             clippy::cast_possible_truncation,
@@ -348,7 +352,13 @@ impl Check<'_> {
         self.report.packs += 1;
         self.report.chunks += checked.frames;
         self.report.pack_bytes += checked.len_bytes;
-        let is_good = checked.damaged.is_empty();
+        let is_good = checked.damaged.is_empty() && checked.baseless.is_empty();
+        // Their own pack is sound, and does not go for it.
+        for (chunk, base) in checked.baseless {
+            let why = format!("chunk {chunk} is stored against chunk {base}, which is in no sound pack");
+            let finding = self.add_problem(&record.name.to_string(), why);
+            self.bad.insert(chunk, finding);
+        }
         for (chunk, error) in checked.damaged {
             let finding = self.add(&record.name.to_string(), &error);
             self.bad.insert(chunk, finding);
@@ -364,8 +374,11 @@ impl Check<'_> {
         if error.is_not_found() {
             self.damage.missing += 1;
         }
-        if error.is_damage() || error.is_failed_read() {
+        if error.is_loss() {
             self.damage.packs.insert(name);
+        }
+        if error.is_failed_read() {
+            self.damage.unread.insert(name);
         }
     }
 
@@ -427,7 +440,7 @@ impl Check<'_> {
                 Err(error) if error.is_not_found() && !self.is_still_named(root.manifest) => continue,
                 Err(error) => {
                     let finding = self.add(&root.manifest.name.to_string(), &error);
-                    if error.is_damage() {
+                    if error.is_loss() {
                         self.damage.manifests.insert(root.manifest.name, root.manifest.clone());
                     }
                     self.touch(finding, root.id);
@@ -451,14 +464,9 @@ impl Check<'_> {
                 }
             }
             if missing > 0 && self.is_still_named(root.manifest) {
-                let finding = Finding {
-                    object: root.manifest.name.to_string(),
-                    problem: format!("{missing} of its chunks are in no sound pack"),
-                    affected: Vec::new(),
-                    affected_of_others: 0,
-                };
-                self.report.findings.push(finding);
-                self.touch(self.report.findings.len() - 1, root.id);
+                let why = format!("{missing} of its chunks are in no sound pack");
+                let finding = self.add_problem(&root.manifest.name.to_string(), why);
+                self.touch(finding, root.id);
             }
         }
         Ok(())
@@ -491,7 +499,7 @@ impl Check<'_> {
         };
         for (finding, roots) in self.uses {
             let finding = &mut self.report.findings[finding];
-            let mut hidden = 0;
+            let (mut hidden, mut named) = (0, HashSet::new());
             for root in roots {
                 if own.contains(&root) || readable(&root) {
                     finding.affected.push(root.to_string());
@@ -499,7 +507,7 @@ impl Check<'_> {
                     hidden += 1;
                 }
                 for image in images.get(&root).into_iter().flatten() {
-                    if !finding.affected.contains(image) {
+                    if named.insert(image) {
                         finding.affected.push(image.clone());
                     }
                 }

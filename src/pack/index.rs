@@ -98,6 +98,9 @@ fn is_lost(error: &PackError) -> bool {
     }
 }
 
+/// How often the trailer of a pack in quarantine is left out after it could not be read, before it is tried again.
+const LEFT_OUT_MAX: u32 = 64;
+
 /// An immutable view of where chunks are, for one state of the catalogue.
 #[derive(Debug, Default)]
 pub struct Index {
@@ -111,6 +114,8 @@ pub struct Index {
     /// Of those the ones that a segment lists a part of: a new segment would list no more of them.
     partial: HashSet<PackName>,
     unreadable: Vec<Unreadable>,
+    /// Packs in quarantine whose trailers could not be read, and how often they were left out since: a read that fails takes long.
+    silent: HashMap<PackName, u32>,
     /// Packs that something new may refer to without having to rescue them.
     live: QuickSet<PackName>,
     /// Packs that a use would rescue.
@@ -175,6 +180,12 @@ impl Index {
             } else if is_listed {
                 continue;
             }
+            let silent =
+                previous.silent.get(&name).filter(|_| matches!(pack.state, PackState::Quarantined { .. }));
+            if let Some(left_out) = silent.filter(|left_out| **left_out < LEFT_OUT_MAX) {
+                index.silent.insert(name, left_out + 1);
+                continue;
+            }
             let known = previous.loose().get(&name).or_else(|| written.get(&name)).cloned().map_or_else(
                 || read_trailer(storage, region, &pack.record).map(|trailer| Arc::new(trailer.entries)),
                 Ok,
@@ -182,7 +193,9 @@ impl Index {
             match known {
                 Ok(entries) => loose.push((name, standing, entries)),
                 // That something is wrong with it is known.
-                Err(_) if matches!(pack.state, PackState::Quarantined { .. }) => {}
+                Err(_) if matches!(pack.state, PackState::Quarantined { .. }) => {
+                    index.silent.insert(name, 0);
+                }
                 Err(error) => index.unreadable.push(Unreadable { pack: name, error: Arc::new(error) }),
             }
         }

@@ -36,6 +36,7 @@ pub struct CheckBuffers {
 }
 
 /// A pack that was checked.
+#[derive(Default)]
 pub struct CheckedPack {
     /// Its frames.
     pub frames: u64,
@@ -43,6 +44,8 @@ pub struct CheckedPack {
     pub len_bytes: u64,
     /// Frames that are damaged.
     pub damaged: Vec<(ChunkId, RegionError)>,
+    /// Deltas that are as they were stored, each with its base, which is nowhere intact.
+    pub baseless: Vec<(ChunkId, ChunkId)>,
 }
 
 impl Region {
@@ -188,7 +191,7 @@ impl Region {
             entries.iter().map(|entry| (entry.id, Location::new(entry, record.name))).collect();
         wanted.sort_unstable_by_key(|(_, location)| location.offset);
         let mut checked =
-            CheckedPack { frames: wanted.len() as u64, len_bytes: object.len(), damaged: Vec::new() };
+            CheckedPack { frames: wanted.len() as u64, len_bytes: object.len(), ..CheckedPack::default() };
         let mut rest = wanted.as_slice();
         while let Some((_, first)) = rest.first() {
             let start = u64::from(first.offset);
@@ -213,10 +216,11 @@ impl Region {
             };
             for located in run {
                 let base = base_in(&read, bytes, &located.1);
-                let result = if content {
+                let base_content = base.filter(|_| content).and_then(|base| bases.intact_content(self, base));
+                let lacks_base = content && base.is_some() && base_content.is_none();
+                let result = if content && !lacks_base {
                     raw.resize(usize::from(located.1.raw_blocks) * BLOCK_BYTES, 0);
-                    let base = base.and_then(|base| bases.intact_content(self, base));
-                    decode_frame(&self.0.codecs, &read, bytes, *located, base.as_deref(), raw)
+                    decode_frame(&self.0.codecs, &read, bytes, *located, base_content.as_deref(), raw)
                 } else {
                     stored_frame(&read, bytes, *located).map(drop)
                 };
@@ -228,8 +232,12 @@ impl Region {
                         Err(other_base(record, located))
                     }
                 });
-                if let Err(error) = result {
-                    checked.damaged.push((located.0, error));
+                match (result, base) {
+                    (Err(error), _) => checked.damaged.push((located.0, error)),
+                    (Ok(()), Some(base)) if lacks_base => {
+                        checked.baseless.push((located.0, base));
+                    }
+                    _ => {}
                 }
             }
         }

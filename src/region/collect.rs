@@ -233,14 +233,14 @@ impl Region {
             unsaved: BTreeSet::new(),
         };
         // Which packs stay says which bases do, and the other way round: until no pack comes to it.
-        let (mut named, mut scanned) = (Vec::new(), Vec::new());
+        let (mut named, mut scanned, mut seen) = (Vec::new(), Vec::new(), HashSet::new());
         loop {
             let is_incomplete = mark.settle_usage(&named, &scanned, &mut watch)?;
             let more: Vec<PackName> = mark
                 .usage
                 .keys()
                 .copied()
-                .filter(|p| mark.deltas.contains_key(p) && !scanned.contains(p))
+                .filter(|p| mark.deltas.contains_key(p) && seen.insert(*p))
                 .collect();
             if more.is_empty() {
                 mark.lost = self.find_lost(&mark, losses, is_incomplete, &mut watch)?;

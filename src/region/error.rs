@@ -154,6 +154,11 @@ impl RegionError {
             if source.kind() != std::io::ErrorKind::PermissionDenied)
     }
 
+    /// Whether stored bytes are wrong or missing, or a device does not give them: those that are elsewhere are to be used.
+    pub fn is_loss(&self) -> bool {
+        self.is_damage() || self.is_failed_read()
+    }
+
     /// Whether this user may not do what was tried with the storage.
     pub fn is_denied(&self) -> bool {
         matches!(self, Self::Storage(StorageError::Io { source, .. })

@@ -272,12 +272,15 @@ impl Region {
         filters: Filters,
     ) -> Result<Option<Location>, PackError> {
         // Asked for every chunk: what was lost is gathered only where something was.
-        let mut lost: Option<HashSet<PackName>> = None;
+        let (mut lost, mut more) = (None::<Arc<HashSet<PackName>>>, Vec::new());
         loop {
-            let is_lost = |pack: &PackName| lost.as_ref().is_some_and(|lost| lost.contains(pack));
+            let is_lost = |pack: &PackName| {
+                lost.as_ref().is_some_and(|lost| lost.contains(pack)) || more.contains(pack)
+            };
             match index.locate_for_use(id, is_lost, filters)? {
                 Some(location) if !self.is_there(location.pack)? => {
-                    lost.get_or_insert_with(|| self.lost_packs()).insert(location.pack);
+                    more.push(location.pack);
+                    lost.get_or_insert_with(|| self.lost_packs());
                 }
                 located => return Ok(located),
             }
@@ -285,9 +288,17 @@ impl Region {
     }
 
     /// Packs that were looked for in vain.
-    pub(super) fn lost_packs(&self) -> HashSet<PackName> {
-        let presence = self.0.presence.lock().unwrap_or_else(PoisonError::into_inner);
-        presence.can_be_used.iter().filter_map(|(pack, can_be)| (!can_be).then_some(*pack)).collect()
+    pub(super) fn lost_packs(&self) -> Arc<HashSet<PackName>> {
+        self.0.presence.lock().unwrap_or_else(PoisonError::into_inner).lost.clone()
+    }
+
+    /// Looks for packs anew when they are asked for the next time.
+    pub(super) fn forget_presence(&self, packs: impl Iterator<Item = PackName>) {
+        let mut presence = self.0.presence.lock().unwrap_or_else(PoisonError::into_inner);
+        for pack in packs {
+            presence.note(pack, true);
+            presence.can_be_used.remove(&pack);
+        }
     }
 
     /// Whether a registered pack is there in its length, and those with the bases of its deltas. It is looked for once.
@@ -301,7 +312,7 @@ impl Region {
             let is_there = self.is_there_with_bases(name, &mut presence.opened)?;
             // What is gone may have been collected, and the pack be put on other bases.
             if is_there || self.catalog().map_or(true, |now| now.sequence == before) {
-                presence.can_be_used.insert(name, is_there);
+                presence.note(name, is_there);
                 return Ok(is_there);
             }
         }
@@ -330,7 +341,7 @@ impl Region {
         let Some(pack) = PackName::parse(name) else { return false };
         let mut presence = self.0.presence.lock().unwrap_or_else(PoisonError::into_inner);
         presence.opened.remove(&pack);
-        presence.can_be_used.insert(pack, false) != Some(false)
+        presence.note(pack, false) != Some(false)
     }
 
     /// Reads the stored frames of chunks, near ones together. If a pack is gone, the log is replayed and the

@@ -145,7 +145,7 @@ pub(super) fn name_of(root: RootId, catalog: &Catalog) -> String {
 
 /// A block map that cannot be read: nobody knows what its snapshot needs.
 pub(super) fn lost_map(root: &Root<'_>, catalog: &Catalog, error: RegionError) -> RegionError {
-    if !error.is_damage() {
+    if !error.is_loss() {
         return error;
     }
     let cure = match root.id {

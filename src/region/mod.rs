@@ -8,7 +8,7 @@ pub mod audit;
 pub mod bases;
 pub mod collect;
 mod compact;
-mod doubles;
+pub mod doubles;
 pub mod error;
 pub mod fetch;
 mod gathered;
@@ -18,6 +18,7 @@ pub mod mend;
 pub mod moving;
 pub mod orphans;
 mod place;
+mod rebase;
 pub mod salvage;
 pub mod session;
 pub mod similar;
@@ -102,6 +103,23 @@ struct Presence {
     opened: HashSet<PackName>,
     /// Whether one was there with all that its deltas need.
     can_be_used: HashMap<PackName, bool>,
+    /// Those of them that were not.
+    lost: Arc<HashSet<PackName>>,
+}
+
+impl Presence {
+    /// Notes whether a pack can be used; what was known before.
+    fn note(&mut self, pack: PackName, can_be: bool) -> Option<bool> {
+        if can_be == self.lost.contains(&pack) {
+            let lost = Arc::make_mut(&mut self.lost);
+            if can_be {
+                lost.remove(&pack)
+            } else {
+                lost.insert(pack)
+            };
+        }
+        self.can_be_used.insert(pack, can_be)
+    }
 }
 
 #[derive(Default)]

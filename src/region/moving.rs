@@ -81,7 +81,7 @@ impl Region {
         self.proved(frames, pool, |chunk| chunk)
     }
 
-    fn proved<T: Send>(
+    pub(super) fn proved<T: Send>(
         &self,
         frames: &[Located],
         pool: &rayon::ThreadPool,

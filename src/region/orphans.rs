@@ -66,6 +66,11 @@ fn manifests(catalog: &Catalog) -> BTreeSet<ManifestName> {
 }
 
 impl Region {
+    /// See [`crate::io::storage::Storage::tidy`].
+    pub fn tidy(&self) {
+        self.0.storage.tidy();
+    }
+
     /// Finds objects that nothing names, of sessions that are gone. Nothing is changed.
     pub fn find_orphans(&self) -> Result<Orphans, RegionError> {
         // In this order: what is listed was written before a session is asked for a sign of life, and what a

@@ -57,6 +57,7 @@ fn document(session: &Session<'_>, collected: &Collected, started: Instant) -> V
         "unneeded_bytes": collected.unneeded.bytes,
         "left_worn_packs": collected.left_worn.count,
         "left_worn_bytes": collected.left_worn.bytes,
+        "given_up": collected.given_up,
         "in_progress_packs": collected.in_progress.count,
         "in_progress_bytes": collected.in_progress.bytes,
         "elapsed_seconds": started.elapsed().as_secs_f64(),
@@ -117,6 +118,9 @@ fn text(collected: &Collected, dry_run: bool) -> String {
         collected.left_worn.count > 0,
         format!("not rewritten, since the disk is nearly full: {}", amount(collected.left_worn, "worn pack")),
     );
+    if collected.given_up {
+        text += "given up    others changed the region at each try: what is left is for the next `imgstore gc`, at a quieter time\n";
+    }
     if text.is_empty() {
         text += "nothing to collect\n";
     }
