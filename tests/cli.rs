@@ -844,3 +844,81 @@ fn a_damaged_log_is_told_and_mended() {
     home.ok(&["repair"]);
     assert_eq!(home.ok(&["verify"]), "no damage found\n");
 }
+
+/// What was found to be taken without a word, or to be told wrongly.
+#[test]
+fn what_an_option_does_not_go_with_is_said() {
+    let place = Place::new();
+    place.disk("a.raw", 300_000, 1);
+    let image = one_line(&place.ok(&["import", "a.raw", "--name", "web"]), "ami-");
+    let snapshot = place.json(&["snapshots"])["snapshots"][0]["snapshot_id"].as_str().unwrap().to_owned();
+    for (args, part) in [
+        (&["export", &snapshot, "x.raw", "--device", "/dev/xvda"][..], "leave --device out"),
+        (&["export", &image, "x.raw", "--cpus", "4"], "--format ova"),
+        (&["export", &image, "x.qcow2", "--format", "qcow2", "--write-device"], "one raw disk"),
+        (&["share", &snapshot, "--add", "all", "--snapshots"], "goes with an image"),
+        (&["images", "--latest", "web*", "--max-results", "3"], "--max-results"),
+        (&["copy", &image, "--from", "local", "--limit-rate", "0"], "0 bytes in a second"),
+        (&["images", "nonsense"], "\"nonsense\" (expecting \"ami-...\")"),
+        (&["snapshots", &image], "(expecting \"snap-...\")"),
+    ] {
+        let (code, why) = place.fails(args);
+        assert!(code == 2 && why.contains(part), "{args:?}: {code}, {why}");
+    }
+    let malformed = place.run(&["--json", "volumes", "nonsense"]);
+    assert!(
+        String::from_utf8_lossy(&malformed.stdout).contains("InvalidVolumeID.Malformed"),
+        "{malformed:?}"
+    );
+    for target in ["nowhere/x.raw", "folder/"] {
+        for dry_run in [true, false] {
+            let mut args = vec!["export", &image, target];
+            args.extend(dry_run.then_some("--dry-run"));
+            assert_eq!(place.fails(&args).0, 6, "{args:?}");
+        }
+    }
+    let (code, why) = place.fails(&["export", &image, "a.raw", "--all"]);
+    assert!(code == 6 && why.contains("no folder"), "{why}");
+    place.ok(&["export", &image, &format!("{}.raw", "n".repeat(240))]);
+    place.ok(&["bench", "dedup", "a.raw", "--html", "page.html", "--dry-run"]);
+    assert!(!place.path("page.html").exists());
+    place.ok(&["bin", "add-rule", "images", "--days", "3", "--tag", "e=1", "--tag", "e=2"]);
+    assert_eq!(
+        place.fails(&["bin", "add-rule", "images", "--days", "3", "--tag", "e=1", "--tag", "e=1"]).0,
+        2
+    );
+    place.ok(&["region", "add", "backup", "backup"]);
+    let regions = place.json(&["--region", "backup", "region", "list"]);
+    for region in regions["regions"].as_array().unwrap() {
+        assert_eq!(region["default"], region["region"] != "backup", "{regions}");
+    }
+}
+
+/// A protection that was to hold for a day more.
+#[test]
+fn a_protection_that_is_over_is_said_to_be() {
+    let place = Place::new();
+    place.disk("a.raw", 4096, 1);
+    let image = one_line(&place.ok(&["import", "a.raw", "--name", "web"]), "ami-");
+    place.ok(&["protect", &image, "--cooldown"]);
+    place.ok(&["protect", &image, "--off"]);
+    let said = |place: &Place| {
+        place.json(&["show", &image])["deregistration_protection"].as_str().unwrap().to_owned()
+    };
+    assert!(said(&place).starts_with("disabling after cooldown on "));
+}
+
+/// The folder of an instance goes with the last of its disks, whenever that is.
+#[test]
+fn nothing_is_left_of_an_instance_whose_last_volume_is_deleted() {
+    let place = Place::new();
+    place.disk("a.raw", 4096, 1);
+    let image = one_line(&place.ok(&["import", "a.raw", "--name", "web"]), "ami-");
+    let instance =
+        one_line(&place.ok(&["launch", &image, "--output", "vms", "--device", "/dev/xvda:keep"]), "i-");
+    let volume = place.json(&["volumes"])["volumes"][0]["volume_id"].as_str().unwrap().to_owned();
+    place.ok(&["terminate", &instance]);
+    assert!(place.path("vms").join(&instance).exists());
+    place.ok(&["delete-volume", &volume]);
+    assert_eq!(fs::read_dir(place.path("vms")).unwrap().count(), 0);
+}

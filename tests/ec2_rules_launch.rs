@@ -5,18 +5,24 @@ mod common;
 use common::{Caller, MemoryDisk, NOW_MS, Rules, code, volume};
 use imgstore::model::account::{Permission, Resource};
 use imgstore::model::catalog::Catalog;
-use imgstore::model::ids::VolumeId;
+use imgstore::model::ids::{ImageId, VolumeId};
 use imgstore::model::image::Image;
-use imgstore::model::words::{InstanceState, SnapshotState, VolumeState, VolumeType};
+use imgstore::model::op::Op;
+use imgstore::model::words::{Architecture, InstanceState, SnapshotState, VolumeState, VolumeType};
 use imgstore::ops::capture::{CaptureOptions, CaptureWhat, create_snapshots};
-use imgstore::ops::context::Context;
+use imgstore::ops::context::{Context, Progress};
+use imgstore::ops::copy::{CopyOptions, CopyWhat, apply, plan};
 use imgstore::ops::delete::delete_snapshot;
 use imgstore::ops::devices::DeviceSpec;
+use imgstore::ops::encode::Compression;
 use imgstore::ops::find;
+use imgstore::ops::import::import_template;
 use imgstore::ops::launch::{LaunchOptions, Launched, launch};
 use imgstore::ops::modify::{self, PermissionChange};
+use imgstore::ops::register::ImageOptions;
 use imgstore::ops::volume::{VolumeOptions, attach_volume, create_volume, delete_volume, detach_volume};
 use imgstore::ops::{account, bin, instance};
+use imgstore::region::error::RegionError;
 use std::path::Path;
 
 const HOUR: u64 = 3_600_000;
@@ -189,7 +195,7 @@ fn a_volume_is_at_least_as_large_as_its_snapshot() {
     let larger = create_volume(region, &of(&rules, snapshot, Some(1 << 20)), &context).unwrap();
     assert_eq!(std::fs::metadata(&larger.path).unwrap().len(), 1 << 20);
     let error = create_volume(region, &of(&rules, snapshot, Some(4096)), &context).unwrap_err();
-    assert_eq!(error.code(), "InvalidBlockDeviceMapping");
+    assert_eq!(error.code(), "InvalidParameterValue");
     let neither = create_volume(region, &of(&rules, None, None), &context);
     assert_eq!(code(neither), Err("MissingParameter"));
 }
@@ -254,6 +260,20 @@ fn a_volume_is_attached_once_and_deleted_only_when_it_is_detached() {
     let other = rules.catalog().volumes.keys().next().copied().unwrap();
     let theirs = delete_volume(region, other, &rules.friend.context());
     assert_eq!(code(theirs), Err("InvalidVolume.NotFound"));
+}
+
+#[test]
+fn an_instance_has_as_many_devices_as_an_image_can_have() {
+    let rules = Rules::new();
+    let instance = run(&rules, &rules.image("web"), &with(&rules, vec![])).unwrap()[0].instance.id;
+    let (region, context) = (&rules.region, rules.owner.context());
+    let name = |number: usize| format!("/dev/xv{}", number + 100);
+    let attach = |number| {
+        let volume = create_volume(region, &of(&rules, None, Some(4096)), &context).unwrap();
+        attach_volume(region, volume.id, instance, &name(number), &context)
+    };
+    (1..imgstore::ops::devices::DEVICES_MAX).for_each(|number| attach(number).unwrap());
+    assert_eq!(code(attach(0)), Err("AttachmentLimitExceeded"));
 }
 
 #[test]
@@ -373,6 +393,80 @@ fn a_volume_smaller_than_its_snapshot_is_refused_in_ec2s_words() {
     let error = create_volume(&rules.region, &of(&rules, Some(whole), Some(1 << 30)), &rules.owner.context());
     let expected = format!("Volume of size 1GB is smaller than  snapshot '{whole}', expect size >= 2GB");
     assert_eq!(error.unwrap_err().to_string(), expected);
+}
+
+/// Disks are files that are called after their devices: whoever makes an image must not choose where a launch writes.
+#[test]
+fn a_root_device_is_no_path() {
+    let rules = Rules::new();
+    for bad in ["/dev//tmp/x", "../../up", "", "/dev/a/b", "/dev/", "/dev//dev/xvda"] {
+        let options =
+            ImageOptions { root_device_name: bad.into(), ..ImageOptions::named("bad", Architecture::X86_64) };
+        let (disk, context) = (MemoryDisk::new(volume(4096, 1)), rules.owner.context());
+        let made = import_template(&rules.region, &disk, &[], &options, Compression::default(), &context);
+        assert_eq!(code(made), Err("InvalidBlockDeviceMapping"), "{bad:?}");
+    }
+    // Regions may have such images from before that was refused.
+    let image = rules.image("web");
+    let target = rules.disks.path().join("target.raw");
+    std::fs::write(&target, "precious").unwrap();
+    for name in [format!("/dev/{}", target.with_extension("").display()), "../target".to_owned()] {
+        let mut bad = Image {
+            id: ImageId::from_random(77),
+            name: "bad".into(),
+            root_device_name: name,
+            ..image.clone()
+        };
+        bad.devices[0].device_name.clone_from(&bad.root_device_name);
+        let register =
+            |_: &Catalog| Ok::<_, RegionError>((vec![Op::RegisterImage(Box::new(bad.clone()))], ()));
+        rules.region.commit(rules.owner.account, register).unwrap();
+        let launched = launch(&rules.region, bad.id, &with(&rules, vec![]), &rules.stranger.context());
+        assert!(launched.is_err());
+        assert_eq!(run(&rules, &bad, &with(&rules, vec![])).err(), Some("InvalidBlockDeviceMapping"));
+        let forget =
+            |_: &Catalog| Ok::<_, RegionError>((vec![Op::DeregisterImage { id: bad.id, bin: None }], ()));
+        rules.region.commit(rules.owner.account, forget).unwrap();
+    }
+    assert_eq!(std::fs::read(&target).unwrap(), b"precious");
+}
+
+/// The owner of an image, who adds a product code to it as soon as something of it is moved.
+struct Seller<'a>(&'a Rules, ImageId);
+
+impl Progress for Seller<'_> {
+    fn begin(&self, _: &'static str, _: u64) {
+        self.advance(0);
+    }
+    fn advance(&self, _: u64) {
+        let (rules, id) = (self.0, self.1);
+        modify::add_product_codes(&rules.region, id, &["abc".into()], &rules.owner.context()).unwrap();
+    }
+    fn note(&self, _: &str) {}
+    fn is_cancelled(&self) -> bool {
+        false
+    }
+}
+
+#[test]
+fn product_codes_that_come_meanwhile_are_on_what_is_made() {
+    let rules = Rules::new();
+    for what in ["launch", "copy"] {
+        let image = rules.image(what);
+        let seller = Seller(&rules, image.id);
+        let context = Context { progress: &seller, ..rules.owner.context() };
+        let codes = if what == "launch" {
+            let options = with(&rules, vec![]);
+            launch(&rules.region, image.id, &options, &context).unwrap()[0].instance.product_codes.clone()
+        } else {
+            let options = CopyOptions { name: Some("copied".into()), ..CopyOptions::default() };
+            let plan =
+                plan(&rules.region, &rules.region, CopyWhat::Image(image.id), &options, &context).unwrap();
+            let copied = apply(&rules.region, &rules.region, &plan, &options, &context).unwrap();
+            copied.image.unwrap().product_codes
+        };
+        assert_eq!(codes, ["abc"], "{what}");
+    }
 }
 
 #[test]

@@ -285,7 +285,7 @@ fn descriptions_that_want_more_than_the_archive_has_are_refused() {
         ("width", wide, "XML"),
         ("many namespaces", spaces, "256 times 'xmlns'"),
         ("many attributes", format!("<Envelope{}/>", " aaaa=\"\"".repeat(300_000)), "20000 times '='"),
-        ("many disks", ovf(&file("f1", "disk.vmdk"), &by_f1, &many), "more than 25 disks"),
+        ("many disks", ovf(&file("f1", "disk.vmdk"), &by_f1, &many), "more than 60 disks"),
         (
             "a file twice",
             ovf(&file("f1", "disk.vmdk"), &(by_f1.clone() + &disk("d2", r#"ovf:fileRef="f1""#)), &both),

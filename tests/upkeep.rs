@@ -2,10 +2,10 @@
 
 mod common;
 
-use common::{Caller, MemoryDisk, Rules, code, session, small_packs, volume};
+use common::{Caller, MemoryDisk, Rules, code, pass_on, session, small_packs, volume};
 use imgstore::io::directory::DirectoryOptions;
 use imgstore::io::memory::Memory;
-use imgstore::io::storage::{Storage, read_whole};
+use imgstore::io::storage::{Created, Listed, Object, Storage, StorageError, read_whole};
 use imgstore::model::account::{Permission, Resource, Tag};
 use imgstore::model::catalog::RootId;
 use imgstore::model::ids::{InstanceId, SnapshotId, TemplateId, VolumeId};
@@ -18,13 +18,17 @@ use imgstore::ops::devices::DeviceSpec;
 use imgstore::ops::error::OpsError;
 use imgstore::ops::find::AnyId;
 use imgstore::ops::gc::{GcOptions, collect};
+use imgstore::ops::instance::terminate;
+use imgstore::ops::launch::{LaunchOptions, launch};
 use imgstore::ops::modify::{self, Target};
 use imgstore::ops::register::{ImageOptions, register};
 use imgstore::ops::repair::{RepairSources, repair};
 use imgstore::ops::verify::{Report, VerifyOptions, verify};
+use imgstore::ops::volume::delete_volume;
 use imgstore::region::error::RegionError;
 use imgstore::region::{Region, RegionOptions};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -469,4 +473,54 @@ fn on_a_full_disk_worn_packs_are_left() {
     let done = collect(&Region::open_directory(&root, room).unwrap(), &now, &caller.context()).unwrap();
     assert!(done.repacked.count > 0 && done.left_worn.count == 0, "{done:?}");
     assert!(caller.read_back(&Region::open_directory(&root, room).unwrap(), kept).unwrap() == keeper);
+}
+
+/// A storage that counts how often it is asked for room for a removal.
+struct Asked {
+    inner: Memory,
+    count: Arc<AtomicU64>,
+}
+
+impl Storage for Asked {
+    fn admit_collector(&self) -> Result<bool, StorageError> {
+        self.count.fetch_add(1, Ordering::Relaxed);
+        self.inner.admit_collector()
+    }
+
+    fn open(&self, name: &str) -> Result<Arc<dyn Object>, StorageError> {
+        self.inner.open(name)
+    }
+
+    pass_on!(create list restore delete persist admit_writer is_writer_gone);
+}
+
+/// What frees space must go on a full disk: each asks for the room that is kept back for it.
+#[test]
+fn whatever_removes_something_asks_for_room() {
+    let rules = Rules::new();
+    let count = Arc::new(AtomicU64::new(0));
+    let storage = Asked { inner: rules.storage.clone(), count: count.clone() };
+    let region = Region::open(Arc::new(storage), session()).unwrap();
+    let context = rules.owner.context();
+    let asks = |what: &str, remove: &dyn Fn()| {
+        let before = count.load(Ordering::Relaxed);
+        remove();
+        assert!(count.load(Ordering::Relaxed) > before, "{what}");
+    };
+    let image = rules.image("web");
+    let snapshot = image.snapshot_ids().next().unwrap();
+    let keep = DeviceSpec {
+        device_name: "/dev/xvda".into(),
+        delete_on_termination: Some(false),
+        ..DeviceSpec::default()
+    };
+    let options = LaunchOptions { devices: vec![keep], ..LaunchOptions::one(rules.disks.path()) };
+    let launched = launch(&region, image.id, &options, &context).unwrap().remove(0);
+    asks("terminate", &|| drop(terminate(&region, &[launched.instance.id], &context).unwrap()));
+    asks("delete-volume", &|| delete_volume(&region, launched.volumes[0].id, &context).unwrap());
+    asks("deregister", &|| drop(deregister(&region, image.id, false, &context).unwrap()));
+    asks("delete-snapshot", &|| {
+        delete_snapshot(&region, snapshot, &context).unwrap();
+    });
+    asks("gc", &|| drop(collect(&region, &GcOptions::default(), &context).unwrap()));
 }

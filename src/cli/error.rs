@@ -110,6 +110,16 @@ pub enum CliError {
         /// Where it was written to.
         path: PathBuf,
     },
+    /// A device has a part of what was to be written to it.
+    #[error(
+        "{error}. {path} may have a part of the disk now, which is of no use: run the command again for the whole"
+    )]
+    LeftHalf {
+        /// The device.
+        path: PathBuf,
+        /// Why it was not written whole.
+        error: OpsError,
+    },
     /// The home cannot be used.
     #[error("{action} {path}: {source}")]
     Home {
@@ -180,19 +190,20 @@ impl CliError {
     /// The program's exit code.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Ops(error) | Self::Region { source: error, .. } | Self::Far { source: error, .. } => {
-                match error.class() {
-                    Class::Failed => FAILED,
-                    Class::Usage => USAGE,
-                    Class::NotFound => NOT_FOUND,
-                    Class::Denied => DENIED,
-                    Class::Damage => DAMAGE,
-                    Class::Refused => REFUSED,
-                    Class::NoSpace => NO_SPACE,
-                    Class::Interrupted => INTERRUPTED,
-                    Class::DryRun => 0,
-                }
-            }
+            Self::Ops(error)
+            | Self::LeftHalf { error, .. }
+            | Self::Region { source: error, .. }
+            | Self::Far { source: error, .. } => match error.class() {
+                Class::Failed => FAILED,
+                Class::Usage => USAGE,
+                Class::NotFound => NOT_FOUND,
+                Class::Denied => DENIED,
+                Class::Damage => DAMAGE,
+                Class::Refused => REFUSED,
+                Class::NoSpace => NO_SPACE,
+                Class::Interrupted => INTERRUPTED,
+                Class::DryRun => 0,
+            },
             Self::HalfWritten { .. } => INTERRUPTED,
             Self::Usage(_) | Self::Config { .. } => USAGE,
             Self::NoRegion { .. } | Self::Unmendable { .. } => NOT_FOUND,
@@ -215,9 +226,10 @@ impl CliError {
     /// The code in the JSON document of an error.
     pub fn code(&self) -> &'static str {
         match self {
-            Self::Ops(error) | Self::Region { source: error, .. } | Self::Far { source: error, .. } => {
-                error.code()
-            }
+            Self::Ops(error)
+            | Self::LeftHalf { error, .. }
+            | Self::Region { source: error, .. }
+            | Self::Far { source: error, .. } => error.code(),
             Self::Usage(_) => "InvalidParameterValue",
             Self::NoRegion { .. } | Self::Unmendable { .. } => "InvalidRegion.NotFound",
             Self::OtherRegion { .. } => "InvalidRegion.Changed",

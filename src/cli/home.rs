@@ -138,6 +138,11 @@ impl Home {
         self.region.as_deref().unwrap_or(&self.config.default_region)
     }
 
+    /// The name of the region that commands use if nothing else is said.
+    pub fn default_region(&self) -> &str {
+        &self.config.default_region
+    }
+
     /// The regions that it knows.
     pub fn regions(&self) -> &BTreeMap<String, KnownRegion> {
         &self.config.regions

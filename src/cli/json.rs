@@ -6,6 +6,7 @@ use imgstore::model::catalog::Catalog;
 use imgstore::model::image::{BlockDeviceMapping, DeregistrationProtection, DeviceTarget, Image, Machine};
 use imgstore::model::instance::{Instance, LocalDisk, Volume};
 use imgstore::model::snapshot::Snapshot;
+use imgstore::model::units::TimeMs;
 use imgstore::ops::find;
 use imgstore::ops::lineage::{Ancestor, Relation};
 use imgstore::region::Region;
@@ -80,8 +81,9 @@ fn machine(document: &mut Value, machine: &Machine) {
 }
 
 /// EC2's words for the first three.
-fn protection(protection: DeregistrationProtection) -> String {
+fn protection(protection: DeregistrationProtection, now_ms: TimeMs) -> String {
     match protection {
+        _ if !protection.holds_at(now_ms) => "disabled".into(),
         DeregistrationProtection::Disabled => "disabled".into(),
         DeregistrationProtection::Enabled => "enabled-without-cooldown".into(),
         DeregistrationProtection::EnabledWithCooldown => "enabled-with-cooldown".into(),
@@ -91,9 +93,9 @@ fn protection(protection: DeregistrationProtection) -> String {
     }
 }
 
-/// An image as `caller` sees it; `catalog` knows its owner's alias and its template's size. Tags and permissions
+/// An image as `caller` sees it at a time; `catalog` knows its owner's alias and its template's size. Tags and permissions
 /// are its owner's.
-pub fn image(catalog: &Catalog, caller: AccountId, image: &Image) -> Value {
+pub fn image(catalog: &Catalog, caller: AccountId, now_ms: TimeMs, image: &Image) -> Value {
     let is_own = image.owner == caller;
     let mut document = json!({
         "image_id": image.id,
@@ -112,7 +114,7 @@ pub fn image(catalog: &Catalog, caller: AccountId, image: &Image) -> Value {
         "product_codes": image.product_codes,
         "created": time_millis(image.created_ms),
         "deprecation_time": image.deprecation_ms.map(time_millis),
-        "deregistration_protection": protection(image.deregistration_protection),
+        "deregistration_protection": protection(image.deregistration_protection, now_ms),
         "tags": if is_own { tags(&image.tags) } else { nothing() },
         "source_region": image.source.as_ref().map(|source| &source.region),
         "source_image_id": image.source.as_ref().map(|source| source.image_id),
@@ -204,4 +206,17 @@ pub fn instance<'a>(
     });
     machine(&mut document, &instance.machine);
     document
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cooldown_is_told_of_until_it_is_over() {
+        let cooling = DeregistrationProtection::CoolingDown { until_ms: 1_000 };
+        assert_eq!(protection(cooling, 999), "disabling after cooldown on 1970-01-01T00:00:01.000Z");
+        assert_eq!(protection(cooling, 1_000), "disabled");
+        assert_eq!(protection(DeregistrationProtection::EnabledWithCooldown, 0), "enabled-with-cooldown");
+    }
 }

@@ -54,6 +54,17 @@ impl DiskFormat {
         };
         volume_bytes.checked_next_multiple_of(unit).unwrap_or(volume_bytes)
     }
+
+    /// Refuses a volume that it cannot hold; `path` is what messages call its file.
+    pub fn check_len(self, path: &Path, volume_bytes: u64) -> Result<(), DiskError> {
+        match self {
+            Self::Raw => Ok(()),
+            Self::Qcow2 { .. } => qcow2::write::check_len(path, volume_bytes),
+            Self::Vmdk => vmdk::write::check_len(path, volume_bytes),
+            Self::Vhd | Self::VhdFixed => vhd::write::check_len(path, volume_bytes),
+            Self::Vhdx => vhdx::write::check_len(path, volume_bytes),
+        }
+    }
 }
 
 /// Opens a new file, or for raw also a block device, to write a volume of `volume_bytes` to. `id` is random: some
@@ -83,8 +94,18 @@ pub fn create_disk<'a>(
 }
 
 /// Refuses what [`create_disk`] would refuse before it makes anything.
-pub fn check_disk(path: &Path, format: DiskFormat, options: TargetOptions) -> Result<(), DiskError> {
-    if format == DiskFormat::Raw { check_target(path, options) } else { check_file(path, options) }
+pub fn check_disk(
+    path: &Path,
+    volume_bytes: u64,
+    format: DiskFormat,
+    options: TargetOptions,
+) -> Result<(), DiskError> {
+    format.check_len(path, volume_bytes)?;
+    if format == DiskFormat::Raw {
+        check_target(path, volume_bytes, options)
+    } else {
+        check_file(path, options)
+    }
 }
 
 /// Refuses what [`create_file`] would refuse before it makes anything.

@@ -1,6 +1,7 @@
 //! What format a disk file says that it has. Only bytes decide, never a name.
 
 use super::formats::vhd::has_footer;
+use super::formats::vmdk::is_descriptor;
 use crate::io::disk::{DiskError, DiskRead};
 
 /// A format that a file can bear the signature of.
@@ -49,20 +50,37 @@ pub fn signatures(file: &dyn DiskRead) -> Result<Vec<Foreign>, DiskError> {
     if has_footer(file)? && !found.contains(&Foreign::Vhd) {
         found.push(Foreign::Vhd);
     }
+    if ends_with_koly(file)? {
+        found.push(Foreign::Other("DMG"));
+    }
     Ok(found)
+}
+
+/// Whether a file ends with the block that Apple's disk images end with.
+fn ends_with_koly(file: &dyn DiskRead) -> Result<bool, DiskError> {
+    const BLOCK_BYTES: u64 = 512;
+    let Some(at) = file.len_bytes().checked_sub(BLOCK_BYTES) else { return Ok(false) };
+    let mut signature = [0; 12];
+    file.read_at(at, &mut signature)?;
+    // With its version, and its own length.
+    Ok(signature == *b"koly\0\0\0\x04\0\0\x02\0")
 }
 
 /// Where a signature stands in a disk's first bytes, and whose it is. They lie at different places, so that one file
 /// can bear several.
-const SIGNATURES: [(usize, &[u8], Foreign); 17] = [
+const SIGNATURES: [(usize, &[u8], Foreign); 21] = [
     (0, b"QFI\xfb", Foreign::Qcow2),
     (0, b"QED\0", Foreign::Other("QED")),
+    (0, b"\xbe\xba\xfe\xca\0\0\0\0", Foreign::Other("VMware seSparse")),
+    (0, b"Bochs Virtual HD Image", Foreign::Other("Bochs")),
+    (0, b"\x3a\xff\x26\xed", Foreign::Other("Android sparse")),
     (0, b"WithoutFreeSpace", Foreign::Other("Parallels")),
     (0, b"WithouFreSpacExt", Foreign::Other("Parallels")),
     // Images are often handed out compressed.
     (0, b"\x1f\x8b\x08", Foreign::Other("gzip")),
     (0, b"\xfd7zXZ\0", Foreign::Other("xz")),
     (0, b"\x28\xb5\x2f\xfd", Foreign::Other("zstd")),
+    (0, b"\x04\x22\x4d\x18", Foreign::Other("LZ4")),
     (0, b"BZh", Foreign::Other("bzip2")),
     (0, b"PK\x03\x04", Foreign::Other("zip")),
     (0, b"7z\xbc\xaf\x27\x1c", Foreign::Other("7z")),
@@ -83,6 +101,9 @@ pub fn head_signatures(head: &[u8]) -> Vec<Foreign> {
         .filter(|(at, signature, _)| stands(*at, signature))
         .map(|(_, _, format)| *format)
         .collect();
+    if !found.contains(&Foreign::Vmdk) && is_descriptor(head) {
+        found.push(Foreign::Vmdk);
+    }
     if !found.contains(&Foreign::Ova) && is_old_tar(head) {
         found.push(Foreign::Ova);
     }
@@ -112,9 +133,34 @@ mod tests {
             assert_eq!(head_signatures(&head[..at + signature.len() - 1]), []);
             assert!(!format.as_str().is_empty());
         }
-        for raw in [&b""[..], b"QFI", b"\xeb\x63\x90", &[0; 512]] {
+        for raw in [&b"# a script\nversion=4\n"[..], b"version=1", b"", b"QFI", b"\xeb\x63\x90", &[0; 512]] {
             assert_eq!(head_signatures(raw), []);
         }
+    }
+
+    #[test]
+    fn a_vmdk_descriptor_is_known_by_its_first_line_that_says_something() {
+        for text in [
+            "# Disk Descriptor File\n\n  \n# more\nversion=1\nCID=1",
+            "version=3\r\n",
+            "# Disk DescriptorFile",
+        ] {
+            assert_eq!(head_signatures(text.as_bytes()), [Foreign::Vmdk], "{text:?}");
+        }
+    }
+
+    #[test]
+    fn an_image_of_apples_is_known_by_its_end() {
+        let mut bytes = vec![0; 4096];
+        bytes[3584..3596].copy_from_slice(b"koly\0\0\0\x04\0\0\x02\0");
+        let found = |bytes: &[u8]| {
+            let file = tempfile::NamedTempFile::new().unwrap();
+            std::fs::write(file.path(), bytes).unwrap();
+            signatures(&crate::io::rawdisk::RawDisk::open(file.path()).unwrap()).unwrap()
+        };
+        assert_eq!(found(&bytes), [Foreign::Other("DMG")]);
+        assert_eq!(found(&bytes[..4095]), []);
+        assert_eq!(found(&bytes[..100]), []);
     }
 
     #[test]

@@ -7,7 +7,8 @@ use crate::io::outfile::{BlockDevice, NewFile, Stream};
 use crate::io::rawdisk::RawDisk;
 
 pub use crate::io::outfile::{
-    absolute, check_folder, is_block_device, make_dirs, remove_dir_with, remove_made_file, utf8,
+    absolute, check_folder, is_block_device, make_dirs, remove_dir_with, remove_instance_folder,
+    remove_made_file, utf8,
 };
 pub use crate::io::reflink::FinishedFile;
 
@@ -153,9 +154,10 @@ pub fn open_target(path: &Path, len: u64, options: TargetOptions) -> Result<Box<
 }
 
 /// Refuses what [`open_target`] would refuse before it makes anything.
-pub fn check_target(path: &Path, options: TargetOptions) -> Result<(), DiskError> {
+pub fn check_target(path: &Path, len: u64, options: TargetOptions) -> Result<(), DiskError> {
     match is_block_device(path) {
-        true if options.write_device => Ok(()),
+        // Opened, and closed as it is.
+        true if options.write_device => BlockDevice::open(path, len).map(drop),
         true => Err(DiskError::IsDevice { path: path.to_owned() }),
         false => NewFile::check(path, options.force),
     }

@@ -7,10 +7,16 @@ use super::reflink::share_all;
 use super::write_behind::WriteBehind;
 use crate::model::ids::{InstanceId, VolumeId};
 use rustix::fs::{Access, CWD, FallocateFlags, RenameFlags, renameat_with};
+use rustix::io::Errno;
+use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Seek, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+
+/// Bytes of a file's name that its temporary name has, too.
+const NAME_BYTES_SHOWN: usize = 200;
 
 /// A new file that gets its name only when it is whole and durable.
 #[derive(Debug)]
@@ -37,7 +43,22 @@ impl NewFile {
             }
             Ok(_) if !replace => Err(DiskError::Exists { path: path.to_owned() }),
             Err(e) if e.kind() != io::ErrorKind::NotFound => Err(DiskError::io("look at", path, 0, e)),
-            _ => Ok(()),
+            _ => Self::check_place(path),
+        }
+    }
+
+    /// Refuses a name under which no file can be made.
+    fn check_place(path: &Path) -> Result<(), DiskError> {
+        let bad = |why| Err(DiskError::BadTarget { path: path.to_owned(), why });
+        if path.as_os_str().as_bytes().ends_with(b"/") {
+            return bad("is named like a folder; name a file");
+        }
+        match fs::metadata(folder_of(path)) {
+            Ok(folder) if folder.is_dir() => Ok(()),
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                Err(DiskError::io("look for the folder of", path, 0, e))
+            }
+            _ => bad("cannot be made: its folder is not there; make it, or name another"),
         }
     }
 
@@ -48,7 +69,9 @@ impl NewFile {
         let failed = |e| DiskError::io("create", path, 0, e);
         let name = path.file_name().ok_or_else(|| failed(io::ErrorKind::InvalidInput.into()))?;
         let mut temporary = std::ffi::OsString::from(".");
-        temporary.push(name);
+        // Not longer than names may be.
+        let shown = name.as_bytes();
+        temporary.push(OsStr::from_bytes(&shown[..shown.len().min(NAME_BYTES_SHOWN)]));
         temporary.push(format!(".imgstore-{:016x}", random_u64().map_err(failed)?));
         let temporary = path.with_file_name(temporary);
         let file = OpenOptions::new()
@@ -72,17 +95,36 @@ impl NewFile {
             fs::rename(temporary, &self.path)?;
         } else {
             match renameat_with(CWD, temporary, CWD, &self.path, RenameFlags::NOREPLACE) {
-                Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
-                    fs::hard_link(temporary, &self.path)?;
-                    fs::remove_file(temporary)?;
-                }
+                Err(Errno::INVAL | Errno::NOSYS) => publish_without_flags(temporary, &self.path)?,
                 done => done?,
             }
         }
         self.temporary = None;
-        let parent = self.path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        File::open(parent)?.sync_all()
+        match File::open(folder_of(&self.path)).and_then(|folder| folder.sync_all()) {
+            // Who may only write into the folder, or where folders are not synced: the file is there, and its bytes are durable.
+            Err(e) if matches!(e.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::InvalidInput) => {
+                Ok(())
+            }
+            synced => synced,
+        }
     }
+}
+
+/// Gives a file its name where renaming knows no flags: by a link, and where there are none, if nothing has the name.
+fn publish_without_flags(temporary: &Path, path: &Path) -> io::Result<()> {
+    match rustix::fs::link(temporary, path) {
+        Ok(()) => fs::remove_file(temporary),
+        Err(Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS) => match fs::symlink_metadata(path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => fs::rename(temporary, path),
+            found => found.and(Err(io::ErrorKind::AlreadyExists.into())),
+        },
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The folder that a file is in.
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 impl Drop for NewFile {
@@ -130,6 +172,9 @@ impl DiskWrite for NewFile {
     }
 }
 
+/// Said of a block device that somebody has.
+pub(super) const IN_USE: &str = "is in use; unmount what is on it first";
+
 /// A block device that is overwritten.
 #[derive(Debug)]
 pub struct BlockDevice {
@@ -140,7 +185,10 @@ pub struct BlockDevice {
 impl BlockDevice {
     /// Opens a block device of at least `len` bytes for writing, exclusively: one that is mounted is refused.
     pub fn open(path: &Path, len: u64) -> Result<Self, DiskError> {
-        let failed = |e| DiskError::io("open", path, 0, e);
+        let failed = |e: io::Error| match e.kind() {
+            io::ErrorKind::ResourceBusy => DiskError::BadTarget { path: path.to_owned(), why: IN_USE },
+            _ => DiskError::io("open", path, 0, e),
+        };
         let exclusive = i32::from_ne_bytes(rustix::fs::OFlags::EXCL.bits().to_ne_bytes());
         let mut file = OpenOptions::new().write(true).custom_flags(exclusive).open(path).map_err(failed)?;
         if !file.metadata().map_err(failed)?.file_type().is_block_device() {
@@ -298,6 +346,14 @@ pub fn remove_made_file(path: &Path) -> Result<(), DiskError> {
         }
     }
     Ok(())
+}
+
+/// Removes the folder of an instance, if nothing is in it. Any other folder stays.
+pub fn remove_instance_folder(folder: &Path) {
+    let name = folder.file_name().and_then(|name| name.to_str());
+    if name.is_some_and(|name| name.parse::<InstanceId>().is_ok()) {
+        let _ = fs::remove_dir(folder);
+    }
 }
 
 /// A path as a record keeps it.

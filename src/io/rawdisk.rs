@@ -4,6 +4,7 @@ use super::device::DeviceReads;
 use super::disk::{DiskError, DiskRead, Extent};
 use super::filesystem::{BTRFS, EXT, F2FS, NFS, OVERLAY, TMPFS, XFS, is_one_of};
 use super::os::no_waiting;
+use super::outfile::IN_USE;
 use super::outfile::is_block_device;
 use rustix::fs::SeekFrom;
 use std::fs::File;
@@ -56,10 +57,7 @@ impl RawDisk {
         }
         match Self::open_with(path, no_waiting() | exclusive()) {
             Err(DiskError::Io { source, .. }) if source.kind() == io::ErrorKind::ResourceBusy => {
-                Err(DiskError::BadTarget {
-                    path: path.to_owned(),
-                    why: "is in use; unmount what is on it first",
-                })
+                Err(DiskError::BadTarget { path: path.to_owned(), why: IN_USE })
             }
             opened => opened,
         }

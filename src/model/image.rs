@@ -186,7 +186,7 @@ pub fn is_device_name(name: &str) -> bool {
 
 /// Whether two device names mean the same device: `/dev/` may be left out.
 pub fn is_same_device(one: &str, other: &str) -> bool {
-    one.trim_start_matches("/dev/") == other.trim_start_matches("/dev/")
+    one.strip_prefix("/dev/").unwrap_or(one) == other.strip_prefix("/dev/").unwrap_or(other)
 }
 
 #[cfg(test)]

@@ -18,6 +18,8 @@ use std::collections::BTreeSet;
 pub const RETENTION_DAYS: std::ops::RangeInclusive<u16> = 1..=365;
 /// Rules that an account has at most.
 pub const RULES_MAX: usize = 250;
+/// Tags that a rule has at most, as a resource.
+const TAGS_MAX: usize = 50;
 const DAY_MS: u64 = 86_400_000;
 
 /// Adds a retention rule for what the caller removes from now on.
@@ -28,7 +30,12 @@ pub fn add_rule(
     tags: &[Tag],
     context: &Context<'_>,
 ) -> Result<RetentionRule, OpsError> {
-    check_tags(tags)?;
+    // A thing with any of them falls under it: a key may have several values.
+    tags.iter().try_for_each(|tag| check_tags(std::slice::from_ref(tag)))?;
+    if tags.len() > TAGS_MAX || (1..tags.len()).any(|at| tags[..at].contains(&tags[at])) {
+        let why = format!("a rule has at most {TAGS_MAX} tags, each once");
+        return Err(OpsError::rule(Code::InvalidParameterValue, why));
+    }
     if !RETENTION_DAYS.contains(&days) {
         let why = format!("a rule keeps things 1 to 365 days, not {days}");
         return Err(OpsError::rule(Code::InvalidParameterValue, why));

@@ -259,11 +259,13 @@ fn carry_out(
             return Ok((vec![], made));
         }
         // Within a region what is copied must still be there and the caller's to copy.
-        if plan.is_within {
-            select(catalog, plan.what, context)?;
-        }
+        let now = plan.is_within.then(|| select(catalog, plan.what, context)).transpose()?;
         check_manifests(catalog, &session)?;
-        let image = copier.placed(catalog, copy.image.as_ref())?;
+        let mut image = copier.placed(catalog, copy.image.as_ref())?;
+        if let Some((image, original)) = image.as_mut().zip(now.and_then(|now| now.image)) {
+            // They may have been added since the plan was made.
+            image.product_codes = original.product_codes;
+        }
         let ops = copy.ops(image.as_ref(), &check_packs(catalog, &used)?);
         let (snapshots, stored_bytes) = (copy.snapshots.clone(), session.stored_bytes());
         Ok((ops, Copied { image, snapshots, transferred_bytes, stored_bytes, was_made_before: false }))

@@ -73,7 +73,7 @@ pub struct Deletion {
 }
 
 /// What removes something must go on a full disk, too: its record has room that is kept back for this.
-fn make_room(region: &Region, context: &Context<'_>) -> Result<(), OpsError> {
+pub(super) fn make_room(region: &Region, context: &Context<'_>) -> Result<(), OpsError> {
     if !context.dry_run {
         region.admit_collector()?;
     }

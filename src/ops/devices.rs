@@ -60,7 +60,14 @@ pub fn device_name(root: &str, number: usize) -> Option<String> {
     if number == 0 {
         return Some(root.to_owned());
     }
-    let stem = root.trim_end_matches(|c: char| c.is_ascii_digit());
+    let before_digits = |text: &str| text.trim_end_matches(|c: char| c.is_ascii_digit()).len();
+    let stem = &root[..before_digits(root)];
+    // `nvme0n1`: the disks are counted, and no letter is to be changed.
+    if let Some(disk) = stem.strip_suffix('n').filter(|disk| before_digits(disk) < disk.len()) {
+        let (kind, first) = disk.split_at(before_digits(disk));
+        let next = first.parse::<usize>().ok()?.checked_add(number)?;
+        return Some(format!("{kind}{next}{}", &root[disk.len()..]));
+    }
     let last = stem.bytes().next_back().filter(u8::is_ascii_lowercase)?;
     let next = last.checked_add(u8::try_from(number).ok()?).filter(u8::is_ascii_lowercase)?;
     Some(format!("{}{}", &stem[..stem.len() - 1], char::from(next)))
@@ -79,13 +86,19 @@ pub(super) fn refuse<T>(why: impl Into<String>) -> Result<T, OpsError> {
     Err(OpsError::rule(Code::BlockDeviceMapping, why))
 }
 
+/// Refuses what is no name of a device: disks are files that are called so.
+pub(super) fn check_device_name(name: &str) -> Result<(), OpsError> {
+    if is_device_name(name) {
+        return Ok(());
+    }
+    refuse(format!("'{name}' is not a device name; one looks like /dev/xvda"))
+}
+
 /// Refuses what makes no sense whatever exists.
 pub(super) fn check_specs(specs: &[DeviceSpec]) -> Result<(), OpsError> {
     for (at, spec) in specs.iter().enumerate() {
         let name = &spec.device_name;
-        if !is_device_name(name) {
-            return refuse(format!("'{name}' is not a device name; one looks like /dev/xvda"));
-        }
+        check_device_name(name)?;
         if specs[..at].iter().any(|other| is_same_device(&other.device_name, name)) {
             return refuse(format!("The device '{name}' is used in more than one block-device mapping"));
         }
@@ -205,7 +218,7 @@ fn resolve(
     let least = snapshot_id.map_or(Ok(1), size_of)?;
     let volume_bytes = given.unwrap_or(least);
     if volume_bytes < least {
-        return Err(too_small(volume_bytes, snapshot_id, least));
+        return refuse(too_small(volume_bytes, snapshot_id, least));
     }
     let volume_type = spec.volume_type.or(before.map(|ebs| ebs.volume_type)).unwrap_or(VolumeType::Gp3);
     let kept = before.filter(|ebs| ebs.volume_type == volume_type).and_then(|ebs| ebs.iops);
@@ -237,19 +250,15 @@ pub(super) fn check_iops(volume_type: VolumeType, iops: Option<u32>) -> Result<(
 }
 
 /// EC2's sentence for a volume that is smaller than its snapshot, in the units that people gave.
-pub(super) fn too_small(volume_bytes: u64, snapshot: Option<SnapshotId>, least: u64) -> OpsError {
-    let given = in_gib(volume_bytes);
-    let why = match snapshot {
+pub(super) fn too_small(volume_bytes: u64, snapshot: Option<SnapshotId>, least: u64) -> String {
+    let (given, least) = (in_gib(volume_bytes), in_gib(least));
+    match snapshot {
         // EC2's two blanks.
         Some(id) => {
-            format!(
-                "Volume of size {given} is smaller than  snapshot '{id}', expect size >= {}",
-                in_gib(least)
-            )
+            format!("Volume of size {given} is smaller than  snapshot '{id}', expect size >= {least}")
         }
-        None => format!("Volume of size {given} is too small, expect size >= {}", in_gib(least)),
-    };
-    OpsError::rule(Code::BlockDeviceMapping, why)
+        None => format!("Volume of size {given} is too small, expect size >= {least}"),
+    }
 }
 
 fn in_gib(bytes: u64) -> String {
@@ -271,6 +280,7 @@ mod tests {
         assert_eq!(name("/dev/xvda", 0), "/dev/xvda");
         assert_eq!(name("/dev/xvda", 2), "/dev/xvdc");
         assert_eq!(name("/dev/sda1", 1), "/dev/sdb");
+        assert_eq!((name("/dev/nvme0n1", 1), name("nvme9n1", 2)), ("/dev/nvme1n1".into(), "nvme11n1".into()));
         assert!(device_name("/dev/xvdz", 1).is_none());
         assert!(device_name("/dev/xvda", 400).is_none());
     }

@@ -81,6 +81,8 @@ codes! {
     VolumeMalformed = "InvalidVolumeID.Malformed", Usage;
     /// A volume that is attached.
     VolumeInUse = "VolumeInUse", Refused;
+    /// An instance with as many devices as it can have.
+    AttachmentLimitExceeded = "AttachmentLimitExceeded", Refused;
     /// An instance that is not there.
     InstanceNotFound = "InvalidInstanceID.NotFound", NotFound;
     /// Text that is no instance id.

@@ -6,7 +6,8 @@ use super::find::{backing, image as find_image, template as find_template};
 use super::restore::restore;
 use crate::disk::create::{DiskFormat, create_disk};
 use crate::disk::formats::vmdk;
-use crate::disk::open::{TargetOptions, make_dirs, remove_dir_with};
+use crate::disk::open::{self, TargetOptions, make_dirs, remove_dir_with};
+use crate::disk::ova::DISKS_MAX as OVA_DISKS_MAX;
 use crate::disk::ova::describe::{Machine, MachineDisk};
 use crate::disk::ova::write::OvaWriter;
 use crate::disk::{DiskError, FileWrite};
@@ -89,8 +90,13 @@ fn check_folder(
     format: DiskFormat,
     options: TargetOptions,
 ) -> Result<(), OpsError> {
-    if folder.metadata().is_ok_and(|metadata| !metadata.is_dir()) {
-        return Err(DiskError::Exists { path: folder.to_owned() }.into());
+    match folder.metadata() {
+        Ok(found) if !found.is_dir() => return Err(no_folder(folder)),
+        Ok(_) => {}
+        Err(_) => open::check_folder(folder)?,
+    }
+    for disk in disks {
+        format.check_len(&path_of(disk, folder, format), disk.volume_bytes)?;
     }
     let mut paths = disks.iter().map(|disk| path_of(disk, folder, format));
     match paths.find(|path| !options.force && path.symlink_metadata().is_ok()) {
@@ -99,11 +105,15 @@ fn check_folder(
     }
 }
 
+fn no_folder(path: &Path) -> OpsError {
+    DiskError::BadTarget { path: path.to_owned(), why: "is no folder; all disks go to one" }.into()
+}
+
 /// Makes a folder; whether it was not there.
 fn make_folder(folder: &Path) -> Result<bool, OpsError> {
     match folder.metadata() {
         Ok(metadata) if metadata.is_dir() => Ok(false),
-        Ok(_) => Err(DiskError::Exists { path: folder.to_owned() }.into()),
+        Ok(_) => Err(no_folder(folder)),
         Err(_) => {
             make_dirs(folder)?;
             Ok(true)
@@ -147,7 +157,24 @@ pub struct MachineSize {
     pub memory_bytes: u64,
 }
 
-/// Writes an image as an OVA: description, disks as streamOptimized VMDK, checksums.
+/// Refuses an image that cannot be an OVA, before anything is made.
+pub fn check_ova(image: &Image, disks: &[ImageDisk], path: &Path) -> Result<(), OpsError> {
+    let refuse = |why: String| Err(OpsError::rule(Code::InvalidParameterValue, why));
+    if disks.first().is_none_or(|disk| disk.content.is_none()) {
+        return refuse(format!("the root device of {} has no content", image.id));
+    }
+    if disks.len() > OVA_DISKS_MAX {
+        return refuse(format!(
+            "{} has {} disks, and an OVA at most {OVA_DISKS_MAX}; export them with --all",
+            image.id,
+            disks.len()
+        ));
+    }
+    let mut with_content = disks.iter().filter(|disk| disk.content.is_some());
+    Ok(with_content.try_for_each(|disk| vmdk::write::check_len(path, disk.volume_bytes))?)
+}
+
+/// Writes an image that [`check_ova`] lets pass as an OVA: description, disks as streamOptimized VMDK, checksums.
 pub fn export_ova(
     region: &Region,
     image: &Image,
@@ -157,11 +184,6 @@ pub fn export_ova(
     size: MachineSize,
     context: &Context<'_>,
 ) -> Result<(), OpsError> {
-    context.end_dry_run()?;
-    if disks.first().is_none_or(|disk| disk.content.is_none()) {
-        let why = format!("the root device of {} has no content", image.id);
-        return Err(OpsError::rule(Code::InvalidParameterValue, why));
-    }
     begin(disks, context);
     let machine = Machine {
         name: image.name.clone(),

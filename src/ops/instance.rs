@@ -4,9 +4,10 @@
 //! The state is on record: *running* says that a machine may write to the disks, *stopped* that none does.
 
 use super::context::Context;
+use super::delete::make_room;
 use super::error::{Code, OpsError};
 use super::find::instance as find_instance;
-use crate::disk::open::remove_made_file;
+use crate::disk::open::{remove_instance_folder, remove_made_file};
 use crate::model::catalog::Catalog;
 use crate::model::ids::{InstanceId, VolumeId};
 use crate::model::image::is_same_device;
@@ -68,6 +69,7 @@ pub fn terminate(
     ids: &[InstanceId],
     context: &Context<'_>,
 ) -> Result<Vec<Terminated>, OpsError> {
+    make_room(region, context)?;
     let (answers, files) = context.commit(region, |catalog| {
         let (mut ops, mut answers, mut files) = (Vec::new(), Vec::new(), Files::default());
         for (at, &id) in ids.iter().enumerate() {
@@ -113,7 +115,7 @@ impl Files {
         }
         for folder in self.folders.iter().filter_map(|folder| region.path_of_record(folder)) {
             // It stays if a kept volume is in it.
-            crate::disk::open::remove_dir_with(&folder, &[]);
+            remove_instance_folder(&folder);
         }
     }
 }
@@ -127,7 +129,11 @@ pub(super) fn remove_disk(region: &Region, recorded: &str, context: &Context<'_>
         Some(path) if Path::new(recorded).is_relative() && path.parent().is_some_and(|to| !to.exists()) => {
             note(&format!("if there is one, it is not at {}, where it was to the region", path.display()));
         }
-        Some(path) => remove_made_file(&path).unwrap_or_else(|error| note(&error.to_string())),
+        Some(path) => match remove_made_file(&path) {
+            // The folder of an instance that is gone goes with its last disk.
+            Ok(()) => path.parent().into_iter().for_each(remove_instance_folder),
+            Err(error) => note(&error.to_string()),
+        },
     }
 }
 

@@ -214,13 +214,17 @@ impl Launch<'_> {
             if !made.is_empty() {
                 return Ok((vec![], made));
             }
-            check_available(find_image(catalog, self.context.account, self.image.id)?)?;
+            let image = find_image(catalog, self.context.account, self.image.id)?;
+            check_available(image)?;
             check_contents(catalog, self.context.account, &self.options.devices)?;
+            let mut launched = launched.clone();
+            // They may have been added while the disks were written.
+            launched.iter_mut().for_each(|one| one.instance.product_codes.clone_from(&image.product_codes));
             let run = |made: &Launched| Op::RunInstance {
                 instance: Box::new(made.instance.clone()),
                 volumes: made.volumes.clone(),
             };
-            Ok((launched.iter().map(run).collect(), launched.clone()))
+            Ok((launched.iter().map(run).collect(), launched))
         })
     }
 }

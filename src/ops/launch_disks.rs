@@ -1,6 +1,7 @@
 //! The disks of instances: files in a folder for each, written and, if the launch fails, removed.
 
 use super::context::Context;
+use super::devices::check_device_name;
 use super::error::OpsError;
 use super::find::backing;
 use super::launch::Launched;
@@ -34,6 +35,7 @@ pub(super) struct Content {
 
 impl Content {
     pub fn of_template(region: &Region, device_name: &str, template: &Template) -> Result<Self, OpsError> {
+        check_device_name(device_name)?;
         let root = Root::from(template);
         Ok(Self {
             device_name: device_name.to_owned(),
@@ -50,6 +52,8 @@ impl Content {
         ephemeral_bytes: u64,
     ) -> Result<Self, OpsError> {
         let device_name = device.device_name.clone();
+        // Whoever made the image may have used a program that let any through.
+        check_device_name(&device_name)?;
         let ebs = match &device.target {
             DeviceTarget::Ebs(ebs) => ebs,
             DeviceTarget::Ephemeral(number) => {
@@ -73,7 +77,7 @@ impl Content {
 
     /// `xvda.raw` for `/dev/xvda`.
     fn file_name(&self) -> String {
-        format!("{}.raw", self.device_name.trim_start_matches("/dev/"))
+        format!("{}.raw", self.device_name.strip_prefix("/dev/").unwrap_or(&self.device_name))
     }
 
     /// Writes it to a new file; or shares the blocks of the file that has it already, if there is one and the file system can.

@@ -1,7 +1,7 @@
 //! Register: an image from snapshots. Rules: EC2's RegisterImage.
 
 use super::context::Context;
-use super::devices::{DeviceSpec, Purpose, check_specs, lay_over, refuse};
+use super::devices::{DeviceSpec, Purpose, check_device_name, check_specs, lay_over, refuse};
 use super::error::{Code, OpsError};
 use super::find::{backing, check_contents, check_description, check_tags, own_image};
 use crate::model::account::{AccountId, Tag};
@@ -82,6 +82,7 @@ pub(super) fn check(options: &ImageOptions) -> Result<(), OpsError> {
     check_image_name(&options.name)?;
     check_description(&options.description)?;
     check_tags(&options.tags)?;
+    check_device_name(&options.root_device_name)?;
     check_machine(&options.machine)
 }
 

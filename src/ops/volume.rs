@@ -2,7 +2,8 @@
 //! DetachVolume.
 
 use super::context::Context;
-use super::devices::{check_iops, too_small};
+use super::delete::make_room;
+use super::devices::{DEVICES_MAX, check_iops, too_small};
 use super::error::{Code, OpsError};
 use super::find::{
     check_completed, check_tags, instance as find_instance, snapshot as find_snapshot, volume as find_volume,
@@ -113,7 +114,10 @@ fn volume_bytes(options: &VolumeOptions, snapshot: Option<&Snapshot>) -> Result<
         return Err(OpsError::rule(Code::MissingParameter, why));
     };
     if bytes < least {
-        return Err(too_small(bytes, options.snapshot_id, least));
+        return Err(OpsError::rule(
+            Code::InvalidParameterValue,
+            too_small(bytes, options.snapshot_id, least),
+        ));
     }
     if bytes > VOLUME_BYTES_MAX {
         return Err(OpsError::rule(Code::InvalidParameterValue, "a volume has at most 64 TiB"));
@@ -151,6 +155,7 @@ fn made_volume(
 
 /// Deletes a volume that is attached to nothing, and its disk file.
 pub fn delete_volume(region: &Region, id: VolumeId, context: &Context<'_>) -> Result<(), OpsError> {
+    make_room(region, context)?;
     let recorded = context.commit(region, |catalog| {
         let volume = find_volume(catalog, context.account, id)?;
         if let Some(at) = &volume.attachment {
@@ -186,6 +191,10 @@ pub fn attach_volume(
             return Err(OpsError::rule(Code::IncorrectState, why));
         }
         let attached = catalog.volumes_of(instance_id);
+        if attached.len() + instance.local_disks.len() >= DEVICES_MAX {
+            let why = format!("Instance '{instance_id}' has {DEVICES_MAX} devices, as many as an image of it can have");
+            return Err(OpsError::rule(Code::AttachmentLimitExceeded, why));
+        }
         let mut taken = attached.iter().filter_map(|volume| volume.attachment.as_ref()).map(|at| &at.device_name);
         let mut local = instance.local_disks.iter().map(|disk| &disk.device_name);
         let is_same = |name: &String| is_same_device(name, device_name);

@@ -74,12 +74,12 @@ pub struct ExportArgs {
     /// Write every disk of an image, each to a file in the folder FILE
     #[arg(long)]
     pub all: bool,
-    /// Processors of the machine that an OVA describes
-    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=1024))]
-    pub cpus: u32,
-    /// Memory of the machine that an OVA describes
-    #[arg(long, value_name = "BYTES", value_parser = parse_ram, default_value = "2GiB")]
-    pub ram: u64,
+    /// Processors of the machine that an OVA describes [default: 2]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub cpus: Option<u32>,
+    /// Memory of the machine that an OVA describes [default: 2GiB]
+    #[arg(long, value_name = "BYTES", value_parser = parse_ram)]
+    pub ram: Option<u64>,
     /// Replace the file if it is there
     #[arg(long, action = ArgAction::SetTrue)]
     pub force: bool,
@@ -196,4 +196,7 @@ pub struct UnbundleArgs {
     /// Replace the file if it is there
     #[arg(long)]
     pub force: bool,
+    /// FILE may be a block device; it is overwritten, as far as the volume is long
+    #[arg(long)]
+    pub write_device: bool,
 }

@@ -5,13 +5,12 @@ use clap::Args;
 use imgstore::model::account::{AccountId, Permission, is_alias};
 use imgstore::ops::describe::Owner;
 use imgstore::ops::filter::Filter;
-use imgstore::ops::find::AnyId;
 
 #[derive(Debug, Args)]
 pub struct ListArgs {
     /// Only these
     #[arg(value_name = "ID")]
-    pub ids: Vec<AnyId>,
+    pub ids: Vec<String>,
     /// Whose: self, all that the account may see, an account, or an alias [default: self; all with IDs]
     #[arg(long, value_name = "self|all|ID|ALIAS", value_parser = parse_owner)]
     pub owner: Option<Owner>,
@@ -41,7 +40,7 @@ pub struct ImagesArgs {
     #[arg(long)]
     pub include_disabled: bool,
     /// Only the newest available image whose name fits: print its id
-    #[arg(long, value_name = "NAME-PATTERN")]
+    #[arg(long, value_name = "NAME-PATTERN", conflicts_with_all = ["max_results", "next_token"])]
     pub latest: Option<String>,
 }
 

@@ -9,6 +9,16 @@ use imgstore::ops::find::AnyId;
 use imgstore::ops::repack::LEVEL_DEFAULT;
 use std::path::PathBuf;
 
+/// Bytes in a second: with none nothing would ever be done.
+fn parse_rate(text: &str) -> Result<u64, String> {
+    let rate = parse_bytes(text)?;
+    if rate == 0 {
+        Err("0 bytes in a second never end; leave the limit out, or give more".into())
+    } else {
+        Ok(rate)
+    }
+}
+
 #[derive(Debug, Args)]
 #[command(
     after_help = "Interrupted? The same command goes on where it was.\n\nExamples:\n  imgstore copy ami-0123… --to backup --dry-run\n  imgstore copy ami-0123… --to backup --copy-tags\n  imgstore copy ami-0123… --to far --limit-rate 5MiB      # far: on another host"
@@ -36,7 +46,7 @@ pub struct CopyArgs {
     #[arg(long, value_name = "T")]
     pub client_token: Option<String>,
     /// Move at most so many bytes in a second, for example 5MiB
-    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    #[arg(long, value_name = "BYTES", value_parser = parse_rate)]
     pub limit_rate: Option<u64>,
 }
 
@@ -84,7 +94,7 @@ pub struct VerifyArgs {
     #[arg(long)]
     pub resume: bool,
     /// Read at most so many bytes in a second, for example 50MiB
-    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    #[arg(long, value_name = "BYTES", value_parser = parse_rate)]
     pub limit_rate: Option<u64>,
 }
 

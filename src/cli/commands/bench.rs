@@ -29,7 +29,7 @@ pub fn dedup(session: &Session<'_>, args: &DedupArgs) -> Result<(), CliError> {
         args.disks.iter().map(|path| open(session, path, &args.reading)).collect::<Result<Vec<_>, _>>()?;
     let disks: Vec<&dyn DiskRead> = opened.iter().map(|disk| &**disk).collect();
     let assessment = assess(&disks, &session.context)?;
-    if let Some(path) = &args.html {
+    if let Some(path) = args.html.as_ref().filter(|_| !session.context.dry_run) {
         let page = page(&names, &assessment);
         config::replace_page(path, &page, BEGIN).map_err(|source| unwritten(path, source))?;
         session.watcher.note(&format!("{} was written", path.display()));

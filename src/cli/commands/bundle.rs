@@ -1,5 +1,6 @@
 //! bundle, unbundle; and opening a bundle to register it.
 
+use super::export::left_by;
 use super::ingest::{declared, tell};
 use super::{Session, parse_id};
 use crate::cli::args::{BundleArgs, UnbundleArgs};
@@ -7,8 +8,11 @@ use crate::cli::error::CliError;
 use crate::cli::text::bytes;
 use imgstore::disk::DiskRead;
 use imgstore::disk::bundle::{BundleOptions, create_bundle, is_bundle_name, open_bundle};
+use imgstore::disk::create::check_file;
 use imgstore::disk::formats::Limits;
-use imgstore::disk::open::{TargetOptions, check_target, open_disk, open_target, stream_target};
+use imgstore::disk::open::{
+    TargetOptions, check_folder, check_target, open_disk, open_target, stream_target,
+};
 use imgstore::model::catalog::Catalog;
 use imgstore::model::ids::{ImageId, SnapshotId};
 use imgstore::ops::bundle::{attributes_of, copy_disk};
@@ -23,12 +27,16 @@ use std::time::Instant;
 /// zstd level of parts.
 const LEVEL: i32 = 3;
 
+/// Whether something in a region is bundled, and not a disk file.
+pub fn is_of_stored(args: &BundleArgs) -> bool {
+    let is_id = [ImageId::PREFIX, SnapshotId::PREFIX].iter().any(|prefix| args.what.starts_with(prefix));
+    is_id && !Path::new(&args.what).exists()
+}
+
 pub fn bundle(session: &Session<'_>, args: &BundleArgs) -> Result<(), CliError> {
     let started = Instant::now();
-    let is_id = [ImageId::PREFIX, SnapshotId::PREFIX].iter().any(|prefix| args.what.starts_with(prefix));
-    let is_file = Path::new(&args.what).exists();
     let (name, volume_bytes) =
-        if is_id && !is_file { bundle_stored(session, args)? } else { bundle_disk(session, args)? };
+        if is_of_stored(args) { bundle_stored(session, args)? } else { bundle_disk(session, args)? };
     let manifest = args.dir.join(format!("{name}.manifest.json"));
     session.watcher.note(&format!(
         "{} volume, {:.1} s",
@@ -118,7 +126,11 @@ fn options(
 /// Refuses a bundle whose manifest is there already.
 fn check_free(args: &BundleArgs, options: &BundleOptions) -> Result<(), CliError> {
     let manifest = args.dir.join(format!("{}.manifest.json", options.name));
-    Ok(check_target(&manifest, TargetOptions::default())?)
+    if args.dir.exists() {
+        Ok(check_file(&manifest, TargetOptions::default())?)
+    } else {
+        Ok(check_folder(&args.dir)?)
+    }
 }
 
 /// A bundle as a disk.
@@ -134,9 +146,9 @@ pub fn unbundle(session: &Session<'_>, args: &UnbundleArgs) -> Result<(), CliErr
     if to_stdout && session.output.is_json() {
         return Err(CliError::Usage("standard output carries the disk; --json has no place there".into()));
     }
-    let target_options = TargetOptions { force: args.force, write_device: false };
+    let target_options = TargetOptions { force: args.force, write_device: args.write_device };
     if !to_stdout {
-        check_target(&args.file, target_options)?;
+        check_target(&args.file, volume_bytes, target_options)?;
     }
     session.context.end_dry_run()?;
     let target = if to_stdout {
@@ -144,7 +156,8 @@ pub fn unbundle(session: &Session<'_>, args: &UnbundleArgs) -> Result<(), CliErr
     } else {
         open_target(&args.file, volume_bytes, target_options)?
     };
-    copy_disk(&bundle, target, "unbundle", &session.context)?;
+    let copied = copy_disk(&bundle, target, "unbundle", &session.context);
+    copied.map_err(|error| left_by(error, &args.file))?;
     let seconds = started.elapsed().as_secs_f64();
     session.watcher.note(&format!("{} volume, {seconds:.1} s", bytes(volume_bytes)));
     if !to_stdout {

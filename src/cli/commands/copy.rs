@@ -264,7 +264,7 @@ fn show(session: &Session<'_>, target: &str, made: &Made, started: Instant) {
         || {
             // Its owner is who the other side says that we are.
             let mut document = match (&pulled.image, pulled.snapshots.first()) {
-                (Some(image), _) => json::image(&made.catalog, image.owner, image),
+                (Some(image), _) => json::image(&made.catalog, image.owner, session.context.now_ms, image),
                 (None, Some(snapshot)) => json::snapshot(&made.catalog, snapshot.owner, snapshot),
                 (None, None) => json!({ "owner_id": account }),
             };

@@ -7,6 +7,7 @@ use crate::cli::json;
 use crate::cli::text::{bytes, printable, table, time};
 use imgstore::model::account::{Permission, Tag};
 use imgstore::model::catalog::Catalog;
+use imgstore::model::ids::MalformedId;
 use imgstore::model::image::{DeviceTarget, Image};
 use imgstore::ops::context::Progress;
 use imgstore::ops::describe::{self, Owner, Query};
@@ -16,11 +17,13 @@ use imgstore::ops::lineage::ancestry;
 use serde_json::{Value, json};
 
 /// What a list is asked for.
-fn query(session: &Session<'_>, args: &ListArgs) -> Query {
+fn query(session: &Session<'_>, args: &ListArgs, expecting: &'static str) -> Result<Query, CliError> {
+    let malformed = |error: MalformedId| OpsError::from(MalformedId { expecting, ..error });
+    let ids = args.ids.iter().map(|id| id.parse().map_err(malformed)).collect::<Result<Vec<AnyId>, _>>()?;
     // Who names things does not ask whose they are.
     let default = if args.ids.is_empty() { Owner::Caller } else { Owner::All };
-    Query {
-        ids: args.ids.clone(),
+    Ok(Query {
+        ids,
         owner: args.owner.clone().unwrap_or(default),
         executable_by: None,
         include_deprecated: !args.ids.is_empty(),
@@ -29,7 +32,7 @@ fn query(session: &Session<'_>, args: &ListArgs) -> Query {
         filters: args.filters.clone(),
         results_max: args.max_results.and_then(|most| usize::try_from(most).ok()),
         next_token: args.next_token.clone(),
-    }
+    })
 }
 
 /// A list for machines, with the token of its next page.
@@ -50,7 +53,7 @@ fn listing(session: &Session<'_>, table: String, next_token: Option<&String>) ->
 pub fn images(session: &Session<'_>, args: &ImagesArgs) -> Result<(), CliError> {
     let catalog = session.home.open_region()?.catalog()?;
     let account = session.context.account;
-    let mut query = query(session, &args.list);
+    let mut query = query(session, &args.list, "ami-...")?;
     query.include_deprecated |= args.include_deprecated;
     query.include_disabled |= args.include_disabled;
     query.executable_by = args.executable_by.map(|by| match by {
@@ -71,7 +74,10 @@ pub fn images(session: &Session<'_>, args: &ImagesArgs) -> Result<(), CliError> 
         || {
             document(
                 "images",
-                images.iter().map(|image| json::image(&catalog, account, image)).collect(),
+                images
+                    .iter()
+                    .map(|image| json::image(&catalog, account, session.context.now_ms, image))
+                    .collect(),
                 next_token,
             )
         },
@@ -100,7 +106,13 @@ fn latest(session: &Session<'_>, catalog: &Catalog, query: &Query, pattern: &str
         return Err(OpsError::no_image_fits(pattern).into());
     };
     session.output.answer(
-        || document("images", [json::image(catalog, account, image)].into_iter().collect(), None),
+        || {
+            document(
+                "images",
+                [json::image(catalog, account, session.context.now_ms, image)].into_iter().collect(),
+                None,
+            )
+        },
         || format!("{}\n", image.id),
     );
     Ok(())
@@ -118,7 +130,7 @@ fn volumes_bytes(catalog: &Catalog, image: &Image) -> u64 {
 
 pub fn snapshots(session: &Session<'_>, args: &ListArgs) -> Result<(), CliError> {
     let catalog = session.home.open_region()?.catalog()?;
-    let page = describe::snapshots(&catalog, session.context.account, &query(session, args))?;
+    let page = describe::snapshots(&catalog, session.context.account, &query(session, args, "snap-...")?)?;
     let (snapshots, next_token) = (page.items, page.next_token.as_ref());
     session.output.answer(
         || {
@@ -157,7 +169,7 @@ pub fn snapshots(session: &Session<'_>, args: &ListArgs) -> Result<(), CliError>
 pub fn volumes(session: &Session<'_>, args: &ListArgs) -> Result<(), CliError> {
     let region = session.home.open_region()?;
     let catalog = region.catalog()?;
-    let page = describe::volumes(&catalog, session.context.account, &query(session, args))?;
+    let page = describe::volumes(&catalog, session.context.account, &query(session, args, "vol-...")?)?;
     let (volumes, next_token) = (page.items, page.next_token.as_ref());
     session.output.answer(
         || {
@@ -195,7 +207,7 @@ pub fn volumes(session: &Session<'_>, args: &ListArgs) -> Result<(), CliError> {
 pub fn instances(session: &Session<'_>, args: &ListArgs) -> Result<(), CliError> {
     let region = session.home.open_region()?;
     let catalog = region.catalog()?;
-    let page = describe::instances(&catalog, session.context.account, &query(session, args))?;
+    let page = describe::instances(&catalog, session.context.account, &query(session, args, "i-...")?)?;
     let (instances, next_token) = (page.items, page.next_token.as_ref());
     session.output.answer(
         || {
@@ -229,7 +241,8 @@ pub fn show(session: &Session<'_>, id: AnyId) -> Result<(), CliError> {
     let account = session.context.account;
     let mut document = match id {
         AnyId::Image(id) => {
-            let mut document = json::image(&catalog, account, find::image(&catalog, account, id)?);
+            let mut document =
+                json::image(&catalog, account, session.context.now_ms, find::image(&catalog, account, id)?);
             document["ancestry"] = json::ancestry(&ancestry(&catalog, account, id)?);
             document
         }

@@ -10,13 +10,17 @@ use imgstore::disk::open::{TargetOptions, is_block_device, open_raw, stream_targ
 use imgstore::model::catalog::RootId;
 use imgstore::model::ids::ImageId;
 use imgstore::ops::context::Progress;
-use imgstore::ops::error::Class;
+use imgstore::ops::error::{Class, OpsError};
 use imgstore::ops::export;
-use imgstore::ops::export_image::{ImageDisk, MachineSize, export_disks, export_ova, image_disks};
+use imgstore::ops::export_image::{ImageDisk, MachineSize, check_ova, export_disks, export_ova, image_disks};
 use imgstore::ops::find::{self, AnyId};
 use serde_json::json;
 use std::path::Path;
 use std::time::Instant;
+
+/// Processors and bytes of memory of an OVA if nothing else is said.
+const CPUS_DEFAULT: u32 = 2;
+const RAM_BYTES_DEFAULT: u64 = 2 << 30;
 
 /// What was asked for. A raw disk with the name of another format is asked for by name: who opens the file would take it for
 /// what it is not.
@@ -54,6 +58,15 @@ fn disk_format(args: &ExportArgs) -> Result<Option<DiskFormat>, CliError> {
 
 pub fn export(session: &Session<'_>, args: &ExportArgs) -> Result<(), CliError> {
     let format = disk_format(args)?;
+    if format.is_some() && (args.cpus.is_some() || args.ram.is_some()) {
+        return Err(CliError::Usage("--cpus and --ram go with --format ova".into()));
+    }
+    if args.write_device && (args.all || format != Some(DiskFormat::Raw)) {
+        return Err(CliError::Usage("--write-device goes with one raw disk".into()));
+    }
+    if let (AnyId::Snapshot(id), Some(_)) = (args.id, &args.device) {
+        return Err(CliError::Usage(format!("{id} is one disk: leave --device out")));
+    }
     match (format, args.all) {
         (Some(format), false) => export_disk(session, args, format),
         (format, all) => {
@@ -69,6 +82,17 @@ pub fn export(session: &Session<'_>, args: &ExportArgs) -> Result<(), CliError> 
             }
             export_whole(session, args, id, format)
         }
+    }
+}
+
+/// The error of a target that keeps what was written to it before: a device, or what reads standard output.
+pub fn left_by(error: OpsError, file: &Path) -> CliError {
+    let to_stdout = file == Path::new("-");
+    let path = || if to_stdout { "standard output".into() } else { file.to_owned() };
+    match error.class() {
+        Class::Interrupted if to_stdout || is_block_device(file) => CliError::HalfWritten { path: path() },
+        _ if !to_stdout && is_block_device(file) => CliError::LeftHalf { path: path(), error },
+        _ => error.into(),
     }
 }
 
@@ -115,7 +139,7 @@ fn export_disk(session: &Session<'_>, args: &ExportArgs, format: DiskFormat) -> 
     }
     let volume_bytes = export::volume_bytes(&catalog, args.id, args.device.as_deref(), &root);
     if !to_stdout {
-        check_disk(&args.file, format, options(args))?;
+        check_disk(&args.file, volume_bytes, format, options(args))?;
     }
     // Before anything is made: a dry run leaves no file.
     session.context.end_dry_run()?;
@@ -126,13 +150,7 @@ fn export_disk(session: &Session<'_>, args: &ExportArgs, format: DiskFormat) -> 
         create_disk(&args.file, volume_bytes, format, options(args), id, session.context.pool)?
     };
     let exported = export::export(&region, &root, &map, volume_bytes, target, &session.context);
-    match exported {
-        Err(error) if error.class() == Class::Interrupted && (to_stdout || is_block_device(&args.file)) => {
-            let path = if to_stdout { "standard output".into() } else { args.file.clone() };
-            return Err(CliError::HalfWritten { path });
-        }
-        exported => exported?,
-    }
+    exported.map_err(|error| left_by(error, &args.file))?;
     note_rest(session, &args.file, volume_bytes);
     session.watcher.note(&format!(
         "{} volume, {} data, {:.1} s",
@@ -190,10 +208,14 @@ fn export_whole(
             paths
         }
         None => {
+            check_ova(image, &disks, &args.file)?;
             check_file(&args.file, options(args))?;
             session.context.end_dry_run()?;
             let file = create_file(&args.file, options(args))?;
-            let size = MachineSize { processors: args.cpus, memory_bytes: args.ram };
+            let size = MachineSize {
+                processors: args.cpus.unwrap_or(CPUS_DEFAULT),
+                memory_bytes: args.ram.unwrap_or(RAM_BYTES_DEFAULT),
+            };
             export_ova(&region, image, &disks, file, &args.file, size, &session.context)?;
             vec![args.file.clone()]
         }

@@ -262,7 +262,7 @@ pub fn register(session: &Session<'_>, args: &RegisterArgs) -> Result<(), CliErr
     let catalog = region.catalog()?;
     session.output.answer(
         || {
-            let mut document = json::image(&catalog, session.context.account, &image);
+            let mut document = json::image(&catalog, session.context.account, session.context.now_ms, &image);
             document["region"] = session.home.region_name().into();
             document
         },
@@ -291,7 +291,8 @@ fn answer_import(session: &Session<'_>, catalog: &Catalog, imported: &Imported, 
     session.watcher.note(&cost(&volumes, started));
     session.output.answer(
         || {
-            let mut document = json::image(catalog, session.context.account, &imported.image);
+            let mut document =
+                json::image(catalog, session.context.account, session.context.now_ms, &imported.image);
             document["region"] = session.home.region_name().into();
             document["snapshots"] = imported
                 .snapshots

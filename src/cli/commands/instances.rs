@@ -63,7 +63,7 @@ pub fn create_image(session: &Session<'_>, args: &CreateImageArgs) -> Result<(),
     let catalog = region.catalog()?;
     session.output.answer(
         || {
-            let mut document = json::image(&catalog, session.context.account, &image);
+            let mut document = json::image(&catalog, session.context.account, session.context.now_ms, &image);
             document["region"] = session.home.region_name().into();
             document["snapshots"] = captured
                 .snapshots

@@ -18,9 +18,12 @@ fn answer(session: &Session<'_>, region: &Region, id: AnyId) -> Result<(), CliEr
     let catalog = region.catalog()?;
     let account = session.context.account;
     let mut document = match id {
-        AnyId::Image(id) => {
-            json::image(&catalog, session.context.account, find::image(&catalog, account, id)?)
-        }
+        AnyId::Image(id) => json::image(
+            &catalog,
+            session.context.account,
+            session.context.now_ms,
+            find::image(&catalog, account, id)?,
+        ),
         AnyId::Snapshot(id) => {
             json::snapshot(&catalog, session.context.account, find::snapshot(&catalog, account, id)?)
         }
@@ -47,6 +50,9 @@ pub fn share(session: &Session<'_>, args: &ShareArgs) -> Result<(), CliError> {
                     ids.join(", ")
                 ));
             }
+        }
+        AnyId::Snapshot(_) if args.snapshots => {
+            return Err(CliError::Usage("--snapshots goes with an image".into()));
         }
         AnyId::Snapshot(id) => drop(modify::share_snapshot(&region, id, &change, &session.context)?),
         AnyId::Volume(_) | AnyId::Instance(_) => {

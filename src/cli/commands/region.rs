@@ -121,7 +121,7 @@ fn list(session: &Session<'_>) -> Result<(), CliError> {
     session.output.answer(
         || {
             let one = |(name, known): (&String, &KnownRegion)| {
-                json!({ "region": name, "url": known.url, "default": name == session.home.region_name() })
+                json!({ "region": name, "url": known.url, "default": name == session.home.default_region() })
             };
             json!({ "regions": regions.iter().map(one).collect::<Value>() })
         },

@@ -1,6 +1,7 @@
 //! remote: this home's region for somebody on another host; and commands for a region on another host.
 
 use super::Session;
+use super::bundle::is_of_stored;
 use crate::cli::args::{Cli, Command};
 use crate::cli::error::CliError;
 use crate::cli::far::Far;
@@ -197,7 +198,12 @@ fn is_for_others(command: &Command) -> ForOthers {
 
 /// Whether a command is about the region in use, so that it is run where that is.
 pub fn follows_region(command: &Command) -> bool {
-    !matches!(command, Command::Copy(_) | Command::Region(_) | Command::Bench(_) | Command::Remote)
+    match command {
+        // Disks and files here are bundled and unbundled here.
+        Command::Bundle(args) => is_of_stored(args),
+        Command::Unbundle(_) => false,
+        _ => !matches!(command, Command::Copy(_) | Command::Region(_) | Command::Bench(_) | Command::Remote),
+    }
 }
 
 /// Runs the command that this program was called with where the region is.

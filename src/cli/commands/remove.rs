@@ -137,7 +137,10 @@ fn list(session: &Session<'_>) -> Result<(), CliError> {
                 document
             };
             let images = images.iter().map(|binned| {
-                stay(json::image(&catalog, session.context.account, &binned.item), binned.stay)
+                stay(
+                    json::image(&catalog, session.context.account, session.context.now_ms, &binned.item),
+                    binned.stay,
+                )
             });
             let snapshots = snapshots.iter().map(|binned| {
                 stay(json::snapshot(&catalog, session.context.account, &binned.item), binned.stay)
@@ -168,6 +171,7 @@ fn restore(session: &Session<'_>, id: AnyId) -> Result<(), CliError> {
         AnyId::Image(id) => json::image(
             &catalog,
             session.context.account,
+            session.context.now_ms,
             &bin::restore_image(&region, id, &session.context)?,
         ),
         AnyId::Snapshot(id) => json::snapshot(

@@ -23,6 +23,7 @@ use bytes::{Ranges, View};
 use partitions::Layout;
 use signatures::System;
 use std::fmt;
+use std::sync::{Mutex, PoisonError};
 
 /// What is held in memory at most.
 #[derive(Debug, Clone, Copy)]
@@ -134,7 +135,8 @@ pub fn skip_free(
     if free.is_empty() {
         return Ok((disk, parts));
     }
-    Ok((Box::new(Skipping { disk, len, free }), parts))
+    let known = Mutex::new(Extent { start: 0, end: 0, is_zero: false });
+    Ok((Box::new(Skipping { disk, len, free, known }), parts))
 }
 
 type Looked = (Vec<Part>, Vec<(u64, u64)>);
@@ -232,9 +234,20 @@ struct Skipping {
     len: u64,
     /// Sorted, none touches another.
     free: Vec<(u64, u64)>,
+    /// What the disk answered last: behind each free range it is asked again, and an answer may be long in the making.
+    known: Mutex<Extent>,
 }
 
 impl Skipping {
+    /// What the disk says of a place.
+    fn inner_at(&self, offset: u64) -> Result<Extent, DiskError> {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if !(known.start..known.end).contains(&offset) {
+            *known = self.disk.extent_at(offset)?;
+        }
+        Ok(Extent { start: offset, ..*known })
+    }
+
     /// The first range that ends after a place.
     fn after(&self, offset: u64) -> Option<(u64, u64)> {
         self.free.get(self.free.partition_point(|range| range.1 <= offset)).copied()
@@ -253,7 +266,7 @@ impl DiskRead for Skipping {
         {
             return Ok(Extent { start: offset, end, is_zero: true });
         }
-        let found = self.disk.extent_at(offset)?;
+        let found = self.inner_at(offset)?;
         Ok(Extent { end: next.map_or(found.end, |next| found.end.min(next.0)), ..found })
     }
 

@@ -10,6 +10,8 @@ mod ovf;
 mod tar;
 pub mod write;
 
+pub use ovf::DISKS_MAX;
+
 use super::detect::Foreign;
 use super::formats::{Limits, refused};
 use super::open::{Declared, open_file};

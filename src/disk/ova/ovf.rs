@@ -14,8 +14,8 @@ const NODES_MAX: u32 = 100_000;
 /// Namespaces and attributes of all elements: each is compared with those before it.
 const NAMESPACES_MAX: usize = 256;
 const ATTRIBUTES_MAX: usize = 20_000;
-/// Disks of a machine.
-const DISKS_MAX: usize = 25;
+/// Disks of a machine at most: 15 on each of four controllers, as VMware has them.
+pub const DISKS_MAX: usize = 60;
 /// Resource types of `CIM_ResourceAllocationSettingData`.
 const PROCESSOR: &str = "3";
 const MEMORY: &str = "4";

@@ -41,6 +41,18 @@ pub struct Options {
     pub is_compressed: bool,
 }
 
+/// Refuses a volume that the format cannot hold; `path` is what messages call its file.
+pub fn check_len(path: &Path, volume_bytes: u64) -> Result<(), DiskError> {
+    if volume_bytes == 0 {
+        return Err(DiskError::Empty { path: path.to_owned() });
+    }
+    if volume_bytes > GUEST_BYTES_MAX {
+        let (expected, limit) = (volume_bytes, GUEST_BYTES_MAX);
+        return Err(DiskError::TooLong { path: path.to_owned(), format: FORMAT, expected, limit });
+    }
+    Ok(())
+}
+
 /// A new qcow2 disk in `file`, which `path` is the name of in messages. The virtual disk has `volume_bytes`
 /// rounded up to whole sectors of 512 bytes; what is not written reads as zeros. Compression runs on `pool`.
 ///
@@ -52,13 +64,7 @@ pub fn create<'a>(
     options: Options,
     pool: &'a ThreadPool,
 ) -> Result<Box<dyn DiskWrite + 'a>, DiskError> {
-    if volume_bytes == 0 {
-        return Err(DiskError::Empty { path: path.to_owned() });
-    }
-    if volume_bytes > GUEST_BYTES_MAX {
-        let (expected, limit) = (volume_bytes, GUEST_BYTES_MAX);
-        return Err(DiskError::TooLong { path: path.to_owned(), format: FORMAT, expected, limit });
-    }
+    check_len(path, volume_bytes)?;
     let clusters = volume_bytes.div_ceil(CLUSTER);
     let host = Host::new(file, path, clusters, clusters.div_ceil(ENTRIES));
     let squeezers = options.is_compressed.then(|| Squeezers::new(pool));

@@ -34,6 +34,18 @@ const TABLE_AT: u64 = HEADER_AT + DYNAMIC_HEADER_BYTES as u64;
 /// Azure's unit of sizes.
 const FIXED_UNIT: u64 = 1 << 20;
 
+/// Refuses a volume that the format cannot hold; `path` is what messages call its file.
+pub fn check_len(path: &Path, volume_bytes: u64) -> Result<(), DiskError> {
+    if volume_bytes == 0 {
+        return Err(DiskError::Empty { path: path.to_owned() });
+    }
+    if volume_bytes > DISK_BYTES_MAX {
+        let (expected, limit) = (volume_bytes, DISK_BYTES_MAX);
+        return Err(DiskError::TooLong { path: path.to_owned(), format: FORMAT, expected, limit });
+    }
+    Ok(())
+}
+
 /// A file that becomes a VHD of a volume. `id`, which is random, tells it from all others. A volume of more than
 /// [`DISK_BYTES_MAX`] is refused.
 pub fn create<'a>(
@@ -43,14 +55,8 @@ pub fn create<'a>(
     kind: Kind,
     id: u128,
 ) -> Result<Box<dyn DiskWrite + 'a>, DiskError> {
+    check_len(path, volume_bytes)?;
     let path = path.to_owned();
-    if volume_bytes == 0 {
-        return Err(DiskError::Empty { path });
-    }
-    if volume_bytes > DISK_BYTES_MAX {
-        let (expected, limit) = (volume_bytes, DISK_BYTES_MAX);
-        return Err(DiskError::TooLong { path, format: FORMAT, expected, limit });
-    }
     Ok(match kind {
         Kind::Fixed => {
             let footer = footer(FIXED, u64::MAX, volume_bytes.next_multiple_of(FIXED_UNIT), id);

@@ -26,6 +26,18 @@ const TABLE_AT: u64 = 3 * MIB;
 const ZERO: u64 = 2;
 const PRESENT: u64 = 6;
 
+/// Refuses a volume that the format cannot hold; `path` is what messages call its file.
+pub fn check_len(path: &Path, volume_bytes: u64) -> Result<(), DiskError> {
+    if volume_bytes == 0 {
+        return Err(DiskError::Empty { path: path.to_owned() });
+    }
+    if volume_bytes > DISK_BYTES_MAX {
+        let (expected, limit) = (volume_bytes, DISK_BYTES_MAX);
+        return Err(DiskError::TooLong { path: path.to_owned(), format: FORMAT, expected, limit });
+    }
+    Ok(())
+}
+
 /// A file that becomes a dynamic VHDX of a volume, of whole sectors of 512 bytes. `id`, which is random, tells it
 /// from all others. A volume of more than 64 TiB is refused.
 pub fn create<'a>(
@@ -34,13 +46,7 @@ pub fn create<'a>(
     volume_bytes: u64,
     id: u128,
 ) -> Result<Box<dyn DiskWrite + 'a>, DiskError> {
-    if volume_bytes == 0 {
-        return Err(DiskError::Empty { path: path.to_owned() });
-    }
-    if volume_bytes > DISK_BYTES_MAX {
-        let (expected, limit) = (volume_bytes, DISK_BYTES_MAX);
-        return Err(DiskError::TooLong { path: path.to_owned(), format: FORMAT, expected, limit });
-    }
+    check_len(path, volume_bytes)?;
     let sector_bytes = u64::from(LOGICAL_SECTOR_BYTES);
     let metadata = Metadata {
         disk_bytes: volume_bytes.next_multiple_of(sector_bytes),

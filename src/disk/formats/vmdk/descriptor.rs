@@ -25,6 +25,15 @@ struct Seen {
     sectors: Option<u64>,
 }
 
+/// Whether a file begins as a descriptor does that stands by itself: by QEMU's rule, the first line that is no comment says a
+/// version; or by what VMware writes.
+pub fn is_descriptor(head: &[u8]) -> bool {
+    let mut lines = head.split(|&byte| byte == b'\n').map(|line| line.trim_ascii());
+    let says = lines.find(|line| !line.is_empty() && !line.starts_with(b"#"));
+    let is_version = |line: &[u8]| [&b"version=1"[..], b"version=2", b"version=3"].contains(&line);
+    head.starts_with(b"# Disk DescriptorFile") || (says.is_some_and(is_version) && head.contains(&b'\n'))
+}
+
 /// Checks a descriptor.
 pub(super) fn parse(bytes: &[u8]) -> Result<Descriptor, Fault> {
     let text = text(bytes)?;

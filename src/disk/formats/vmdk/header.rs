@@ -1,5 +1,6 @@
 //! The header of a hosted sparse extent, and its copy at the file's end.
 
+use super::descriptor::is_descriptor;
 use super::{Fault, SECTOR_BYTES};
 
 /// Bytes of the header: one sector.
@@ -54,7 +55,7 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
 
 /// What the file's first bytes are, if they are not a hosted sparse extent's.
 fn check_signature(bytes: &[u8]) -> Result<(), Fault> {
-    if bytes.starts_with(b"# Disk DescriptorFile") {
+    if is_descriptor(bytes) {
         return Err(Fault::variant("it is only a descriptor, which names other files that hold the data"));
     }
     if bytes.starts_with(b"COWD") {

@@ -20,6 +20,8 @@ use super::{Limits, refused};
 use crate::io::disk::{DiskError, DiskRead, Extent};
 use cache::Cache;
 use descriptor::DESCRIPTOR_BYTES_MAX;
+
+pub use descriptor::is_descriptor;
 use flate2::{Decompress, FlushDecompress, Status};
 use header::{DIRECTORY_AT_END, HEADER_BYTES, Header, TAIL_BYTES, field, range};
 use std::io;

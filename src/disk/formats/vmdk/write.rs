@@ -35,6 +35,18 @@ const TABLE: u32 = 1;
 const DIRECTORY: u32 = 2;
 const FOOTER: u32 = 3;
 
+/// Refuses a volume that the format cannot hold; `path` is what messages call its file.
+pub fn check_len(path: &Path, volume_bytes: u64) -> Result<(), DiskError> {
+    if volume_bytes == 0 {
+        return Err(DiskError::Empty { path: path.to_owned() });
+    }
+    if volume_bytes > GUEST_BYTES_MAX {
+        let (expected, limit) = (volume_bytes, GUEST_BYTES_MAX);
+        return Err(DiskError::TooLong { path: path.to_owned(), format: FORMAT, expected, limit });
+    }
+    Ok(())
+}
+
 /// A new streamOptimized VMDK in `file`, which `path` is the name of in messages and, its last part, in the
 /// descriptor. The virtual disk has `volume_bytes` rounded up to whole sectors of 512 bytes; what is not written
 /// reads as zeros. Every [`FileWrite::put_at`] begins where the one before ended, the first at 0. Compression
@@ -48,13 +60,7 @@ pub fn create<'a>(
     volume_bytes: u64,
     pool: &'a ThreadPool,
 ) -> Result<Box<dyn DiskWrite + 'a>, DiskError> {
-    if volume_bytes == 0 {
-        return Err(DiskError::Empty { path: path.to_owned() });
-    }
-    if volume_bytes > GUEST_BYTES_MAX {
-        let (expected, limit) = (volume_bytes, GUEST_BYTES_MAX);
-        return Err(DiskError::TooLong { path: path.to_owned(), format: FORMAT, expected, limit });
-    }
+    check_len(path, volume_bytes)?;
     let sectors = volume_bytes.div_ceil(SECTOR_BYTES);
     let mut stream = Stream { file, path: path.to_owned(), position: 0 };
     stream.put(&head::head(path, sectors))?;
