@@ -21,6 +21,7 @@ use imgstore::ops::find::{self, AnyId};
 use imgstore::ops::import::import_template;
 use imgstore::ops::modify::{self, PermissionChange, Protect, Target, share_image};
 use imgstore::ops::register::{ImageOptions, register};
+use imgstore::ops::stats::{Keeper, item_stats};
 use imgstore::ops::{account, bin, instance};
 use imgstore::region::Region;
 
@@ -436,13 +437,13 @@ fn a_preview_tells_the_bytes_that_deregistering_frees() {
     let freed =
         |id, with| preview_deregister(&rules.region, id, with, &context).unwrap().freed_bytes.unwrap();
     assert_eq!(freed(own.id, false), 0, "the snapshots stay");
-    let stats = |id| {
-        imgstore::ops::stats::item_stats(&rules.region, &[AnyId::Image(id)], &context).unwrap()[0].freed_bytes
-    };
-    assert_eq!(freed(own.id, true), stats(own.id));
+    let stats = |id| item_stats(&rules.region, &[AnyId::Image(id)], &context).unwrap().remove(0);
+    assert_eq!(freed(own.id, true), stats(own.id).freed_bytes);
+    assert!(stats(own.id).kept_by.is_empty());
     assert!(freed(own.id, true) > freed(image.id, true), "what both have is freed by neither");
     rules.launch(own.id, &rules.owner).unwrap();
     assert_eq!(freed(own.id, true), 0, "a volume stands on it");
+    assert_eq!(stats(own.id).kept_by, [Keeper::Volumes].into());
 }
 
 #[test]
@@ -450,8 +451,9 @@ fn a_snapshot_frees_nothing_as_long_as_an_image_uses_it() {
     let rules = Rules::new();
     let (image, context) = (rules.image("web"), rules.owner.context());
     let id = AnyId::Snapshot(first_snapshot(&image));
-    let freed = || imgstore::ops::stats::item_stats(&rules.region, &[id], &context).unwrap()[0].freed_bytes;
-    assert_eq!(freed(), 0);
+    let stats = || item_stats(&rules.region, &[id], &context).unwrap().remove(0);
+    let freed = || stats().freed_bytes;
+    assert_eq!((freed(), stats().kept_by), (0, [Keeper::Images].into()));
     deregister(&rules.region, image.id, false, &context).unwrap();
     assert!(freed() > 0);
 }

@@ -210,7 +210,7 @@ pub fn collect_into(
         let Candidates { worn, unneeded, .. } = candidates(region, &mark, &kept, options)?;
         collected.unneeded = unneeded;
         let worn = Worn { packs: worn.into_iter().collect(), mark, is_full };
-        worn.rewrite(region, options, collected, &mut proved, &mut failure, context)?;
+        worn.rewrite(region, options, collected, &mut failure, context)?;
     } else {
         collected.given_up = true;
     }
@@ -382,7 +382,6 @@ impl Worn {
         region: &Region,
         options: &GcOptions,
         collected: &mut Collected,
-        proved: &mut Proved,
         failure: &mut Option<RegionError>,
         context: &Context<'_>,
     ) -> Result<(), OpsError> {
@@ -402,7 +401,7 @@ impl Worn {
             let (round, after) = rest.split_at(round_len(&mark, rest, context));
             let round: HashSet<PackName> = round.iter().copied().collect();
             let mut moved = Amount::default();
-            let rewritten = rewrite(region, &round, &avoided, proved, context, || {
+            let rewritten = rewrite(region, &round, &avoided, context, || {
                 moved = repack(region, &mark, &round, context)?;
                 Ok(())
             })?;

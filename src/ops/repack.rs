@@ -11,7 +11,6 @@ use super::rewrite::{Keep, mark, rewrite};
 use crate::model::objects::{PackName, PackState};
 use crate::region::Region;
 use crate::region::collect::Mark;
-use crate::region::doubles::Proved;
 use crate::region::fetch::Located;
 use crate::region::losses::Losses;
 use crate::region::moving::StoredChunk;
@@ -72,14 +71,8 @@ pub fn repack(region: &Region, options: &RepackOptions, context: &Context<'_>) -
     if !context.dry_run {
         context.progress.begin("repack", bytes_of(rest));
     }
-    let mut rounds = Rounds {
-        region,
-        options,
-        all: rest.iter().map(|(name, _)| *name).collect(),
-        mark: None,
-        proved: Proved::new(context.memory_bytes / 2),
-        context,
-    };
+    let mut rounds =
+        Rounds { region, options, all: rest.iter().map(|(name, _)| *name).collect(), mark: None, context };
     // Each looks at what is needed of the whole region.
     let round_bytes = if context.dry_run { u64::MAX } else { ROUND_BYTES.max(bytes_of(rest) / ROUNDS_MAX) };
     while !rest.is_empty() {
@@ -137,7 +130,6 @@ struct Rounds<'a> {
     all: HashSet<PackName>,
     /// What is needed; none if others may have changed it.
     mark: Option<Mark>,
-    proved: Proved,
     context: &'a Context<'a>,
 }
 
@@ -165,7 +157,7 @@ impl Rounds<'_> {
             return Ok(());
         }
         let (mut moved, mut stored_bytes) = (Amount::default(), 0);
-        let rewritten = rewrite(region, packs, &self.all, &mut self.proved, context, || {
+        let rewritten = rewrite(region, packs, &self.all, context, || {
             (moved, stored_bytes) = move_needed(region, &mark, packs, options.level, context)?;
             Ok(())
         })?;

@@ -39,7 +39,6 @@ pub(super) fn rewrite(
     region: &Region,
     packs: &HashSet<PackName>,
     avoided: &HashSet<PackName>,
-    proved: &mut Proved,
     context: &Context<'_>,
     move_needed: impl FnOnce() -> Result<(), OpsError>,
 ) -> Result<Option<Rewritten>, OpsError> {
@@ -51,6 +50,7 @@ pub(super) fn rewrite(
         }
         moved => moved?,
     }
+    let mut proved = Proved::new(context.memory_bytes / 2);
     let (mut emptied, account, now_ms) = (Vec::new(), context.account, context.now_ms);
     let condemned = despite_others(region, Keep::Outside(avoided), Losses::Refused, context, |mark| {
         let kept = mark.kept_packs();
@@ -63,7 +63,7 @@ pub(super) fn rewrite(
             .filter(|name| packs.contains(name) && !kept.contains(name) && !held.contains(name))
             .collect();
         let going = emptied.iter().copied().collect();
-        region.prove_kept(mark, &going, proved, context.pool, || context.check_cancelled())?;
+        region.prove_kept(mark, &going, &mut proved, context.pool, || context.check_cancelled())?;
         let is_done = region.rebase(mark, &kept, account)?
             && (emptied.is_empty() || region.condemn(mark, &kept, &emptied, account, now_ms)?);
         Ok(is_done.then_some(kept))

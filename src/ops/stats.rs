@@ -44,6 +44,30 @@ pub struct ItemStats {
     /// What deleting it, and for an image its snapshots, would give back after collection and repacking. Less
     /// than its unique bytes if something keeps it.
     pub freed_bytes: u64,
+    /// What keeps its content, whoever deletes it.
+    pub kept_by: BTreeSet<Keeper>,
+}
+
+/// What content stays for when an image or a snapshot is deleted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Keeper {
+    /// Other images of its snapshots.
+    Images,
+    /// Volumes that were made from its snapshots, also deleted ones: those of instances are among them.
+    Volumes,
+    /// Instances of its template.
+    Instances,
+}
+
+impl Keeper {
+    /// The word for it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Images => "images",
+            Self::Volumes => "volumes",
+            Self::Instances => "instances",
+        }
+    }
 }
 
 /// How often, and by whom, each chunk is referred to.
@@ -115,7 +139,9 @@ fn item(region: &Region, catalog: &Catalog, id: AnyId, context: &Context<'_>) ->
     };
     // The item's roots count as one: what two of its own devices share is still its own.
     let Some(&first) = roots.first() else {
-        return Ok(ItemStats { id: name, unique_stored_bytes: 0, shared_stored_bytes: 0, freed_bytes: 0 });
+        let kept_by = BTreeSet::new();
+        let (unique_stored_bytes, shared_stored_bytes, freed_bytes) = (0, 0, 0);
+        return Ok(ItemStats { id: name, unique_stored_bytes, shared_stored_bytes, freed_bytes, kept_by });
     };
     let one = roots.iter().map(|&root| (root, first)).collect();
     let references = References::of(region, catalog, &one, context)?;
@@ -127,9 +153,11 @@ fn item(region: &Region, catalog: &Catalog, id: AnyId, context: &Context<'_>) ->
     }
     unique += references.bases_alone(first);
     unique += manifest_bytes(catalog, &roots);
-    let freed: Vec<_> = freed.into_iter().filter(|root| !is_needed(catalog, *root)).collect();
+    let by_images = roots.iter().any(|root| !freed.contains(root)).then_some(Keeper::Images);
+    let kept_by = roots.iter().filter_map(|root| keeper(catalog, *root)).chain(by_images).collect();
+    let freed: Vec<_> = freed.into_iter().filter(|root| keeper(catalog, *root).is_none()).collect();
     let freed_bytes = if freed == roots { unique } else { freed_with(region, catalog, &freed, context)? };
-    Ok(ItemStats { id: name, unique_stored_bytes: unique, shared_stored_bytes: shared, freed_bytes })
+    Ok(ItemStats { id: name, unique_stored_bytes: unique, shared_stored_bytes: shared, freed_bytes, kept_by })
 }
 
 /// What removing snapshots and templates gives back after collection and repacking. What volumes and live
@@ -142,7 +170,7 @@ pub(super) fn freed_bytes(
     context: &Context<'_>,
 ) -> Result<u64, OpsError> {
     let mut roots = roots_of(snapshots.iter().copied(), templates.iter().copied());
-    roots.retain(|root| !is_needed(catalog, *root));
+    roots.retain(|root| keeper(catalog, *root).is_none());
     freed_with(region, catalog, &roots, context)
 }
 
@@ -169,10 +197,10 @@ fn freed_with(
 }
 
 /// Whether a volume or a live instance stands on a root.
-fn is_needed(catalog: &Catalog, root: RootId) -> bool {
+fn keeper(catalog: &Catalog, root: RootId) -> Option<Keeper> {
     match root {
-        RootId::Snapshot(id) => catalog.is_under_volume(id),
-        RootId::Template(id) => catalog.is_under_instance(id),
+        RootId::Snapshot(id) => catalog.is_under_volume(id).then_some(Keeper::Volumes),
+        RootId::Template(id) => catalog.is_under_instance(id).then_some(Keeper::Instances),
     }
 }
 

@@ -45,7 +45,7 @@ impl Mark {
     }
 }
 
-/// Copies that were proved to be good, so that another mark need not prove them again.
+/// Copies that were proved to be good, so that the next try need not prove them again if others committed meanwhile.
 #[derive(Debug)]
 pub struct Proved {
     places: HashSet<(ChunkId, PackName, u32)>,

@@ -34,6 +34,7 @@ pub fn stats(session: &Session<'_>, ids: &[AnyId]) -> Result<(), CliError> {
                     "unique_stored_bytes": item.unique_stored_bytes,
                     "shared_stored_bytes": item.shared_stored_bytes,
                     "freed_bytes": item.freed_bytes,
+                    "kept_by": item.kept_by.iter().map(|keeper| keeper.as_str()).collect::<Vec<_>>(),
                 })
             };
             json!({ "region": session.home.region_name(), "items": items.iter().map(item).collect::<Value>() })
@@ -44,10 +45,12 @@ pub fn stats(session: &Session<'_>, ids: &[AnyId]) -> Result<(), CliError> {
                 .map(|item| {
                     let [unique, shared, freed] =
                         [item.unique_stored_bytes, item.shared_stored_bytes, item.freed_bytes].map(bytes);
-                    vec![item.id.clone(), unique, shared, freed]
+                    let kept_by: Vec<&str> = item.kept_by.iter().map(|keeper| keeper.as_str()).collect();
+                    let kept_by = if kept_by.is_empty() { "-".into() } else { kept_by.join(", ") };
+                    vec![item.id.clone(), unique, shared, freed, kept_by]
                 })
                 .collect();
-            table(&["ID", ">UNIQUE", ">SHARED", ">FREED IF DELETED"], &rows)
+            table(&["ID", ">UNIQUE", ">SHARED", ">FREED IF DELETED", "KEPT BY"], &rows)
         },
     );
     Ok(())
