@@ -894,20 +894,6 @@ fn what_an_option_does_not_go_with_is_said() {
     }
 }
 
-/// A protection that was to hold for a day more.
-#[test]
-fn a_protection_that_is_over_is_said_to_be() {
-    let place = Place::new();
-    place.disk("a.raw", 4096, 1);
-    let image = one_line(&place.ok(&["import", "a.raw", "--name", "web"]), "ami-");
-    place.ok(&["protect", &image, "--cooldown"]);
-    place.ok(&["protect", &image, "--off"]);
-    let said = |place: &Place| {
-        place.json(&["show", &image])["deregistration_protection"].as_str().unwrap().to_owned()
-    };
-    assert!(said(&place).starts_with("disabling after cooldown on "));
-}
-
 /// The folder of an instance goes with the last of its disks, whenever that is.
 #[test]
 fn nothing_is_left_of_an_instance_whose_last_volume_is_deleted() {

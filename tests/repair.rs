@@ -797,3 +797,24 @@ fn a_check_of_one_snapshot_reads_what_its_deltas_are_on() {
     let report = check(&Region::open(Arc::new(storage), session()).unwrap());
     assert!(report.findings.iter().any(|finding| finding.affected == [ids[1].to_string()]), "{report:?}");
 }
+
+/// On a nearly full disk nothing can be moved. What does not say what it holds is put in quarantine all the same: else no
+/// collection could make room.
+#[test]
+fn a_repair_without_space_lets_a_collection_make_some() {
+    let two = Two::new(&small_packs());
+    let gone = two.caller.snapshot(&two.here(), &MemoryDisk::new(volume(400_000, 9))).unwrap().snapshot.id;
+    delete_snapshot(&two.here(), gone, &two.caller.context()).unwrap();
+    fs::remove_file(two.largest_pack()).unwrap();
+    let full = DirectoryOptions { reserve_bytes: u64::MAX / 2, ..directory() };
+    let open = || Region::open_directory(&two.root(), full).unwrap();
+    let collect = || collect(&open(), &GcOptions { grace_ms: 0, repack_percent: 50 }, &two.caller.context());
+    assert!(collect().is_err());
+    let there = two.there();
+    let sources = RepairSources { regions: std::slice::from_ref(&there), ..RepairSources::default() };
+    let error = repair(&open(), &sources, &two.caller.context()).unwrap_err();
+    assert_eq!(error.class(), imgstore::ops::error::Class::NoSpace, "{error}");
+    assert!(collect().unwrap().freed.count > 0);
+    two.repair(std::slice::from_ref(&there), &[]);
+    two.assert_whole("once there was space");
+}

@@ -10,6 +10,7 @@ use imgstore::io::storage::{Created, Storage, StorageError, read_whole, twin_of}
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Runs a contract on all implementations; two handles are two writers on the same objects.
 fn on_each(contract: impl Fn(Arc<dyn Storage>, Arc<dyn Storage>)) {
@@ -430,4 +431,26 @@ fn a_twin_that_cannot_be_left_is_no_failure() {
         .filter(|(path, _)| path.to_string_lossy().contains("staging/bb"))
         .collect();
     assert_eq!(left, [], "nothing is left in staging");
+}
+
+/// Who tidies takes the empty folders of writers that are gone: not that of one which is about to put its first object there.
+#[test]
+fn a_writers_first_folder_is_not_taken() {
+    let files = SimFiles::new();
+    let root = Path::new("/region");
+    let (options, writer) = (DirectoryOptions::default(), "b".repeat(32));
+    let other = Arc::new(Directory::new(files.clone(), root, "c".repeat(32), options));
+    other.initialize().unwrap();
+    let (tidying, tidied) = (other.clone(), Arc::new(AtomicUsize::new(0)));
+    let count = tidied.clone();
+    let hook: Hook = Arc::new(move |_| {
+        tidying.tidy();
+        count.fetch_add(1, Ordering::Relaxed);
+        Verdict::Proceed
+    });
+    let storage = Directory::new(files.with_hook(hook), root, writer.clone(), options);
+    let name = format!("lists/{writer}/000001");
+    assert_eq!(storage.create(&name, &[b"x"]).unwrap(), Created::New);
+    assert!(tidied.load(Ordering::Relaxed) > 0);
+    assert!(other.open(&name).is_ok());
 }

@@ -156,8 +156,7 @@ pub fn open_target(path: &Path, len: u64, options: TargetOptions) -> Result<Box<
 /// Refuses what [`open_target`] would refuse before it makes anything.
 pub fn check_target(path: &Path, len: u64, options: TargetOptions) -> Result<(), DiskError> {
     match is_block_device(path) {
-        // Opened, and closed as it is.
-        true if options.write_device => BlockDevice::open(path, len).map(drop),
+        true if options.write_device => BlockDevice::check(path, len),
         true => Err(DiskError::IsDevice { path: path.to_owned() }),
         false => NewFile::check(path, options.force),
     }

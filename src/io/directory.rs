@@ -359,10 +359,11 @@ impl<F: Files> Directory<F> {
     ) -> Result<(PathBuf, PathBuf, PathBuf), StorageError> {
         check_name(name)?;
         self.check_latch(name)?;
-        let target = self.root.join(name);
+        // Before it has a folder: who tidies takes those of writers that show no life.
+        self.show_life()?;
+        let (target, staging) = (self.root.join(name), self.root.join(STAGING));
         let parent = target.parent().unwrap_or(&self.root).to_owned();
-        self.ensure_dir(&self.root.join(STAGING))?;
-        self.ensure_dir(&parent)?;
+        [&staging, &parent].into_iter().try_for_each(|dir| self.ensure_dir(dir))?;
         Ok((self.stage(name, fill, need)?, target, parent))
     }
 
@@ -541,12 +542,11 @@ impl<F: Files> Storage for Directory<F> {
 
     fn tidy(&self) {
         for kind in self.entries("").unwrap_or_default() {
-            let mut of_kind = self.entries(&kind.name).unwrap_or_default();
-            of_kind.retain(|folder| folder.is_dir && is_writer(&folder.name));
-            // It fails, as it should, if anything is in one.
-            for gone in of_kind.iter().filter(|folder| matches!(self.is_writer_gone(&folder.name), Ok(true)))
-            {
-                let _ = self.files.remove_dir(&self.root.join(&kind.name).join(&gone.name));
+            for DirEntry { name, is_dir, .. } in self.entries(&kind.name).unwrap_or_default() {
+                if is_dir && is_writer(&name) && matches!(self.is_writer_gone(&name), Ok(true)) {
+                    // Fails, as it should, if anything is in it.
+                    let _ = self.files.remove_dir(&self.root.join(&kind.name).join(name));
+                }
             }
         }
     }

@@ -69,9 +69,7 @@ impl NewFile {
         let failed = |e| DiskError::io("create", path, 0, e);
         let name = path.file_name().ok_or_else(|| failed(io::ErrorKind::InvalidInput.into()))?;
         let mut temporary = std::ffi::OsString::from(".");
-        // Not longer than names may be.
-        let shown = name.as_bytes();
-        temporary.push(OsStr::from_bytes(&shown[..shown.len().min(NAME_BYTES_SHOWN)]));
+        temporary.push(shown_of(name));
         temporary.push(format!(".imgstore-{:016x}", random_u64().map_err(failed)?));
         let temporary = path.with_file_name(temporary);
         let file = OpenOptions::new()
@@ -108,6 +106,14 @@ impl NewFile {
             synced => synced,
         }
     }
+}
+
+/// As much of a name as its temporary one has, too, so that this is not longer than names may be; cut between two characters.
+fn shown_of(name: &OsStr) -> &OsStr {
+    let bytes = name.as_bytes();
+    let is_between = |at: &usize| bytes.get(*at).is_none_or(|byte| byte & 0xc0 != 0x80);
+    let end = (0..=bytes.len().min(NAME_BYTES_SHOWN)).rev().find(is_between).unwrap_or(0);
+    OsStr::from_bytes(&bytes[..end])
 }
 
 /// Gives a file its name where renaming knows no flags: by a link, and where there are none, if nothing has the name.
@@ -185,12 +191,23 @@ pub struct BlockDevice {
 impl BlockDevice {
     /// Opens a block device of at least `len` bytes for writing, exclusively: one that is mounted is refused.
     pub fn open(path: &Path, len: u64) -> Result<Self, DiskError> {
+        let file = Self::open_exclusively(path, len, OpenOptions::new().write(true))?;
+        Ok(Self { out: WriteBehind::new(file), path: path.to_owned() })
+    }
+
+    /// Refuses what [`BlockDevice::open`] refuses. Nothing is opened for writing: who closes such a device makes the system look at it anew.
+    pub fn check(path: &Path, len: u64) -> Result<(), DiskError> {
+        rustix::fs::access(path, Access::WRITE_OK).map_err(|e| DiskError::io("open", path, 0, e.into()))?;
+        Self::open_exclusively(path, len, OpenOptions::new().read(true)).map(drop)
+    }
+
+    fn open_exclusively(path: &Path, len: u64, options: &mut OpenOptions) -> Result<File, DiskError> {
         let failed = |e: io::Error| match e.kind() {
             io::ErrorKind::ResourceBusy => DiskError::BadTarget { path: path.to_owned(), why: IN_USE },
             _ => DiskError::io("open", path, 0, e),
         };
         let exclusive = i32::from_ne_bytes(rustix::fs::OFlags::EXCL.bits().to_ne_bytes());
-        let mut file = OpenOptions::new().write(true).custom_flags(exclusive).open(path).map_err(failed)?;
+        let mut file = options.custom_flags(exclusive).open(path).map_err(failed)?;
         if !file.metadata().map_err(failed)?.file_type().is_block_device() {
             return Err(DiskError::NotADisk { path: path.to_owned(), found: "no block device any more" });
         }
@@ -198,7 +215,7 @@ impl BlockDevice {
         if found < len {
             return Err(DiskError::TooSmall { path: path.to_owned(), expected: len, found });
         }
-        Ok(Self { out: WriteBehind::new(file), path: path.to_owned() })
+        Ok(file)
     }
 }
 
@@ -383,4 +400,16 @@ pub fn physical(path: &Path) -> Option<PathBuf> {
 /// A path made absolute, without following links.
 pub fn absolute(path: &Path) -> Result<PathBuf, DiskError> {
     std::path::absolute(path).map_err(|e| DiskError::io("resolve", path, 0, e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_names_are_cut_between_characters() {
+        assert_eq!(shown_of(OsStr::new("disk.raw")), "disk.raw");
+        assert_eq!(shown_of(OsStr::new(&"n".repeat(255))), &*"n".repeat(200));
+        assert_eq!(shown_of(OsStr::new(&format!("n{}", "ü".repeat(120)))), &*format!("n{}", "ü".repeat(99)));
+    }
 }

@@ -129,12 +129,14 @@ pub(super) fn remove_disk(region: &Region, recorded: &str, context: &Context<'_>
         Some(path) if Path::new(recorded).is_relative() && path.parent().is_some_and(|to| !to.exists()) => {
             note(&format!("if there is one, it is not at {}, where it was to the region", path.display()));
         }
-        Some(path) => match remove_made_file(&path) {
-            // The folder of an instance that is gone goes with its last disk.
-            Ok(()) => path.parent().into_iter().for_each(remove_instance_folder),
-            Err(error) => note(&error.to_string()),
-        },
+        Some(path) => remove_made_file(&path).unwrap_or_else(|error| note(&error.to_string())),
     }
+}
+
+/// Removes the folder of an instance that is gone, if the disk that was removed was its last.
+pub(super) fn remove_emptied(region: &Region, recorded: &str) {
+    let path = region.path_of_record(recorded);
+    path.as_deref().and_then(Path::parent).into_iter().for_each(remove_instance_folder);
 }
 
 /// An instance that is started, or that an image is made of, has its root device.

@@ -93,13 +93,20 @@ pub fn repair(
     }
     leave_readable(region, &mut damage, context)?;
     let total = region.catalog()?.packs.len();
-    damage.missing += damage.unread.len();
+    // Nor are those there that a device gives nothing of.
+    damage.missing += damage.unread.iter().filter(|pack| is_silent(region, **pack)).count();
     if damage.missing > 1 && damage.missing * 2 > total && !sources.force {
         return Err(OpsError::MostlyMissing { missing: damage.missing, total });
     }
     mend(region, sources, &damage, &mut repaired, context)?;
     repaired.lost = lost(region, &region.catalog()?)?;
     Ok(repaired)
+}
+
+/// Whether a pack does not say what it holds.
+fn is_silent(region: &Region, pack: PackName) -> bool {
+    let known = region.catalog().ok().and_then(|catalog| catalog.packs.get(&pack).cloned());
+    known.is_none_or(|known| region.check_trailer(&known.record).is_err())
 }
 
 /// Looks again at packs that a device did not give: it may have been away for a while, and what is put in quarantine stays there.
@@ -133,8 +140,16 @@ fn mend(
     {
         return Ok(());
     }
-    // Without space for what is moved out of them, no pack is put in quarantine: that cannot be taken back.
-    let mut session = region.begin(context.account)?;
+    let mut session = match region.begin(context.account) {
+        // Without space for what is moved out of them, packs are not put in quarantine, which cannot be taken back: but for those of
+        // which nothing can be, or no collection could make any.
+        Err(error) if error.is_no_space() => {
+            let silent = damage.packs.iter().copied().filter(|pack| is_silent(region, *pack)).collect();
+            region.quarantine(&silent, context.account, context.now_ms)?;
+            return Err(error.into());
+        }
+        begun => begun?,
+    };
     repaired.quarantined = region.quarantine(&damage.packs, context.account, context.now_ms)?;
     let mut lost_maps: Vec<&ManifestRecord> = damage.manifests.values().collect();
     for source in sources.regions {
@@ -308,11 +323,10 @@ fn quarantine(catalog: &Catalog) -> Vec<PackName> {
 /// The chunks that something refers to, or that others are stored against, and that are in no sound pack.
 fn wanted(region: &Region) -> Result<BTreeSet<ChunkId>, OpsError> {
     let (mut wanted, mut asked) = (region.lost_bases()?.chunks, HashSet::new());
-    for root in region.catalog()?.roots() {
+    for root in region.catalog()?.roots().filter(|root| asked.insert(root.manifest.name)) {
         // One whose map is lost wants nothing that is known.
         let Ok(map) = region.load_map(root.manifest) else { continue };
-        let ids = map.chunks().iter().map(|chunk| chunk.id);
-        let ids: Vec<ChunkId> = ids.filter(|id| asked.insert(*id)).collect();
+        let ids: Vec<ChunkId> = map.chunks().iter().map(|chunk| chunk.id).collect();
         // One in a condemned pack only would go with that, and is stored again, too.
         let lacking = ids.iter().zip(region.has_live_chunks(&ids)?).filter(|(_, has)| !has);
         wanted.extend(lacking.map(|(id, _)| *id));

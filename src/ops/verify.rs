@@ -267,8 +267,10 @@ impl Check<'_> {
                 );
             }
         }
-        // What their deltas are on is read for them, too.
-        let needed = catalog.with_bases(needed);
+        // What their deltas are on is read for them, too; bases are no deltas themselves.
+        let of = |name| catalog.packs.get(name).map_or(&[][..], |pack| &pack.record.bases);
+        let bases: Vec<PackName> = needed.iter().flat_map(of).copied().collect();
+        needed.extend(bases);
         let mut records: Vec<_> = readable(catalog).filter(|record| needed.contains(&record.name)).collect();
         #[expect(
             clippy::cast_possible_truncation,

@@ -8,7 +8,7 @@ use super::error::{Code, OpsError};
 use super::find::{
     check_completed, check_tags, instance as find_instance, snapshot as find_snapshot, volume as find_volume,
 };
-use super::instance::remove_disk;
+use super::instance::{remove_disk, remove_emptied};
 use super::restore::restore;
 use super::token::{client_token, durable, made_before};
 use crate::disk::open::{
@@ -165,6 +165,7 @@ pub fn delete_volume(region: &Region, id: VolumeId, context: &Context<'_>) -> Re
         Ok((vec![Op::DeleteVolume { id }], volume.path.clone()))
     })?;
     remove_disk(region, &recorded, context);
+    remove_emptied(region, &recorded);
     Ok(())
 }
 

@@ -27,16 +27,19 @@ impl Mark {
     /// count. Of two places the one in a fuller pack is to be kept: what an interrupted collection has moved is then moved,
     /// whichever name comes first.
     pub fn sparse(&self, percent: u8) -> HashSet<PackName> {
+        let is_live =
+            |name: &PackName| self.catalog.packs.get(name).is_some_and(|pack| pack.state == PackState::Live);
         let mut others: BTreeMap<PackName, u64> = BTreeMap::new();
         for double in &self.doubles {
             // The frame there may be another one, made harder: about as long will do.
             let bytes = Location::new(&double.entry, double.pack).frame_bytes();
-            others.entry(double.pack).or_default();
-            double.others.iter().for_each(|other| *others.entry(*other).or_default() += bytes);
+            for other in double.others.iter().filter(|other| is_live(other)) {
+                others.entry(double.pack).or_default();
+                *others.entry(*other).or_default() += bytes;
+            }
         }
         let is_sparse = |(name, bytes): &(PackName, u64)| {
-            let live = self.catalog.packs.get(name).filter(|pack| pack.state == PackState::Live);
-            live.is_some_and(|pack| {
+            self.catalog.packs.get(name).is_some_and(|pack| {
                 let needed = self.usage(name).bytes.saturating_add(*bytes);
                 needed.saturating_mul(100) / self.frames_bytes(&pack.record) < u64::from(percent)
             })
@@ -86,7 +89,12 @@ impl Region {
         for some in going.chunks(PROVED_AT_ONCE) {
             watch()?;
             let some: Vec<Located> = some.iter().map(|double| located(double)).collect();
-            if let Err(error) = self.proved(&some, pool, drop) {
+            let mut good = self.proved(&some, pool, drop).map(drop);
+            // What lies between them is read along, and may be what a device does not give.
+            if good.as_ref().is_err_and(RegionError::is_failed_read) {
+                good = some.iter().try_for_each(|located| self.prove_at(*located));
+            }
+            if let Err(error) = good {
                 return Err(RegionError::Uncollectable { why: error.to_string() }.into());
             }
             some.iter().for_each(|located| proved.note(located));

@@ -323,13 +323,18 @@ impl Region {
 
     fn leave_out_segment(&self, name: &str) -> bool {
         let Some(segment) = SegmentName::parse(name) else { return false };
-        let mut cached = self.cached_index();
-        let is_new = cached.bad_segments.insert(segment);
+        let is_new = self.cached_index().bad_segments.insert(segment);
         if is_new {
-            cached.sequence = None;
-            cached.index = Arc::default();
+            self.forget_index();
         }
         is_new
+    }
+
+    /// Makes the index anew from nothing: what could not be read a while ago may be there.
+    fn forget_index(&self) {
+        let mut cached = self.cached_index();
+        cached.sequence = None;
+        cached.index = Arc::default();
     }
 
     fn rebuild_index(&self, cached: &mut CachedIndex, catalog: &Catalog) {

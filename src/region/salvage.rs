@@ -72,6 +72,9 @@ impl Region {
         let catalog = self.catalog()?;
         let Some(known) = catalog.packs.get(&pack) else { return Ok(Some(Salvaged::default())) };
         if read_trailer(&*self.0.storage, self.0.header.id, &known.record).is_ok() {
+            if !self.index()?.lists(&pack) {
+                self.forget_index();
+            }
             return Ok(None);
         }
         let object = match self.0.storage.open(&pack.to_string()) {
