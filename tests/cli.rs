@@ -908,3 +908,48 @@ fn nothing_is_left_of_an_instance_whose_last_volume_is_deleted() {
     place.ok(&["delete-volume", &volume]);
     assert_eq!(fs::read_dir(place.path("vms")).unwrap().count(), 0);
 }
+
+/// A disk file that cannot be removed is told of, also to those who want quiet, and so is one that is not where it was.
+#[test]
+fn disk_files_that_stay_are_told_of() {
+    let place = Place::new();
+    place.disk("a.raw", 4096, 1);
+    let image = one_line(&place.ok(&["import", "a.raw", "--name", "web"]), "ami-");
+    let instance = one_line(&place.ok(&["launch", &image, "--output", "vms"]), "i-");
+    let file = place.path("vms").join(&instance).join("xvda.raw");
+    fs::rename(&file, place.path("moved.raw")).unwrap();
+    let output = place.run(&["-q", "--json", "terminate", &instance]);
+    let document: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let left = document["instances"][0]["left_files"][0].as_str().unwrap().to_owned();
+    assert!(left.contains("xvda.raw: it is not there"), "{left}");
+    assert!(String::from_utf8_lossy(&output.stderr).contains(&left));
+}
+
+#[test]
+fn paths_of_any_bytes_are_told_as_well_as_can_be() {
+    use std::os::unix::ffi::OsStrExt;
+    let place = Place::new();
+    place.disk("a.raw", 4096, 1);
+    let snapshot = one_line(&place.ok(&["snapshot", "a.raw"]), "snap-");
+    let mut command = place.command(&["--json", "export", &snapshot]);
+    let output = command.arg(std::ffi::OsStr::from_bytes(b"o\xffut.raw")).output().unwrap();
+    let document: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(document["path"], "o\u{fffd}ut.raw");
+}
+
+/// A record and its twin are gone: repair cannot bring it back, and does not send anybody to repair.
+#[test]
+fn a_repair_that_cannot_mend_the_log_says_what_can() {
+    let place = Place::new();
+    place.disk("a.raw", 4096, 1);
+    (0..3).for_each(|_| drop(place.ok(&["snapshot", "a.raw"])));
+    let region = place.path("home/regions/local");
+    let record = format!("log/{:017}/{:020}", 0, 2);
+    fs::remove_file(region.join(&record)).unwrap();
+    fs::remove_file(region.join("twins").join(&record)).unwrap();
+    let (code, why) = place.fails(&["repair"]);
+    assert!(
+        code == 5 && why.contains("Put the missing file back") && !why.contains("repair` mends"),
+        "{why}"
+    );
+}

@@ -317,7 +317,7 @@ fn a_vhd_with_bad_footers_is_refused() {
     vhd_refused("do not say the same", vhd_dynamic(), |file| file.put(0, b"C"));
     vhd_refused("do not say the same", vhd_fixed(), |file| file.put(0, b"conectix"));
     vhd_refused("although it is fixed", vhd_dynamic(), both(63, &[2]));
-    vhd_refused("it says that it has 4608 bytes", vhd_fixed(), |file| file.put(4096 + 54, &[0x12]));
+    vhd_refused("it has 4608 bytes", vhd_fixed(), |file| file.put(4096 + 54, &[0x12]));
     vhd_refused("the limit is", vhd_fixed(), |file| file.put(4096 + 48, &[0xff; 8]));
     let mut empty = vhd_fixed();
     empty.put(4096 + 48, &[0; 8]);

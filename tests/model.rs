@@ -821,7 +821,7 @@ impl Both {
         match self.draw.below(8) {
             0 | 1 => self.create_volume(who, at),
             2 => {
-                let real = |region: &Region| volume::delete_volume(region, id, &caller.context());
+                let real = |region: &Region| volume::delete_volume(region, id, &caller.context()).map(drop);
                 self.both("delete_volume", at, real, |known| known.delete_volume(who, id));
             }
             3..6 => {

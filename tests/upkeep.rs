@@ -517,7 +517,7 @@ fn whatever_removes_something_asks_for_room() {
     let options = LaunchOptions { devices: vec![keep], ..LaunchOptions::one(rules.disks.path()) };
     let launched = launch(&region, image.id, &options, &context).unwrap().remove(0);
     asks("terminate", &|| drop(terminate(&region, &[launched.instance.id], &context).unwrap()));
-    asks("delete-volume", &|| delete_volume(&region, launched.volumes[0].id, &context).unwrap());
+    asks("delete-volume", &|| drop(delete_volume(&region, launched.volumes[0].id, &context).unwrap()));
     asks("deregister", &|| drop(deregister(&region, image.id, false, &context).unwrap()));
     asks("delete-snapshot", &|| {
         delete_snapshot(&region, snapshot, &context).unwrap();

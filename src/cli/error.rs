@@ -49,6 +49,19 @@ pub enum CliError {
         /// Where it is.
         url: String,
     },
+    /// A region whose log cannot be mended by its twins.
+    #[error(
+        "region {name} ({url}): {}, and its twin is of no use either. Put the missing file back from a copy of the region's folder; or move the folder away, and copy what another region has into a new one",
+        without_repair(source)
+    )]
+    StaysBroken {
+        /// Its name in this home.
+        name: String,
+        /// Where it is.
+        url: String,
+        /// What is wrong.
+        source: OpsError,
+    },
     /// The call makes no sense.
     #[error("{0}")]
     Usage(String),
@@ -178,6 +191,11 @@ impl From<DiskError> for CliError {
     }
 }
 
+/// What is wrong, without the advice that was followed.
+fn without_repair(error: &OpsError) -> String {
+    error.to_string().replace("; `imgstore repair` mends it if it can", "")
+}
+
 /// What to do about a region that cannot be opened, where its error does not say it.
 fn cure(error: &OpsError) -> &'static str {
     match error {
@@ -192,6 +210,7 @@ impl CliError {
         match self {
             Self::Ops(error)
             | Self::LeftHalf { error, .. }
+            | Self::StaysBroken { source: error, .. }
             | Self::Region { source: error, .. }
             | Self::Far { source: error, .. } => match error.class() {
                 Class::Failed => FAILED,
@@ -228,6 +247,7 @@ impl CliError {
         match self {
             Self::Ops(error)
             | Self::LeftHalf { error, .. }
+            | Self::StaysBroken { source: error, .. }
             | Self::Region { source: error, .. }
             | Self::Far { source: error, .. } => error.code(),
             Self::Usage(_) => "InvalidParameterValue",

@@ -260,6 +260,9 @@ impl Home {
             CliError::Region { name, url, source: OpsError::Region(RegionError::NotARegion) } => {
                 CliError::Unmendable { name, url }
             }
+            CliError::Region { name, url, source } if matches!(&source, OpsError::Region(error) if error.is_damage()) => {
+                CliError::StaysBroken { name, url, source }
+            }
             error => error,
         })
     }
@@ -415,11 +418,18 @@ fn lock(home: &Path) -> Result<impl Sized + use<>, CliError> {
     config::lock(&path).map_err(home_error("lock", &path))
 }
 
+/// What is wrong with a file, and where.
+fn in_a_line(error: &toml::de::Error) -> String {
+    let (said, why) = (error.to_string(), error.message().replace('\n', ", "));
+    let place = said.lines().next().filter(|line| line.contains("line")).map(|line| format!("{line}: "));
+    format!("{}{why}", place.unwrap_or_default())
+}
+
 fn read_config(home: &Path) -> Result<Option<Config>, CliError> {
     let path = home.join(CONFIG_FILE);
     let Some(text) = config::read(&path).map_err(home_error("read", &path))? else { return Ok(None) };
     let parsed: Config =
-        toml::from_str(&text).map_err(|e| CliError::Config { path: path.clone(), why: e.to_string() })?;
+        toml::from_str(&text).map_err(|e| CliError::Config { path: path.clone(), why: in_a_line(&e) })?;
     if !parsed.new_regions.chunker.is_valid() {
         let why = "new_regions.chunker must have 1 <= min_blocks <= avg_blocks <= max_blocks <= 256".into();
         return Err(CliError::Config { path, why });

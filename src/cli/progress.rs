@@ -76,8 +76,7 @@ impl Phase {
                 bar.set_style(style.progress_chars("=> "));
             }
             bar.set_prefix(self.name);
-            bar.reset_elapsed();
-            bar
+            bar.with_elapsed(self.started.elapsed())
         });
         bar.set_position(self.done);
     }
@@ -137,6 +136,10 @@ impl Progress for Watcher {
 
     fn note(&self, message: &str) {
         if !self.quiet {
+            // A line of its own; what goes on is shown again after it.
+            if let Some(bar) = self.phase().as_mut().and_then(|phase| phase.bar.take()) {
+                bar.finish_and_clear();
+            }
             let line = format!("imgstore: {}\n", text::printable(message));
             let _ = std::io::stderr().write_all(line.as_bytes());
         }

@@ -5,6 +5,7 @@ use imgstore::model::units::TimeMs;
 
 pub use imgstore::model::units::display_bytes as bytes;
 use std::fmt::Write as _;
+use std::path::Path;
 use std::time::{Duration, UNIX_EPOCH};
 
 /// A part of a whole: `12.3 %`.
@@ -47,6 +48,11 @@ pub fn parse_bytes(text: &str) -> Result<u64, String> {
     };
     let factor = factor.ok_or_else(|| format!("'{unit}' is no unit; write 512MiB or 4G"))?;
     number.checked_mul(factor).ok_or_else(|| format!("'{text}' is too large"))
+}
+
+/// A path for a JSON document, which has no other bytes than UTF-8's.
+pub fn lossy(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
 }
 
 /// Reads a time as `time` writes it.

@@ -67,7 +67,10 @@ pub fn open_file(
     if file.len_bytes() == 0 {
         return Err(DiskError::Empty { path: path.to_owned() });
     }
-    let raw = |file: Arc<dyn DiskRead>| Ok(Opened { disk: Box::new(file), format: "raw", notes: Vec::new() });
+    let raw = |file: Arc<dyn DiskRead>| {
+        limits.check_size(path, "raw", file.len_bytes())?;
+        Ok(Opened { disk: Box::new(file), format: "raw", notes: Vec::new() })
+    };
     if declared == Declared::Raw {
         return raw(file);
     }

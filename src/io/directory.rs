@@ -303,8 +303,7 @@ impl<F: Files> Directory<F> {
             self.ensure_dir(&self.root.join(SESSIONS))?;
             let path = self.root.join(SESSIONS).join(&self.writer);
             let name = format!("{SESSIONS}/{}", self.writer);
-            *sign =
-                Some(self.writing("show by a lock that somebody writes,", &name, || self.files.lock(&path))?);
+            *sign = Some(self.writing("write", &name, || self.files.lock(&path))?);
         }
         Ok(())
     }

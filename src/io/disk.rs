@@ -85,7 +85,7 @@ pub enum DiskError {
         path: PathBuf,
     },
     /// The operating system refused.
-    #[error("{action} {path} at byte {offset}: {source}")]
+    #[error("{action} {path}{}: {source}", at_byte(*offset))]
     Io {
         /// What was tried.
         action: &'static str,
@@ -217,6 +217,11 @@ pub enum DiskError {
         /// What to do.
         cure: &'static str,
     },
+}
+
+/// Where on a disk, unless it is its beginning, or nowhere in it.
+fn at_byte(offset: u64) -> String {
+    if offset == 0 { String::new() } else { format!(" at byte {offset}") }
 }
 
 impl DiskError {

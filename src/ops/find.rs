@@ -187,6 +187,9 @@ pub fn check_tags(tags: &[Tag]) -> Result<(), OpsError> {
         if tag.key.is_empty() || tag.key.chars().count() > 128 || tag.value.chars().count() > 256 {
             return bad(format!("tag '{}': a key has 1 to 128 characters, a value at most 256", tag.key));
         }
+        if tag.key.starts_with("aws:") {
+            return bad(format!("tag key '{}': keys that begin with aws: are reserved, as in EC2", tag.key));
+        }
         if tag.key.chars().chain(tag.value.chars()).any(char::is_control) {
             return bad("a tag has control characters".to_owned());
         }

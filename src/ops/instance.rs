@@ -30,6 +30,8 @@ pub struct Terminated {
     pub deleted: Vec<VolumeId>,
     /// Volumes that stay, detached.
     pub kept: Vec<VolumeId>,
+    /// Disk files that could not be removed: what they are, and why they stay.
+    pub left: Vec<String>,
 }
 
 /// Marks instances as stopped: whoever ran their machines has shut them down. All or none.
@@ -70,26 +72,30 @@ pub fn terminate(
     context: &Context<'_>,
 ) -> Result<Vec<Terminated>, OpsError> {
     make_room(region, context)?;
-    let (answers, files) = context.commit(region, |catalog| {
-        let (mut ops, mut answers, mut files) = (Vec::new(), Vec::new(), Files::default());
+    let (mut answers, files) = context.commit(region, |catalog| {
+        let (mut ops, mut answers, mut files) = (Vec::new(), Vec::new(), Vec::new());
         for (at, &id) in ids.iter().enumerate() {
             let instance = find_instance(catalog, context, id)?;
-            let mut answer = Terminated { id, deleted: Vec::new(), kept: Vec::new() };
+            let (mut answer, mut of_it) =
+                (Terminated { id, deleted: vec![], kept: vec![], left: vec![] }, Files::default());
             if instance.is_live() && !ids[..at].contains(&id) {
                 ops.push(Op::TerminateInstance { id, at_ms: context.now_ms });
                 for volume in catalog.volumes_of(id) {
                     let deletes = volume.attachment.as_ref().is_some_and(|at| at.delete_on_termination);
                     if deletes { &mut answer.deleted } else { &mut answer.kept }.push(volume.id);
                 }
-                files.add(catalog, instance, &answer.deleted);
+                of_it.add(catalog, instance, &answer.deleted);
             }
             answers.push(answer);
+            files.push(of_it);
         }
         ops.extend(forgettable(catalog, context).map(|id| Op::ForgetInstance { id }));
         Ok((ops, (answers, files)))
     })?;
     // Only what the log no longer knows is removed; what stays behind is told.
-    files.remove(region, context);
+    for (answer, files) in answers.iter_mut().zip(files) {
+        answer.left = files.remove(region);
+    }
     Ok(answers)
 }
 
@@ -109,27 +115,26 @@ impl Files {
         self.folders.push(instance.path.clone());
     }
 
-    fn remove(&self, region: &Region, context: &Context<'_>) {
-        for disk in &self.disks {
-            remove_disk(region, disk, context);
-        }
+    /// Removes them; what stays, and why.
+    fn remove(&self, region: &Region) -> Vec<String> {
+        let left = self.disks.iter().filter_map(|disk| remove_disk(region, disk)).collect();
         for folder in self.folders.iter().filter_map(|folder| region.path_of_record(folder)) {
             // It stays if a kept volume is in it.
             remove_instance_folder(&folder);
         }
+        left
     }
 }
 
-/// Removes the file of a disk that is no longer on record; that it cannot is told, and no failure.
-pub(super) fn remove_disk(region: &Region, recorded: &str, context: &Context<'_>) {
-    let note = |why: &str| context.progress.note(&format!("the disk file stays: {why}"));
+/// Removes the file of a disk that is no longer on record. If it cannot, what stays and why: that is no failure.
+pub(super) fn remove_disk(region: &Region, recorded: &str) -> Option<String> {
     match region.path_of_record(recorded) {
-        None => note(&format!("nobody knows where the region is that it is at {recorded} of")),
-        // It may be where the region was before that was moved by itself.
-        Some(path) if Path::new(recorded).is_relative() && path.parent().is_some_and(|to| !to.exists()) => {
-            note(&format!("if there is one, it is not at {}, where it was to the region", path.display()));
+        None => Some(format!("{recorded}: nobody knows where the region is that it is at this place of")),
+        // It may be where the region was before that was moved by itself, or on a file system that is not mounted.
+        Some(path) if path.symlink_metadata().is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound) => {
+            Some(format!("{}: it is not there; if it was moved, remove it yourself", path.display()))
         }
-        Some(path) => remove_made_file(&path).unwrap_or_else(|error| note(&error.to_string())),
+        Some(path) => remove_made_file(&path).err().map(|error| error.to_string()),
     }
 }
 

@@ -356,10 +356,13 @@ impl Check<'_> {
         self.report.pack_bytes += checked.len_bytes;
         let is_good = checked.damaged.is_empty() && checked.baseless.is_empty();
         // Their own pack is sound, and does not go for it.
-        for (chunk, base) in checked.baseless {
-            let why = format!("chunk {chunk} is stored against chunk {base}, which is in no sound pack");
+        if let Some((chunk, base)) = checked.baseless.first() {
+            let count = checked.baseless.len();
+            let why = format!(
+                "{count} of its chunks are stored against chunks that are in no sound pack: {chunk} against {base}, first"
+            );
             let finding = self.add_problem(&record.name.to_string(), why);
-            self.bad.insert(chunk, finding);
+            self.bad.extend(checked.baseless.iter().map(|(chunk, _)| (*chunk, finding)));
         }
         for (chunk, error) in checked.damaged {
             let finding = self.add(&record.name.to_string(), &error);

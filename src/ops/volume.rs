@@ -154,7 +154,13 @@ fn made_volume(
 }
 
 /// Deletes a volume that is attached to nothing, and its disk file.
-pub fn delete_volume(region: &Region, id: VolumeId, context: &Context<'_>) -> Result<(), OpsError> {
+///
+/// Gives what stays of its disk and why, if that could not be removed.
+pub fn delete_volume(
+    region: &Region,
+    id: VolumeId,
+    context: &Context<'_>,
+) -> Result<Option<String>, OpsError> {
     make_room(region, context)?;
     let recorded = context.commit(region, |catalog| {
         let volume = find_volume(catalog, context.account, id)?;
@@ -164,9 +170,9 @@ pub fn delete_volume(region: &Region, id: VolumeId, context: &Context<'_>) -> Re
         }
         Ok((vec![Op::DeleteVolume { id }], volume.path.clone()))
     })?;
-    remove_disk(region, &recorded, context);
+    let left = remove_disk(region, &recorded);
     remove_emptied(region, &recorded);
-    Ok(())
+    Ok(left)
 }
 
 /// Attaches an available volume to an instance.

@@ -5,7 +5,7 @@ use super::ingest::{declared, tell};
 use super::{Session, parse_id};
 use crate::cli::args::{BundleArgs, UnbundleArgs};
 use crate::cli::error::CliError;
-use crate::cli::text::bytes;
+use crate::cli::text::{bytes, lossy};
 use imgstore::disk::DiskRead;
 use imgstore::disk::bundle::{BundleOptions, create_bundle, is_bundle_name, open_bundle};
 use imgstore::disk::create::check_file;
@@ -46,7 +46,7 @@ pub fn bundle(session: &Session<'_>, args: &BundleArgs) -> Result<(), CliError> 
     session.output.answer(
         || {
             json!({
-                "manifest": manifest,
+                "manifest": lossy(&manifest),
                 "volume_bytes": volume_bytes,
                 "elapsed_seconds": started.elapsed().as_secs_f64(),
             })
@@ -162,7 +162,7 @@ pub fn unbundle(session: &Session<'_>, args: &UnbundleArgs) -> Result<(), CliErr
     session.watcher.note(&format!("{} volume, {seconds:.1} s", bytes(volume_bytes)));
     if !to_stdout {
         let document =
-            || json!({ "path": args.file, "volume_bytes": volume_bytes, "elapsed_seconds": seconds });
+            || json!({ "path": lossy(&args.file), "volume_bytes": volume_bytes, "elapsed_seconds": seconds });
         session.output.answer(document, String::new);
     }
     Ok(())

@@ -9,6 +9,7 @@ use imgstore::model::account::{Permission, Tag};
 use imgstore::model::catalog::Catalog;
 use imgstore::model::ids::MalformedId;
 use imgstore::model::image::{DeviceTarget, Image};
+use imgstore::model::units::TimeMs;
 use imgstore::ops::context::Progress;
 use imgstore::ops::describe::{self, Owner, Query};
 use imgstore::ops::error::OpsError;
@@ -86,7 +87,7 @@ pub fn images(session: &Session<'_>, args: &ImagesArgs) -> Result<(), CliError> 
                 vec![
                     image.id.to_string(),
                     printable(&image.name),
-                    image.state.to_string(),
+                    state(image, session.context.now_ms),
                     image.machine.architecture.to_string(),
                     bytes(size(image)),
                     time(image.created_ms),
@@ -116,6 +117,12 @@ fn latest(session: &Session<'_>, catalog: &Catalog, query: &Query, pattern: &str
         || format!("{}\n", image.id),
     );
     Ok(())
+}
+
+/// An image's state, and whether it is to be used no more.
+fn state(image: &Image, now_ms: TimeMs) -> String {
+    let is_deprecated = image.deprecation_ms.is_some_and(|from| from <= now_ms);
+    format!("{}{}", image.state, if is_deprecated { ", deprecated" } else { "" })
 }
 
 /// Length of an image's volumes together.

@@ -3,7 +3,7 @@
 use super::Session;
 use crate::cli::args::{ExportArgs, Format, OutFormat};
 use crate::cli::error::CliError;
-use crate::cli::text::bytes;
+use crate::cli::text::{bytes, lossy};
 use clap::ValueEnum as _;
 use imgstore::disk::create::{DiskFormat, check_disk, check_file, create_disk, create_file};
 use imgstore::disk::open::{TargetOptions, is_block_device, open_raw, stream_target};
@@ -166,7 +166,7 @@ fn export_disk(session: &Session<'_>, args: &ExportArgs, format: DiskFormat) -> 
                     "id": root.id.to_string(),
                     "snapshot_id": snapshot_id,
                     "region": session.home.region_name(),
-                    "path": args.file,
+                    "path": lossy(&args.file),
                     "volume_bytes": volume_bytes,
                     "data_bytes": map.data_bytes(),
                     "chunks": map.chunks().len(),
@@ -239,8 +239,8 @@ fn export_whole(
             json!({
                 "id": id.to_string(),
                 "region": session.home.region_name(),
-                "path": args.file,
-                "files": paths,
+                "path": lossy(&args.file),
+                "files": paths.iter().map(|path| lossy(path)).collect::<Vec<_>>(),
                 "devices": disks.iter().map(device).collect::<Vec<_>>(),
                 "volume_bytes": volume_bytes,
                 "elapsed_seconds": started.elapsed().as_secs_f64(),

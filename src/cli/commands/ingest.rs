@@ -5,7 +5,7 @@ use super::devices::parse_device;
 use crate::cli::args::{DiskArgs, Format, ImageArgs, ImportArgs, RegisterArgs, StoringArgs};
 use crate::cli::error::CliError;
 use crate::cli::json;
-use crate::cli::text::bytes;
+use crate::cli::text::{bytes, lossy};
 use imgstore::disk::DiskRead;
 use imgstore::disk::detect::Foreign;
 use imgstore::disk::formats::Limits;
@@ -94,7 +94,7 @@ fn free_space(path: &Path, part: &Part) -> Value {
         Outcome::LeftAlone { why } => (0, 0, Some(why)),
     };
     json!({
-        "disk": path,
+        "disk": lossy(path),
         "place": part.place.to_string(),
         "file_system": part.kind,
         "free_bytes": free_bytes,

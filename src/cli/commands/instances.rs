@@ -6,6 +6,7 @@ use super::ingest::{add_cost, cost};
 use crate::cli::args::{CreateImageArgs, LaunchArgs};
 use crate::cli::error::CliError;
 use crate::cli::json;
+use crate::cli::progress::warn;
 use imgstore::model::ids::InstanceId;
 use imgstore::ops::capture::{self, CreateImageOptions};
 use imgstore::ops::context::Progress;
@@ -107,6 +108,9 @@ pub fn terminate(session: &Session<'_>, ids: &[InstanceId]) -> Result<(), CliErr
         let kept: Vec<String> = done.kept.iter().map(ToString::to_string).collect();
         session.watcher.note(&format!("{}: kept and detached: {}", done.id, kept.join(", ")));
     }
+    for left in terminated.iter().flat_map(|done| &done.left) {
+        warn(&format!("the disk file stays: {left}"));
+    }
     session.output.answer(
         || {
             let one = |done: &instance::Terminated| {
@@ -115,6 +119,7 @@ pub fn terminate(session: &Session<'_>, ids: &[InstanceId]) -> Result<(), CliErr
                     "state": "terminated",
                     "deleted_volume_ids": done.deleted,
                     "kept_volume_ids": done.kept,
+                    "left_files": done.left,
                 })
             };
             let instances = terminated.iter().map(one).collect::<Value>();

@@ -5,7 +5,7 @@ use super::ingest::open;
 use super::upkeep::{finding_document, findings_text};
 use crate::cli::args::RepairArgs;
 use crate::cli::error::{self, CliError};
-use crate::cli::text::{bytes, counted};
+use crate::cli::text::{bytes, counted, lossy};
 use imgstore::ops::context::Progress;
 use imgstore::ops::repair::{Lost, RepairSources, Repaired, repair as run_repair};
 use imgstore::region::mend::Mended;
@@ -43,7 +43,7 @@ pub fn repair(session: &Session<'_>, args: &RepairArgs) -> Result<u8, CliError> 
     session.output.answer(
         || {
             let mut document = document(session, &mended, &repaired, started);
-            document["foreign_disks"] = foreign().map(|path| json!(path)).collect();
+            document["foreign_disks"] = foreign().map(|path| json!(lossy(path))).collect();
             document
         },
         || mended_text(&mended, false) + &text(&repaired, &mended, session.context.dry_run),

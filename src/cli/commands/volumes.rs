@@ -5,6 +5,7 @@ use super::ingest::{add_cost, cost};
 use crate::cli::args::{CreateSnapshotArgs, CreateVolumeArgs};
 use crate::cli::error::CliError;
 use crate::cli::json;
+use crate::cli::progress::warn;
 use imgstore::model::ids::{InstanceId, VolumeId};
 use imgstore::ops::capture::{self, CaptureOptions, CaptureWhat};
 use imgstore::ops::context::Progress;
@@ -76,8 +77,10 @@ fn answer(session: &Session<'_>, region: &Region, id: VolumeId) -> Result<(), Cl
 }
 
 pub fn delete(session: &Session<'_>, id: VolumeId) -> Result<(), CliError> {
-    volume::delete_volume(&session.home.open_region()?, id, &session.context)?;
-    let document = || json!({ "volume_id": id, "region": session.home.region_name(), "state": "deleted" });
+    let left = volume::delete_volume(&session.home.open_region()?, id, &session.context)?;
+    left.iter().for_each(|left| warn(&format!("the disk file stays: {left}")));
+    let region = session.home.region_name();
+    let document = || json!({ "volume_id": id, "region": region, "state": "deleted", "left_file": left });
     session.output.answer(document, || format!("{id}\n"));
     Ok(())
 }

@@ -54,8 +54,7 @@ impl Limits {
             return Err(DiskError::Empty { path: path.to_owned() });
         }
         if virtual_bytes > self.virtual_bytes {
-            let why =
-                format!("it says that it has {virtual_bytes} bytes, the limit is {}", self.virtual_bytes);
+            let why = format!("it has {virtual_bytes} bytes, the limit is {}", self.virtual_bytes);
             let cure = "raise the limit with --max-size if that is really so";
             return Err(refused(path, format, why, cure));
         }
