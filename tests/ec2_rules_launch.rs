@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Caller, MemoryDisk, NOW_MS, Rules, code, volume};
+use common::{Caller, Meanwhile, MemoryDisk, NOW_MS, Rules, code, volume};
 use imgstore::model::account::{Permission, Resource};
 use imgstore::model::catalog::Catalog;
 use imgstore::model::ids::{ImageId, VolumeId};
@@ -10,7 +10,7 @@ use imgstore::model::image::Image;
 use imgstore::model::op::Op;
 use imgstore::model::words::{Architecture, InstanceState, SnapshotState, VolumeState, VolumeType};
 use imgstore::ops::capture::{CaptureOptions, CaptureWhat, create_snapshots};
-use imgstore::ops::context::{Context, Progress};
+use imgstore::ops::context::Context;
 use imgstore::ops::copy::{CopyOptions, CopyWhat, apply, plan};
 use imgstore::ops::delete::delete_snapshot;
 use imgstore::ops::devices::DeviceSpec;
@@ -431,29 +431,15 @@ fn a_root_device_is_no_path() {
     assert_eq!(std::fs::read(&target).unwrap(), b"precious");
 }
 
-/// The owner of an image, who adds a product code to it as soon as something of it is moved.
-struct Seller<'a>(&'a Rules, ImageId);
-
-impl Progress for Seller<'_> {
-    fn begin(&self, _: &'static str, _: u64) {
-        self.advance(0);
-    }
-    fn advance(&self, _: u64) {
-        let (rules, id) = (self.0, self.1);
-        modify::add_product_codes(&rules.region, id, &["abc".into()], &rules.owner.context()).unwrap();
-    }
-    fn note(&self, _: &str) {}
-    fn is_cancelled(&self) -> bool {
-        false
-    }
-}
-
 #[test]
 fn product_codes_that_come_meanwhile_are_on_what_is_made() {
     let rules = Rules::new();
     for what in ["launch", "copy"] {
         let image = rules.image(what);
-        let seller = Seller(&rules, image.id);
+        let seller = Meanwhile(|_| {
+            let codes = ["abc".into()];
+            modify::add_product_codes(&rules.region, image.id, &codes, &rules.owner.context()).unwrap();
+        });
         let context = Context { progress: &seller, ..rules.owner.context() };
         let codes = if what == "launch" {
             let options = with(&rules, vec![]);

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Caller, Draw, MemoryDisk, memory_region, small_packs};
+use common::{Caller, Draw, Meanwhile, MemoryDisk, Told, memory_region, small_packs};
 use imgstore::chunk::frame::Codec;
 use imgstore::io::directory::DirectoryOptions;
 use imgstore::io::memory::Memory;
@@ -257,32 +257,18 @@ fn an_interrupted_run_is_gone_on_with() {
     assert!(moved.is_sorted_by(|a, b| a >= b) && last < first, "not moved again: {moved:?}");
 }
 
-/// Somebody who takes a snapshot as soon as something was moved.
-struct Busy<'a> {
-    place: &'a Place,
-    bytes: &'a [u8],
-    moves: AtomicU64,
-}
-
-impl Progress for Busy<'_> {
-    fn begin(&self, _: &'static str, _: u64) {}
-    fn advance(&self, _: u64) {
-        if self.moves.fetch_add(1, Ordering::Relaxed) == 0 {
-            self.place.take(self.bytes, true);
-        }
-    }
-    fn note(&self, _: &str) {}
-    fn is_cancelled(&self) -> bool {
-        false
-    }
-}
-
 #[test]
 fn what_is_stored_meanwhile_against_old_packs_keeps_what_it_needs() {
     let place = Place::new();
     let (bytes, like_it) = (noise(1 << 19, 6, 1 << 19), noise(1 << 19, 6, 3000));
     let id = place.take(&bytes, true);
-    let busy = Busy { place: &place, bytes: &like_it, moves: AtomicU64::new(0) };
+    // Somebody takes a snapshot as soon as something was moved.
+    let moves = AtomicU64::new(0);
+    let busy = Meanwhile(|told| {
+        if told == Told::Advanced && moves.fetch_add(1, Ordering::Relaxed) == 0 {
+            place.take(&like_it, true);
+        }
+    });
     let context = Context { progress: &busy, ..place.caller.context() };
     repack(&place.open(), &ALL, &context).unwrap();
     place.collect();

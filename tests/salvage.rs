@@ -2,7 +2,9 @@
 
 mod common;
 
-use common::{Caller, MemoryDisk, alike, memory_region, pass_on, session, small_packs, text};
+use common::{
+    Caller, Meanwhile, MemoryDisk, Told, alike, memory_region, pass_on, session, small_packs, text,
+};
 use imgstore::chunk::frame::{CodecPool, chunk_id};
 use imgstore::format::pack::{FRAME_HEADER_BYTES, Trailer};
 use imgstore::io::map::Bytes;
@@ -12,7 +14,7 @@ use imgstore::model::ids::{ChunkId, SnapshotId};
 use imgstore::model::objects::{PackName, PackState};
 use imgstore::model::op::Op;
 use imgstore::model::region::ChunkerParams;
-use imgstore::ops::context::{Context, Progress};
+use imgstore::ops::context::Context;
 use imgstore::ops::copy::{CopyOptions, CopyWhat, apply, plan};
 use imgstore::ops::delete::delete_snapshot;
 use imgstore::ops::encode::Compression;
@@ -1012,20 +1014,6 @@ fn what_a_device_does_not_give_is_read_where_else_it_is() {
     }
 }
 
-/// A device that comes back once the first pack was looked at.
-struct Back(Bad);
-
-impl Progress for Back {
-    fn begin(&self, _: &'static str, _: u64) {}
-    fn advance(&self, _: u64) {
-        self.0.lock().unwrap().clear();
-    }
-    fn note(&self, _: &str) {}
-    fn is_cancelled(&self) -> bool {
-        false
-    }
-}
-
 /// A device that was away while packs were checked, and is back: nothing was wrong with them.
 #[test]
 fn what_a_device_gives_again_is_not_put_in_quarantine() {
@@ -1033,7 +1021,12 @@ fn what_a_device_gives_again_is_not_put_in_quarantine() {
     let packs = place.open().catalog().unwrap().packs;
     let (pack, known) = packs.iter().next().unwrap();
     place.bad.lock().unwrap().push((pack.to_string(), 0..known.record.len));
-    let back = Back(place.bad.clone());
+    // It comes back once the first pack was looked at.
+    let back = Meanwhile(|told| {
+        if told == Told::Advanced {
+            place.bad.lock().unwrap().clear();
+        }
+    });
     let context = Context { progress: &back, ..place.caller.context() };
     let repaired = repair(&place.open(), &RepairSources::default(), &context).unwrap();
     assert_eq!((repaired.findings.is_empty(), repaired.quarantined.len()), (false, 0), "{repaired:?}");

@@ -57,13 +57,14 @@ impl DiskFormat {
 
     /// Refuses a volume that it cannot hold; `path` is what messages call its file.
     pub fn check_len(self, path: &Path, volume_bytes: u64) -> Result<(), DiskError> {
-        match self {
-            Self::Raw => Ok(()),
-            Self::Qcow2 { .. } => qcow2::write::check_len(path, volume_bytes),
-            Self::Vmdk => vmdk::write::check_len(path, volume_bytes),
-            Self::Vhd | Self::VhdFixed => vhd::write::check_len(path, volume_bytes),
-            Self::Vhdx => vhdx::write::check_len(path, volume_bytes),
-        }
+        let limit = match self {
+            Self::Raw => return Ok(()),
+            Self::Qcow2 { .. } => qcow2::write::LIMIT,
+            Self::Vmdk => vmdk::write::LIMIT,
+            Self::Vhd | Self::VhdFixed => vhd::write::LIMIT,
+            Self::Vhdx => vhdx::write::LIMIT,
+        };
+        limit.check(path, volume_bytes)
     }
 }
 

@@ -229,6 +229,9 @@ impl DiskError {
         let path = path.into();
         match source.kind() {
             io::ErrorKind::NotFound => Self::NotFound { path },
+            io::ErrorKind::ResourceBusy => {
+                Self::BadTarget { path, why: "is in use; unmount what is on it first" }
+            }
             _ if is_full(&source) => Self::NoSpace { path, offset },
             _ => Self::Io { action, path, offset, source },
         }

@@ -178,9 +178,6 @@ impl DiskWrite for NewFile {
     }
 }
 
-/// Said of a block device that somebody has.
-pub(super) const IN_USE: &str = "is in use; unmount what is on it first";
-
 /// A block device that is overwritten.
 #[derive(Debug)]
 pub struct BlockDevice {
@@ -202,10 +199,7 @@ impl BlockDevice {
     }
 
     fn open_exclusively(path: &Path, len: u64, options: &mut OpenOptions) -> Result<File, DiskError> {
-        let failed = |e: io::Error| match e.kind() {
-            io::ErrorKind::ResourceBusy => DiskError::BadTarget { path: path.to_owned(), why: IN_USE },
-            _ => DiskError::io("open", path, 0, e),
-        };
+        let failed = |e| DiskError::io("open", path, 0, e);
         let exclusive = i32::from_ne_bytes(rustix::fs::OFlags::EXCL.bits().to_ne_bytes());
         let mut file = options.custom_flags(exclusive).open(path).map_err(failed)?;
         if !file.metadata().map_err(failed)?.file_type().is_block_device() {
@@ -344,9 +338,9 @@ pub fn remove_dir_with(dir: &Path, files: &[PathBuf]) {
 }
 
 /// Removes a disk file that this program made under a name with an id of its own: `vol-….raw`, or any file in a
-/// folder that is called like an instance. Anything else, and what is no regular file, is refused. One that is
-/// gone is no error.
-pub fn remove_made_file(path: &Path) -> Result<(), DiskError> {
+/// folder that is called like an instance. Anything else, and what is no regular file, is refused. Whether there was one: that it
+/// is gone is no error.
+pub fn remove_made_file(path: &Path) -> Result<bool, DiskError> {
     let refuse = |found| Err(DiskError::NotADisk { path: path.to_owned(), found });
     let name = path.file_stem().and_then(|name| name.to_str());
     let folder = path.parent().and_then(|folder| folder.file_name()?.to_str());
@@ -356,13 +350,13 @@ pub fn remove_made_file(path: &Path) -> Result<(), DiskError> {
         return refuse("not in a place where imgstore makes disks; remove it yourself if nothing uses it");
     }
     match fs::symlink_metadata(path) {
-        Ok(metadata) if !metadata.is_file() => return refuse("no regular file any more"),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Ok(metadata) if !metadata.is_file() => refuse("no regular file any more"),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
         found => {
-            found.and_then(|_| fs::remove_file(path)).map_err(|e| DiskError::io("remove", path, 0, e))?
+            found.and_then(|_| fs::remove_file(path)).map_err(|e| DiskError::io("remove", path, 0, e))?;
+            Ok(true)
         }
     }
-    Ok(())
 }
 
 /// Removes the folder of an instance, if nothing is in it. Any other folder stays.

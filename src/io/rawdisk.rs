@@ -4,7 +4,6 @@ use super::device::DeviceReads;
 use super::disk::{DiskError, DiskRead, Extent};
 use super::filesystem::{BTRFS, EXT, F2FS, NFS, OVERLAY, TMPFS, XFS, is_one_of};
 use super::os::no_waiting;
-use super::outfile::IN_USE;
 use super::outfile::is_block_device;
 use rustix::fs::SeekFrom;
 use std::fs::File;
@@ -55,12 +54,7 @@ impl RawDisk {
         if !is_block_device(path) {
             return Self::open(path);
         }
-        match Self::open_with(path, no_waiting() | exclusive()) {
-            Err(DiskError::Io { source, .. }) if source.kind() == io::ErrorKind::ResourceBusy => {
-                Err(DiskError::BadTarget { path: path.to_owned(), why: IN_USE })
-            }
-            opened => opened,
-        }
+        Self::open_with(path, no_waiting() | exclusive())
     }
 
     /// Whether it is a block device that something uses, such as a file system that is mounted.

@@ -36,6 +36,8 @@ macro_rules! ec2_id {
         impl $name {
             /// The prefix with its dash.
             pub const PREFIX: &'static str = $prefix;
+            /// Its form, as EC2's errors have it.
+            pub const EXPECTING: &'static str = concat!($prefix, "...");
 
             /// An id of 64 random bits: EC2's own ids, too, have a zero as first digit.
             pub const fn from_random(random: u64) -> Self {
@@ -60,7 +62,7 @@ macro_rules! ec2_id {
             fn from_str(text: &str) -> Result<Self, MalformedId> {
                 let malformed = || MalformedId {
                     given: text.chars().take(64).collect(),
-                    expecting: concat!($prefix, "..."),
+                    expecting: Self::EXPECTING,
                 };
                 let digits = text.strip_prefix($prefix).ok_or_else(malformed)?;
                 let lower_hex = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);

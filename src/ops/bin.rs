@@ -2,7 +2,7 @@
 
 use super::context::Context;
 use super::error::{Code, OpsError};
-use super::find::{check_tags, own_image};
+use super::find::{TAGS_MAX, check_tags, own_image};
 use super::modify::check_publishable;
 use super::register::check_name_free;
 use crate::model::account::{AccountId, Resource, RetentionRule, Tag};
@@ -18,8 +18,6 @@ use std::collections::BTreeSet;
 pub const RETENTION_DAYS: std::ops::RangeInclusive<u16> = 1..=365;
 /// Rules that an account has at most.
 pub const RULES_MAX: usize = 250;
-/// Tags that a rule has at most, as a resource.
-const TAGS_MAX: usize = 50;
 const DAY_MS: u64 = 86_400_000;
 
 /// Adds a retention rule for what the caller removes from now on.

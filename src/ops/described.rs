@@ -60,7 +60,7 @@ fn of_volumes(image: &Image, value: impl Fn(&EbsBlockDevice) -> Option<String>) 
 
 impl Described for Image {
     const PREFIX: &'static str = ImageId::PREFIX;
-    const EXPECTING: &'static str = "ami-...";
+    const EXPECTING: &'static str = ImageId::EXPECTING;
     const FILTERS: &'static [&'static str] = &[
         "architecture",
         "block-device-mapping.delete-on-termination",
@@ -149,7 +149,7 @@ impl Described for Image {
 
 impl Described for Snapshot {
     const PREFIX: &'static str = SnapshotId::PREFIX;
-    const EXPECTING: &'static str = "snap-...";
+    const EXPECTING: &'static str = SnapshotId::EXPECTING;
     const FILTERS: &'static [&'static str] = &[
         "description",
         "encrypted",
@@ -196,7 +196,7 @@ impl Described for Snapshot {
 
 impl Described for Volume {
     const PREFIX: &'static str = VolumeId::PREFIX;
-    const EXPECTING: &'static str = "vol-...";
+    const EXPECTING: &'static str = VolumeId::EXPECTING;
     const FILTERS: &'static [&'static str] = &[
         "attachment.delete-on-termination",
         "attachment.device",
@@ -250,7 +250,7 @@ impl Described for Volume {
 
 impl Described for Instance {
     const PREFIX: &'static str = InstanceId::PREFIX;
-    const EXPECTING: &'static str = "i-...";
+    const EXPECTING: &'static str = InstanceId::EXPECTING;
     const FILTERS: &'static [&'static str] = &[
         "architecture",
         "block-device-mapping.device-name",

@@ -157,7 +157,7 @@ pub struct MachineSize {
     pub memory_bytes: u64,
 }
 
-/// Refuses an image that cannot be an OVA, before anything is made.
+/// Refuses an image that cannot be an OVA: for who makes the file, before that.
 pub fn check_ova(image: &Image, disks: &[ImageDisk], path: &Path) -> Result<(), OpsError> {
     let refuse = |why: String| Err(OpsError::rule(Code::InvalidParameterValue, why));
     if disks.first().is_none_or(|disk| disk.content.is_none()) {
@@ -171,10 +171,10 @@ pub fn check_ova(image: &Image, disks: &[ImageDisk], path: &Path) -> Result<(), 
         ));
     }
     let mut with_content = disks.iter().filter(|disk| disk.content.is_some());
-    Ok(with_content.try_for_each(|disk| vmdk::write::check_len(path, disk.volume_bytes))?)
+    Ok(with_content.try_for_each(|disk| DiskFormat::Vmdk.check_len(path, disk.volume_bytes))?)
 }
 
-/// Writes an image that [`check_ova`] lets pass as an OVA: description, disks as streamOptimized VMDK, checksums.
+/// Writes an image as an OVA: description, disks as streamOptimized VMDK, checksums.
 pub fn export_ova(
     region: &Region,
     image: &Image,
@@ -184,6 +184,8 @@ pub fn export_ova(
     size: MachineSize,
     context: &Context<'_>,
 ) -> Result<(), OpsError> {
+    check_ova(image, disks, path)?;
+    context.end_dry_run()?;
     begin(disks, context);
     let machine = Machine {
         name: image.name.clone(),

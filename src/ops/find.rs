@@ -176,11 +176,14 @@ pub(super) fn shown_instance(
     own.filter(|instance| is_shown(instance, now_ms)).ok_or_else(missing)
 }
 
-/// Refuses what is no set of tags: 50 at most, keys unique, 1 to 128 characters, values at most 256.
+/// Tags that a resource or a rule has at most.
+pub(super) const TAGS_MAX: usize = 50;
+
+/// Refuses what is no set of tags: [`TAGS_MAX`] at most, keys unique, 1 to 128 characters, values at most 256.
 pub fn check_tags(tags: &[Tag]) -> Result<(), OpsError> {
     let bad = |why: String| Err(OpsError::rule(Code::InvalidParameterValue, why));
-    if tags.len() > 50 {
-        let why = format!("{} tags; a resource has at most 50", tags.len());
+    if tags.len() > TAGS_MAX {
+        let why = format!("{} tags; a resource has at most {TAGS_MAX}", tags.len());
         return Err(OpsError::rule(Code::TagLimitExceeded, why));
     }
     for (at, tag) in tags.iter().enumerate() {

@@ -128,13 +128,16 @@ impl Files {
 
 /// Removes the file of a disk that is no longer on record. If it cannot, what stays and why: that is no failure.
 pub(super) fn remove_disk(region: &Region, recorded: &str) -> Option<String> {
-    match region.path_of_record(recorded) {
-        None => Some(format!("{recorded}: nobody knows where the region is that it is at this place of")),
+    let Some(path) = region.path_of_record(recorded) else {
+        return Some(format!("{recorded}: nobody knows where the region is that it is at this place of"));
+    };
+    match remove_made_file(&path) {
+        Ok(true) => None,
         // It may be where the region was before that was moved by itself, or on a file system that is not mounted.
-        Some(path) if path.symlink_metadata().is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound) => {
+        Ok(false) => {
             Some(format!("{}: it is not there; if it was moved, remove it yourself", path.display()))
         }
-        Some(path) => remove_made_file(&path).err().map(|error| error.to_string()),
+        Err(error) => Some(error.to_string()),
     }
 }
 

@@ -51,7 +51,7 @@ pub struct ItemStats {
 /// What content stays for when an image or a snapshot is deleted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Keeper {
-    /// Other images of its snapshots.
+    /// Other images of its snapshots, also in the bin.
     Images,
     /// Volumes that were made from its snapshots, also deleted ones: those of instances are among them.
     Volumes,

@@ -180,9 +180,10 @@ impl Index {
             } else if is_listed {
                 continue;
             }
-            let silent =
-                previous.silent.get(&name).filter(|_| matches!(pack.state, PackState::Quarantined { .. }));
-            if let Some(left_out) = silent.filter(|left_out| **left_out < LEFT_OUT_MAX) {
+            let is_damaged = matches!(pack.state, PackState::Quarantined { .. });
+            if let Some(left_out) = previous.silent.get(&name).filter(|count| **count < LEFT_OUT_MAX)
+                && is_damaged
+            {
                 index.silent.insert(name, left_out + 1);
                 continue;
             }
@@ -193,7 +194,7 @@ impl Index {
             match known {
                 Ok(entries) => loose.push((name, standing, entries)),
                 // That something is wrong with it is known.
-                Err(_) if matches!(pack.state, PackState::Quarantined { .. }) => {
+                Err(_) if is_damaged => {
                     index.silent.insert(name, 0);
                 }
                 Err(error) => index.unreadable.push(Unreadable { pack: name, error: Arc::new(error) }),

@@ -326,14 +326,21 @@ impl Region {
         let bases = pack.record.bases.iter().map(|base| (*base, packs.get(base).map_or(0, |p| p.record.len)));
         let bases = bases.filter(|(base, _)| !opened.contains(base)).collect::<Vec<_>>();
         for (name, len) in [(name, pack.record.len)].into_iter().chain(bases) {
-            match self.0.storage.open(&name.to_string()) {
-                Ok(object) if len == object.len() => opened.insert(name),
-                Ok(_) => return Ok(false),
-                Err(e) if e.is_not_found() => return Ok(false),
-                Err(e) => return Err(e.into()),
-            };
+            if !self.is_whole_object(name, len)? {
+                return Ok(false);
+            }
+            opened.insert(name);
         }
         Ok(true)
+    }
+
+    /// Whether a pack's object is there in its length. That it cannot be told is an error.
+    pub(super) fn is_whole_object(&self, name: PackName, len: u64) -> Result<bool, PackError> {
+        match self.0.storage.open(&name.to_string()) {
+            Ok(object) => Ok(object.len() == len),
+            Err(e) if e.is_not_found() => Ok(false),
+            Err(e) => Err(e.into()),
+        }
     }
 
     /// Notes that a pack was looked for in vain; whether that is news.

@@ -3,8 +3,8 @@
 use super::Region;
 use super::error::RegionError;
 use crate::model::account::AccountId;
-use crate::model::catalog::Pack;
-use crate::model::objects::{PackName, PackRecord, PackState};
+use crate::model::catalog::Catalog;
+use crate::model::objects::{PackName, PackState};
 use crate::model::op::Op;
 use crate::pack::trailer::read_trailer;
 use std::collections::{BTreeSet, HashMap};
@@ -17,30 +17,24 @@ impl Region {
         account: AccountId,
         mut watch: impl FnMut() -> Result<(), E>,
     ) -> Result<(), E> {
-        let catalog = self.catalog().map_err(E::from)?;
-        let mut looked: HashMap<PackName, bool> = HashMap::new();
-        let mut is_there = |name: PackName| {
-            let is_there = |pack: &Pack| pack.state == PackState::Live && self.is_whole_object(&pack.record);
-            *looked.entry(name).or_insert_with(|| catalog.packs.get(&name).is_some_and(is_there))
-        };
+        let catalog = self.catalog()?;
+        let mut looked = Looked { region: self, catalog: &catalog, live: HashMap::new() };
         let mut rebased = Vec::new();
         for (&pack, known) in catalog.packs.iter().filter(|(_, pack)| pack.state == PackState::Live) {
             watch()?;
-            if known.record.bases.iter().all(|base| is_there(*base)) {
+            if looked.are_all_live(&known.record.bases)? {
                 continue;
             }
-            let Ok(trailer) = read_trailer(&*self.0.storage, self.0.header.id, &known.record) else {
-                continue;
-            };
-            let mut bases = BTreeSet::new();
-            for (_, base) in trailer.deltas() {
-                let places = self.with_index(|index| index.places_leading(base))?;
-                let plain = places.into_iter().filter(|(_, place)| place.codec.is_plain());
-                bases.insert(plain.map(|(_, place)| place.pack).find(|place| is_there(*place)));
+            // What does not say what it is on stays as it is on record.
+            let trailer = read_trailer(&*self.0.storage, self.0.header.id, &known.record);
+            let bases =
+                trailer.map(|trailer| trailer.deltas().map(|(_, base)| base).collect::<BTreeSet<u64>>());
+            if let Some(bases) = bases.ok().map(|bases| looked.packs_of(&bases)).transpose()?.flatten() {
+                rebased.push((pack, bases.into_iter().filter(|base| *base != pack).collect::<Vec<_>>()));
             }
-            let bases: Option<BTreeSet<PackName>> = bases.into_iter().collect();
-            let bases = bases.map(|bases| bases.into_iter().filter(|base| *base != pack).collect());
-            rebased.extend(bases.map(|bases: Vec<PackName>| (pack, bases)));
+        }
+        if rebased.is_empty() {
+            return Ok(());
         }
         let done = self.commit::<_, RegionError>(account, |now| {
             let is_live =
@@ -52,14 +46,59 @@ impl Region {
                 ops.map(|(pack, bases)| Op::RebasePack { pack: *pack, bases: bases.clone() }).collect();
             Ok((ops, ()))
         });
-        done.map_err(E::from)?;
+        done?;
         // What was looked for in vain is looked for again.
         self.forget_presence(rebased.iter().map(|(pack, _)| *pack));
         Ok(())
     }
+}
 
-    /// Whether a pack's object is there in its length.
-    fn is_whole_object(&self, pack: &PackRecord) -> bool {
-        self.0.storage.open(&pack.name.to_string()).is_ok_and(|object| object.len() == pack.len)
+/// Packs that were looked for.
+struct Looked<'a> {
+    region: &'a Region,
+    catalog: &'a Catalog,
+    /// Whether they are live, and there.
+    live: HashMap<PackName, bool>,
+}
+
+impl Looked<'_> {
+    fn is_live(&mut self, name: PackName) -> Result<bool, RegionError> {
+        if let Some(known) = self.live.get(&name) {
+            return Ok(*known);
+        }
+        let is_live = match self.catalog.packs.get(&name) {
+            Some(pack) if pack.state == PackState::Live => {
+                self.region.is_whole_object(name, pack.record.len)?
+            }
+            _ => false,
+        };
+        self.live.insert(name, is_live);
+        Ok(is_live)
+    }
+
+    fn are_all_live(&mut self, names: &[PackName]) -> Result<bool, RegionError> {
+        for name in names {
+            if !self.is_live(*name)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Packs that have these bases, by the leading bytes of their ids, as plain frames; none if one is in none.
+    fn packs_of(&mut self, bases: &BTreeSet<u64>) -> Result<Option<BTreeSet<PackName>>, RegionError> {
+        let mut packs = BTreeSet::new();
+        for base in bases {
+            let places = self.region.with_index(|index| index.places_leading(*base))?;
+            let mut found = None;
+            for (_, place) in places.into_iter().filter(|(_, place)| place.codec.is_plain()) {
+                if found.is_none() && self.is_live(place.pack)? {
+                    found = Some(place.pack);
+                }
+            }
+            let Some(found) = found else { return Ok(None) };
+            packs.insert(found);
+        }
+        Ok(Some(packs))
     }
 }

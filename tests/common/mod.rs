@@ -375,6 +375,29 @@ macro_rules! pass_on {
 }
 pub(crate) use pass_on;
 
+/// What an operation tells of itself.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Told {
+    Begun,
+    Advanced,
+}
+
+/// Does something whenever an operation tells that it begins or went on.
+pub struct Meanwhile<F>(pub F);
+
+impl<F: Fn(Told) + Send + Sync> imgstore::ops::context::Progress for Meanwhile<F> {
+    fn begin(&self, _: &'static str, _: u64) {
+        (self.0)(Told::Begun);
+    }
+    fn advance(&self, _: u64) {
+        (self.0)(Told::Advanced);
+    }
+    fn note(&self, _: &str) {}
+    fn is_cancelled(&self) -> bool {
+        false
+    }
+}
+
 /// Text that compresses to about half, and the same with a word changed now and then, which is stored as deltas.
 pub fn alike(len: usize) -> [Vec<u8>; 2] {
     let mut draw = Draw::new(5);

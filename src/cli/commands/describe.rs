@@ -7,7 +7,7 @@ use crate::cli::json;
 use crate::cli::text::{bytes, printable, table, time};
 use imgstore::model::account::{Permission, Tag};
 use imgstore::model::catalog::Catalog;
-use imgstore::model::ids::MalformedId;
+use imgstore::model::ids::{ImageId, InstanceId, MalformedId, SnapshotId, VolumeId};
 use imgstore::model::image::{DeviceTarget, Image};
 use imgstore::model::units::TimeMs;
 use imgstore::ops::context::Progress;
@@ -54,7 +54,7 @@ fn listing(session: &Session<'_>, table: String, next_token: Option<&String>) ->
 pub fn images(session: &Session<'_>, args: &ImagesArgs) -> Result<(), CliError> {
     let catalog = session.home.open_region()?.catalog()?;
     let account = session.context.account;
-    let mut query = query(session, &args.list, "ami-...")?;
+    let mut query = query(session, &args.list, ImageId::EXPECTING)?;
     query.include_deprecated |= args.include_deprecated;
     query.include_disabled |= args.include_disabled;
     query.executable_by = args.executable_by.map(|by| match by {
@@ -137,7 +137,11 @@ fn volumes_bytes(catalog: &Catalog, image: &Image) -> u64 {
 
 pub fn snapshots(session: &Session<'_>, args: &ListArgs) -> Result<(), CliError> {
     let catalog = session.home.open_region()?.catalog()?;
-    let page = describe::snapshots(&catalog, session.context.account, &query(session, args, "snap-...")?)?;
+    let page = describe::snapshots(
+        &catalog,
+        session.context.account,
+        &query(session, args, SnapshotId::EXPECTING)?,
+    )?;
     let (snapshots, next_token) = (page.items, page.next_token.as_ref());
     session.output.answer(
         || {
@@ -176,7 +180,8 @@ pub fn snapshots(session: &Session<'_>, args: &ListArgs) -> Result<(), CliError>
 pub fn volumes(session: &Session<'_>, args: &ListArgs) -> Result<(), CliError> {
     let region = session.home.open_region()?;
     let catalog = region.catalog()?;
-    let page = describe::volumes(&catalog, session.context.account, &query(session, args, "vol-...")?)?;
+    let page =
+        describe::volumes(&catalog, session.context.account, &query(session, args, VolumeId::EXPECTING)?)?;
     let (volumes, next_token) = (page.items, page.next_token.as_ref());
     session.output.answer(
         || {
@@ -214,7 +219,11 @@ pub fn volumes(session: &Session<'_>, args: &ListArgs) -> Result<(), CliError> {
 pub fn instances(session: &Session<'_>, args: &ListArgs) -> Result<(), CliError> {
     let region = session.home.open_region()?;
     let catalog = region.catalog()?;
-    let page = describe::instances(&catalog, session.context.account, &query(session, args, "i-...")?)?;
+    let page = describe::instances(
+        &catalog,
+        session.context.account,
+        &query(session, args, InstanceId::EXPECTING)?,
+    )?;
     let (instances, next_token) = (page.items, page.next_token.as_ref());
     session.output.answer(
         || {

@@ -27,6 +27,27 @@ pub struct Limits {
     pub metadata_bytes: u64,
 }
 
+/// The longest volume that a format holds.
+#[derive(Debug, Clone, Copy)]
+pub struct VolumeLimit {
+    /// The format's name.
+    pub format: &'static str,
+    /// Bytes at most; one at least.
+    pub bytes: u64,
+}
+
+impl VolumeLimit {
+    /// Refuses a volume that does not fit; `path` is what messages call its file.
+    pub fn check(self, path: &Path, volume_bytes: u64) -> Result<(), DiskError> {
+        let (path, format, limit) = (path.to_owned(), self.format, self.bytes);
+        match volume_bytes {
+            0 => Err(DiskError::Empty { path }),
+            expected if expected > limit => Err(DiskError::TooLong { path, format, expected, limit }),
+            _ => Ok(()),
+        }
+    }
+}
+
 impl Default for Limits {
     fn default() -> Self {
         Self { virtual_bytes: VOLUME_BYTES_MAX, metadata_bytes: 64 << 20 }

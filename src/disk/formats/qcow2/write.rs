@@ -9,6 +9,7 @@ mod host;
 #[cfg(test)]
 mod tests;
 
+use crate::disk::formats::VolumeLimit;
 use crate::disk::formats::units::{Squeeze, Squeezers, UNIT_BYTES, Unit, Units};
 use crate::io::disk::{DiskError, DiskWrite, FileWrite};
 use host::Host;
@@ -41,17 +42,8 @@ pub struct Options {
     pub is_compressed: bool,
 }
 
-/// Refuses a volume that the format cannot hold; `path` is what messages call its file.
-pub fn check_len(path: &Path, volume_bytes: u64) -> Result<(), DiskError> {
-    if volume_bytes == 0 {
-        return Err(DiskError::Empty { path: path.to_owned() });
-    }
-    if volume_bytes > GUEST_BYTES_MAX {
-        let (expected, limit) = (volume_bytes, GUEST_BYTES_MAX);
-        return Err(DiskError::TooLong { path: path.to_owned(), format: FORMAT, expected, limit });
-    }
-    Ok(())
-}
+/// The volumes that the format holds.
+pub const LIMIT: VolumeLimit = VolumeLimit { format: FORMAT, bytes: GUEST_BYTES_MAX };
 
 /// A new qcow2 disk in `file`, which `path` is the name of in messages. The virtual disk has `volume_bytes`
 /// rounded up to whole sectors of 512 bytes; what is not written reads as zeros. Compression runs on `pool`.
@@ -64,7 +56,7 @@ pub fn create<'a>(
     options: Options,
     pool: &'a ThreadPool,
 ) -> Result<Box<dyn DiskWrite + 'a>, DiskError> {
-    check_len(path, volume_bytes)?;
+    LIMIT.check(path, volume_bytes)?;
     let clusters = volume_bytes.div_ceil(CLUSTER);
     let host = Host::new(file, path, clusters, clusters.div_ceil(ENTRIES));
     let squeezers = options.is_compressed.then(|| Squeezers::new(pool));

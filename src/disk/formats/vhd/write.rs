@@ -6,6 +6,7 @@
 //! from version to version. The geometry, which Virtual PC goes by, is the specification's for that size: not more.
 
 use super::{DYNAMIC, DYNAMIC_HEADER_BYTES, FIXED, FOOTER_BYTES, FORMAT, SECTOR_BYTES, UNUSED, checksum};
+use crate::disk::formats::VolumeLimit;
 use crate::disk::formats::growing::{Growing, Shape, check_inside};
 use crate::disk::formats::refused;
 use crate::disk::is_zero;
@@ -34,17 +35,8 @@ const TABLE_AT: u64 = HEADER_AT + DYNAMIC_HEADER_BYTES as u64;
 /// Azure's unit of sizes.
 const FIXED_UNIT: u64 = 1 << 20;
 
-/// Refuses a volume that the format cannot hold; `path` is what messages call its file.
-pub fn check_len(path: &Path, volume_bytes: u64) -> Result<(), DiskError> {
-    if volume_bytes == 0 {
-        return Err(DiskError::Empty { path: path.to_owned() });
-    }
-    if volume_bytes > DISK_BYTES_MAX {
-        let (expected, limit) = (volume_bytes, DISK_BYTES_MAX);
-        return Err(DiskError::TooLong { path: path.to_owned(), format: FORMAT, expected, limit });
-    }
-    Ok(())
-}
+/// The volumes that the format holds.
+pub const LIMIT: VolumeLimit = VolumeLimit { format: FORMAT, bytes: DISK_BYTES_MAX };
 
 /// A file that becomes a VHD of a volume. `id`, which is random, tells it from all others. A volume of more than
 /// [`DISK_BYTES_MAX`] is refused.
@@ -55,7 +47,7 @@ pub fn create<'a>(
     kind: Kind,
     id: u128,
 ) -> Result<Box<dyn DiskWrite + 'a>, DiskError> {
-    check_len(path, volume_bytes)?;
+    LIMIT.check(path, volume_bytes)?;
     let path = path.to_owned();
     Ok(match kind {
         Kind::Fixed => {

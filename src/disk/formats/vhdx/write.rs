@@ -9,6 +9,7 @@ use super::header::{
     METADATA_REGION, MIB, Metadata, PHYSICAL_SECTOR, REGION_TABLES_AT, TABLE_BYTES, TABLE_REGION, guid, seal,
 };
 use super::{FORMAT, header::HEADER_BYTES};
+use crate::disk::formats::VolumeLimit;
 use crate::disk::formats::growing::{Growing, Shape};
 use crate::io::disk::{DiskError, DiskWrite, FileWrite};
 use std::path::Path;
@@ -26,17 +27,8 @@ const TABLE_AT: u64 = 3 * MIB;
 const ZERO: u64 = 2;
 const PRESENT: u64 = 6;
 
-/// Refuses a volume that the format cannot hold; `path` is what messages call its file.
-pub fn check_len(path: &Path, volume_bytes: u64) -> Result<(), DiskError> {
-    if volume_bytes == 0 {
-        return Err(DiskError::Empty { path: path.to_owned() });
-    }
-    if volume_bytes > DISK_BYTES_MAX {
-        let (expected, limit) = (volume_bytes, DISK_BYTES_MAX);
-        return Err(DiskError::TooLong { path: path.to_owned(), format: FORMAT, expected, limit });
-    }
-    Ok(())
-}
+/// The volumes that the format holds.
+pub const LIMIT: VolumeLimit = VolumeLimit { format: FORMAT, bytes: DISK_BYTES_MAX };
 
 /// A file that becomes a dynamic VHDX of a volume, of whole sectors of 512 bytes. `id`, which is random, tells it
 /// from all others. A volume of more than 64 TiB is refused.
@@ -46,7 +38,7 @@ pub fn create<'a>(
     volume_bytes: u64,
     id: u128,
 ) -> Result<Box<dyn DiskWrite + 'a>, DiskError> {
-    check_len(path, volume_bytes)?;
+    LIMIT.check(path, volume_bytes)?;
     let sector_bytes = u64::from(LOGICAL_SECTOR_BYTES);
     let metadata = Metadata {
         disk_bytes: volume_bytes.next_multiple_of(sector_bytes),

@@ -11,6 +11,7 @@ mod tests;
 
 use super::header::TABLE_ENTRIES;
 use super::{FORMAT, SECTOR_BYTES};
+use crate::disk::formats::VolumeLimit;
 use crate::disk::formats::units::{Squeeze, Squeezers, UNIT_BYTES, Unit, Units};
 use crate::io::disk::{DiskError, DiskWrite, FileWrite};
 use flate2::{Compress, Compression, FlushCompress, Status};
@@ -35,17 +36,8 @@ const TABLE: u32 = 1;
 const DIRECTORY: u32 = 2;
 const FOOTER: u32 = 3;
 
-/// Refuses a volume that the format cannot hold; `path` is what messages call its file.
-pub fn check_len(path: &Path, volume_bytes: u64) -> Result<(), DiskError> {
-    if volume_bytes == 0 {
-        return Err(DiskError::Empty { path: path.to_owned() });
-    }
-    if volume_bytes > GUEST_BYTES_MAX {
-        let (expected, limit) = (volume_bytes, GUEST_BYTES_MAX);
-        return Err(DiskError::TooLong { path: path.to_owned(), format: FORMAT, expected, limit });
-    }
-    Ok(())
-}
+/// The volumes that the format holds.
+pub const LIMIT: VolumeLimit = VolumeLimit { format: FORMAT, bytes: GUEST_BYTES_MAX };
 
 /// A new streamOptimized VMDK in `file`, which `path` is the name of in messages and, its last part, in the
 /// descriptor. The virtual disk has `volume_bytes` rounded up to whole sectors of 512 bytes; what is not written
@@ -60,7 +52,7 @@ pub fn create<'a>(
     volume_bytes: u64,
     pool: &'a ThreadPool,
 ) -> Result<Box<dyn DiskWrite + 'a>, DiskError> {
-    check_len(path, volume_bytes)?;
+    LIMIT.check(path, volume_bytes)?;
     let sectors = volume_bytes.div_ceil(SECTOR_BYTES);
     let mut stream = Stream { file, path: path.to_owned(), position: 0 };
     stream.put(&head::head(path, sectors))?;
