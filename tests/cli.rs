@@ -59,6 +59,15 @@ impl Place {
     }
 }
 
+/// The files below a folder.
+fn files_in(folder: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+        if entry.is_dir() { files.extend(files_in(&entry)) } else { files.push(entry) }
+    }
+    files
+}
+
 fn one_line(text: &str, prefix: &str) -> String {
     let line = text.strip_suffix('\n').unwrap();
     assert!(!line.contains('\n') && line.starts_with(prefix), "{text:?}");
@@ -726,15 +735,8 @@ fn a_disk_that_has_nothing_of_what_is_lost_is_named() {
     place.disk("a.raw", 1 << 20, 1);
     place.disk("b.raw", 1 << 20, 2);
     place.ok(&["snapshot", "a.raw"]);
-    let mut folders = vec![place.path("home/regions/local/packs")];
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
-            if entry.is_dir() {
-                folders.push(entry);
-            } else {
-                fs::remove_file(entry).unwrap();
-            }
-        }
+    for pack in files_in(&place.path("home/regions/local/packs")) {
+        fs::remove_file(pack).unwrap();
     }
     let output = place.run(&["repair", "--disk", "b.raw", "--json"]);
     assert_eq!(output.status.code(), Some(5));
@@ -745,6 +747,45 @@ fn a_disk_that_has_nothing_of_what_is_lost_is_named() {
     let document: Value = place.json(&["repair", "--disk", "b.raw", "--disk", "a.raw"]);
     assert_eq!(document["foreign_disks"], serde_json::json!(["b.raw"]));
     assert_eq!(place.ok(&["verify"]), "no damage found\n");
+}
+
+/// What is left of a disk of which content is lost: zeros for what is not, told of, and an exit code that says so.
+#[test]
+fn what_is_left_of_a_damaged_disk_is_exported() {
+    let place = Place::new();
+    let bytes = place.disk("a.raw", 1 << 20, 1);
+    let image = one_line(&place.ok(&["import", "a.raw", "--name", "web-1"]), "ami-");
+    let whole: Value = place.json(&["export", &image, "whole.raw", "--zero-lost"]);
+    assert_eq!(whole["lost"], serde_json::json!([]));
+    for pack in files_in(&place.path("home/regions/local/packs")) {
+        let mut bytes = fs::read(&pack).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        // The file is read-only.
+        fs::remove_file(&pack).unwrap();
+        fs::write(&pack, bytes).unwrap();
+    }
+    let failed = place.run(&["export", &image, "some.raw"]);
+    assert_eq!(failed.status.code(), Some(5));
+    assert!(String::from_utf8_lossy(&failed.stderr).contains("--zero-lost"));
+    assert!(!place.path("some.raw").exists());
+    for args in [&["some.raw", "--quiet"][..], &["-"], &["all", "--all"]] {
+        let output = place.run(&[&["export", &image, "--zero-lost"], args].concat());
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(5), "{told}");
+        assert!(told.contains("LOST ") && told.contains("bytes "), "{told}");
+    }
+    let output = place.run(&["export", &image, "some.raw", "--force", "--zero-lost", "--json"]);
+    let document: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let range = document["lost"][0].as_object().unwrap();
+    let [start, end] = ["start_byte", "end_byte"].map(|key| range[key].as_u64().unwrap() as usize);
+    assert_eq!(document["lost"].as_array().unwrap().len(), 1);
+    let mut expected = bytes;
+    assert!(expected[start..end].iter().any(|byte| *byte != 0));
+    expected[start..end].fill(0);
+    assert!(fs::read(place.path("some.raw")).unwrap() == expected);
+    assert!(fs::read(place.path("all/xvda.raw")).unwrap() == expected);
+    assert_eq!(place.run(&["export", &image, "a.ova", "--zero-lost"]).status.code(), Some(2));
 }
 
 /// A home without its configuration, and a region without its file `region`, which is needed to make that anew.

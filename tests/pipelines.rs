@@ -214,6 +214,7 @@ fn sixty_four_tebibytes_with_little_data_take_little() {
         &Root::from(&taken.snapshot),
         &map,
         map.volume_bytes(),
+        None,
         Box::new(target),
         &caller.context(),
     )

@@ -13,9 +13,12 @@ use imgstore::model::objects::PackRecord;
 use imgstore::model::op::Op;
 use imgstore::ops::copy::{CopyOptions, CopyWhat, apply, plan};
 use imgstore::ops::delete::delete_snapshot;
-use imgstore::ops::error::OpsError;
+use imgstore::ops::error::{Class, OpsError};
+use imgstore::ops::find::AnyId;
+use imgstore::ops::gaps::Gaps;
 use imgstore::ops::gc::{GcOptions, collect};
 use imgstore::ops::repair::{Lost, RepairSources, Repaired, repair};
+use imgstore::ops::stats::{item_stats, region_stats};
 use imgstore::ops::verify::{Report, VerifyOptions, verify};
 use imgstore::region::error::RegionError;
 use imgstore::region::mend::Mended;
@@ -628,6 +631,48 @@ fn lost_chunks_beside_each_other_are_one_range_and_others_are_not() {
     let repaired = repair(&region, &RepairSources::default(), &caller.context()).unwrap();
     let ranges = vec![0..72 * BLOCK as u64, 88 * BLOCK as u64..disk.len() as u64];
     assert_eq!(repaired.lost, [Lost { root: RootId::Snapshot(ids[0]), images: vec![], ranges }]);
+}
+
+/// Whatever pack is lost, damaged or cut: what is told as a gap reads as zeros, and all else is what it was. Figures can be had, too.
+#[test]
+fn what_is_left_can_be_exported() {
+    let disks = alike(300_000);
+    let caller = Caller::new(2);
+    let kinds: [fn(&mut Vec<u8>); 4] =
+        [|bytes| bytes[200] ^= 1, |bytes| bytes.truncate(0), |bytes| bytes.truncate(bytes.len() / 2), |_| {}];
+    let packs = taken(&[&disks[0], &disks[1]]).1.catalog().unwrap().packs.len();
+    let (mut with_gaps, mut whole) = (0, 0);
+    for (number, kind) in (0..packs).flat_map(|number| kinds.iter().map(move |kind| (number, kind))) {
+        let (storage, region, ids) = taken(&[&disks[0], &disks[1]]);
+        let name = region.catalog().unwrap().packs.keys().nth(number).unwrap().to_string();
+        let mut bytes = storage.open(&name).unwrap().bytes().unwrap().as_ref().to_vec();
+        kind(&mut bytes);
+        storage.delete(&name).unwrap();
+        if !bytes.is_empty() {
+            storage.restore(&name, &bytes).unwrap();
+        }
+        // As who opens it now.
+        let region = Region::open(Arc::new(storage), session()).unwrap();
+        region_stats(&region, &caller.context()).unwrap();
+        item_stats(&region, &[AnyId::Snapshot(ids[0])], &caller.context()).unwrap();
+        for (id, disk) in ids.iter().zip(&disks) {
+            let gaps = Gaps::default();
+            let read = caller.read_with(&region, *id, Some(&gaps)).unwrap();
+            let mut expected = disk.clone();
+            let lost = gaps.of(RootId::Snapshot(*id));
+            for range in &lost {
+                expected[range.start as usize..range.end as usize].fill(0);
+            }
+            assert!(read == expected, "{name}: {lost:?}");
+            assert_eq!(gaps.is_empty(), lost.is_empty());
+            match caller.read_back(&region, *id) {
+                Ok(all) => assert!(lost.is_empty() && all == *disk),
+                Err(error) => assert!(!lost.is_empty() && error.class() == Class::Damage, "{error}"),
+            }
+            *if lost.is_empty() { &mut whole } else { &mut with_gaps } += 1;
+        }
+    }
+    assert!(with_gaps > 3 && whole > 3, "{with_gaps} {whole}");
 }
 
 #[test]

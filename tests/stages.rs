@@ -157,7 +157,7 @@ impl DiskWrite for Target {
 
 fn export_to(region: &Region, root: &Root<'_>, target: Target, caller: &Caller) -> Result<(), OpsError> {
     let map = export::load(region, root)?;
-    export::export(region, root, &map, map.volume_bytes(), Box::new(target), &caller.context())
+    export::export(region, root, &map, map.volume_bytes(), None, Box::new(target), &caller.context())
 }
 
 #[test]

@@ -5,6 +5,7 @@ use super::error::{Code, OpsError};
 use super::find::{
     AnyId, backing, image as find_image, snapshot as find_snapshot, template as find_template,
 };
+use super::gaps::Gaps;
 use super::restore::{restore, zero};
 use crate::disk::DiskWrite;
 use crate::model::blockmap::BlockMap;
@@ -68,18 +69,20 @@ pub fn load(region: &Region, root: &Root<'_>) -> Result<BlockMap, OpsError> {
     Ok(region.load_map(root.manifest)?)
 }
 
-/// Writes content to a target of `volume_bytes`, which may be more than its own, and finishes it.
+/// Writes content to a target of `volume_bytes`, which may be more than its own, and finishes it. With `gaps` what is lost
+/// becomes zeros.
 pub fn export(
     region: &Region,
     root: &Root<'_>,
     map: &BlockMap,
     volume_bytes: u64,
+    gaps: Option<&Gaps>,
     mut target: Box<dyn DiskWrite + '_>,
     context: &Context<'_>,
 ) -> Result<(), OpsError> {
     context.end_dry_run()?;
     context.progress.begin("export", volume_bytes);
-    restore(region, root.id, map, &mut *target, context)?;
+    restore(region, root.id, map, gaps, &mut *target, context)?;
     // Devices zero whole sectors at once.
     let end = map.volume_bytes();
     let aligned = end.next_multiple_of(BLOCK_BYTES as u64).min(volume_bytes);

@@ -3,6 +3,7 @@
 use super::context::Context;
 use super::error::{Code, OpsError};
 use super::find::{backing, image as find_image, template as find_template};
+use super::gaps::Gaps;
 use super::restore::restore;
 use crate::disk::create::{DiskFormat, create_disk};
 use crate::disk::formats::vmdk;
@@ -58,10 +59,11 @@ pub fn image_disks(
 }
 
 /// Writes each disk to a file of its own in `folder`, called after its device: `xvda.qcow2`. No file gets its name
-/// before all are written. Gives their paths.
+/// before all are written. With `gaps` what is lost becomes zeros. Gives their paths.
 pub fn export_disks(
     region: &Region,
     disks: &[ImageDisk],
+    gaps: Option<&Gaps>,
     folder: &Path,
     format: DiskFormat,
     options: TargetOptions,
@@ -70,7 +72,7 @@ pub fn export_disks(
     check_folder(disks, folder, format, options)?;
     context.end_dry_run()?;
     let is_new = make_folder(folder)?;
-    let written = write_disks(region, disks, folder, format, options, context);
+    let written = write_disks(region, disks, gaps, folder, format, options, context);
     if written.is_err() && is_new {
         // Nothing half-made stays. What is in it, if anything, is whole.
         remove_dir_with(folder, &[]);
@@ -124,6 +126,7 @@ fn make_folder(folder: &Path) -> Result<bool, OpsError> {
 fn write_disks(
     region: &Region,
     disks: &[ImageDisk],
+    gaps: Option<&Gaps>,
     folder: &Path,
     format: DiskFormat,
     options: TargetOptions,
@@ -136,7 +139,7 @@ fn write_disks(
         let id = u128::from(region.random_id()?) << 64 | u128::from(region.random_id()?);
         let mut target = create_disk(&path, disk.volume_bytes, format, options, id, context.pool)?;
         if let Some((root, map)) = &disk.content {
-            restore(region, *root, map, &mut *target, context)?;
+            restore(region, *root, map, gaps, &mut *target, context)?;
         }
         targets.push(target);
         paths.push(path);
@@ -201,7 +204,7 @@ pub fn export_ova(
         let Some((root, map)) = &disk.content else { continue };
         let (member, name) = ova.disk();
         let mut target = vmdk::write::create(member, Path::new(&name), disk.volume_bytes, context.pool)?;
-        restore(region, *root, map, &mut *target, context)?;
+        restore(region, *root, map, None, &mut *target, context)?;
         target.finish()?;
     }
     context.check_cancelled()?;

@@ -101,7 +101,7 @@ impl Content {
             if is_shared {
                 context.progress.advance(map.volume_bytes());
             } else {
-                restore(region, *root, map, &mut *target, context)?;
+                restore(region, *root, map, None, &mut *target, context)?;
             }
         }
         context.check_cancelled()?;

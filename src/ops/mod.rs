@@ -25,6 +25,7 @@ pub mod export;
 pub mod export_image;
 pub mod filter;
 pub mod find;
+pub mod gaps;
 pub mod gc;
 pub mod import;
 pub mod ingest;

@@ -6,6 +6,7 @@
 
 use super::context::Context;
 use super::error::OpsError;
+use super::gaps::join_ranges;
 use super::reread::reread;
 use super::verify::{Damage, Finding, VerifyOptions, survey};
 use crate::chunk::CHUNKS_AT_ONCE;
@@ -399,26 +400,18 @@ fn named_again(
 fn lost(region: &Region, catalog: &Catalog) -> Result<Vec<Lost>, OpsError> {
     let mut all = Vec::new();
     for root in catalog.roots() {
-        let mut ranges: Vec<Range<u64>> = Vec::new();
-        match region.load_map(root.manifest) {
+        let ranges = match region.load_map(root.manifest) {
             Ok(map) => {
                 let ids: Vec<ChunkId> = map.chunks().iter().map(|chunk| chunk.id).collect();
-                for (chunk, place) in map.chunks().iter().zip(region.try_locate_usable(&ids)?) {
-                    if place.is_some() {
-                        continue;
-                    }
-                    let start = block_offset(chunk.start_block);
-                    let end =
-                        block_offset(chunk.start_block + u64::from(chunk.blocks)).min(root.volume_bytes);
-                    match ranges.last_mut() {
-                        Some(last) if last.end == start => last.end = end,
-                        _ => ranges.push(start..end),
-                    }
-                }
+                let places = region.try_locate_usable(&ids)?;
+                let lost = map.chunks().iter().zip(places).filter(|(_, place)| place.is_none());
+                join_ranges(lost.map(|(chunk, _)| {
+                    block_offset(chunk.start_block)..block_offset(chunk.end_block()).min(root.volume_bytes)
+                }))
             }
-            Err(error) if error.is_loss() => ranges.push(0..root.volume_bytes),
+            Err(error) if error.is_loss() => vec![0..root.volume_bytes],
             Err(error) => return Err(error.into()),
-        }
+        };
         // What was deleted and collected meanwhile is not lost.
         let is_named = |now: &Catalog| now.roots().any(|now| now.manifest.name == root.manifest.name);
         if !ranges.is_empty() && is_named(&region.catalog()?) {

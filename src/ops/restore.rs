@@ -9,13 +9,15 @@
 use super::buffers::{GiveBack, Take, buffers};
 use super::context::Context;
 use super::error::OpsError;
+use super::gaps::Gaps;
 use super::stage::{check_whole, join_all, spawn};
 use crate::disk::{AlignedBuffer, DiskWrite};
-use crate::model::blockmap::{BlockMap, Run};
+use crate::model::blockmap::{BlockMap, ChunkRef, Run};
 use crate::model::catalog::RootId;
 use crate::model::ids::ChunkId;
 use crate::model::units::{BLOCK_BYTES, block_offset};
 use crate::region::Region;
+use crate::region::error::RegionError;
 use crate::region::fetch::{Fetched, FetchedFrame};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use std::iter::Peekable;
@@ -36,6 +38,8 @@ const BUFFERS_OF_WRITTEN: usize = 6;
 const FETCHED_AHEAD: usize = 2;
 /// Threads that decode: more than one can write for. Each holds a batch of stored frames.
 const DECODERS_MAX: usize = 16;
+/// How often a batch is read that loses more each time, as from a disk that fails.
+const ROUNDS: usize = 3;
 /// Most zeros that a target is asked for at once.
 const ZERO_BYTES_MAX: u64 = 256 << 20;
 
@@ -66,11 +70,23 @@ struct Decoded {
     buffer: AlignedBuffer,
 }
 
-/// Writes a volume to a target, which may be longer. The caller finishes the target.
+/// What is read.
+#[derive(Clone, Copy)]
+struct Volume<'a> {
+    region: &'a Region,
+    root: RootId,
+    map: &'a BlockMap,
+    /// Where what is lost is noted, if it is no error.
+    gaps: Option<&'a Gaps>,
+}
+
+/// Writes a volume to a target, which may be longer. The caller finishes the target. What is lost becomes zeros, and is
+/// noted in `gaps`; without these it is an error.
 pub fn restore(
     region: &Region,
     root: RootId,
     map: &BlockMap,
+    gaps: Option<&Gaps>,
     target: &mut dyn DiskWrite,
     context: &Context<'_>,
 ) -> Result<(), OpsError> {
@@ -78,6 +94,7 @@ pub fn restore(
     let piece_bytes = context.buffer_bytes().min(PIECE_BYTES_MAX);
     let at_once = (2 * context.buffer_bytes() / piece_bytes).clamp(WRITTEN_AT_ONCE_MIN, WRITTEN_AT_ONCE_MAX);
     let count = threads + BUFFERS_OF_WRITTEN * at_once;
+    let volume = Volume { region, root, map, gaps };
     thread::scope(|scope| {
         let (back, buffers) = buffers(count);
         let (tasks_in, tasks) = bounded(FETCHED_AHEAD);
@@ -86,11 +103,10 @@ pub fn restore(
             let (decoded, to_write) = bounded(1);
             order_in.send(to_write).is_ok() && tasks_in.send(Task { piece, decoded }).is_ok()
         };
-        let mut stages =
-            vec![spawn(scope, "fetch", move || fetch(region, map, piece_bytes, context, &mut send))?];
+        let mut stages = vec![spawn(scope, "fetch", move || fetch(volume, piece_bytes, context, &mut send))?];
         for _ in 0..threads {
             let (tasks, buffers) = (tasks.clone(), buffers.clone());
-            stages.push(spawn(scope, "decode", move || decode_all(region, root, &tasks, &buffers))?);
+            stages.push(spawn(scope, "decode", move || decode_all(volume, &tasks, &buffers))?);
         }
         drop((tasks, buffers));
         let written = write_all(map, target, at_once, context, &order, &back);
@@ -102,23 +118,21 @@ pub fn restore(
 
 /// First stage: reads the stored frames of one batch after the other, and hands them on in pieces, until nobody takes them.
 fn fetch(
-    region: &Region,
-    map: &BlockMap,
+    volume: Volume<'_>,
     piece_bytes: usize,
     context: &Context<'_>,
     send: &mut dyn FnMut(Piece) -> bool,
 ) -> Result<(), OpsError> {
-    let mut runs = map.runs().peekable();
+    let mut runs = volume.map.runs().peekable();
     let at_once = (context.piece_bytes() / piece_bytes).max(1);
     while runs.peek().is_some() {
         context.check_cancelled()?;
-        let pieces: Vec<Vec<Run>> =
+        let mut pieces: Vec<Vec<Run>> =
             std::iter::repeat_with(|| take_runs(&mut runs, piece_bytes / BLOCK_BYTES))
                 .take_while(|runs| !runs.is_empty())
                 .take(at_once)
                 .collect();
-        let ids: Vec<ChunkId> = pieces.iter().flatten().filter_map(chunk_of).collect();
-        let fetched = region.fetch(&ids)?;
+        let fetched = volume.fetch(&mut pieces)?;
         let mut frames = fetched.frames();
         frames.sort_unstable_by_key(|frame| frame.wanted);
         let (batch, mut first) = (Arc::new(Batch { fetched, frames }), 0);
@@ -131,6 +145,64 @@ fn fetch(
         }
     }
     Ok(())
+}
+
+impl Volume<'_> {
+    /// Reads the chunks of some runs. Those that are lost become zero runs, where that is no error.
+    fn fetch(&self, pieces: &mut [Vec<Run>]) -> Result<Fetched, OpsError> {
+        let mut rounds = 0;
+        loop {
+            let ids: Vec<ChunkId> =
+                pieces.iter().flatten().filter_map(chunk_of).map(|chunk| chunk.id).collect();
+            match (self.region.fetch(&ids), self.gaps) {
+                (Err(error), Some(gaps)) if error.is_loss() && rounds < ROUNDS => {
+                    rounds += 1;
+                    self.leave_out_lost(pieces, gaps)?;
+                }
+                (fetched, _) => return Ok(fetched?),
+            }
+        }
+    }
+
+    fn leave_out_lost(&self, pieces: &mut [Vec<Run>], gaps: &Gaps) -> Result<(), RegionError> {
+        for run in pieces.iter_mut().flatten() {
+            let Run::Chunk(chunk) = *run else { continue };
+            match self.region.fetch(&[chunk.id]) {
+                Ok(_) => {}
+                Err(error) if error.is_loss() => {
+                    gaps.note(self.root, &chunk, self.map.volume_bytes());
+                    *run = Run::Zero { start_block: chunk.start_block, blocks: u64::from(chunk.blocks) };
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Decodes a chunk. One that is lost is zeros, where that is no error.
+    fn decode(
+        &self,
+        piece: &Piece,
+        frame: FetchedFrame,
+        chunk: &ChunkRef,
+        raw: &mut [u8],
+    ) -> Result<(), OpsError> {
+        let root = self.root;
+        let Batch { fetched, .. } = &*piece.batch;
+        let found = fetched.raw_bytes(frame);
+        if found != raw.len() {
+            let (expected, found) = (raw.len() as u64, found as u64);
+            return Err(OpsError::ChunkLength { root, expected, found });
+        }
+        match (fetched.decode(self.region, frame, raw), self.gaps) {
+            (Err(error), Some(gaps)) if error.is_loss() => {
+                gaps.note(root, chunk, self.map.volume_bytes());
+                raw.fill(0);
+                Ok(())
+            }
+            (decoded, _) => Ok(decoded?),
+        }
+    }
 }
 
 /// Runs whose chunks have so many blocks at most; one at least.
@@ -150,28 +222,22 @@ const fn chunk_blocks(run: &Run) -> usize {
     }
 }
 
-const fn chunk_of(run: &Run) -> Option<ChunkId> {
+const fn chunk_of(run: &Run) -> Option<&ChunkRef> {
     match run {
-        Run::Chunk(chunk) => Some(chunk.id),
+        Run::Chunk(chunk) => Some(chunk),
         Run::Zero { .. } => None,
     }
 }
 
 /// Decodes a piece into a buffer, which is made as long as its chunks.
-fn decode(region: &Region, root: RootId, piece: &Piece, buffer: &mut AlignedBuffer) -> Result<(), OpsError> {
+fn decode(volume: Volume<'_>, piece: &Piece, buffer: &mut AlignedBuffer) -> Result<(), OpsError> {
     buffer.resize(piece.runs.iter().map(chunk_blocks).sum::<usize>() * BLOCK_BYTES);
-    let Batch { fetched, frames } = &*piece.batch;
     let mut rest = buffer.bytes_mut();
     let expected = rest.len();
-    let chunks = piece.runs.iter().map(chunk_blocks).filter(|blocks| *blocks > 0);
-    for (blocks, &frame) in chunks.zip(&frames[piece.first..]) {
-        let (place, after) = rest.split_at_mut(blocks * BLOCK_BYTES);
-        let found = fetched.raw_bytes(frame);
-        if found != place.len() {
-            let (expected, found) = (place.len() as u64, found as u64);
-            return Err(OpsError::ChunkLength { root, expected, found });
-        }
-        fetched.decode(region, frame, place)?;
+    let chunks = piece.runs.iter().filter_map(chunk_of);
+    for (chunk, &frame) in chunks.zip(&piece.batch.frames[piece.first..]) {
+        let (place, after) = rest.split_at_mut(usize::from(chunk.blocks) * BLOCK_BYTES);
+        volume.decode(piece, frame, chunk, place)?;
         rest = after;
     }
     check_whole("decoded", expected as u64, (expected - rest.len()) as u64)
@@ -179,15 +245,14 @@ fn decode(region: &Region, root: RootId, piece: &Piece, buffer: &mut AlignedBuff
 
 /// Second stage, on several threads: decodes pieces into buffers.
 fn decode_all(
-    region: &Region,
-    root: RootId,
+    volume: Volume<'_>,
     tasks: &Receiver<Task>,
     buffers: &Take<AlignedBuffer>,
 ) -> Result<(), OpsError> {
     // First the buffer: the piece that is to be written next must not be what waits for one.
     while let Some(mut buffer) = buffers.take() {
         let Ok(Task { piece, decoded }) = tasks.recv() else { return Ok(()) };
-        decode(region, root, &piece, &mut buffer)?;
+        decode(volume, &piece, &mut buffer)?;
         if decoded.send(Decoded { runs: piece.runs, buffer }).is_err() {
             return Ok(());
         }

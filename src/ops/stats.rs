@@ -30,6 +30,8 @@ pub struct RegionStats {
     pub chunks: u64,
     /// Number of packs.
     pub packs: u64,
+    /// What could not be read and is left out of the figures: packs, block maps, and snapshots of which chunks are lost.
+    pub unread: BTreeSet<String>,
 }
 
 /// What one image or snapshot costs, in stored bytes.
@@ -46,6 +48,8 @@ pub struct ItemStats {
     pub freed_bytes: u64,
     /// What keeps its content, whoever deletes it.
     pub kept_by: BTreeSet<Keeper>,
+    /// As in [`RegionStats::unread`].
+    pub unread: BTreeSet<String>,
 }
 
 /// What content stays for when an image or a snapshot is deleted.
@@ -75,6 +79,7 @@ struct References {
     chunks: HashMap<ChunkId, Chunk>,
     /// Chunks that are only there since others are stored against them, by the leading bytes of their ids.
     bases: HashMap<u64, Chunk>,
+    unread: BTreeSet<String>,
 }
 
 struct Chunk {
@@ -106,6 +111,7 @@ pub fn region_stats(region: &Region, context: &Context<'_>) -> Result<RegionStat
         snapshots: catalog.snapshots.len() as u64,
         chunks: references.chunks.len() as u64,
         packs: catalog.packs.len() as u64,
+        unread: references.unread,
     })
 }
 
@@ -139,9 +145,16 @@ fn item(region: &Region, catalog: &Catalog, id: AnyId, context: &Context<'_>) ->
     };
     // The item's roots count as one: what two of its own devices share is still its own.
     let Some(&first) = roots.first() else {
-        let kept_by = BTreeSet::new();
+        let (kept_by, unread) = (BTreeSet::new(), BTreeSet::new());
         let (unique_stored_bytes, shared_stored_bytes, freed_bytes) = (0, 0, 0);
-        return Ok(ItemStats { id: name, unique_stored_bytes, shared_stored_bytes, freed_bytes, kept_by });
+        return Ok(ItemStats {
+            id: name,
+            unique_stored_bytes,
+            shared_stored_bytes,
+            freed_bytes,
+            kept_by,
+            unread,
+        });
     };
     let one = roots.iter().map(|&root| (root, first)).collect();
     let references = References::of(region, catalog, &one, context)?;
@@ -157,11 +170,12 @@ fn item(region: &Region, catalog: &Catalog, id: AnyId, context: &Context<'_>) ->
     let kept_by = roots.iter().filter_map(|root| keeper(catalog, *root)).chain(by_images).collect();
     let freed: Vec<_> = freed.into_iter().filter(|root| keeper(catalog, *root).is_none()).collect();
     let freed_bytes = if freed == roots { unique } else { freed_with(region, catalog, &freed, context)? };
-    Ok(ItemStats { id: name, unique_stored_bytes: unique, shared_stored_bytes: shared, freed_bytes, kept_by })
+    let (unique_stored_bytes, shared_stored_bytes, unread) = (unique, shared, references.unread);
+    Ok(ItemStats { id: name, unique_stored_bytes, shared_stored_bytes, freed_bytes, kept_by, unread })
 }
 
 /// What removing snapshots and templates gives back after collection and repacking. What volumes and live
-/// instances stand on gives back nothing.
+/// instances stand on gives back nothing. The watcher is told what could not be read and is left out.
 pub(super) fn freed_bytes(
     region: &Region,
     catalog: &Catalog,
@@ -172,6 +186,20 @@ pub(super) fn freed_bytes(
     let mut roots = roots_of(snapshots.iter().copied(), templates.iter().copied());
     roots.retain(|root| keeper(catalog, *root).is_none());
     freed_with(region, catalog, &roots, context)
+}
+
+/// That figures leave something out.
+pub fn unread_sentence(unread: &BTreeSet<String>) -> String {
+    const SHOWN: usize = 5;
+    let mut names: Vec<&str> = unread.iter().take(SHOWN).map(String::as_str).collect();
+    let more = format!("{} more", unread.len().saturating_sub(SHOWN));
+    if unread.len() > SHOWN {
+        names.push(&more);
+    }
+    format!(
+        "the figures leave out what cannot be read now: {}; `imgstore verify` says what is affected",
+        names.join(", ")
+    )
 }
 
 fn roots_of(
@@ -191,6 +219,9 @@ fn freed_with(
     let Some(&first) = freed.first() else { return Ok(0) };
     let one = freed.iter().map(|&root| (root, first)).collect();
     let references = References::of(region, catalog, &one, context)?;
+    if !references.unread.is_empty() {
+        context.progress.note(&unread_sentence(&references.unread));
+    }
     let alone = |chunk: &&Chunk| chunk.owner == Owner::One(first);
     let chunks: u64 = references.chunks.values().filter(alone).map(|chunk| chunk.stored_bytes).sum();
     Ok(chunks + references.bases_alone(first) + manifest_bytes(catalog, freed))
@@ -220,7 +251,12 @@ fn manifest_bytes(catalog: &Catalog, roots: &[RootId]) -> u64 {
 fn own_chunks(region: &Region, catalog: &Catalog, roots: &[RootId]) -> Result<BTreeSet<ChunkId>, OpsError> {
     let mut ids = BTreeSet::new();
     for root in catalog.roots().filter(|root| roots.contains(&root.id)) {
-        ids.extend(region.load_map(root.manifest)?.chunks().iter().map(|chunk| chunk.id));
+        match region.load_map(root.manifest) {
+            Ok(map) => ids.extend(map.chunks().iter().map(|chunk| chunk.id)),
+            // Told with the references.
+            Err(error) if error.is_loss() => {}
+            Err(error) => return Err(error.into()),
+        }
     }
     Ok(ids)
 }
@@ -235,13 +271,30 @@ impl References {
     ) -> Result<Self, OpsError> {
         let mut chunks: HashMap<ChunkId, Chunk> = HashMap::new();
         let mut deltas: BTreeMap<PackName, Vec<ChunkId>> = BTreeMap::new();
+        let mut unread = BTreeSet::new();
         for root in catalog.roots() {
             context.check_cancelled()?;
             let owner = Owner::One(one.get(&root.id).copied().unwrap_or(root.id));
-            let map = region.load_map(root.manifest)?;
+            let map = match region.load_map(root.manifest) {
+                Ok(map) => map,
+                Err(error) if error.is_loss() => {
+                    unread.insert(root.manifest.name.to_string());
+                    continue;
+                }
+                Err(error) => return Err(error.into()),
+            };
             let ids: Vec<ChunkId> = map.chunks().iter().map(|chunk| chunk.id).collect();
             let unknown: Vec<ChunkId> = ids.iter().filter(|id| !chunks.contains_key(id)).copied().collect();
-            for (id, location) in region.locate(&unknown)? {
+            let places = region.try_locate(&unknown)?;
+            for (id, location) in unknown.into_iter().zip(places) {
+                let Some(location) = location else {
+                    let missing = region.missing(id);
+                    if !missing.is_loss() {
+                        return Err(missing.into());
+                    }
+                    unread.insert(root.id.to_string());
+                    continue;
+                };
                 let stored_bytes = location.frame_bytes();
                 let raw_bytes = location.raw_bytes();
                 if !location.codec.is_plain() {
@@ -257,7 +310,7 @@ impl References {
                 }
             }
         }
-        let mut references = Self { chunks, bases: HashMap::new() };
+        let mut references = Self { chunks, bases: HashMap::new(), unread };
         references.add_bases(region, &deltas)?;
         Ok(references)
     }
@@ -273,7 +326,14 @@ impl References {
         }
         let by_leading: HashMap<u64, ChunkId> = self.chunks.keys().map(|id| (id.leading(), *id)).collect();
         for (pack, ids) in deltas {
-            let bases = region.bases_in(pack)?;
+            let bases = match region.bases_in(pack) {
+                Ok(bases) => bases,
+                Err(error) if error.is_loss() => {
+                    self.unread.insert(pack.to_string());
+                    continue;
+                }
+                Err(error) => return Err(error.into()),
+            };
             for id in ids {
                 let (Some(owner), Some(leading)) =
                     (self.chunks.get(id).map(|chunk| chunk.owner), bases.get(id))

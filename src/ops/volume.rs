@@ -136,7 +136,7 @@ fn write(
     if let Some(snapshot) = snapshot {
         let map = region.load_map(&snapshot.manifest)?;
         context.progress.begin("create-volume", map.volume_bytes());
-        restore(region, RootId::Snapshot(snapshot.id), &map, &mut *target, context)?;
+        restore(region, RootId::Snapshot(snapshot.id), &map, None, &mut *target, context)?;
     }
     context.check_cancelled()?;
     Ok(target.finish()?)

@@ -18,6 +18,7 @@ use imgstore::ops::encode::Compression;
 use imgstore::ops::error::OpsError;
 use imgstore::ops::export;
 use imgstore::ops::find::AnyId;
+use imgstore::ops::gaps::Gaps;
 use imgstore::ops::import::{ImportDisk, import, import_template};
 use imgstore::ops::ingest::ingest;
 use imgstore::ops::launch::{LaunchOptions, Launched, launch};
@@ -268,11 +269,29 @@ impl Caller {
 
     /// The bytes of a snapshot.
     pub fn read_back(&self, region: &Region, id: SnapshotId) -> Result<Vec<u8>, OpsError> {
+        self.read_with(region, id, None)
+    }
+
+    /// The bytes of a snapshot; with gaps, zeros where they are lost.
+    pub fn read_with(
+        &self,
+        region: &Region,
+        id: SnapshotId,
+        gaps: Option<&Gaps>,
+    ) -> Result<Vec<u8>, OpsError> {
         let catalog = region.catalog()?;
         let root = export::select(&catalog, AnyId::Snapshot(id), None, &self.context())?;
         let map = export::load(region, &root)?;
         let target = MemoryTarget::new(map.volume_bytes());
-        export::export(region, &root, &map, map.volume_bytes(), Box::new(target.clone()), &self.context())?;
+        export::export(
+            region,
+            &root,
+            &map,
+            map.volume_bytes(),
+            gaps,
+            Box::new(target.clone()),
+            &self.context(),
+        )?;
         Ok(target.bytes())
     }
 }

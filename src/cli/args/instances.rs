@@ -53,7 +53,7 @@ fn parse_count(text: &str) -> Result<(u32, u32), String> {
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  imgstore export ami-0123… web.raw\n  imgstore export ami-0123… data.raw --device /dev/xvdb\n  imgstore export snap-0123… - | ssh host 'cat > disk.raw'\n  imgstore export snap-0123… /dev/vg0/web --write-device\n  imgstore export ami-0123… web.qcow2 --format qcow2 --compress\n  imgstore export ami-0123… db/ --all --format vhdx\n  imgstore export ami-0123… db.ova --format ova --cpus 4 --ram 8GiB"
+    after_help = "Examples:\n  imgstore export ami-0123… web.raw\n  imgstore export ami-0123… data.raw --device /dev/xvdb\n  imgstore export snap-0123… - | ssh host 'cat > disk.raw'\n  imgstore export snap-0123… /dev/vg0/web --write-device\n  imgstore export ami-0123… web.qcow2 --format qcow2 --compress\n  imgstore export ami-0123… db/ --all --format vhdx\n  imgstore export ami-0123… db.ova --format ova --cpus 4 --ram 8GiB\n  imgstore export snap-0123… rest.raw --zero-lost"
 )]
 pub struct ExportArgs {
     /// An image or a snapshot
@@ -86,6 +86,9 @@ pub struct ExportArgs {
     /// FILE may be a block device; it is overwritten, as far as the volume is long
     #[arg(long)]
     pub write_device: bool,
+    /// Write what is left of a disk that has lost content: zeros stand for what is lost, and are told of
+    #[arg(long)]
+    pub zero_lost: bool,
 }
 
 #[derive(Debug, Args)]

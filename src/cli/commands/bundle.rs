@@ -77,7 +77,7 @@ fn bundle_stored(session: &Session<'_>, args: &BundleArgs) -> Result<(String, u6
     check_free(args, &options)?;
     session.context.end_dry_run()?;
     let target = create_bundle(&args.dir, &options)?;
-    export::export(&region, &root, &map, volume_bytes, target, &session.context)?;
+    export::export(&region, &root, &map, volume_bytes, None, target, &session.context)?;
     Ok((options.name, volume_bytes))
 }
 

@@ -1,8 +1,10 @@
 //! export.
 
 use super::Session;
+use super::repair::{range_lines, ranges_document};
 use crate::cli::args::{ExportArgs, Format, OutFormat};
-use crate::cli::error::CliError;
+use crate::cli::error::{CliError, DAMAGE};
+use crate::cli::progress::warn;
 use crate::cli::text::{bytes, lossy};
 use clap::ValueEnum as _;
 use imgstore::disk::create::{DiskFormat, check_disk, check_file, create_disk, create_file};
@@ -14,7 +16,9 @@ use imgstore::ops::error::{Class, OpsError};
 use imgstore::ops::export;
 use imgstore::ops::export_image::{ImageDisk, MachineSize, check_ova, export_disks, export_ova, image_disks};
 use imgstore::ops::find::{self, AnyId};
+use imgstore::ops::gaps::Gaps;
 use serde_json::json;
+use std::ops::Range;
 use std::path::Path;
 use std::time::Instant;
 
@@ -56,7 +60,8 @@ fn disk_format(args: &ExportArgs) -> Result<Option<DiskFormat>, CliError> {
     })
 }
 
-pub fn export(session: &Session<'_>, args: &ExportArgs) -> Result<(), CliError> {
+/// Exports; gives the exit code.
+pub fn export(session: &Session<'_>, args: &ExportArgs) -> Result<u8, CliError> {
     let format = disk_format(args)?;
     if format.is_some() && (args.cpus.is_some() || args.ram.is_some()) {
         return Err(CliError::Usage("--cpus and --ram go with --format ova".into()));
@@ -69,6 +74,10 @@ pub fn export(session: &Session<'_>, args: &ExportArgs) -> Result<(), CliError> 
     }
     match (format, args.all) {
         (Some(format), false) => export_disk(session, args, format),
+        (None, _) if args.zero_lost => {
+            let why = "--zero-lost goes with disks, not with --format ova: write them with --all";
+            Err(CliError::Usage(why.into()))
+        }
         (format, all) => {
             let AnyId::Image(id) = args.id else {
                 let what = if all { "--all" } else { "--format ova" };
@@ -119,7 +128,27 @@ fn note_rest(session: &Session<'_>, path: &Path, volume_bytes: u64) {
     }
 }
 
-fn export_disk(session: &Session<'_>, args: &ExportArgs, format: DiskFormat) -> Result<(), CliError> {
+/// Tells of what was lost, also those who want quiet. Gives the exit code.
+fn tell_lost(disks: &[(&str, Vec<Range<u64>>)]) -> u8 {
+    let mut code = 0;
+    for (what, lost) in disks.iter().filter(|(_, lost)| !lost.is_empty()) {
+        let sum: u64 = lost.iter().map(|range| range.end - range.start).sum();
+        warn(&format!("LOST {} of {what}, written as zeros: {}", bytes(sum), range_lines(lost).join(", ")));
+        code = DAMAGE;
+    }
+    code
+}
+
+/// An error, with what can be had all the same if content is lost.
+fn with_cure(session: &Session<'_>, error: OpsError, args: &ExportArgs) -> OpsError {
+    if error.class() == Class::Damage && !args.zero_lost {
+        let cure = "`imgstore repair` mends what it can; what is left can be written with --zero-lost then";
+        session.watcher.note(cure);
+    }
+    error
+}
+
+fn export_disk(session: &Session<'_>, args: &ExportArgs, format: DiskFormat) -> Result<u8, CliError> {
     let started = Instant::now();
     let region = session.home.open_region()?;
     let catalog = region.catalog()?;
@@ -149,8 +178,10 @@ fn export_disk(session: &Session<'_>, args: &ExportArgs, format: DiskFormat) -> 
         let id = u128::from(region.random_id()?) << 64 | u128::from(region.random_id()?);
         create_disk(&args.file, volume_bytes, format, options(args), id, session.context.pool)?
     };
-    let exported = export::export(&region, &root, &map, volume_bytes, target, &session.context);
-    exported.map_err(|error| left_by(error, &args.file))?;
+    let gaps = args.zero_lost.then(Gaps::default);
+    export::export(&region, &root, &map, volume_bytes, gaps.as_ref(), target, &session.context)
+        .map_err(|error| left_by(with_cure(session, error, args), &args.file))?;
+    let lost = lost_of(gaps.as_ref(), Some(root.id));
     note_rest(session, &args.file, volume_bytes);
     session.watcher.note(&format!(
         "{} volume, {} data, {:.1} s",
@@ -170,13 +201,20 @@ fn export_disk(session: &Session<'_>, args: &ExportArgs, format: DiskFormat) -> 
                     "volume_bytes": volume_bytes,
                     "data_bytes": map.data_bytes(),
                     "chunks": map.chunks().len(),
+                    "lost": ranges_document(&lost),
                     "elapsed_seconds": started.elapsed().as_secs_f64(),
                 })
             },
             String::new,
         );
     }
-    Ok(())
+    session.watcher.finish();
+    Ok(tell_lost(&[(&root.id.to_string(), lost)]))
+}
+
+/// What of some content was lost.
+fn lost_of(gaps: Option<&Gaps>, root: Option<RootId>) -> Vec<Range<u64>> {
+    gaps.zip(root).map(|(gaps, root)| gaps.of(root)).unwrap_or_default()
 }
 
 const fn options(args: &ExportArgs) -> TargetOptions {
@@ -189,7 +227,7 @@ fn export_whole(
     args: &ExportArgs,
     id: ImageId,
     format: Option<DiskFormat>,
-) -> Result<(), CliError> {
+) -> Result<u8, CliError> {
     let started = Instant::now();
     if args.file == Path::new("-") {
         let why = "several disks go to a folder, and an OVA to a file: standard output takes one raw disk";
@@ -199,9 +237,12 @@ fn export_whole(
     let catalog = region.catalog()?;
     let image = find::image(&catalog, session.context.account, id)?;
     let disks = image_disks(&region, &catalog, id, &session.context)?;
+    let gaps = args.zero_lost.then(Gaps::default);
     let paths = match format {
         Some(format) => {
-            let paths = export_disks(&region, &disks, &args.file, format, options(args), &session.context)?;
+            let (file, options) = (&args.file, options(args));
+            let paths = export_disks(&region, &disks, gaps.as_ref(), file, format, options, &session.context)
+                .map_err(|error| with_cure(session, error, args))?;
             for disk in &disks {
                 note_padding(session, disk.volume_bytes, format);
             }
@@ -227,11 +268,13 @@ fn export_whole(
         bytes(volume_bytes),
         started.elapsed().as_secs_f64()
     ));
+    let lost = |disk: &ImageDisk| lost_of(gaps.as_ref(), disk.content.as_ref().map(|(root, _)| *root));
     let device = |disk: &ImageDisk| {
         json!({
             "device_name": disk.device_name,
             "id": disk.content.as_ref().map(|(root, _)| root.to_string()),
             "volume_bytes": disk.volume_bytes,
+            "lost": ranges_document(&lost(disk)),
         })
     };
     session.output.answer(
@@ -248,5 +291,7 @@ fn export_whole(
         },
         String::new,
     );
-    Ok(())
+    session.watcher.finish();
+    let lost: Vec<_> = disks.iter().map(|disk| (disk.device_name.as_str(), lost(disk))).collect();
+    Ok(tell_lost(&lost))
 }

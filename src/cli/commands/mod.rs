@@ -118,7 +118,7 @@ fn dispatch(session: &mut Session<'_>, command: &Command) -> Result<u8, CliError
         Command::Instances(args) => describe::instances(session, args),
         Command::Show { id } => describe::show(session, *id),
         Command::Copy(args) => return copy::copy(session, args),
-        Command::Export(args) => export::export(session, args),
+        Command::Export(args) => return export::export(session, args),
         Command::Bundle(args) => bundle::bundle(session, args),
         Command::Unbundle(args) => bundle::unbundle(session, args),
         Command::Launch(args) => instances::launch(session, args),

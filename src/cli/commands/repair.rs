@@ -10,6 +10,7 @@ use imgstore::ops::context::Progress;
 use imgstore::ops::repair::{Lost, RepairSources, Repaired, repair as run_repair};
 use imgstore::region::mend::Mended;
 use serde_json::{Value, json};
+use std::ops::Range;
 use std::time::Instant;
 
 pub fn repair(session: &Session<'_>, args: &RepairArgs) -> Result<u8, CliError> {
@@ -64,9 +65,7 @@ fn document(session: &Session<'_>, mended: &Mended, repaired: &Repaired, started
             "devices": lost.images.iter().map(|(image, device)| {
                 json!({ "image_id": image, "device_name": device })
             }).collect::<Value>(),
-            "ranges": lost.ranges.iter().map(|range| {
-                json!({ "start_byte": range.start, "end_byte": range.end })
-            }).collect::<Value>(),
+            "ranges": ranges_document(&lost.ranges),
         })
     };
     json!({
@@ -133,18 +132,34 @@ fn text(repaired: &Repaired, mended: &Mended, dry_run: bool) -> String {
         for (image, device) in images {
             text += &format!("              it is {device} of {image}\n");
         }
-        for range in ranges.iter().take(RANGES_SHOWN) {
-            text += &format!("              bytes {} to {}\n", range.start, range.end);
-        }
-        if ranges.len() > RANGES_SHOWN {
-            text += &format!("              and {} more ranges: --json\n", ranges.len() - RANGES_SHOWN);
+        for line in range_lines(ranges) {
+            text += &format!("              {line}\n");
         }
     }
     if !lost.is_empty() {
-        text += "try again with --from REGION or --disk DISK, or delete the snapshots that are affected\n";
+        text += "try again with --from REGION or --disk DISK; `imgstore export --zero-lost` writes what is left; then delete the \
+                 snapshots that are affected\n";
     }
     text
 }
 
-/// Ranges of a snapshot that are printed.
+/// Ranges of a volume, for people.
+pub(super) fn range_lines(ranges: &[Range<u64>]) -> Vec<String> {
+    let mut lines: Vec<String> = ranges
+        .iter()
+        .take(RANGES_SHOWN)
+        .map(|range| format!("bytes {} to {}", range.start, range.end))
+        .collect();
+    if ranges.len() > RANGES_SHOWN {
+        lines.push(format!("and {} more ranges: --json", ranges.len() - RANGES_SHOWN));
+    }
+    lines
+}
+
+/// Ranges of a volume, for machines.
+pub(super) fn ranges_document(ranges: &[Range<u64>]) -> Value {
+    ranges.iter().map(|range| json!({ "start_byte": range.start, "end_byte": range.end })).collect()
+}
+
+/// Ranges of a volume that are printed.
 const RANGES_SHOWN: usize = 20;

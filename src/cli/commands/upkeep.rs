@@ -4,13 +4,14 @@ use super::Session;
 use crate::cli::args::VerifyArgs;
 use crate::cli::checks::Checks;
 use crate::cli::error::{self, CliError};
+use crate::cli::progress::warn;
 use crate::cli::text::{bytes, counted, percent, printable, table, time, time_millis};
 use imgstore::model::objects::{PackName, PackState};
 use imgstore::model::units::TimeMs;
 use imgstore::ops::context::Progress;
 use imgstore::ops::error::OpsError;
 use imgstore::ops::find::AnyId;
-use imgstore::ops::stats::{RegionStats, item_stats, region_stats};
+use imgstore::ops::stats::{RegionStats, item_stats, region_stats, unread_sentence};
 use imgstore::ops::verify::{Finding, Report, VerifyOptions, verify as run_verify};
 use imgstore::region::Region;
 use serde_json::{Value, json};
@@ -22,10 +23,12 @@ pub fn stats(session: &Session<'_>, ids: &[AnyId]) -> Result<(), CliError> {
     let region = session.home.open_region()?;
     if ids.is_empty() {
         let stats = region_stats(&region, &session.context)?;
+        warn_unread(&stats.unread);
         session.output.answer(|| region_document(session, &stats), || region_text(&stats));
         return Ok(());
     }
     let items = item_stats(&region, ids, &session.context)?;
+    warn_unread(&items.iter().flat_map(|item| item.unread.iter().cloned()).collect());
     session.output.answer(
         || {
             let item = |item: &imgstore::ops::stats::ItemStats| {
@@ -35,6 +38,7 @@ pub fn stats(session: &Session<'_>, ids: &[AnyId]) -> Result<(), CliError> {
                     "shared_stored_bytes": item.shared_stored_bytes,
                     "freed_bytes": item.freed_bytes,
                     "kept_by": item.kept_by.iter().map(|keeper| keeper.as_str()).collect::<Vec<_>>(),
+                    "unread": item.unread,
                 })
             };
             json!({ "region": session.home.region_name(), "items": items.iter().map(item).collect::<Value>() })
@@ -56,6 +60,13 @@ pub fn stats(session: &Session<'_>, ids: &[AnyId]) -> Result<(), CliError> {
     Ok(())
 }
 
+/// Tells that figures leave something out, also those who want quiet.
+fn warn_unread(unread: &BTreeSet<String>) {
+    if !unread.is_empty() {
+        warn(&unread_sentence(unread));
+    }
+}
+
 fn region_document(session: &Session<'_>, stats: &RegionStats) -> Value {
     json!({
         "region": session.home.region_name(),
@@ -68,6 +79,7 @@ fn region_document(session: &Session<'_>, stats: &RegionStats) -> Value {
         "snapshots": stats.snapshots,
         "chunks": stats.chunks,
         "packs": stats.packs,
+        "unread": stats.unread,
     })
 }
 
