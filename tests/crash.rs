@@ -39,12 +39,21 @@ fn no_crash_loses_or_changes_what_was_acknowledged() {
 #[test]
 fn every_operation_may_fail_once_and_nothing_acknowledged_suffers() {
     use std::io::ErrorKind;
-    let operations = record(None).files.operations();
+    // All calls, also those that find that there is nothing to do.
+    let calls = Arc::new(AtomicUsize::new(0));
+    let counted = calls.clone();
+    let honest = record(Some(Arc::new(move |_: &SimOp| {
+        counted.fetch_add(1, Ordering::SeqCst);
+        Verdict::Proceed
+    })));
+    let calls = calls.load(Ordering::SeqCst);
+    assert!(calls > honest.files.operations() && honest.acks.len() == 10, "{calls}");
     let caller = Caller::new(1);
-    // The last one is done all the same, where it gives a name.
+    // The last two are done all the same, where they give a name, or in part, where they write.
     let kinds = [ErrorKind::Other, ErrorKind::StorageFull, ErrorKind::Interrupted, ErrorKind::WriteZero];
-    for verdict in kinds.map(Verdict::Fail).into_iter().chain([Verdict::FailAfter(ErrorKind::TimedOut)]) {
-        for at in 0..operations {
+    let others = [Verdict::FailAfter(ErrorKind::TimedOut), Verdict::FailPartWay(ErrorKind::StorageFull)];
+    for verdict in kinds.map(Verdict::Fail).into_iter().chain(others) {
+        for at in 0..calls {
             let count = AtomicUsize::new(0);
             let hook: Hook =
                 Arc::new(
@@ -79,7 +88,7 @@ fn two_regions() -> History {
         let id = player.take(&home, at).unwrap();
         player.copy(&home, &away, id).unwrap();
     }
-    History { files, acks, contents }
+    History { files, start: 0, acks, contents }
 }
 
 #[test]

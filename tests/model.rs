@@ -33,9 +33,10 @@ use reference::{
     Account, Answer, Bytes, DAY, HOUR, Image, Instance, Protection, Reference, Snapshot, Volume, Whom,
 };
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::ErrorKind;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 const ACCOUNTS: usize = 3;
 /// Operations of the run that always is made.
@@ -59,6 +60,103 @@ struct Both {
     done: BTreeMap<&'static str, [usize; 2]>,
     /// Operations on which power fails, and on which it turned out to have come too late.
     power_failures: [usize; 2],
+    /// How often each fault happened.
+    faults: BTreeMap<Fault, usize>,
+}
+
+/// What happens to an operation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Fault {
+    /// Power fails in any call.
+    PowerAnywhere,
+    /// Power fails when a record is to get its name.
+    PowerBeforeName,
+    /// Power fails when a record has got its name; it may be lost.
+    PowerAfterName,
+    /// Power fails when the name of a record is to become durable.
+    PowerBeforeSync,
+    /// A record gets its name, and the answer is an error.
+    LostAnswer,
+}
+
+const FAULTS: [Fault; 5] = [
+    Fault::PowerAnywhere,
+    Fault::PowerBeforeName,
+    Fault::PowerAfterName,
+    Fault::PowerBeforeSync,
+    Fault::LostAnswer,
+];
+/// Calls of an operation in any of which power may fail: an operation with its record makes some 20 at least.
+const CALLS: usize = 32;
+
+/// Makes a fault happen once it is armed.
+#[derive(Clone)]
+struct Trouble(Arc<Mutex<TroubleState>>);
+
+struct TroubleState {
+    fault: Fault,
+    /// Calls until power fails anywhere.
+    left: usize,
+    is_armed: bool,
+    has_happened: bool,
+    is_off: bool,
+}
+
+impl Trouble {
+    fn new(fault: Fault, left: usize) -> Self {
+        let (is_armed, has_happened, is_off) = (false, false, false);
+        Self(Arc::new(Mutex::new(TroubleState { fault, left, is_armed, has_happened, is_off })))
+    }
+
+    fn arm(&self) {
+        self.0.lock().unwrap().is_armed = true;
+    }
+
+    /// Whether it happened; it does not any more.
+    fn end(&self) -> bool {
+        let mut state = self.0.lock().unwrap();
+        (state.is_armed, state.is_off) = (false, false);
+        state.has_happened
+    }
+
+    fn hook(&self) -> Hook {
+        let trouble = self.clone();
+        Arc::new(move |op: &SimOp| trouble.0.lock().unwrap().verdict(op))
+    }
+}
+
+impl TroubleState {
+    fn verdict(&mut self, op: &SimOp) -> Verdict {
+        const OFF: Verdict = Verdict::Fail(ErrorKind::Other);
+        let in_log = |path: &Path| path.components().nth(2).is_some_and(|part| part.as_os_str() == "log");
+        let is_name = matches!(op, SimOp::Rename(_, to) if in_log(to));
+        if !self.is_armed {
+            return Verdict::Proceed;
+        }
+        if self.is_off {
+            return OFF;
+        }
+        let (is_due, verdict) = match self.fault {
+            Fault::PowerAnywhere => {
+                let is_due = self.left == 0;
+                self.left = self.left.saturating_sub(1);
+                (is_due, OFF)
+            }
+            Fault::PowerBeforeName => (is_name, OFF),
+            Fault::PowerAfterName | Fault::LostAnswer => (is_name, Verdict::FailAfter(ErrorKind::TimedOut)),
+            // The first one after a name.
+            Fault::PowerBeforeSync => {
+                self.left = if is_name { 0 } else { self.left };
+                (self.left == 0 && matches!(op, SimOp::SyncDir(path) if in_log(path)), OFF)
+            }
+        };
+        if !is_due || self.has_happened {
+            return Verdict::Proceed;
+        }
+        self.has_happened = true;
+        self.is_off = self.fault != Fault::LostAnswer;
+        verdict
+    }
 }
 
 /// What the library answered, as far as the reference can know it.
@@ -94,6 +192,7 @@ impl Both {
             now: NOW_MS,
             done: BTreeMap::new(),
             power_failures: [0, 0],
+            faults: BTreeMap::new(),
         }
     }
 
@@ -165,8 +264,8 @@ impl Both {
         if expected.is_err() {
             self.references[at] = before.clone();
         }
-        if self.is(25) {
-            self.fail_power_in(at, &real, before);
+        if self.is(20) {
+            self.fail_power_in(at, &real, before, expected);
             return;
         }
         let found = code(real(&self.regions[at]));
@@ -174,25 +273,53 @@ impl Both {
         self.note(what, found.is_ok());
     }
 
-    fn fail_power_in<T>(
+    /// Sometimes power fails while something is done, before its record has a name: then nothing was done.
+    fn fail_before<T>(&mut self, at: usize, real: impl Fn(&Region) -> Result<T, OpsError>) {
+        if !self.is(60) {
+            return;
+        }
+        let fault = Fault::PowerBeforeName;
+        let trouble = Trouble::new(fault, CALLS);
+        let region = open(&self.files.with_hook(trouble.hook()), ROOTS[at]);
+        trouble.arm();
+        let answer = real(&region);
+        if trouble.end() {
+            assert!(answer.is_err(), "acknowledged without a record");
+            *self.faults.entry(fault).or_default() += 1;
+        }
+        let seed = self.draw.next();
+        self.restart(CrashMode::Mixed(seed));
+        let found = differences(&self.references[at], &self.regions[at].catalog().unwrap(), self.now);
+        assert!(found.is_empty() || answer.is_ok(), "done without a record: {found:#?}");
+    }
+
+    fn fail_power_in<T: PartialEq + std::fmt::Debug>(
         &mut self,
         at: usize,
         real: &impl Fn(&Region) -> Result<T, OpsError>,
         before: Reference,
+        expected: Result<T, String>,
     ) {
-        let (fail_at, left) = (self.draw.below(8), Arc::new(AtomicUsize::new(usize::MAX)));
-        let counter = left.clone();
-        let hook: Hook = Arc::new(move |_: &SimOp| {
-            let before =
-                counter.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| Some(left.max(1) - 1));
-            let is_off = before.unwrap() <= 1;
-            if is_off { Verdict::Fail(std::io::ErrorKind::Other) } else { Verdict::Proceed }
-        });
-        let region = open(&self.files.with_hook(hook), ROOTS[at]);
-        left.store(fail_at + 1, Ordering::SeqCst);
-        let answer = real(&region);
-        left.store(usize::MAX, Ordering::SeqCst);
-        self.restart(CrashMode::Mixed(fail_at as u64));
+        let fault = FAULTS[self.draw.below(FAULTS.len())];
+        let left = if fault == Fault::PowerAnywhere { self.draw.below(CALLS) } else { CALLS };
+        let trouble = Trouble::new(fault, left);
+        let region = open(&self.files.with_hook(trouble.hook()), ROOTS[at]);
+        trouble.arm();
+        let answer = code(real(&region));
+        let is_disturbed = trouble.end();
+        if is_disturbed {
+            *self.faults.entry(fault).or_default() += 1;
+        } else {
+            assert_eq!(answer, expected, "nothing disturbed it");
+        }
+        if fault == Fault::LostAnswer {
+            // The power stays on, and the record is there; nobody was told, so nobody has made it durable.
+            self.files = self.files.settled();
+            self.regions[at] = open(&self.files, ROOTS[at]);
+        } else {
+            let seed = self.draw.next();
+            self.restart(CrashMode::Mixed(seed));
+        }
         let after = self.references[at].clone();
         let is_like = |reference: &Reference, region: &Region| {
             differences(reference, &region.catalog().unwrap(), self.now).is_empty()
@@ -205,6 +332,7 @@ impl Both {
             let found = [&before, &after].map(|reference| differences(reference, &catalog, self.now));
             let log = found[0].first().map(|first| history(&self.regions[at], first)).unwrap_or_default();
             assert!(found[0].is_empty(), "neither before nor after: {found:#?}\n{log}");
+            assert!(fault != Fault::LostAnswer || !is_disturbed, "the record is not there");
             self.references[at] = before;
         }
         self.power_failures[usize::from(happened)] += 1;
@@ -398,6 +526,7 @@ impl Both {
     fn take_snapshot(&mut self, who: Account, at: usize) {
         let (caller, content) = (self.context(who), self.content());
         let disk = MemoryDisk::new(content.to_vec());
+        self.fail_before(at, |region| caller.snapshot(region, &disk));
         let id = caller.snapshot(&self.regions[at], &disk).unwrap().snapshot.id;
         self.add_snapshot(at, id, Snapshot { owner: who, shared: BTreeSet::new(), content });
         self.note("snapshot", true);
@@ -436,6 +565,7 @@ impl Both {
         let expected = self.references[at].may_register(who, name, snapshot, predecessor);
         let options = ImageOptions { predecessor, ..ImageOptions::named(name, Architecture::X86_64) };
         let devices = [DeviceSpec::of_snapshot("/dev/xvda", snapshot)];
+        self.fail_before(at, |region| register(region, &options, &devices, &caller.context()));
         let made = code(register(&self.regions[at], &options, &devices, &caller.context()));
         assert_eq!(made.as_ref().map(drop), expected.map_err(str::to_owned).as_ref().map(drop), "register");
         self.note("register", made.is_ok());
@@ -451,14 +581,11 @@ impl Both {
         let expected = self.references[at].name_free(who, name);
         let disk = MemoryDisk::new(content.to_vec());
         let options = ImageOptions::named(name, Architecture::X86_64);
-        let made = import_template(
-            &self.regions[at],
-            &disk,
-            &[],
-            &options,
-            Compression::default(),
-            &caller.context(),
-        );
+        let real = |region: &Region| {
+            import_template(region, &disk, &[], &options, Compression::default(), &caller.context())
+        };
+        self.fail_before(at, real);
+        let made = real(&self.regions[at]);
         let made = code(made.map(|imported| imported.image));
         assert_eq!(made.as_ref().map(drop), expected.map_err(str::to_owned).as_ref().map(drop), "template");
         self.note("import_template", made.is_ok());
@@ -660,10 +787,19 @@ impl Both {
             client_token: token,
             ..CopyOptions::default()
         };
-        let (source, target) = (self.regions[at].clone(), self.regions[to].clone());
-        let copied = plan(&source, &target, CopyWhat::Image(id), &options, &caller.context())
-            .and_then(|plan| apply(&source, &target, &plan, &options, &caller.context()));
-        let copied = code(copied);
+        let source = self.regions[at].clone();
+        let real = |target: &Region| {
+            let plan = plan(&source, target, CopyWhat::Image(id), &options, &caller.context())?;
+            apply(&source, target, &plan, &options, &caller.context())
+        };
+        self.fail_before(to, real);
+        // What was read before the power failed is another disk's.
+        let source = self.regions[at].clone();
+        let real = |target: &Region| {
+            let plan = plan(&source, target, CopyWhat::Image(id), &options, &caller.context())?;
+            apply(&source, target, &plan, &options, &caller.context())
+        };
+        let copied = code(real(&self.regions[to]));
         let found = copied.as_ref().map(|c| c.was_made_before.then(|| c.image.as_ref().unwrap().id));
         assert_eq!(found.map_err(Clone::clone), expected.map_err(str::to_owned), "copy");
         self.note("copy", copied.is_ok());
@@ -740,6 +876,7 @@ impl Both {
             client_token: token,
             ..LaunchOptions::one(self.disks.path())
         };
+        self.fail_before(at, |region| launch(region, id, &options, &caller.context()));
         let launched = code(launch(&self.regions[at], id, &options, &caller.context()));
         self.note("launch", launched.is_ok());
         match (&launched, &expected) {
@@ -857,6 +994,7 @@ impl Both {
             tags: vec![],
             client_token: None,
         };
+        self.fail_before(at, |region| volume::create_volume(region, &options, &caller.context()));
         let made = code(volume::create_volume(&self.regions[at], &options, &caller.context()));
         let known = &self.references[at];
         let expected = match snapshot_id {
@@ -895,7 +1033,9 @@ impl Both {
             let id = self.volume(at);
             let options = CaptureOptions::default();
             let what = CaptureWhat::Volume(id);
-            let made = code(capture::create_snapshots(&self.regions[at], what, &options, &caller.context()));
+            let real = |region: &Region| capture::create_snapshots(region, what, &options, &caller.context());
+            self.fail_before(at, real);
+            let made = code(real(&self.regions[at]));
             let expected = self.references[at].see_volume(who, id).map(|volume| volume.content.clone());
             assert_eq!(made.as_ref().map(drop), expected.clone().map_err(str::to_owned).as_ref().map(drop));
             self.note("create_snapshot", made.is_ok());
@@ -908,7 +1048,9 @@ impl Both {
         let name = NAMES[self.draw.below(NAMES.len())];
         let options = CreateImageOptions { name: name.into(), ..CreateImageOptions::default() };
         let expected = self.references[at].may_image(who, id, name, self.now);
-        let made = code(capture::create_image(&self.regions[at], id, &options, &caller.context()));
+        let real = |region: &Region| capture::create_image(region, id, &options, &caller.context());
+        self.fail_before(at, real);
+        let made = code(real(&self.regions[at]));
         assert_eq!(
             made.as_ref().map(drop),
             expected.map_err(str::to_owned).as_ref().map(drop),
@@ -992,6 +1134,7 @@ fn the_library_does_what_the_reference_says() {
     let operations: usize = operations.unwrap_or(LONG_RUN);
     let both = run(1, operations.min(LONG_RUN));
     println!("[succeeded, refused] of each: {:#?}", both.done);
+    println!("faults that happened: {:?}", both.faults);
     println!("power failed in {:?} operations: [did not happen, happened]", both.power_failures);
     if operations >= LONG_RUN {
         // A test whose operations are all refused would test nothing.
@@ -1002,6 +1145,9 @@ fn the_library_does_what_the_reference_says() {
             );
         }
         assert!(both.power_failures.iter().all(|count| *count >= 20), "{:?}", both.power_failures);
+        for fault in FAULTS {
+            assert!(both.faults.get(&fault).is_some_and(|count| *count >= 5), "{fault:?}: {:?}", both.faults);
+        }
     }
     // More is had by other draws: what a long history makes slow, it does not make likelier.
     let more = operations.saturating_sub(LONG_RUN).div_ceil(SHORT_RUN);

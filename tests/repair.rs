@@ -23,6 +23,7 @@ use imgstore::ops::verify::{Report, VerifyOptions, verify};
 use imgstore::region::error::RegionError;
 use imgstore::region::mend::Mended;
 use imgstore::region::{Region, RegionOptions};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -55,6 +56,58 @@ impl Two {
             two.taken.push((id, bytes));
         }
         two
+    }
+
+    /// With files of every kind: so many packs that there is a segment, so many records that there is a checkpoint, and a list.
+    fn with_all_kinds() -> Self {
+        let mut two = Self::new(&small_packs());
+        for number in 0..70 {
+            let bytes = volume(9_000, 100 + number);
+            let id = two.caller.snapshot(&two.here(), &MemoryDisk::new(bytes.clone())).unwrap().snapshot.id;
+            two.copy(id);
+            two.taken.push((id, bytes));
+        }
+        let fenced = [Op::FenceSessions { sessions: (0..20_000).map(session_number).collect() }];
+        two.here().commit::<_, RegionError>(two.caller.account, |_| Ok((fenced.to_vec(), ()))).unwrap();
+        for kind in ["index", "checkpoints", "lists"] {
+            assert!(!two.files(kind).is_empty(), "{kind}, {} packs", two.files("packs").len());
+        }
+        assert!(two.is_clean());
+        two
+    }
+
+    /// The same again, in another place.
+    fn copied(&self) -> Self {
+        fn copy(from: &Path, to: &Path) {
+            fs::create_dir_all(to).unwrap();
+            for entry in fs::read_dir(from).unwrap().map(|entry| entry.unwrap()) {
+                let to = to.join(entry.file_name());
+                if entry.path().is_dir() {
+                    copy(&entry.path(), &to)
+                } else {
+                    {
+                        fs::copy(entry.path(), &to).unwrap();
+                    }
+                }
+            }
+        }
+        let folder = tempfile::tempdir().unwrap();
+        copy(self.folder.path(), folder.path());
+        Self { folder, caller: Caller::new(2), taken: self.taken.clone() }
+    }
+
+    /// Whether a check finds something. If it does not, everything is there and reads as it was; wrong bytes come never.
+    fn finds_or_reads_all(&self, what: &str) -> bool {
+        let Ok(region) = Region::open_directory(&self.root(), directory()) else { return true };
+        let report = verify(&region, &VerifyOptions::default(), &self.caller.context()).unwrap();
+        let found = !report.findings.is_empty();
+        for (id, bytes) in &self.taken {
+            match self.caller.read_back(&region, *id) {
+                Ok(read) => assert!(read == *bytes, "{what}: wrong bytes"),
+                Err(error) => assert!(found, "{what}: nothing was found, and {id} cannot be read: {error}"),
+            }
+        }
+        found
     }
 
     fn copy(&self, id: SnapshotId) {
@@ -342,35 +395,85 @@ fn caches_are_made_anew() {
 /// mended from the second region.
 #[test]
 fn random_losses_are_mended() {
-    let rounds = std::env::var("IMGSTORE_LOSS_ROUNDS").map_or(25, |n| n.parse().unwrap());
+    let rounds = std::env::var("IMGSTORE_LOSS_ROUNDS").map_or(12, |n| n.parse().unwrap());
+    let whole = Two::with_all_kinds();
+    let kinds = ["region", "log", "twins", "lists", "checkpoints", "index", "packs", "manifests"];
+    let mut harmed: BTreeMap<&str, [usize; 2]> = BTreeMap::new();
     for round in 0..rounds {
         let mut draw = Draw::new(round);
-        let two = Two::new(&small_packs());
-        let files: Vec<PathBuf> =
-            ["packs", "manifests"].iter().flat_map(|folder| two.files(folder)).collect();
+        let two = whole.copied();
+        let mut touched = BTreeSet::new();
         for _ in 0..1 + draw.below(4) {
-            let path = &files[draw.below(files.len())];
-            match draw.below(4) {
-                0 if path.exists() => fs::remove_file(path).unwrap(),
-                1 if path.exists() => damage(path, |bytes| bytes.truncate(draw.below(bytes.len()))),
-                _ if path.exists() => damage(path, |bytes| {
-                    let start = draw.below(bytes.len()) / 512 * 512;
-                    let end = (start + 512).min(bytes.len());
-                    let noise = draw.next() as u8;
-                    bytes[start..end].iter_mut().for_each(|byte| *byte = byte.wrapping_mul(3) ^ noise);
+            // Each kind as often as the others.
+            let kind = kinds[draw.below(kinds.len())];
+            let names = names_in(&two.root(), kind);
+            if names.is_empty() {
+                continue;
+            }
+            let [name, other] = [0; 2].map(|_: i32| names[draw.below(names.len())].clone());
+            let (harm, noise) = (draw.below(6), draw.next() as u8);
+            let swapped = (harm == 0 && other != name).then_some(other);
+            // An object and its twin are not lost at once.
+            let of = |name: &str| name.strip_prefix("twins/").unwrap_or(name).to_owned();
+            let meant: Vec<String> =
+                [Some(&name), swapped.as_ref()].into_iter().flatten().map(|n| of(n)).collect();
+            if meant.iter().any(|name| touched.contains(name)) {
+                continue;
+            }
+            touched.extend(meant);
+            harmed.entry(kind).or_default()[0] += 1;
+            let path = two.root().join(&name);
+            let at = |bytes: &[u8], draw: &mut Draw| {
+                let start = draw.below(bytes.len()) / 512 * 512;
+                start..(start + 512).min(bytes.len())
+            };
+            match (harm, swapped) {
+                (_, Some(other)) => {
+                    let other = two.root().join(other);
+                    let (first, second) = (fs::read(&path).unwrap(), fs::read(&other).unwrap());
+                    damage(&path, |bytes| *bytes = second);
+                    damage(&other, |bytes| *bytes = first);
+                }
+                (0 | 1, None) => fs::remove_file(&path).unwrap(),
+                (2, None) => damage(&path, |bytes| bytes.truncate(draw.below(bytes.len()))),
+                (3, None) => damage(&path, |bytes| {
+                    let sector = at(bytes, &mut draw);
+                    bytes[sector].fill(0);
                 }),
-                _ => {}
+                (4, None) => damage(&path, |bytes| bytes.extend_from_slice(&[noise; 512])),
+                _ => damage(&path, |bytes| {
+                    let sector = at(bytes, &mut draw);
+                    bytes[sector].iter_mut().for_each(|byte| *byte = byte.wrapping_mul(3) ^ noise | 1);
+                }),
             }
         }
-        for (id, bytes) in &two.taken {
-            if let Ok(read) = two.caller.read_back(&two.here(), *id) {
-                assert!(read == *bytes, "round {round}: wrong bytes");
-            }
+        let what = format!("round {round}, {touched:?}");
+        let found = two.finds_or_reads_all(&what);
+        for name in &touched {
+            let kind = kinds.iter().find(|kind| name.starts_with(**kind)).unwrap();
+            harmed.entry(kind).or_default()[1] += usize::from(found);
         }
+        mend(&two.root(), false);
         let repaired = two.repair(&[two.there()], &[]);
-        assert!(repaired.lost.is_empty(), "round {round}: {repaired:?}");
-        two.assert_whole(&format!("round {round}"));
+        assert!(repaired.lost.is_empty(), "{what}: {repaired:?}");
+        two.assert_whole(&what);
     }
+    println!("{rounds} rounds, [harmed, in rounds with findings]: {harmed:?}");
+    assert!(kinds.iter().all(|kind| rounds < 60 || harmed[kind][0] > 1), "{harmed:?}");
+}
+
+/// The names of the files of a kind in a region's folder.
+fn names_in(root: &Path, kind: &str) -> Vec<String> {
+    let (mut folders, mut names) = (vec![root.join(kind)], Vec::new());
+    while let Some(path) = folders.pop() {
+        if path.is_dir() {
+            folders.extend(fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path()));
+        } else if path.exists() {
+            names.push(path.strip_prefix(root).unwrap().to_str().unwrap().to_owned());
+        }
+    }
+    names.sort();
+    names
 }
 
 /// Every object that the log consists of is damaged in turn, beyond what its twin knows nothing of.

@@ -50,6 +50,8 @@ pub enum Verdict {
     Fail(io::ErrorKind),
     /// Do it, and fail with this error: an answer that is lost. Of renaming only; anything else is not done.
     FailAfter(io::ErrorKind),
+    /// Do half of it, and fail with this error. Of writing only; anything else is not done.
+    FailPartWay(io::ErrorKind),
 }
 
 /// How a crash chooses among the possible disks.
@@ -170,7 +172,7 @@ impl SimFiles {
         match self.verdict(op) {
             Verdict::Proceed => Ok(true),
             Verdict::Skip => Ok(false),
-            Verdict::Fail(kind) | Verdict::FailAfter(kind) => Err(kind.into()),
+            Verdict::Fail(kind) | Verdict::FailAfter(kind) | Verdict::FailPartWay(kind) => Err(kind.into()),
         }
     }
 }
@@ -258,7 +260,7 @@ impl Files for SimFiles {
     fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()> {
         let op = SimOp::Rename(from.to_owned(), to.to_owned());
         let verdict = self.verdict(&op);
-        if let Verdict::Fail(kind) = verdict {
+        if let Verdict::Fail(kind) | Verdict::FailPartWay(kind) = verdict {
             return Err(kind.into());
         }
         let mut state = self.state();
@@ -379,17 +381,32 @@ struct SimWriteFile {
 impl SimWriteFile {
     fn act(&self, op: SimOp) -> io::Result<()> {
         if self.files.admit(&op)? {
-            let mut state = self.files.state();
-            state.perform(&op);
-            state.log.push(op);
+            self.perform(op);
         }
         Ok(())
+    }
+
+    fn perform(&self, op: SimOp) {
+        let mut state = self.files.state();
+        state.perform(&op);
+        state.log.push(op);
     }
 }
 
 impl WriteFile for SimWriteFile {
     fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.act(SimOp::Write(self.inode, Arc::new(bytes.to_vec())))
+        let written = |bytes: &[u8]| SimOp::Write(self.inode, Arc::new(bytes.to_vec()));
+        let op = written(bytes);
+        match self.files.verdict(&op) {
+            Verdict::Proceed => self.perform(op),
+            Verdict::Skip => {}
+            Verdict::Fail(kind) | Verdict::FailAfter(kind) => return Err(kind.into()),
+            Verdict::FailPartWay(kind) => {
+                self.perform(written(&bytes[..bytes.len() / 2]));
+                return Err(kind.into());
+            }
+        }
+        Ok(())
     }
 
     fn close_up(&mut self) -> io::Result<()> {

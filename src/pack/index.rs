@@ -122,6 +122,8 @@ pub struct Index {
     condemned: QuickSet<PackName>,
     /// Packs that hold damage: what is intact is read if it is nowhere else, but nothing new may refer to them.
     closed: QuickSet<PackName>,
+    /// Live packs of which deltas may be on damage: something new may refer to their plain frames only.
+    baseless: QuickSet<PackName>,
 }
 
 impl Index {
@@ -157,6 +159,7 @@ impl Index {
         let mut tables: Vec<&[PackName]> = segments.iter().map(|segment| segment.packs()).collect();
         index.standings = tables.iter().map(|table| vec![Standing::Gone; table.len()]).collect();
         let mut loose = Vec::new();
+        index.baseless = catalog.on_damaged_bases().collect();
         for (&name, pack) in catalog.packs.iter() {
             // Its bytes may be gone, and nothing needs it.
             if pack.state == PackState::Sweeping {
@@ -248,6 +251,11 @@ impl Index {
             None if !self.condemned.is_empty() => find(Standing::Condemned),
             found => Ok(found),
         }
+    }
+
+    /// Whether a place is a delta whose base may be damaged.
+    pub fn is_baseless(&self, place: &Location) -> bool {
+        !place.codec.is_plain() && self.baseless.contains(&place.pack)
     }
 
     /// Where the base of a delta is: a plain frame, best in a pack that stays, and not in one that is `avoided`.

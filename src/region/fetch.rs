@@ -110,6 +110,35 @@ impl Fetched {
 /// How often all places of a chunk are tried before it counts as lost.
 const ROUNDS: usize = 3;
 
+/// The packs that chunks are in, and for deltas those that are on record with bases of theirs: a commit that counts on all of these
+/// is refused once one of them is damaged.
+#[derive(Debug, Default)]
+pub(super) struct Used {
+    pub(super) packs: BTreeSet<PackName>,
+    /// Those whose bases are among them.
+    with_bases: HashSet<PackName>,
+}
+
+impl Used {
+    fn has(&self, place: &Location) -> bool {
+        if place.codec.is_plain() {
+            self.packs.contains(&place.pack)
+        } else {
+            self.with_bases.contains(&place.pack)
+        }
+    }
+
+    /// Counts on what is at a place.
+    pub(super) fn count_on(&mut self, region: &Region, place: &Location) {
+        self.packs.insert(place.pack);
+        if !place.codec.is_plain() && self.with_bases.insert(place.pack) {
+            let head = region.head();
+            let bases = head.catalog().packs.get(&place.pack).map(|pack| pack.record.bases.iter());
+            self.packs.extend(bases.into_iter().flatten());
+        }
+    }
+}
+
 /// What a region held at a moment.
 pub struct Stored {
     region: Region,
@@ -122,8 +151,12 @@ impl Stored {
         match self.packs_in_index(ids) {
             // A damaged segment: the region leaves it out.
             Err(PackError::Damaged { .. }) => {
-                let places = self.region.try_locate_usable(ids)?;
-                Ok(places.into_iter().map(|place| Some(place?.pack)).collect())
+                let mut used = Used::default();
+                for place in self.region.try_locate_usable(ids)? {
+                    let Some(place) = place else { return Ok(None) };
+                    used.count_on(&self.region, &place);
+                }
+                Ok(Some(used.packs))
             }
             packs => Ok(packs?),
         }
@@ -133,22 +166,23 @@ impl Stored {
         // All places first: what waits for memory waits together. Then the packs, which are few.
         let place = |id| self.index.locate_for_use(id, |_| false, Filters::Trusted);
         let places = self.index.for_each(ids, place)?;
-        let mut packs = BTreeSet::new();
+        let mut used = Used::default();
         for (place, &id) in places.into_iter().zip(ids) {
             let Some(place) = place else { return Ok(None) };
-            if packs.contains(&place.pack) {
+            let is_baseless = self.index.is_baseless(&place);
+            if !is_baseless && used.has(&place) {
                 continue;
             }
-            if self.region.is_there(place.pack)? {
-                packs.insert(place.pack);
+            if !is_baseless && self.region.is_there(place.pack)? {
+                used.count_on(&self.region, &place);
                 continue;
             }
             let Some(usable) = self.region.locate_usable(&self.index, id, Filters::Trusted)? else {
                 return Ok(None);
             };
-            packs.insert(usable.pack);
+            used.count_on(&self.region, &usable);
         }
-        Ok(Some(packs))
+        Ok(Some(used.packs))
     }
 }
 
@@ -278,7 +312,7 @@ impl Region {
                 lost.as_ref().is_some_and(|lost| lost.contains(pack)) || more.contains(pack)
             };
             match index.locate_for_use(id, is_lost, filters)? {
-                Some(location) if !self.is_there(location.pack)? => {
+                Some(location) if index.is_baseless(&location) || !self.is_there(location.pack)? => {
                     more.push(location.pack);
                     lost.get_or_insert_with(|| self.lost_packs());
                 }

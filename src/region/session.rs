@@ -7,6 +7,7 @@
 use super::Region;
 use super::compact::Compaction;
 use super::error::RegionError;
+use super::fetch::Used;
 use crate::chunk::frame::Frame;
 use crate::format::manifest;
 use crate::io::storage::{Created, read_whole};
@@ -45,7 +46,7 @@ pub struct Session {
     /// Packs that are written get a segment meanwhile.
     compaction: Option<Compaction>,
     /// Packs that the chunks asked about are in.
-    used: BTreeSet<PackName>,
+    used: Used,
     stored_bytes: u64,
     /// Manifests that this session wrote.
     written: Vec<ManifestRecord>,
@@ -96,7 +97,7 @@ impl Region {
             open: None,
             writer: None,
             compaction: None,
-            used: BTreeSet::new(),
+            used: Used::default(),
             stored_bytes: 0,
             written: Vec::new(),
             shared: Vec::new(),
@@ -170,7 +171,7 @@ impl Session {
             }
             match self.find_usable(id)? {
                 Some(location) => {
-                    self.used.insert(location.pack);
+                    self.used.count_on(&self.region, &location);
                     Ok(false)
                 }
                 None => {
@@ -184,7 +185,7 @@ impl Session {
 
     /// Counts on these packs: chunks that were looked up elsewhere are in them.
     pub fn use_packs(&mut self, packs: BTreeSet<PackName>) {
-        self.used.extend(packs);
+        self.used.packs.extend(packs);
     }
 
     fn index(&mut self) -> Result<Arc<Index>, RegionError> {
@@ -337,7 +338,7 @@ impl Session {
 
     /// Every pack that may hold a chunk that was put or found.
     pub fn used_packs(&self) -> Vec<PackName> {
-        self.used.iter().copied().collect()
+        self.used.packs.iter().copied().collect()
     }
 
     /// Leaves chunks that this session put to the index, once they are many.
@@ -351,7 +352,8 @@ impl Session {
         // Whatever goes wrong from here on loses what was put.
         self.has_failed = true;
         let sealed = open.seal(self.effort).map_err(|e| RegionError::damaged("pack", e))?;
-        self.used.insert(sealed.record.name);
+        self.used.packs.insert(sealed.record.name);
+        self.used.packs.extend(&sealed.record.bases);
         self.stored_bytes += sealed.record.len;
         let writer = match &mut self.writer {
             Some(writer) => writer,

@@ -88,6 +88,10 @@ pub enum Ack {
     Deleted(&'static str, SnapshotId),
     /// Packs were condemned, rewritten and freed, and orphans removed.
     Collected,
+    /// The log was mended: a region can be opened.
+    Mended(&'static str),
+    /// A region was repaired: nothing in it is damaged.
+    Repaired(&'static str),
     /// Whatever was done, the log of the region has come to this record.
     Reached(&'static str, u64),
 }
@@ -95,6 +99,8 @@ pub enum Ack {
 /// What happened, and after how many operations each thing was acknowledged.
 pub struct History {
     pub files: SimFiles,
+    /// Operations before the first crash: what they did is there.
+    pub start: usize,
     pub acks: Vec<(usize, Ack)>,
     /// What may exist: the content of every snapshot that was tried.
     pub contents: Vec<Arc<Vec<u8>>>,
@@ -206,7 +212,7 @@ pub fn record(wrap: &Wrap, hook: Option<Hook>, collecting: &AtomicBool) -> Histo
     let world = World { files: seen, wrap: wrap.clone() };
     // A seeded bug may make the run itself fail; what it acknowledged until then still counts.
     let _ = play(&mut Player::new(world, contents(), &mut acks), collecting);
-    History { files, acks, contents: contents() }
+    History { files, start: 0, acks, contents: contents() }
 }
 
 /// What is wrong with a disk after a crash at which `acks` had been given.
@@ -309,11 +315,26 @@ pub fn acks_at(history: &History, operations: usize) -> Vec<Ack> {
     history.acks.iter().filter(|(when, _)| *when <= operations).map(|(_, ack)| ack.clone()).collect()
 }
 
+/// What is wrong with a disk after a crash: see [`violation`].
+pub type Oracle<'a> =
+    &'a (dyn Fn(&Caller, &SimFiles, &[Ack], &[Arc<Vec<u8>>], bool) -> Option<String> + Sync);
+
 /// Crashes a history at every operation in many ways. Gives the number of states and the violations.
 pub fn crash_everywhere(history: &History, states: usize, stop_at_first: bool) -> (usize, Vec<String>) {
+    crash_with(&violation, history, states, stop_at_first)
+}
+
+/// The same, as an oracle sees it.
+pub fn crash_with(
+    oracle: Oracle<'_>,
+    history: &History,
+    states: usize,
+    stop_at_first: bool,
+) -> (usize, Vec<String>) {
     let operations = history.files.operations();
-    let mixtures = (states / (operations + 1)).saturating_sub(2);
-    let (next, tried, violations) = (AtomicUsize::new(0), AtomicUsize::new(0), Mutex::new(Vec::new()));
+    let mixtures = (states / (operations - history.start + 1)).saturating_sub(2);
+    let (next, tried, violations) =
+        (AtomicUsize::new(history.start), AtomicUsize::new(0), Mutex::new(Vec::new()));
     let workers = std::thread::available_parallelism().map_or(1, usize::from);
     std::thread::scope(|scope| {
         for _ in 0..workers {
@@ -332,7 +353,7 @@ pub fn crash_everywhere(history: &History, states: usize, stop_at_first: bool) -
                         let files = history.files.crash(at, mode);
                         tried.fetch_add(1, Ordering::Relaxed);
                         let go_on = number % 16 < 2;
-                        if let Some(fault) = violation(&caller, &files, &acks, &history.contents, go_on) {
+                        if let Some(fault) = oracle(&caller, &files, &acks, &history.contents, go_on) {
                             violations.lock().unwrap().push(format!("operation {at}, {mode:?}: {fault}"));
                             break;
                         }

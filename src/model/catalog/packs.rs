@@ -70,6 +70,18 @@ impl Catalog {
         self.packs_to_name(&[name]).is_ok()
     }
 
+    /// Live packs that are on record with bases in packs which are damaged, or gone.
+    pub fn on_damaged_bases(&self) -> impl Iterator<Item = PackName> {
+        let is_sound = |base: &PackName| {
+            let state = self.packs.get(base).map(|pack| pack.state);
+            matches!(state, Some(PackState::Live | PackState::Condemned { .. }))
+        };
+        let is_any = self.packs.values().any(|pack| matches!(pack.state, PackState::Quarantined { .. }));
+        // What a live pack has bases in is not swept.
+        let live = self.packs.iter().filter(move |(_, pack)| is_any && pack.state == PackState::Live);
+        live.filter(move |(_, pack)| !pack.record.bases.iter().all(is_sound)).map(|(name, _)| *name)
+    }
+
     /// Those of some packs, and the packs that are on record as holding bases of these, and so on.
     pub fn with_bases(&self, packs: impl IntoIterator<Item = PackName>) -> BTreeSet<PackName> {
         let mut all = BTreeSet::new();
