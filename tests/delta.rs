@@ -431,7 +431,8 @@ fn deltas_on_a_pack_in_quarantine_are_stored_anew() {
     assert!(!early.reserve(&ids).unwrap().contains(&true), "all is there");
     early.use_packs(looked.packs_of(&ids).unwrap().unwrap());
     let closed = Op::QuarantinePacks { packs: bases.iter().copied().collect(), at_ms: 1 };
-    let commit = |op: &Op| place.open().commit::<_, RegionError>(place.caller.account, |_| Ok((vec![op.clone()], ())));
+    let commit =
+        |op: &Op| place.open().commit::<_, RegionError>(place.caller.account, |_| Ok((vec![op.clone()], ())));
     commit(&closed).unwrap();
     let catalog = region.catalog().unwrap();
     assert!(catalog.packs_to_name(&early.used_packs()).is_err(), "who looked before is refused");

@@ -834,6 +834,20 @@ fn another_region_in_the_place_of_the_first_is_noticed() {
     assert!(report.findings[0].problem.contains("region file changed"), "{report:?}");
 }
 
+/// A clock that is before the making of the region is wrong.
+#[test]
+fn a_clock_that_is_surely_behind_is_not_put_on_record() {
+    let (storage, caller) = (Memory::new(), Caller::new(1));
+    let region = memory_region(&storage, &options());
+    let made_ms = region.header().created_ms;
+    assert_eq!(region.time_on_record(0).unwrap(), made_ms, "there is no record");
+    region.commit::<_, RegionError>(caller.account, |_| Ok((vec![Op::NoOp], ()))).unwrap();
+    let newest = region.record(1).unwrap().unwrap().time_ms;
+    assert!(newest >= made_ms);
+    assert_eq!(region.time_on_record(0).unwrap(), newest);
+    assert_eq!(region.time_on_record(made_ms + 5).unwrap(), made_ms + 5, "another clock may be ahead");
+}
+
 /// While a command is at work, somebody puts an older state of its region back, or another region in its place: a record
 /// that continues what was there would be a gap for ever.
 #[test]
@@ -858,6 +872,9 @@ fn nothing_is_appended_to_another_log_than_the_one_that_was_read() {
     // Another log, and none that goes so far.
     storage.restore(&record(1), &bytes_of(&other, &record(1))).unwrap();
     assert!(is_replaced(&region, 1));
+    // Nor is anything deleted by what is known of the one that was there.
+    let nothing = region.commit::<_, RegionError>(caller.account, |_| Ok((vec![], ())));
+    assert!(matches!(nothing, Err(RegionError::Replaced { sequence: 1 })), "{nothing:?}");
     storage.delete(&record(1)).unwrap();
     assert!(is_replaced(&region, 1));
     let end = || Region::open(Arc::new(storage.clone()), session()).unwrap().catalog().unwrap().sequence;

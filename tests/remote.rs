@@ -351,6 +351,30 @@ fn what_came_before_the_line_broke_does_not_come_again() {
     }
 }
 
+/// From one host to another: it is the first one's line that breaks, and the second one waits for what it asked for.
+#[test]
+fn a_source_that_goes_during_a_copy_to_another_host_ends_it() {
+    let (source, caller) = (region(), Caller::new(2));
+    let mut draw = Draw::new(8);
+    let bytes: Vec<u8> = (0..1 << 19).flat_map(|_| draw.next().to_le_bytes()).collect();
+    let id = caller.snapshot(&source, &MemoryDisk::new(bytes)).unwrap().snapshot.id;
+    let (told, end) = std::sync::mpsc::channel();
+    thread::spawn(move || {
+        let target = region();
+        for left in [20_000, 60_000, 1 << 20, 3 << 20] {
+            let from = call(&source, caller.account, false, left, NEVER);
+            let to = call(&target, caller.account, false, NEVER, NEVER);
+            let (what, options) = (CopyWhat::Snapshot(id), CopyOptions::default());
+            let pushed = push(&to.link, &from.peer(), what, &options, &caller.context());
+            told.send(pushed.map(drop)).unwrap();
+        }
+    });
+    for _ in 0..4 {
+        let pushed = end.recv_timeout(std::time::Duration::from_secs(60)).expect("it waits for ever");
+        assert!(matches!(pushed, Err(OpsError::ConnectionLost { .. })), "{pushed:?}");
+    }
+}
+
 /// Somebody between here and an honest region, who changes what it says.
 fn liar(region: &Region, lie: impl Fn(&mut Message, &mut Vec<u8>) + Send + 'static) -> Line {
     let (here, middle_here) = UnixStream::pair().unwrap();
@@ -386,6 +410,10 @@ fn lie_in_offers(change: impl Fn(&mut imgstore::ops::offer::Offer) + Send + 'sta
             change(offer);
         }
     })
+}
+
+fn refused(error: &OpsError) -> Message {
+    Message::Refused(Refusal::of(error))
 }
 
 fn lies() -> Vec<(&'static str, Lie)> {
@@ -448,6 +476,13 @@ fn lies() -> Vec<(&'static str, Lie)> {
         ("a chunk that is too long", frames(|_, _, blocks, _| *blocks = u16::MAX)),
         ("an answer to nothing", Box::new(|message, _| *message = Message::Exit(0))),
         ("a question", Box::new(|message, _| *message = Message::Maps)),
+        (
+            "a dry run",
+            Box::new(|message, _| {
+                *message = refused(&OpsError::Rule { code: Code::DryRun, message: "all is well".into() })
+            }),
+        ),
+        ("an interruption", Box::new(|message, _| *message = refused(&OpsError::Interrupted))),
     ]
 }
 
@@ -458,7 +493,7 @@ fn whatever_the_other_side_says_nothing_false_is_taken_over() {
         let target = region();
         let line = match name {
             // After the greeting, which has to be an honest one.
-            "an answer to nothing" | "a question" => {
+            "an answer to nothing" | "a question" | "a dry run" | "an interruption" => {
                 let is_greeted = std::sync::atomic::AtomicBool::new(false);
                 liar(&pair.region, move |message, body| {
                     if is_greeted.swap(true, Ordering::SeqCst) {
@@ -699,6 +734,23 @@ fn a_guest_cannot_tell_what_others_have() {
     assert_clean(&pair.region, &pair.caller);
 }
 
+/// As if it brought something out of the very region that it brings it to: what is there of others' it is not told, nor may it
+/// say that its own is a copy of that.
+#[test]
+fn a_guest_brings_nothing_in_the_name_of_the_region_itself() {
+    let (pair, guest) = (Pair::new(), guest());
+    for id in [pair.first.0, SnapshotId::from_random(5)] {
+        let line = call(&pair.region, guest.account, true, NEVER, NEVER);
+        let (region, what) = (pair.region.header().id, CopyWhat::Snapshot(id));
+        let (name, options) = ("local".into(), CopyOptions::default());
+        line.link.send(&Message::Pull { region, name, what, options, dry_run: false }).unwrap();
+        let Message::Refused(refusal) = line.link.receive().unwrap().0 else {
+            panic!("it was asked for {id}")
+        };
+        assert_eq!(refusal.into_error().code(), "InvalidParameterValue");
+    }
+}
+
 /// The map of a snapshot that it may read is lost: its chunks are brought again.
 #[test]
 fn a_lost_map_does_not_end_what_guests_bring() {
@@ -790,7 +842,8 @@ fn names_and_devices_without_end_are_refused() {
     let error = push(&line.link, &source, what, &options, &caller.context()).unwrap_err();
     assert!(error.to_string().contains("4096 bytes"), "{error}");
     type Change = fn(&mut imgstore::model::image::Image);
-    let changes: [(Change, &str); 4] = [
+    let changes: [(Change, &str); 5] = [
+        (|image| image.root_device_name = "/dev/sdz".into(), "a root device without content"),
         (|image| image.devices.extend((0..256).map(|number| ephemeral(number, 0))), "257 devices"),
         (|image| image.devices.extend((0..2).map(|number| ephemeral(number, 3))), "ephemeral3 is used"),
         (|image| ebs(image).volume_bytes = 4096, "an impossible size"),

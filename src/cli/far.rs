@@ -68,7 +68,10 @@ impl Address {
         let port = port.map(|port| port.parse::<u16>().map_err(|_| wrong("has no good port"))).transpose()?;
         // What begins with a dash would be an option of ssh's.
         let is_name = |text: &str| {
-            !text.is_empty() && !text.starts_with('-') && text.bytes().all(|b| b.is_ascii_graphic())
+            // Nor may a shell be asked anything, which old versions of ssh do with what is in its configuration.
+            const SHELL: &str = "'\"`$\\;&<>|(){}*?!#";
+            let is_plain = |c: char| c.is_ascii_graphic() && !SHELL.contains(c);
+            !text.is_empty() && !text.starts_with('-') && text.chars().all(is_plain)
         };
         let parts: Vec<&str> = destination.splitn(2, '@').collect();
         if !parts.iter().all(|part| is_name(part)) {

@@ -1,6 +1,7 @@
 //! Standard output: ids a line each, tables, or one JSON document.
 
 use super::error::CliError;
+use super::text;
 use serde_json::{Value, json};
 use std::cell::RefCell;
 use std::io::{self, Write};
@@ -32,7 +33,7 @@ impl Output {
 
     /// The answer for machines, or the one for people.
     pub fn answer(&self, document: impl FnOnce() -> Value, text: impl FnOnce() -> String) {
-        let answer = if self.json { format!("{:#}\n", document()) } else { text() };
+        let answer = if self.json { format!("{}\n", plain_json(&document())) } else { text() };
         self.text.borrow_mut().push_str(&answer);
     }
 
@@ -60,12 +61,37 @@ impl Output {
         if self.json {
             let mut document = if let Some(SoFar::Document(done)) = so_far { done } else { json!({}) };
             document["error"] = json!({ "code": error.code(), "message": message });
-            let _ = writeln!(io::stdout(), "{document:#}");
+            let _ = writeln!(io::stdout(), "{}", plain_json(&document));
         } else {
             if let Some(SoFar::Text(done)) = so_far {
                 let _ = io::stdout().write_all(done.as_bytes());
             }
             let _ = writeln!(io::stderr(), "imgstore: {message}");
         }
+    }
+}
+
+/// A document in which nothing controls a terminal: JSON lets more through than it does itself. The only control character of
+/// what is printed is the end of a line.
+fn plain_json(document: &Value) -> String {
+    let is_plain = |c: char| c == '\n' || !(c.is_control() || text::is_reordering(c));
+    let printed = format!("{document:#}");
+    if printed.chars().all(is_plain) {
+        return printed;
+    }
+    let escape = |c: char| if is_plain(c) { c.to_string() } else { format!("\\u{:04x}", u32::from(c)) };
+    printed.chars().map(escape).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_controls_no_terminal() {
+        let document = json!({ "name": "a\u{9b}2J\u{7f}\u{202e}b\u{1b}c\nd" });
+        let printed = plain_json(&document);
+        assert!(printed.chars().all(|c| c == '\n' || (' '..='~').contains(&c)), "{printed}");
+        assert_eq!(serde_json::from_str::<Value>(&printed).unwrap(), document);
     }
 }

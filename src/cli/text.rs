@@ -106,10 +106,17 @@ pub fn table(header: &[&str], rows: &[Vec<String>]) -> String {
     text
 }
 
+/// Whether a character shows others in another order than they are in.
+pub const fn is_reordering(c: char) -> bool {
+    matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
 /// A text from outside made safe for a terminal: control characters are shown, not obeyed.
 pub fn printable(text: &str) -> String {
     text.chars()
-        .flat_map(|c| if c.is_control() { c.escape_default().collect::<Vec<_>>() } else { vec![c] })
+        .flat_map(|c| {
+            if c.is_control() || is_reordering(c) { c.escape_default().collect::<Vec<_>>() } else { vec![c] }
+        })
         .collect()
 }
 

@@ -225,11 +225,13 @@ pub fn apply(
         // It was there when the plan was made.
         return Err(OpsError::ContentGone { what: "the copy that this token had made".into() });
     }
-    match carry_out(source, target, plan, &plan.missing, options, context) {
+    let mut trusted = plan.trusted.clone();
+    match carry_out(source, target, plan, &plan.missing, &mut trusted, options, context) {
         // Collected at the target since the plan was made: what is missing is more than it says.
         Err(OpsError::ContentGone { .. }) => despite_collection(|| {
-            let missing = find_missing(source, target, &plan.maps, plan.trusted.as_ref(), context)?;
-            carry_out(source, target, plan, &missing, options, context)
+            // What came the last time need not come again.
+            let missing = find_missing(source, target, &plan.maps, trusted.as_ref(), context)?;
+            carry_out(source, target, plan, &missing, &mut trusted, options, context)
         }),
         done => done,
     }
@@ -240,13 +242,14 @@ fn carry_out(
     target: &Region,
     plan: &CopyPlan,
     missing: &Missing,
+    trusted: &mut Option<Trusted>,
     options: &CopyOptions,
     context: &Context<'_>,
 ) -> Result<Copied, OpsError> {
     let mut session = target.begin(context.account)?;
     context.progress.begin("copy", missing.stored_bytes);
     let mut transferred_bytes =
-        transfer(source, &mut session, missing, plan.trusted.as_ref(), options.bytes_per_second, context)?;
+        transfer(source, &mut session, missing, trusted, options.bytes_per_second, context)?;
     let used = reserve_all(&mut session, plan)?;
     let manifests: Vec<ManifestRecord> =
         plan.maps.iter().map(|map| session.place_manifest(map)).collect::<Result<_, _>>()?;

@@ -166,6 +166,14 @@ fn check_image(offer: &Offer, image: &Image, snapshots: &BTreeSet<SnapshotId>) -
         return lie("a root device that has no device's name");
     }
     check_text(check_devices(&image.devices))?;
+    let root =
+        image.devices.iter().find(|device| is_same_device(&device.device_name, &image.root_device_name));
+    let has_snapshot = |device: &BlockDeviceMapping| matches!(&device.target, DeviceTarget::Ebs(ebs) if ebs.snapshot_id.is_some());
+    match (image.template, root) {
+        (Some(_), Some(_)) => return lie("a root device that is a template and a volume"),
+        (None, root) if !root.is_some_and(has_snapshot) => return lie("a root device without content"),
+        _ => {}
+    }
     for (at, device) in image.devices.iter().enumerate() {
         check_device(device, &image.devices[..at], &offer.snapshots)?;
     }

@@ -104,16 +104,16 @@ fn arrange(target: &Region, found: &[Found], trusted: Option<&Trusted>) -> Resul
 }
 
 /// Carries missing chunks over. What others store meanwhile is not stored again. Gives the bytes moved. What came
-/// before an error is kept, so that the next try need not fetch it again.
+/// before an error is kept, so that the next try need not fetch it again; what was proved is `trusted`.
 pub fn transfer(
     source: &dyn Source,
     session: &mut Session,
     missing: &Missing,
-    trusted: Option<&Trusted>,
+    trusted: &mut Option<Trusted>,
     bytes_per_second: Option<u64>,
     context: &Context<'_>,
 ) -> Result<u64, OpsError> {
-    let mut putter = Putter { session, trusted: trusted.cloned(), context, moved: 0, baseless: Vec::new() };
+    let mut putter = Putter { session, trusted, context, moved: 0, baseless: Vec::new() };
     let carried = carry(source, &mut putter, &missing.asked, bytes_per_second).and_then(|()| {
         // Bases that went meanwhile, or that were named wrongly.
         let baseless = std::mem::take(&mut putter.baseless);
@@ -178,7 +178,7 @@ fn fetch<'s>(
 struct Putter<'a> {
     session: &'a mut Session,
     /// What the caller may count on, if that is not everything.
-    trusted: Option<Trusted>,
+    trusted: &'a mut Option<Trusted>,
     context: &'a Context<'a>,
     moved: u64,
     /// Deltas that came without a base to decode them with.
@@ -251,7 +251,7 @@ impl Putter<'_> {
             let at = *at;
             self.moved += frame.stored_bytes();
             self.context.progress.advance(frame.stored_bytes());
-            if let Some(trusted) = &mut self.trusted {
+            if let Some(trusted) = self.trusted.as_mut() {
                 trusted.add(ids[at]);
             }
             if !is_new {

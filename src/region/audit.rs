@@ -15,7 +15,7 @@ use crate::model::catalog::{Catalog, LogPosition};
 use crate::model::ids::ChunkId;
 use crate::model::objects::{PackName, PackRecord, SegmentName};
 use crate::model::op::LogRecord;
-use crate::model::units::BLOCK_BYTES;
+use crate::model::units::{BLOCK_BYTES, TimeMs};
 use crate::pack::index::Location;
 use crate::pack::read::{ReadRun, base_in, decode_frame, stored_frame};
 use crate::pack::segment::Segment;
@@ -52,6 +52,21 @@ impl Region {
     /// A record of the log, for reading its history; none after the tail.
     pub fn record(&self, sequence: u64) -> Result<Option<LogRecord>, RegionError> {
         Ok(read_record(&*self.0.storage, sequence)?.map(|read| read.record))
+    }
+
+    /// The time to put on record for now: a clock that says less than when the region was made is wrong, and the newest record's
+    /// time is nearer.
+    pub fn time_on_record(&self, now_ms: TimeMs) -> Result<TimeMs, RegionError> {
+        let made_ms = self.header().created_ms;
+        if now_ms >= made_ms {
+            return Ok(now_ms);
+        }
+        let newest = match self.record(self.catalog()?.sequence) {
+            Ok(record) => record.map_or(made_ms, |record| record.time_ms),
+            Err(error) if error.is_loss() => made_ms,
+            Err(error) => return Err(error),
+        };
+        Ok(newest.max(now_ms))
     }
 
     /// Every object and its length.

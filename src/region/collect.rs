@@ -26,6 +26,8 @@ use std::sync::Arc;
 
 /// Chunks whose places are gone through between two looks at whether to go on.
 const WATCH_CHUNKS: u64 = 1 << 16;
+/// Objects that are deleted before it is looked again whether the region is still in its place.
+pub(super) const DELETED_AT_ONCE: usize = 256;
 
 /// What of a pack is needed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -356,8 +358,11 @@ impl Region {
         let catalog = self.commit(account, |catalog| Ok::<_, RegionError>((vec![], catalog.clone())))?;
         let swept = catalog.packs.values().filter(|pack| pack.state == PackState::Sweeping);
         let (mut removed, mut done) = (BTreeSet::new(), Removed::default());
-        for pack in swept {
+        for (number, pack) in swept.enumerate() {
             watch()?;
+            if number % DELETED_AT_ONCE == 0 {
+                self.head().check_place(&*self.0.storage).map_err(E::from)?;
+            }
             match self.0.storage.delete(&pack.record.name.to_string()) {
                 Ok(()) => {
                     removed.insert(pack.record.name);

@@ -241,7 +241,7 @@ impl Head {
 
     /// Refuses to append to another log than the one that was replayed: somebody may have put an older state of the region in its
     /// place meanwhile, or another region, which would then have a gap for ever.
-    fn check_place(&self, storage: &dyn Storage) -> Result<(), RegionError> {
+    pub(super) fn check_place(&self, storage: &dyn Storage) -> Result<(), RegionError> {
         let sequence = self.position.sequence;
         let found = match sequence {
             0 => read_whole(storage, REGION_FILE, REGION_FILE_BYTES_MAX)

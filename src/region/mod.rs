@@ -242,7 +242,7 @@ impl Region {
 
     /// Appends one record of what `build` makes of the state at the log's tail, and returns when it is
     /// durable. If another writer is faster, `build` sees the new state. If it gives no operations nothing
-    /// is appended, and the state that it saw is durable. `build` must not use this region: the log is held.
+    /// is appended, and the state that it saw is durable, and that of the region that is in this place. `build` must not use this region: the log is held.
     pub fn commit<T, E: From<RegionError>>(
         &self,
         account: AccountId,
@@ -255,6 +255,8 @@ impl Region {
             head.persist(&*self.0.storage).map_err(RegionError::from)?;
             let (ops, answer) = build(head.catalog())?;
             if ops.is_empty() {
+                // Something may be deleted or answered by it: another region may be in the place of this one by now.
+                head.check_place(&*self.0.storage)?;
                 return Ok(answer);
             }
             match head.append(&*self.0.storage, author, ops, || self.list_name())? {

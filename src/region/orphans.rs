@@ -3,7 +3,7 @@
 //! still does can count, so it does not matter whether it is really gone.
 
 use super::Region;
-use super::collect::Removed;
+use super::collect::{DELETED_AT_ONCE, Removed};
 use super::error::RegionError;
 use crate::io::storage::Listed;
 use crate::model::account::AccountId;
@@ -120,7 +120,10 @@ impl Region {
             Ok((ops, orphans.objects.iter().filter(is_orphan).cloned().collect::<Vec<_>>()))
         })?;
         let mut done = Removed::default();
-        for object in fenced {
+        for (number, object) in fenced.into_iter().enumerate() {
+            if number % DELETED_AT_ONCE == 0 {
+                self.head().check_place(&*self.0.storage)?;
+            }
             match self.0.storage.delete(&object.name) {
                 Ok(()) => {
                     done.count += 1;

@@ -79,10 +79,12 @@ impl Refusal {
     /// The error that it is here.
     pub fn into_error(self) -> OpsError {
         let message: String = self.message.chars().take(MESSAGE_CHARS_MAX).collect();
-        if let Some(code) = Code::parse(&self.code) {
+        // These two the other side cannot decide here: what was to be done was not done.
+        let is_ours = |class| matches!(class, Class::DryRun | Class::Interrupted);
+        if let Some(code) = Code::parse(&self.code).filter(|code| !is_ours(code.class())) {
             return OpsError::Rule { code, message };
         }
-        let class = CLASSES.get(usize::from(self.class)).copied().unwrap_or(Class::Failed);
-        OpsError::Peer { class, message }
+        let class = CLASSES.get(usize::from(self.class)).copied().filter(|class| !is_ours(*class));
+        OpsError::Peer { class: class.unwrap_or(Class::Failed), message }
     }
 }

@@ -142,7 +142,12 @@ impl<'a> Giver<'a> {
             let bases = match self.bases.entry(delta.pack) {
                 Entry::Occupied(known) => known.into_mut(),
                 // Without it the frame is asked for, and then asked for anew.
-                Entry::Vacant(new) => new.insert(self.source.bases_in(delta.pack).unwrap_or_default()),
+                Entry::Vacant(new) => {
+                    let mut bases = self.source.bases_in(delta.pack).unwrap_or_default();
+                    bases.retain(|id, _| self.offered.binary_search(id).is_ok());
+                    bases.shrink_to_fit();
+                    new.insert(bases)
+                }
             };
             delta.base = bases.get(&delta.id).copied();
         }

@@ -8,7 +8,7 @@ use super::peer::Peer;
 use crate::model::ids::RegionId;
 use crate::ops::context::{Context, Progress};
 use crate::ops::copy::{Copied, CopyOptions, CopyPlan, CopyWhat, apply, plan};
-use crate::ops::error::OpsError;
+use crate::ops::error::{Code, OpsError};
 use crate::region::Region;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -105,6 +105,10 @@ fn pull(
     options: &CopyOptions,
     context: &Context<'_>,
 ) -> Result<Option<Pulled>, OpsError> {
+    if options.is_guest && from == region.header().id {
+        let why = "a guest brings what is in a region of its own; what is in this one is copied here";
+        return Err(OpsError::rule(Code::InvalidParameterValue, why));
+    }
     let (source, reporter) = (Peer::new(link, from, name), Reporter::new(link, context.progress));
     let context = Context { progress: &reporter, ..*context };
     let plan = plan(&source, region, what, options, &context)?;

@@ -5,25 +5,61 @@ use super::message::{BODY_BYTES_MAX, HEAD_BYTES_MAX, Message};
 use crossbeam_channel::{Receiver, bounded};
 use std::io::{BufReader, BufWriter, ErrorKind, Read, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 /// Messages that are taken in before somebody asks for them. With this the side that answers never waits for the side
 /// that asks to read, as long as no more requests than that are on their way.
 pub const TAKEN_IN: usize = 64;
+/// Bytes of such messages, if there are several.
+const TAKEN_IN_BYTES: usize = 16 << 20;
+/// Between two looks at whether anybody still asks.
+const LOOK: Duration = Duration::from_millis(500);
 /// Bytes between two looks at the clock.
 const PACE_BYTES: usize = 16 << 10;
 /// Bytes that are read and written at once.
 const READ_BYTES: usize = 64 << 10;
 
+/// A message as it came: its head, which is decoded when somebody asks for it, and its body.
+pub type Raw = (Vec<u8>, Vec<u8>);
+
 /// What came, or why nothing will any more.
-type Came = Result<(Message, Vec<u8>), LinkError>;
+type Came = Result<Raw, LinkError>;
+
+/// Bytes that wait to be asked for.
+#[derive(Default)]
+struct Waiting {
+    bytes: Mutex<usize>,
+    fewer: Condvar,
+}
+
+impl Waiting {
+    /// Waits until there is room for so many; whether there is.
+    fn admit(self: &Arc<Self>, len: usize) -> bool {
+        let mut bytes = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
+        while *bytes > 0 && *bytes + len > TAKEN_IN_BYTES {
+            // Nobody will ask for any.
+            if Arc::strong_count(self) == 1 {
+                return false;
+            }
+            bytes = self.fewer.wait_timeout(bytes, LOOK).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        *bytes += len;
+        true
+    }
+
+    fn release(&self, len: usize) {
+        *self.bytes.lock().unwrap_or_else(PoisonError::into_inner) -= len;
+        self.fewer.notify_one();
+    }
+}
 
 /// A connection. All methods may be called from several threads.
 pub struct Link {
     writer: Mutex<BufWriter<Paced<Box<dyn Write + Send>>>>,
     incoming: Receiver<Came>,
+    waiting: Arc<Waiting>,
     sent: AtomicU64,
     received: Arc<AtomicU64>,
 }
@@ -38,18 +74,22 @@ impl Link {
     ) -> Result<Self, LinkError> {
         let received = Arc::new(AtomicU64::new(0));
         let (came, incoming) = bounded(TAKEN_IN);
-        let counter = received.clone();
+        let waiting = Arc::new(Waiting::default());
+        let (counter, room) = (received.clone(), waiting.clone());
         let mut reader = BufReader::with_capacity(READ_BYTES, Paced::new(reader, bytes_per_second));
         let read = move || loop {
             let next = read_message(&mut reader, &counter);
             let is_end = next.is_err();
+            if next.as_ref().is_ok_and(|raw| !room.admit(len_of(raw))) {
+                return;
+            }
             if came.send(next).is_err() || is_end {
                 return;
             }
         };
         thread::Builder::new().name("link".into()).spawn(read).map_err(|e| LinkError::lost(&e))?;
         let writer = BufWriter::with_capacity(READ_BYTES, Paced::new(writer, bytes_per_second));
-        Ok(Self { writer: Mutex::new(writer), incoming, sent: AtomicU64::new(0), received })
+        Ok(Self { writer: Mutex::new(writer), incoming, waiting, sent: AtomicU64::new(0), received })
     }
 
     /// Sends a message without a body.
@@ -90,7 +130,10 @@ impl Link {
     /// The next message with its body; waits for it.
     pub fn receive(&self) -> Result<(Message, Vec<u8>), LinkError> {
         let gone = |_| LinkError::Lost { why: "it ended before".into() };
-        self.incoming.recv().map_err(gone)?
+        let raw = self.incoming.recv().map_err(gone)??;
+        self.waiting.release(len_of(&raw));
+        let (head, body) = raw;
+        Ok((Message::decode(&head, body.len())?, body))
     }
 
     /// Waits until the other side says something that nobody expects, which is as a rule that it is gone.
@@ -127,7 +170,11 @@ fn read_message(reader: &mut impl Read, received: &AtomicU64) -> Came {
     let head = read_bytes(reader, head_len)?;
     let body = read_bytes(reader, body_len)?;
     received.fetch_add((8 + head_len + body_len) as u64, Ordering::Relaxed);
-    Ok((Message::decode(&head, body_len)?, body))
+    Ok((head, body))
+}
+
+fn len_of((head, body): &Raw) -> usize {
+    head.len() + body.len()
 }
 
 /// Memory grows with what comes, not with what was announced.

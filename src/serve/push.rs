@@ -1,5 +1,6 @@
 //! The side that has something copied to the other: it says what, and gives.
 
+use super::error::{LinkError, Refusal};
 use super::giver::{GivenTo, Giver};
 use super::link::Link;
 use super::message::{Message, Planned, Pulled};
@@ -27,6 +28,10 @@ fn last_word(link: &Link, why: String) -> OpsError {
     OpsError::ConnectionLost { why }
 }
 
+/// Longest note that is passed on, in characters, and how many of them: what more comes is no help.
+const NOTE_CHARS_MAX: usize = 2000;
+const NOTES_MAX: usize = 200;
+
 /// Has the other side copy something of this source, and nothing else of it.
 pub fn push(
     link: &Link,
@@ -43,7 +48,7 @@ pub fn push(
         dry_run: context.dry_run,
     })?;
     let to = GivenTo::Host { what, with_tags: options.copy_tags };
-    let (mut giver, mut planned) = (Giver::new(source, to), Planned::default());
+    let (mut giver, mut planned, mut notes) = (Giver::new(source, to), Planned::default(), 0);
     loop {
         context.check_cancelled()?;
         match link.receive()?.0 {
@@ -52,13 +57,23 @@ pub fn push(
                 context.progress.begin("copy", plan.transfer_bytes);
             }
             Message::Progress(bytes) => context.progress.advance(bytes),
-            Message::Note(note) => context.progress.note(&note),
+            Message::Note(note) if notes < NOTES_MAX => {
+                notes += 1;
+                let note: String = note.chars().take(NOTE_CHARS_MAX).collect();
+                context.progress.note(&format!("the other side: {note}"));
+            }
+            Message::Note(_) => return Err(LinkError::protocol("it does not stop telling things").into()),
             Message::Refused(refusal) => return Err(refusal.into_error()),
             Message::Pulled(pulled) => {
                 return Ok(Pushed { planned, pulled: pulled.map(|pulled| *pulled) });
             }
             request => match giver.answer(link, &request, context) {
-                Err(OpsError::ConnectionLost { why }) => return Err(last_word(link, why)),
+                Err(OpsError::ConnectionLost { why }) => {
+                    let lost = OpsError::ConnectionLost { why: why.clone() };
+                    // The source's connection may be what was lost: then the other side is told, and waits for nothing.
+                    let is_heard = link.send(&Message::Refused(Refusal::of(&lost))).is_ok();
+                    return Err(if is_heard { lost } else { last_word(link, why) });
+                }
                 answered => answered?,
             },
         }

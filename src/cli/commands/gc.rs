@@ -14,6 +14,13 @@ pub fn gc(session: &Session<'_>, args: &GcArgs) -> Result<(), CliError> {
     let grace_ms = args.grace.map_or_else(|| session.home.gc_grace_ms(), Ok)?;
     let options = GcOptions { grace_ms, repack_percent: args.repack };
     let region = session.home.open_region()?;
+    if grace_ms > 0 && region.time_on_record(session.context.now_ms)? != session.context.now_ms {
+        let why = format!(
+            "this machine's clock says {}, before the region was made, so nobody knows whose grace is over: set the clock, or say --grace 0s",
+            time(session.context.now_ms)
+        );
+        return Err(CliError::Usage(why));
+    }
     let mut collected = Collected::default();
     if let Err(error) = collect_into(&mut collected, &region, &options, &session.context) {
         // What went is gone.

@@ -26,11 +26,13 @@ use super::error::CliError;
 use super::far::{Connection, Far};
 use super::home::Home;
 use super::output::Output;
-use super::progress::Watcher;
+use super::progress::{Watcher, warn};
+use super::text::time;
 use clap::CommandFactory;
 use imgstore::model::ids::MalformedId;
 use imgstore::ops::context::{Context, Progress};
 use imgstore::ops::error::{Class, OpsError};
+use imgstore::region::Region;
 use imgstore::serve::message::NewRegion;
 use serde_json::{Value, json};
 use std::str::FromStr;
@@ -49,6 +51,19 @@ pub struct Session<'a> {
 }
 
 impl Session<'_> {
+    /// The context for what puts times on record by which things go: a clock that is surely behind must not make them go at once.
+    pub fn timed(&self, region: &Region) -> Result<Context<'_>, CliError> {
+        let now_ms = region.time_on_record(self.context.now_ms)?;
+        if now_ms != self.context.now_ms {
+            warn(&format!(
+                "this machine's clock says {}, before the region was made: the time of its newest record is taken, {}. Set the clock",
+                time(self.context.now_ms),
+                time(now_ms)
+            ));
+        }
+        Ok(Context { now_ms, ..self.context })
+    }
+
     /// Connects to a region on another host.
     pub fn connect(
         &self,

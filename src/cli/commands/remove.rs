@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 pub fn deregister(session: &Session<'_>, args: &DeregisterArgs) -> Result<(), CliError> {
     let region = session.home.open_region()?;
-    let (id, context) = (args.image, &session.context);
+    let (id, context) = (args.image, &session.timed(&region)?);
     let verb = if context.dry_run { delete::preview_deregister } else { delete::deregister };
     let done = verb(&region, id, args.delete_snapshots, context)?;
     tell(session, &done);
@@ -69,31 +69,33 @@ fn tell(session: &Session<'_>, done: &Deregistration) {
     if let Some(freed) = done.freed_bytes {
         let binned = done.snapshots.iter().any(|snapshot| snapshot.restorable_until_ms.is_some());
         let is_binned = binned || done.restorable_until_ms.is_some();
-        let when = if is_binned { " once it has left the bin" } else { "" };
-        note(format!("nothing was changed; {}{when}", would_free(freed)));
+        note(format!("nothing was changed; {}", would_free(freed, is_binned)));
     }
 }
 
 /// Packs of which more than half is needed stay as they are until somebody says otherwise.
-fn would_free(freed_bytes: u64) -> String {
+fn would_free(freed_bytes: u64, is_binned: bool) -> String {
     let how = if freed_bytes > 0 {
         ", by `imgstore gc`; what lies beside more that is needed, by `gc --repack 100`"
     } else {
         ""
     };
-    format!("this would free {}{how}", bytes(freed_bytes))
+    let when = if is_binned { " once it has left the bin" } else { "" };
+    format!("this would free {}{how}{when}", bytes(freed_bytes))
 }
 
 pub fn delete_snapshot(session: &Session<'_>, id: SnapshotId) -> Result<(), CliError> {
     let region = session.home.open_region()?;
-    let context = &session.context;
+    let context = &session.timed(&region)?;
     let verb = if context.dry_run { delete::preview_delete } else { delete::delete_snapshot };
     let done = verb(&region, id, context)?;
     if let Some(until) = done.restorable_until_ms {
-        session.watcher.note(&format!("it stays in the bin until {}", time(until)));
+        let stays = if context.dry_run { "would stay" } else { "stays" };
+        session.watcher.note(&format!("it {stays} in the bin until {}", time(until)));
     }
     if let Some(freed) = done.freed_bytes {
-        session.watcher.note(&format!("nothing was changed; {}", would_free(freed)));
+        let is_binned = done.restorable_until_ms.is_some();
+        session.watcher.note(&format!("nothing was changed; {}", would_free(freed, is_binned)));
     }
     session.output.answer(
         || {
