@@ -706,6 +706,21 @@ fn partitions_are_found() {
         partitions_with_tables_are_left_alone(&tried.image, &image);
         assert!(said[0].starts_with("partition 1 (ext4): ") && said[0].contains("free blocks are taken"));
         assert_eq!(said[1], "partition 2 (swap): left alone: only ext4, XFS and btrfs are looked into");
+        // A system that sleeps in the swap, and hashes of the others: all stays as it is.
+        let swap = 43008 * 512;
+        for (at, signature, reason) in
+            [(4086, &b"S1SUSPEND\0"[..], "a suspended system"), (0, b"verity\0\0", "dm-verity on the disk")]
+        {
+            image.write_all_at(&[0; 10], swap + 4086).unwrap();
+            image.write_all_at(signature, swap + at).unwrap();
+            let (_, parts) = skip(&tried.image);
+            for part in parts.iter().filter(|part| part.kind == Some("ext4")) {
+                assert!(part.to_string().contains(&format!("left alone: {reason}")), "{part}");
+            }
+            assert!(parts.iter().all(|part| !matches!(part.outcome, Outcome::Skipped { .. })));
+        }
+        image.write_all_at(&[0; 8], swap).unwrap();
+        image.write_all_at(b"SWAPSPACE2", swap + 4086).unwrap();
         let copy = tried.folder.path().join("copy");
         write_out(&*disk, &tried.image, &copy);
         let bytes = fs::read(&copy).unwrap();

@@ -685,8 +685,18 @@ fn the_log_is_mended_behind_a_checkpoint() {
     }
     assert!(Region::open_directory(&two.root(), directory()).is_err());
     assert_eq!(mend(&two.root(), false).restored.len(), 2);
-    // The checkpoint is all that opens the region: repair leaves it, and says that the log is broken.
-    assert!(two.repair(&[], &[]).is_log_broken);
+    // The checkpoint is all that opens the region: repair leaves it, says that a record is lost, and mends other things.
+    let is_lost = |problem: &str| problem.contains("log record 4 ") && problem.contains("lost");
+    for (harm, is_damaged) in [(false, false), (true, true)] {
+        if harm {
+            damage(&two.largest_pack(), |bytes| bytes[200] ^= 1);
+        }
+        let repaired = two.repair(&[two.there()], &[]);
+        let problems: Vec<&str> = repaired.findings.iter().map(|finding| finding.problem.as_str()).collect();
+        assert!(!repaired.is_log_broken && is_lost(problems[0]), "{problems:?}");
+        assert_eq!((problems.len() > 1, repaired.lost.len()), (is_damaged, 0), "{problems:?}");
+        assert!(!two.files("checkpoints").is_empty());
+    }
     for (id, bytes) in &two.taken {
         assert!(two.caller.read_back(&two.here(), *id).unwrap() == *bytes);
     }

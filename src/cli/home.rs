@@ -155,9 +155,14 @@ impl Home {
             .map_err(|why| CliError::Usage(format!("{CONFIG_FILE}: gc.grace = {grace:?}: {why}")))
     }
 
-    /// What is remembered of checks of a region.
-    pub fn checks_file(&self, region: &Region) -> PathBuf {
-        self.path.join("checks").join(format!("{}.json", region.header().id))
+    /// What is remembered of checks of the region that the command uses: of that folder, which another may be a copy of.
+    pub fn checks_file(&self, region: &Region) -> Result<PathBuf, CliError> {
+        let name = self.region_name();
+        let root = if name.contains('/') { name } else { &self.known(name)?.url };
+        let root = self.path.join(root);
+        let root = root.canonicalize().unwrap_or(root);
+        let place = blake3::hash(root.as_os_str().as_encoded_bytes()).to_hex();
+        Ok(self.path.join("checks").join(format!("{}-{}.json", region.header().id, &place[..16])))
     }
 
     /// Where instances go if nothing else is said.

@@ -6,7 +6,7 @@ use super::context::Context;
 use super::cutting::Batch;
 use super::encode::{Encoder, NewChunk, features_of};
 use super::error::OpsError;
-use super::stage::{join_all, spawn};
+use super::stage::{check_whole, join_all, spawn};
 use crate::chunk::features::Features;
 use crate::chunk::frame::Frame;
 use crate::disk::AlignedBuffer;
@@ -154,6 +154,7 @@ impl Put {
         back: &GiveBack<AlignedBuffer>,
     ) -> Result<(), OpsError> {
         context.check_cancelled()?;
+        check_whole("encoded", done.work.new_chunks().count() as u64, done.frames.len() as u64)?;
         for (chunk, frame) in done.work.new_chunks().zip(&done.frames) {
             session.put(chunk.id, frame)?;
             self.new_chunks += 1;

@@ -113,7 +113,14 @@ pub fn restore(
         // Who waits for a buffer, or to hand something on, sees that nobody is there any more.
         drop((order, back));
         join_all(stages, written)
-    })
+    })?;
+    // What was deleted and collected meanwhile is not lost.
+    if gaps.is_some_and(|gaps| !gaps.of(root).is_empty())
+        && !region.catalog()?.roots().any(|there| there.id == root)
+    {
+        return Err(OpsError::ContentGone { what: format!("{root}, which was deleted meanwhile") });
+    }
+    Ok(())
 }
 
 /// First stage: reads the stored frames of one batch after the other, and hands them on in pieces, until nobody takes them.

@@ -3,12 +3,13 @@
 use super::context::Context;
 use super::error::{Code, OpsError};
 use super::find::{AnyId, image as find_image, snapshot as find_snapshot};
+use super::stage::{Stage, join_all, spawn};
 use crate::model::catalog::{Catalog, RootId};
 use crate::model::ids::ChunkId;
 use crate::model::objects::{ManifestName, ManifestRecord, PackName, PackRecord, PackState, SegmentName};
 use crate::model::units::TimeMs;
 use crate::region::Region;
-use crate::region::audit::{CheckBuffers, CheckedPack};
+use crate::region::audit::{CheckBuffers, CheckedPack, LogAudit};
 use crate::region::error::RegionError;
 use crossbeam_channel::{Receiver, RecvError, RecvTimeoutError, Sender, bounded, select};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -133,7 +134,7 @@ pub(super) fn survey(
         bad_packs: HashMap::new(),
         uses: HashMap::new(),
     };
-    let (catalog, caches) = match region.audit_log() {
+    let LogAudit { catalog, caches, lost } = match region.audit_log() {
         Ok(audit) => audit,
         Err(error) => {
             // Without the log nothing else can be told.
@@ -141,7 +142,7 @@ pub(super) fn survey(
             return Ok((check.report, Damage { is_log_broken: true, ..Damage::default() }));
         }
     };
-    for error in &caches {
+    for error in caches.iter().chain(&lost) {
         check.add("log", error);
     }
     let selected = select(&catalog, options, context)?;
@@ -278,16 +279,16 @@ impl Check<'_> {
             reason = "0 to the number of packs"
         )]
         let count = (records.len() as f64 * options.sample_percent.clamp(0.0, 100.0) / 100.0).ceil() as usize;
-        // A different sample each time, so that all packs come to be checked.
-        for at in 0..count.min(records.len()) {
+        // Those that were checked longest ago, whichever of them, so that all packs come to be checked.
+        for at in 0..records.len() {
             let left = (records.len() - at) as u64;
             let random = self.region.random_id()?;
             records.swap(at, at + usize::try_from(random % left).unwrap_or(0));
         }
+        // First, too: whoever is interrupted has done what matters most.
+        records.sort_by_cached_key(|record| options.checked_ms.get(&record.name));
         records.truncate(count);
         records.retain(|record| !options.skip.contains(&record.name));
-        // Those that were checked longest ago first: whoever is interrupted has done what matters most.
-        records.sort_by_cached_key(|record| (options.checked_ms.get(&record.name), record.name));
         Ok(records)
     }
 
@@ -298,46 +299,67 @@ impl Check<'_> {
         let (records_in, records_out) = bounded(0);
         let (outcomes_in, outcomes_out) = bounded(2 * workers);
         thread::scope(|scope| {
-            for _ in 0..workers {
+            let start = |_| {
                 let (records, outcomes) = (records_out.clone(), outcomes_in.clone());
-                scope.spawn(move || check_packs(region, content, &records, &outcomes));
-            }
-            drop((records_out, outcomes_in));
-            // When this returns, its ends of the channels go, and the workers end.
-            let (records_in, outcomes_out) = (records_in, outcomes_out);
-            let (started, mut given_bytes, mut left) = (Instant::now(), 0, records.len());
-            let mut to_give = records.iter().copied().peekable();
-            while left > 0 {
-                context.check_cancelled()?;
-                let next = to_give.peek().copied();
-                let outcome = match next {
-                    Some(record) => select! {
-                        send(records_in, record) -> sent => {
-                            sent.map_err(|_| OpsError::WorkerGone)?;
-                            to_give.next();
-                            given_bytes += record.len;
-                            context.keep_pace(started, given_bytes, options.bytes_per_second)?;
-                            continue;
-                        }
-                        recv(outcomes_out) -> outcome => outcome,
-                        default(CANCEL_EVERY) => continue,
-                    },
-                    None => match outcomes_out.recv_timeout(CANCEL_EVERY) {
-                        Err(RecvTimeoutError::Timeout) => continue,
-                        outcome => outcome.map_err(|_| RecvError),
-                    },
+                let check = move || {
+                    check_packs(region, content, &records, &outcomes);
+                    Ok(())
                 };
-                let (record, outcome) = outcome.map_err(|_| OpsError::WorkerGone)?;
-                left -= 1;
-                if self.pack(record, outcome)
-                    && let Some(note) = options.on_checked
-                {
-                    note(&record.name);
-                }
-                context.progress.advance(record.len);
-            }
-            Ok(())
+                spawn(scope, "verify", check)
+            };
+            let workers = (0..workers).map(start).collect::<Result<Vec<_>, OpsError>>()?;
+            drop((records_out, outcomes_in));
+            // None ends before there is no more for it, unless something is very wrong.
+            let is_any_gone = || workers.iter().any(Stage::is_finished);
+            let checked = self.give_and_take(records, options, (records_in, outcomes_out), is_any_gone);
+            join_all(workers, checked)
         })
+    }
+
+    /// Gives packs to those who check them, and takes what they find. The ends of the channels go with it: then the others end.
+    fn give_and_take<'c>(
+        &mut self,
+        records: &[&'c PackRecord],
+        options: &VerifyOptions<'_>,
+        (records_in, outcomes_out): (Sender<&'c PackRecord>, Receiver<PackOutcome<'c>>),
+        is_any_gone: impl Fn() -> bool,
+    ) -> Result<(), OpsError> {
+        let context = self.context;
+        let (started, mut given_bytes, mut left) = (Instant::now(), 0, records.len());
+        let mut to_give = records.iter().copied().peekable();
+        while left > 0 {
+            context.check_cancelled()?;
+            if is_any_gone() {
+                return Err(OpsError::WorkerGone);
+            }
+            let next = to_give.peek().copied();
+            let outcome = match next {
+                Some(record) => select! {
+                    send(records_in, record) -> sent => {
+                        sent.map_err(|_| OpsError::WorkerGone)?;
+                        to_give.next();
+                        given_bytes += record.len;
+                        context.keep_pace(started, given_bytes, options.bytes_per_second)?;
+                        continue;
+                    }
+                    recv(outcomes_out) -> outcome => outcome,
+                    default(CANCEL_EVERY) => continue,
+                },
+                None => match outcomes_out.recv_timeout(CANCEL_EVERY) {
+                    Err(RecvTimeoutError::Timeout) => continue,
+                    outcome => outcome.map_err(|_| RecvError),
+                },
+            };
+            let (record, outcome) = outcome.map_err(|_| OpsError::WorkerGone)?;
+            left -= 1;
+            if self.pack(record, outcome)
+                && let Some(note) = options.on_checked
+            {
+                note(&record.name);
+            }
+            context.progress.advance(record.len);
+        }
+        Ok(())
     }
 
     /// Takes what the check of a pack has given; whether nothing is wrong with it.

@@ -212,6 +212,11 @@ impl Index {
         &self.unusable
     }
 
+    /// Whether a segment of this name is looked into.
+    pub fn has_segment(&self, name: &str) -> bool {
+        self.segments.iter().any(|segment| segment.record().name.to_string() == name)
+    }
+
     fn add_pack(&mut self, name: PackName, state: PackState) -> Standing {
         let (set, standing) = match state {
             PackState::Live => (&mut self.live, Standing::Live),

@@ -5,12 +5,12 @@
 use super::bases::Bases;
 use super::error::RegionError;
 use super::fetch::Located;
-use super::log::{follow, read_checkpoint, read_record, sequence_in};
+use super::log::{follow, read_checkpoint, read_record, sequence_in, usable_checkpoint};
 use super::{REGION_FILE, REGION_FILE_BYTES_MAX, Region};
 use crate::format::entry::Entry;
 use crate::format::error::FormatError;
 use crate::format::region as region_file;
-use crate::io::storage::{Listed, Object, read_whole};
+use crate::io::storage::{Listed, Object, Storage, read_whole};
 use crate::model::catalog::{Catalog, LogPosition};
 use crate::model::ids::ChunkId;
 use crate::model::objects::{PackName, PackRecord, SegmentName};
@@ -48,6 +48,25 @@ pub struct CheckedPack {
     pub baseless: Vec<(ChunkId, ChunkId)>,
 }
 
+/// What a check of the log has given.
+#[derive(Debug)]
+pub struct LogAudit {
+    /// The state at the tail.
+    pub catalog: Catalog,
+    /// What is wrong with what is only a cache.
+    pub caches: Vec<RegionError>,
+    /// Records that are lost, behind a checkpoint: nothing needs them, but the history.
+    pub lost: Vec<RegionError>,
+}
+
+/// The first checkpoint behind a record with which the log goes on.
+fn next_usable(storage: &dyn Storage, sequence: u64) -> Option<(Catalog, LogPosition)> {
+    let listed = storage.list("checkpoints").ok()?;
+    let behind =
+        listed.iter().filter(|listed| sequence_in(&listed.name).is_some_and(|number| number > sequence));
+    behind.filter_map(|listed| usable_checkpoint(storage, &listed.name)).next()
+}
+
 impl Region {
     /// A record of the log, for reading its history; none after the tail.
     pub fn record(&self, sequence: u64) -> Result<Option<LogRecord>, RegionError> {
@@ -76,8 +95,9 @@ impl Region {
 
     /// Replays the log from its first record, checks that every record continues the one before, and that
     /// region file and checkpoints say the same. Gives the state at the tail, and what was found wrong with
-    /// what is only a cache.
-    pub fn audit_log(&self) -> Result<(Catalog, Vec<RegionError>), RegionError> {
+    /// what is only a cache. A record that is lost behind a checkpoint with which the region opens is told of, and the check goes
+    /// on from there.
+    pub fn audit_log(&self) -> Result<LogAudit, RegionError> {
         let storage = &*self.0.storage;
         let bytes = read_whole(storage, REGION_FILE, REGION_FILE_BYTES_MAX)?;
         let (_, hash) = region_file::decode(&bytes).map_err(|e| RegionError::damaged(REGION_FILE, e))?;
@@ -85,31 +105,52 @@ impl Region {
         if hash != self.0.header_hash {
             return Err(RegionError::BrokenLog { sequence: 0, why: "the region file changed".into() });
         }
-        let mut findings = Vec::new();
+        let (mut caches, mut lost) = (Vec::new(), Vec::new());
         let mut checkpoints = HashMap::new();
         for listed in storage.list("checkpoints")? {
             match read_checkpoint(storage, &listed.name) {
                 Ok(checkpoint) => drop(checkpoints.insert(checkpoint.catalog.sequence, checkpoint)),
                 // Another process has made newer ones meanwhile.
                 Err(e) if e.is_not_found() => {}
-                Err(e) => findings.push(e),
+                Err(e) => caches.push(e),
             }
         }
         let mut catalog = Catalog::default();
         let mut position = LogPosition { sequence: 0, hash };
         let beyond = loop {
-            while let Some(read) = read_record(storage, position.sequence + 1)? {
+            while let Some(read) = read_record(storage, position.sequence + 1).or_else(|error| {
+                // What can be passed is looked at below.
+                if error.is_loss() && next_usable(storage, position.sequence).is_some() {
+                    Ok(None)
+                } else {
+                    Err(error)
+                }
+            })? {
                 position = follow(&mut catalog, position, &read)?;
                 if let Some(checkpoint) = checkpoints.remove(&position.sequence)
                     && (checkpoint.record_hash != position.hash || checkpoint.catalog != catalog)
                 {
                     let why = "its checkpoint says something else".into();
-                    findings.push(RegionError::BrokenLog { sequence: position.sequence, why });
+                    caches.push(RegionError::BrokenLog { sequence: position.sequence, why });
                 }
             }
             let last = self.last_record()?.max(checkpoints.keys().copied().max().unwrap_or(0));
             // Others append meanwhile: only what still is not there is missing.
-            if last <= position.sequence || read_record(storage, position.sequence + 1)?.is_none() {
+            let next = read_record(storage, position.sequence + 1);
+            let is_missing = !matches!(&next, Ok(Some(_)));
+            if last > position.sequence
+                && is_missing
+                && let Some((there, behind)) = next_usable(storage, position.sequence)
+            {
+                let sequence = position.sequence + 1;
+                let why = format!(
+                    "it is lost, with its twin; what came of it is known from the checkpoint of record {}",
+                    behind.sequence
+                );
+                lost.push(next.err().unwrap_or(RegionError::BrokenLog { sequence, why }));
+                checkpoints.retain(|sequence, _| *sequence > behind.sequence);
+                (catalog, position) = (there, behind);
+            } else if last <= position.sequence || next?.is_none() {
                 break last;
             }
         };
@@ -129,7 +170,7 @@ impl Region {
             return Err(head.lost_next());
         }
         drop(head);
-        Ok((catalog, findings))
+        Ok(LogAudit { catalog, caches, lost })
     }
 
     /// The number of the last record that can be seen; 0 if there is none.

@@ -349,7 +349,7 @@ fn undecided(sequence: u64) -> impl Fn(RegionError) -> RegionError {
 }
 
 /// A checkpoint's state, if it is whole and the record that it stands on is the log's.
-fn usable_checkpoint(storage: &dyn Storage, name: &str) -> Option<(Catalog, LogPosition)> {
+pub(super) fn usable_checkpoint(storage: &dyn Storage, name: &str) -> Option<(Catalog, LogPosition)> {
     let checkpoint = read_checkpoint(storage, name).ok()?;
     let sequence = checkpoint.catalog.sequence;
     let record = read_record(storage, sequence).ok()??;

@@ -312,7 +312,9 @@ impl Region {
         loop {
             let index = self.index()?;
             match look_up(&index) {
-                Err(PackError::Damaged { name, .. }) if self.leave_out_segment(&name) => {}
+                // Another thread may have been faster.
+                Err(PackError::Damaged { name, .. })
+                    if self.leave_out_segment(&name) || !self.index()?.has_segment(&name) => {}
                 result => return Ok(result?),
             }
         }

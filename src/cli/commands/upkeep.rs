@@ -17,7 +17,7 @@ use imgstore::region::Region;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 pub fn stats(session: &Session<'_>, ids: &[AnyId]) -> Result<(), CliError> {
     let region = session.home.open_region()?;
@@ -139,13 +139,16 @@ pub fn verify(session: &Session<'_>, args: &VerifyArgs) -> Result<u8, CliError> 
     Ok(if report.findings.is_empty() { 0 } else { error::DAMAGE })
 }
 
+/// Between two times at which what was found good is remembered.
+const SAVE_EVERY: Duration = Duration::from_secs(30);
+
 /// When the pack that was checked longest ago was, and how many never were.
 type Age = (Option<TimeMs>, usize);
 
 /// Runs the check, and remembers in the home what it found good, also if it is interrupted.
 fn check(session: &Session<'_>, region: &Region, args: &VerifyArgs) -> Result<(Report, Age), CliError> {
     let (content, now_ms) = (!args.checksums, session.context.now_ms);
-    let path = session.home.checks_file(region);
+    let path = session.home.checks_file(region)?;
     let mut checks = Checks::load(&path);
     let is_whole = args.ids.is_empty() && args.sample >= 100.0;
     let skip = if is_whole { checks.begin(content, args.resume, now_ms) } else { BTreeSet::new() };
@@ -155,10 +158,17 @@ fn check(session: &Session<'_>, region: &Region, args: &VerifyArgs) -> Result<(R
             .note(&format!("found good before the interruption: {}", counted(skip.len() as u64, "pack")));
     }
     let checked_ms = checks.times(content);
-    let noted = Mutex::new(checks);
+    // Now, and now and then: whoever is killed has not checked in vain.
+    checks.save(&path);
+    let noted = Mutex::new((checks, Instant::now()));
     let note = |pack: &PackName| {
-        let mut checks = noted.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut noted = noted.lock().unwrap_or_else(PoisonError::into_inner);
+        let (checks, saved) = &mut *noted;
         checks.note(pack, content, imgstore::io::clock::now_ms());
+        if saved.elapsed() >= SAVE_EVERY {
+            checks.save(&path);
+            *saved = Instant::now();
+        }
     };
     let options = VerifyOptions {
         ids: args.ids.clone(),
@@ -170,7 +180,7 @@ fn check(session: &Session<'_>, region: &Region, args: &VerifyArgs) -> Result<(R
         bytes_per_second: args.limit_rate,
     };
     let outcome = run_verify(region, &options, &session.context);
-    let mut checks = noted.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let (mut checks, _) = noted.into_inner().unwrap_or_else(PoisonError::into_inner);
     let there: BTreeSet<PackName> = match region.catalog() {
         // Those in quarantine hold nothing that counts.
         Ok(catalog) => {

@@ -2,7 +2,8 @@
 //!
 //! ext2, ext3, ext4, XFS and btrfs are looked into, on a whole disk or in partitions of an MBR or a GPT. A block
 //! that holds anything must never be taken as free. So each reader knows a list of features and leaves all else
-//! alone; checks every checksum that there is on its way; wants a file system that was unmounted cleanly; and
+//! alone; checks the checksums on its way; wants a file system that says that it was unmounted cleanly (which btrfs, and XFS
+//! in the first seconds of a mount, do not tell: nobody may have it mounted, or in a suspended machine's memory); and
 //! counts: what is free must be as much as the file system's own counters say. Whatever does not fit leaves the
 //! whole file system as it is, with the reason. Only that the disk cannot be read is an error.
 
@@ -185,8 +186,31 @@ fn look(whole: View<'_>, limits: &Limits) -> Result<Looked, DiskError> {
         let place = if is_table { Place::Partition(area.number) } else { Place::WholeDisk };
         parts.push(Part { place, start: area.start, len: area.len, kind, outcome });
     }
+    if let Some(why) = parts.iter().find_map(reason_of_others) {
+        leave_all(&mut parts, why);
+        all.clear();
+    }
     all.sort_unstable();
     Ok((parts, all))
+}
+
+/// Why what one part is keeps the free blocks of the others from being free.
+fn reason_of_others(part: &Part) -> Option<&'static str> {
+    match part.kind {
+        Some(signatures::SUSPENDED) => {
+            Some("a suspended system is on the disk, which goes on with what it has in memory")
+        }
+        Some(signatures::VERITY) => Some("dm-verity on the disk has hashes of free blocks, too"),
+        _ => None,
+    }
+}
+
+fn leave_all(parts: &mut [Part], why: &str) {
+    for part in parts {
+        if let Outcome::Skipped { .. } = part.outcome {
+            part.outcome = Outcome::LeftAlone { why: why.into() };
+        }
+    }
 }
 
 fn free_of(view: View<'_>, system: System, limits: &Limits) -> Found<Vec<(u64, u64)>> {

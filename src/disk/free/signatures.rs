@@ -13,8 +13,13 @@ pub(super) enum System {
     Btrfs,
 }
 
-/// Name, place, and bytes there (util-linux, libblkid/src/superblocks).
-const FOREIGN: [(&str, u64, &[u8]); 55] = [
+/// A system that was suspended to the disk: it goes on with all file systems as it had them in memory.
+pub(super) const SUSPENDED: &str = "a suspended system";
+/// Hashes of all blocks of another part, also of free ones.
+pub(super) const VERITY: &str = "dm-verity";
+
+/// Name, place, and bytes there (util-linux, libblkid/src/superblocks and libblkid/src/partitions).
+const FOREIGN: [(&str, u64, &[u8]); 64] = [
     ("LUKS", 0, b"LUKS\xba\xbe"),
     ("LUKS", 16 << 10, b"SKUL\xba\xbe"),
     ("LVM2", 512 + 24, b"LVM2 001"),
@@ -30,7 +35,16 @@ const FOREIGN: [(&str, u64, &[u8]); 55] = [
     ("swap", 16384 - 10, b"SWAPSPACE2"),
     ("swap", 65536 - 10, b"SWAPSPACE2"),
     ("swap", 4096 - 10, b"SWAP-SPACE"),
-    ("swap", 4096 - 10, b"S1SUSPEND\0"),
+    (SUSPENDED, 4096 - 10, b"S1SUSPEND\0"),
+    (SUSPENDED, 4096 - 10, b"S2SUSPEND\0"),
+    (SUSPENDED, 4096 - 10, b"ULSUSPEND\0"),
+    (SUSPENDED, 4096 - 10, b"LINHIB0001"),
+    (SUSPENDED, 16384 - 10, b"S1SUSPEND\0"),
+    (SUSPENDED, 65536 - 10, b"S1SUSPEND\0"),
+    (VERITY, 0, b"verity\0\0"),
+    ("a Sun disklabel", 508, b"\xda\xbe"),
+    ("an Amiga partition table", 0, b"RDSK"),
+    ("an AIX volume", 0, b"\xc9\xc2\xd4\xc1"),
     ("FAT", 54, b"FAT12   "),
     ("FAT", 54, b"FAT16   "),
     ("FAT", 82, b"FAT32   "),
