@@ -749,6 +749,45 @@ fn a_disk_that_has_nothing_of_what_is_lost_is_named() {
     assert_eq!(place.ok(&["verify"]), "no damage found\n");
 }
 
+/// An interrupted check goes on where it was, also one that was killed, and only in the folder in which it was.
+#[test]
+fn a_check_goes_on_where_it_was_and_nowhere_else() {
+    let place = Place::new();
+    for seed in 1..5 {
+        place.disk("a.raw", 1 << 18, seed);
+        place.ok(&["snapshot", "a.raw"]);
+    }
+    let read = |args: &[&str]| place.json(args)["packs"].as_u64().unwrap();
+    let all = read(&["verify"]);
+    assert!(all >= 4);
+    assert_eq!(read(&["verify", "--resume"]), all, "nothing was interrupted");
+    let files = files_in(&place.path("home/checks"));
+    let [file] = files.as_slice() else { panic!("{files:?}") };
+    // As a check leaves it that was killed when it had one pack to go.
+    let mut known: Value = serde_json::from_slice(&fs::read(file).unwrap()).unwrap();
+    known["content_since"] = 1.into();
+    let packs = known["content"].as_object_mut().unwrap();
+    let last = packs.keys().next().unwrap().clone();
+    packs.remove(&last);
+    fs::write(file, known.to_string()).unwrap();
+    assert_eq!(read(&["verify", "--resume"]), 1);
+    assert_eq!(read(&["verify", "--checksums", "--resume"]), all, "of another kind");
+    // A copy of the folder was never looked at.
+    known["content_since"] = 1.into();
+    fs::write(file, known.to_string()).unwrap();
+    let from = place.path("home/regions/local");
+    for file in files_in(&from) {
+        let to = place.path("copy").join(file.strip_prefix(&from).unwrap());
+        fs::create_dir_all(to.parent().unwrap()).unwrap();
+        fs::copy(file, to).unwrap();
+    }
+    place.ok(&["region", "add", "copy", "copy"]);
+    assert_eq!(read(&["--region", "copy", "verify", "--resume"]), all);
+    assert_eq!(read(&["verify", "--resume"]), 1, "what is remembered of the first is as it was");
+    assert_eq!(read(&["verify", "--sample", "50"]), all.div_ceil(2));
+    assert_eq!(read(&["verify", "--limit-rate", "100MiB"]), all);
+}
+
 /// What is left of a disk of which content is lost: zeros for what is not, told of, and an exit code that says so.
 #[test]
 fn what_is_left_of_a_damaged_disk_is_exported() {
