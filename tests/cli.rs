@@ -749,6 +749,47 @@ fn a_disk_that_has_nothing_of_what_is_lost_is_named() {
     assert_eq!(place.ok(&["verify"]), "no damage found\n");
 }
 
+/// Codes and words that programs and people who know EC2 rely on.
+#[test]
+fn what_is_missing_does_not_fit_or_is_in_the_bin_is_said_in_ec2s_words() {
+    let place = Place::new();
+    place.disk("a.raw", 1 << 20, 1);
+    let code = |args: &[&str]| {
+        let output = place.run(&[args, &["--json"]].concat());
+        let document: Value = serde_json::from_slice(&output.stdout).unwrap();
+        (output.status.code().unwrap(), document["error"]["code"].as_str().unwrap_or("none").to_owned())
+    };
+    let image = one_line(&place.ok(&["import", "a.raw", "--name", "web-1"]), "ami-");
+    assert_eq!(code(&["create-volume"]), (2, "MissingParameter".into()));
+    let both = ["protect", &image, "--off", "--cooldown"];
+    assert_eq!(code(&both), (2, "InvalidParameterCombination".into()));
+    // A matter of state, not of rights.
+    place.ok(&["protect", &image]);
+    assert_eq!(code(&["deregister", &image, "--dry-run"]), (4, "OperationNotPermitted".into()));
+    place.ok(&["protect", &image, "--off"]);
+    let snapshot = place.json(&["show", &image])["devices"][0]["snapshot_id"].as_str().unwrap().to_owned();
+    let shown = place.json(&["show", &snapshot]);
+    assert_eq!((&shown["encrypted"], &shown["progress"]), (&false.into(), &"100%".into()));
+    // The root device can be larger, and kept.
+    let root = format!("{snapshot}:size=2MiB,keep");
+    let larger = place.json(&["register", "--name", "web-2", "--root", &root]);
+    assert_eq!(larger["devices"][0]["volume_bytes"], 2 << 20);
+    assert_eq!(larger["devices"][0]["delete_on_termination"], false);
+    for wrong in ["ephemeral0", ":size=8G", "snap-x"] {
+        assert_eq!(code(&["register", "--name", "web-3", "--root", wrong]).0, 2, "{wrong}");
+    }
+    for kind in ["images", "snapshots"] {
+        place.ok(&["bin", "add-rule", kind, "--days", "3"]);
+    }
+    place.ok(&["deregister", larger["image_id"].as_str().unwrap()]);
+    place.ok(&["deregister", &image]);
+    let output = place.run(&["delete-snapshot", &snapshot, "--dry-run"]);
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(told.contains("in use") || told.contains("it would stay in the bin"), "{told}");
+    let binned = place.json(&["bin", "list"]);
+    assert_eq!(binned["images"][0]["state"], "deregistered");
+}
+
 /// An interrupted check goes on where it was, also one that was killed, and only in the folder in which it was.
 #[test]
 fn a_check_goes_on_where_it_was_and_nowhere_else() {

@@ -4,11 +4,14 @@
 mod common;
 
 use common::{Caller, MemoryDisk, NOW_MS, Rules, code, memory_region, small_packs, volume};
+use imgstore::disk::{DiskError, DiskRead, Extent};
 use imgstore::io::memory::Memory;
 use imgstore::model::account::{AccountId, Permission, Resource, Tag};
-use imgstore::model::ids::{ImageId, SnapshotId};
+use imgstore::model::ids::{ImageId, InstanceId, SnapshotId};
 use imgstore::model::image::{DeregistrationProtection, DeviceTarget, Image, Machine};
-use imgstore::model::words::{Architecture, BootMode, ImageState, RootDeviceType, VirtualizationType};
+use imgstore::model::words::{
+    Architecture, BootMode, ImageState, RootDeviceType, VirtualizationType, VolumeType,
+};
 use imgstore::ops::capture::{CreateImageOptions, create_image};
 use imgstore::ops::copy::{CopyOptions, CopyWhat, apply, plan};
 use imgstore::ops::delete::{SnapshotOutcome, deregister, preview_deregister};
@@ -18,7 +21,7 @@ use imgstore::ops::encode::Compression;
 use imgstore::ops::error::OpsError;
 use imgstore::ops::filter::Filter;
 use imgstore::ops::find::{self, AnyId};
-use imgstore::ops::import::import_template;
+use imgstore::ops::import::{ImportDisk, import, import_template};
 use imgstore::ops::modify::{self, PermissionChange, Protect, Target, share_image};
 use imgstore::ops::register::{ImageOptions, register};
 use imgstore::ops::stats::{Keeper, item_stats};
@@ -260,6 +263,49 @@ fn create_image_works_for_running_and_stopped_instances_and_not_for_terminated_o
 }
 
 #[test]
+fn what_does_not_exist_is_named_together_and_what_is_wrong_is_said_before_anything_is_read() {
+    let rules = Rules::new();
+    let (region, context) = (&rules.region, rules.owner.context());
+    let missing = [1, 2].map(InstanceId::from_random);
+    for done in [
+        instance::stop(region, &missing, &context),
+        instance::start(region, &missing, &context),
+        instance::terminate(region, &missing, &context).map(drop),
+    ] {
+        let said = done.unwrap_err().to_string();
+        assert_eq!(said, format!("The instance IDs '{}, {}' do not exist", missing[0], missing[1]));
+    }
+    let disk = || ImportDisk { device_name: "/dev/xvda".into(), disk: Box::new(Unreadable) };
+    let device = |name: &str| DeviceSpec { device_name: name.into(), ..DeviceSpec::default() };
+    let without_iops =
+        DeviceSpec { volume_bytes: Some(1 << 30), volume_type: Some(VolumeType::Io1), ..device("/dev/xvdb") };
+    for (wrong, expected) in
+        [(without_iops, "MissingParameter"), (device("/dev/xvdb"), "InvalidBlockDeviceMapping")]
+    {
+        let options = ImageOptions::named("web", Architecture::X86_64);
+        let done = import(region, &[disk()], &[wrong], &options, Compression::default(), &context);
+        assert_eq!(code(done), Err(expected));
+    }
+}
+
+/// A disk that nobody is to read.
+struct Unreadable;
+
+impl DiskRead for Unreadable {
+    fn len_bytes(&self) -> u64 {
+        1 << 20
+    }
+
+    fn extent_at(&self, _: u64) -> Result<Extent, DiskError> {
+        panic!("it is looked into")
+    }
+
+    fn read_at(&self, _: u64, _: &mut [u8]) -> Result<(), DiskError> {
+        panic!("it is read")
+    }
+}
+
+#[test]
 fn create_image_carries_ephemeral_entries_over_and_takes_overrides_but_of_size_and_content() {
     let rules = Rules::new();
     let image = rules.import("data", &[volume(30_000, 1), volume(30_000, 2), volume(30_000, 3)]);
@@ -277,7 +323,8 @@ fn create_image_carries_ephemeral_entries_over_and_takes_overrides_but_of_size_a
         |devices| CreateImageOptions { name: "data-2".into(), devices, ..CreateImageOptions::default() };
     let resized = DeviceSpec { volume_bytes: Some(1 << 20), ..spec("/dev/xvdb") };
     let other = DeviceSpec { snapshot_id: image.snapshot_ids().next(), ..spec("/dev/xvdb") };
-    for bad in [resized, other] {
+    let of_type = DeviceSpec { volume_type: Some(VolumeType::Io2), iops: Some(100), ..spec("/dev/xvdb") };
+    for bad in [resized, other, of_type] {
         let refused = create_image(region, made.instance.id, &said(vec![bad]), &context);
         assert_eq!(code(refused), Err("InvalidBlockDeviceMapping"));
     }

@@ -29,7 +29,7 @@ fn permissions(permissions: &[Permission]) -> Value {
     permissions.iter().map(one).collect()
 }
 
-/// A snapshot as `caller` sees it; `catalog` knows its owner's alias. Tags and permissions are its owner's.
+/// A snapshot as `caller` sees it; `catalog` knows its owner's alias. Tags, permissions and what it was made of are its owner's.
 pub fn snapshot(catalog: &Catalog, caller: AccountId, snapshot: &Snapshot) -> Value {
     let is_own = snapshot.owner == caller;
     json!({
@@ -38,12 +38,14 @@ pub fn snapshot(catalog: &Catalog, caller: AccountId, snapshot: &Snapshot) -> Va
         "owner_alias": catalog.alias_of(snapshot.owner),
         "description": snapshot.description,
         "state": snapshot.state,
+        "progress": snapshot.progress(),
+        "encrypted": false,
         "volume_bytes": snapshot.volume_bytes,
         "data_bytes": snapshot.data_bytes,
         "chunks": snapshot.manifest.chunks,
         "created": time_millis(snapshot.created_ms),
         "tags": if is_own { tags(&snapshot.tags) } else { nothing() },
-        "volume_id": snapshot.volume,
+        "volume_id": snapshot.volume.filter(|_| is_own),
         "parent_snapshot_id": snapshot.parent,
         "source_region": snapshot.source.as_ref().map(|source| &source.region),
         "source_snapshot_id": snapshot.source.as_ref().map(|source| source.snapshot_id),
@@ -60,6 +62,7 @@ fn device(mapping: &BlockDeviceMapping) -> Value {
             "volume_bytes": ebs.volume_bytes,
             "volume_type": ebs.volume_type,
             "iops": ebs.iops,
+            "encrypted": false,
             "delete_on_termination": ebs.delete_on_termination,
         }),
         DeviceTarget::Ephemeral(number) => {
@@ -93,8 +96,8 @@ fn protection(protection: DeregistrationProtection, now_ms: TimeMs) -> String {
     }
 }
 
-/// An image as `caller` sees it at a time; `catalog` knows its owner's alias and its template's size. Tags and permissions
-/// are its owner's.
+/// An image as `caller` sees it at a time; `catalog` knows its owner's alias and its template's size. Tags, permissions
+/// and what it was made of are its owner's.
 pub fn image(catalog: &Catalog, caller: AccountId, now_ms: TimeMs, image: &Image) -> Value {
     let is_own = image.owner == caller;
     let mut document = json!({
@@ -118,7 +121,7 @@ pub fn image(catalog: &Catalog, caller: AccountId, now_ms: TimeMs, image: &Image
         "tags": if is_own { tags(&image.tags) } else { nothing() },
         "source_region": image.source.as_ref().map(|source| &source.region),
         "source_image_id": image.source.as_ref().map(|source| source.image_id),
-        "source_instance_id": image.source_instance,
+        "source_instance_id": image.source_instance.filter(|_| is_own),
         "predecessor_image_id": image.predecessor,
     });
     machine(&mut document, &image.machine);
@@ -157,6 +160,7 @@ pub fn volume(region: &Region, volume: &Volume) -> Value {
         "volume_bytes": volume.volume_bytes,
         "volume_type": volume.volume_type,
         "iops": volume.iops,
+        "encrypted": false,
         "snapshot_id": volume.snapshot_id,
         "state": volume.state(),
         "created": time_millis(volume.created_ms),

@@ -14,8 +14,10 @@ mod text;
 
 use args::{Cli, MalformedGrantee};
 use clap::Parser;
+use clap::error::ErrorKind;
 use error::CliError;
 use imgstore::model::ids::MalformedId;
+use imgstore::ops::error::{Code, OpsError};
 use output::Output;
 use progress::Watcher;
 use std::ffi::OsString;
@@ -38,7 +40,18 @@ fn wrong_call(error: &clap::Error) -> ExitCode {
     let error = match (id, grantee) {
         (Some(id), _) => CliError::Ops(id.clone().into()),
         (_, Some(grantee)) => CliError::Ops(grantee.clone().into()),
-        _ => CliError::Usage(sentence(&error.render().to_string())),
+        _ => {
+            let message = sentence(&error.render().to_string());
+            match error.kind() {
+                ErrorKind::MissingRequiredArgument => {
+                    CliError::Ops(OpsError::Rule { code: Code::MissingParameter, message })
+                }
+                ErrorKind::ArgumentConflict => {
+                    CliError::Ops(OpsError::Rule { code: Code::InvalidParameterCombination, message })
+                }
+                _ => CliError::Usage(message),
+            }
+        }
     };
     Output::new(true).error(&error);
     ExitCode::from(error.exit_code())

@@ -54,6 +54,14 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
+    /// How far it is, as EC2 says it.
+    pub const fn progress(&self) -> &'static str {
+        match self.state {
+            SnapshotState::Completed => "100%",
+            SnapshotState::Pending | SnapshotState::Error => "0%",
+        }
+    }
+
     /// Whether everybody may read it.
     pub fn is_public(&self) -> bool {
         self.create_volume_permissions.contains(&Permission::All)

@@ -431,7 +431,12 @@ impl Copier<'_> {
 
     fn snapshot(&self, snapshot: &Snapshot, manifest: &ManifestRecord) -> Result<Snapshot, OpsError> {
         let is_image = self.plan.offer.image.is_some();
-        let described = self.options.description.clone().filter(|_| !is_image);
+        // EC2's sentence, where the original's would speak of what is not here.
+        let described = if let Some(image) = &self.plan.offer.image {
+            Some(format!("Copied from SourceAmi {} for SourceSnapshot {}", image.id, snapshot.id))
+        } else {
+            self.options.description.clone()
+        };
         Ok(Snapshot {
             id: SnapshotId::from_random(self.target.random_id()?),
             owner: self.context.account,

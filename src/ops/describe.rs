@@ -30,7 +30,7 @@ pub enum Owner {
 }
 
 impl Owner {
-    /// The one account, or none for everybody's. An alias that nobody has is an account that has nothing.
+    /// The one account, or none for everybody's. An alias that nobody has makes no sense.
     fn account(&self, catalog: &Catalog, caller: AccountId) -> Result<Option<AccountId>, OpsError> {
         match self {
             Self::All => Ok(None),
@@ -133,11 +133,8 @@ pub fn instances<'a>(
     caller: AccountId,
     query: &Query,
 ) -> Result<Page<'a, Instance>, OpsError> {
-    for id in &query.ids {
-        if let AnyId::Instance(id) = id {
-            find::shown_instance(catalog, caller, query.now_ms, *id)?;
-        }
-    }
+    let ids = query.ids.iter().filter_map(|id| if let AnyId::Instance(id) = id { Some(*id) } else { None });
+    find::check_instances_exist(catalog, caller, query.now_ms, ids)?;
     let shown = |instance: &&Instance| is_shown(instance, query.now_ms);
     page(catalog, caller, query, catalog.instances.values().filter(shown))
 }

@@ -7,7 +7,6 @@ use crate::model::image::{BlockDeviceMapping, DeviceTarget, EbsBlockDevice, Imag
 use crate::model::instance::{Instance, Volume};
 use crate::model::snapshot::Snapshot;
 use crate::model::units::TimeMs;
-use crate::model::words::SnapshotState;
 use std::time::{Duration, UNIX_EPOCH};
 
 /// Something that can be listed.
@@ -183,7 +182,7 @@ impl Described for Snapshot {
             "description" => text(&self.description),
             "encrypted" => text(false),
             "owner-alias" => optional(catalog.alias_of(self.owner)),
-            "progress" => text(if self.state == SnapshotState::Completed { "100%" } else { "0%" }),
+            "progress" => text(self.progress()),
             "snapshot-id" => text(self.id),
             "start-time" => time(self.created_ms),
             "status" => text(self.state),

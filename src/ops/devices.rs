@@ -191,10 +191,15 @@ fn check_override(
         return refuse(format!("snapshotId cannot be modified on root device {name}"));
     }
     let is_attached = matches!(mapping.target, DeviceTarget::Ebs(_));
-    let changes_content =
-        spec.volume_bytes.is_some() || spec.snapshot_id.is_some() || spec.ephemeral.is_some();
-    if purpose == Purpose::ImageOfInstance && is_attached && changes_content {
-        return refuse(format!("{name} is attached: its size and content are given"));
+    let changes_volume = spec.volume_bytes.is_some()
+        || spec.snapshot_id.is_some()
+        || spec.ephemeral.is_some()
+        || spec.volume_type.is_some()
+        || spec.iops.is_some();
+    if purpose == Purpose::ImageOfInstance && is_attached && changes_volume {
+        return refuse(format!(
+            "{name} is attached: only whether it is deleted on termination can be changed"
+        ));
     }
     Ok(())
 }
@@ -249,7 +254,7 @@ pub(super) fn check_iops(volume_type: VolumeType, iops: Option<u32>) -> Result<(
     }
 }
 
-/// EC2's sentence for a volume that is smaller than its snapshot, in the units that people gave.
+/// EC2's sentence for a volume that is smaller than its snapshot, in EC2's GB, which are GiB.
 pub(super) fn too_small(volume_bytes: u64, snapshot: Option<SnapshotId>, least: u64) -> String {
     let (given, least) = (in_gib(volume_bytes), in_gib(least));
     match snapshot {

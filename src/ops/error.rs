@@ -310,11 +310,11 @@ impl OpsError {
         Self::rule(Code::ImageUnavailable, format!("The image ID '{id}' is not available: it is {state}"))
     }
 
-    /// The answer of a dry run: one that is denied is told so by EC2's code for that.
+    /// The answer of a dry run: one for which the caller lacks a right is told so by EC2's code for that.
     #[must_use]
     pub fn in_dry_run(self) -> Self {
         match self {
-            Self::Rule { code, message } if code.class() == Class::Denied => {
+            Self::Rule { code: Code::AuthFailure | Code::StorageDenied, message } => {
                 Self::rule(Code::Unauthorized, message)
             }
             other => other,

@@ -165,6 +165,25 @@ pub fn instance<'a>(
     shown_instance(catalog, context.account, context.now_ms, id)
 }
 
+/// Refuses ids of instances that do not exist. EC2's answer names all of them.
+pub(super) fn check_instances_exist(
+    catalog: &Catalog,
+    account: AccountId,
+    now_ms: TimeMs,
+    ids: impl IntoIterator<Item = InstanceId>,
+) -> Result<(), OpsError> {
+    let is_missing = |id: &InstanceId| shown_instance(catalog, account, now_ms, *id).is_err();
+    let missing: Vec<InstanceId> = ids.into_iter().filter(is_missing).collect();
+    match missing.as_slice() {
+        [] => Ok(()),
+        [one] => shown_instance(catalog, account, now_ms, *one).map(drop),
+        several => {
+            let ids = several.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+            Err(OpsError::rule(Code::InstanceNotFound, format!("The instance IDs '{ids}' do not exist")))
+        }
+    }
+}
+
 pub(super) fn shown_instance(
     catalog: &Catalog,
     account: AccountId,

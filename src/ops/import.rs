@@ -47,16 +47,22 @@ pub fn import(
     context: &Context<'_>,
 ) -> Result<Imported, OpsError> {
     // Everything that can be refused is refused before the first byte is read.
-    let placeholder = SnapshotId::from_random(0);
+    let placeholder = |number: usize| SnapshotId::from_random(number as u64);
     let with = |ids: &mut dyn Iterator<Item = SnapshotId>| {
         let content = disks.iter().zip(ids).map(|(disk, id)| DeviceSpec::of_snapshot(&disk.device_name, id));
         content.chain(others.iter().cloned()).collect::<Vec<_>>()
     };
-    check_specs(&with(&mut std::iter::repeat(placeholder)))?;
+    let specs = with(&mut (0..disks.len()).map(placeholder));
+    check_specs(&specs)?;
     if others.iter().any(|other| other.snapshot_id.is_some()) {
         let why = "a device beside the imported disks is an empty volume or an ephemeral disk";
         return Err(OpsError::rule(Code::BlockDeviceMapping, why));
     }
+    let size_of = |id| {
+        let number = (0..disks.len()).find(|number| placeholder(*number) == id);
+        number.map(|number| disks[number].disk.len_bytes()).ok_or_else(|| OpsError::snapshot_not_found(id))
+    };
+    lay_over(&[], &specs, &options.root_device_name, Purpose::New, size_of)?;
     check_new(region, options, context)?;
     despite_collection(|| store(region, disks, &with, options, compression, context))
 }

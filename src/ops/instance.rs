@@ -6,7 +6,7 @@
 use super::context::Context;
 use super::delete::make_room;
 use super::error::{Code, OpsError};
-use super::find::instance as find_instance;
+use super::find::{check_instances_exist, instance as find_instance};
 use crate::disk::open::{remove_instance_folder, remove_made_file};
 use crate::model::catalog::Catalog;
 use crate::model::ids::{InstanceId, VolumeId};
@@ -38,6 +38,7 @@ pub struct Terminated {
 pub fn stop(region: &Region, ids: &[InstanceId], context: &Context<'_>) -> Result<(), OpsError> {
     context.commit(region, |catalog| {
         let mut ops = Vec::new();
+        check_instances_exist(catalog, context.account, context.now_ms, ids.iter().copied())?;
         for &id in ids {
             let instance = live(catalog, id, context)?;
             check_stoppable(instance)?;
@@ -53,6 +54,7 @@ pub fn stop(region: &Region, ids: &[InstanceId], context: &Context<'_>) -> Resul
 pub fn start(region: &Region, ids: &[InstanceId], context: &Context<'_>) -> Result<(), OpsError> {
     context.commit(region, |catalog| {
         let mut ops = Vec::new();
+        check_instances_exist(catalog, context.account, context.now_ms, ids.iter().copied())?;
         for &id in ids {
             let instance = live(catalog, id, context)?;
             check_has_root(instance, catalog)?;
@@ -74,6 +76,7 @@ pub fn terminate(
     make_room(region, context)?;
     let (mut answers, files) = context.commit(region, |catalog| {
         let (mut ops, mut answers, mut files) = (Vec::new(), Vec::new(), Vec::new());
+        check_instances_exist(catalog, context.account, context.now_ms, ids.iter().copied())?;
         for (at, &id) in ids.iter().enumerate() {
             let instance = find_instance(catalog, context, id)?;
             let (mut answer, mut of_it) =

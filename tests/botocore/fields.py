@@ -109,9 +109,9 @@ DEVICE_EBS = Table(
         "volume_bytes": To("VolumeSize", gib),
         "volume_type": To("VolumeType"),
         "iops": To("Iops"),
+        "encrypted": To("Encrypted"),
         "delete_on_termination": To("DeleteOnTermination"),
     },
-    made={"Encrypted": always(False)},
 )
 
 DEVICE = Table(
@@ -161,6 +161,8 @@ SNAPSHOT = Table(
         "owner_alias": To("OwnerAlias"),
         "description": To("Description"),
         "state": To("State"),
+        "progress": To("Progress"),
+        "encrypted": To("Encrypted"),
         "volume_bytes": To("VolumeSize", gib),
         "data_bytes": To("FullSnapshotSizeInBytes"),
         "created": To("StartTime"),
@@ -174,7 +176,6 @@ SNAPSHOT = Table(
         "source_snapshot_id": "EC2 tells it in the description",
         "create_volume_permissions": "EC2 answers them to DescribeSnapshotAttribute",
     },
-    made={"Encrypted": always(False), "Progress": progress},
 )
 
 ATTACHMENT = Table(
@@ -201,9 +202,9 @@ VOLUME = Table(
         "state": To("State"),
         "created": To("CreateTime"),
         "tags": To("Tags", items=TAG),
+        "encrypted": To("Encrypted"),
     },
     own={"path": "its disk file on this host"},
-    made={"Encrypted": always(False)},
     parts={"Attachments": Part(ATTACHMENT, lambda volume: volume["instance_id"] is not None, in_list=True)},
 )
 

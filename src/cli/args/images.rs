@@ -168,9 +168,9 @@ pub struct ImportArgs {
 pub struct RegisterArgs {
     #[command(flatten)]
     pub image: ImageArgs,
-    /// The root device's snapshot
-    #[arg(long, value_name = "SNAP")]
-    pub root: Option<SnapshotId>,
+    /// The root device's snapshot; OPTS as for --device: size=BYTES, type=T, iops=N, keep
+    #[arg(long, value_name = "SNAP[:OPTS]")]
+    pub root: Option<String>,
     /// Instead, a bundle's manifest: the image is instance-store-backed
     #[arg(long, value_name = "MANIFEST")]
     pub bundle: Option<PathBuf>,

@@ -83,18 +83,30 @@ pub fn images(session: &Session<'_>, args: &ImagesArgs) -> Result<(), CliError> 
             )
         },
         || {
+            // Names are one owner's: of several it has to be said whose is whose.
+            let with_owner = images.iter().any(|image| image.owner != account);
+            let owner = |image: &Image| match catalog.alias_of(image.owner) {
+                _ if image.owner == account => "self".into(),
+                Some(alias) => alias.to_string(),
+                None => image.owner.to_string(),
+            };
             let row = |image: &&Image| {
-                vec![
+                let mut row = vec![
                     image.id.to_string(),
                     printable(&image.name),
                     state(image, session.context.now_ms),
                     image.machine.architecture.to_string(),
                     bytes(size(image)),
                     time(image.created_ms),
-                ]
+                ];
+                if with_owner {
+                    row.push(owner(image));
+                }
+                row
             };
-            let header = ["IMAGE", "NAME", "STATE", "ARCHITECTURE", ">VOLUMES", "CREATED"];
-            listing(session, table(&header, &images.iter().map(row).collect::<Vec<_>>()), next_token)
+            let header = ["IMAGE", "NAME", "STATE", "ARCHITECTURE", ">VOLUMES", "CREATED", "OWNER"];
+            let header = if with_owner { &header[..] } else { &header[..header.len() - 1] };
+            listing(session, table(header, &images.iter().map(row).collect::<Vec<_>>()), next_token)
         },
     );
     Ok(())
@@ -106,6 +118,13 @@ fn latest(session: &Session<'_>, catalog: &Catalog, query: &Query, pattern: &str
     let Some(image) = describe::latest(catalog, account, query, pattern)? else {
         return Err(OpsError::no_image_fits(pattern).into());
     };
+    if image.owner != account {
+        let named = printable(&image.name);
+        session.watcher.note(&format!(
+            "{} ({named}) belongs to account {}: anybody may use a name",
+            image.id, image.owner
+        ));
+    }
     session.output.answer(
         || {
             document(

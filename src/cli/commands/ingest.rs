@@ -1,7 +1,7 @@
 //! import, register; and what they share with snapshot.
 
-use super::Session;
 use super::devices::parse_device;
+use super::{Session, parse_id};
 use crate::cli::args::{DiskArgs, Format, ImageArgs, ImportArgs, RegisterArgs, StoringArgs};
 use crate::cli::error::CliError;
 use crate::cli::json;
@@ -255,8 +255,13 @@ pub fn register(session: &Session<'_>, args: &RegisterArgs) -> Result<(), CliErr
         let how = Compression { level: args.level, delta: !args.no_delta };
         return import_as_template(session, &region, &*disk, &devices, &options, how);
     }
-    if let Some(root) = args.root {
-        devices.insert(0, DeviceSpec::of_snapshot(&options.root_device_name, root));
+    if let Some(root) = &args.root {
+        let mut spec = parse_device(&format!("{}={root}", options.root_device_name))?;
+        if spec.snapshot_id.is_none() {
+            // Such as `:size=8G` or `ephemeral0`.
+            spec.snapshot_id = Some(parse_id(root)?);
+        }
+        devices.insert(0, spec);
     }
     let image = run_register(&region, &options, &devices, &session.context)?;
     let catalog = region.catalog()?;

@@ -45,8 +45,13 @@ pub fn share(session: &Session<'_>, args: &ShareArgs) -> Result<(), CliError> {
             let shared = modify::share_image(&region, id, &change, args.snapshots, &session.context)?;
             if !shared.unreadable_snapshots.is_empty() {
                 let ids: Vec<String> = shared.unreadable_snapshots.iter().map(ToString::to_string).collect();
+                let cure = if args.snapshots {
+                    "and belongs to another account; copy the image, and share the copy"
+                } else {
+                    "add --snapshots for that"
+                };
                 session.watcher.note(&format!(
-                    "they can launch it, but not copy it: {} is not shared with them; add --snapshots for that",
+                    "they can launch it, but not copy it: {} is not shared with them; {cure}",
                     ids.join(", ")
                 ));
             }

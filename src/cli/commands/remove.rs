@@ -138,14 +138,19 @@ fn list(session: &Session<'_>) -> Result<(), CliError> {
                 document["restorable_until"] = time_millis(stay.until_ms).into();
                 document
             };
+            // EC2's words for what is in the bin.
+            let in_state = |mut document: Value, state: &str| {
+                document["state"] = state.into();
+                document
+            };
+            let (account, now_ms) = (session.context.account, session.context.now_ms);
             let images = images.iter().map(|binned| {
-                stay(
-                    json::image(&catalog, session.context.account, session.context.now_ms, &binned.item),
-                    binned.stay,
-                )
+                let document = json::image(&catalog, account, now_ms, &binned.item);
+                stay(in_state(document, "deregistered"), binned.stay)
             });
             let snapshots = snapshots.iter().map(|binned| {
-                stay(json::snapshot(&catalog, session.context.account, &binned.item), binned.stay)
+                let document = json::snapshot(&catalog, account, &binned.item);
+                stay(in_state(document, "recoverable"), binned.stay)
             });
             json!({ "images": images.collect::<Value>(), "snapshots": snapshots.collect::<Value>() })
         },
