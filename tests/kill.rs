@@ -4,6 +4,7 @@
 
 mod common;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -31,8 +32,11 @@ fn a_killed_process_loses_nothing_that_it_acknowledged() {
     let disk_arg = disk.to_string_lossy().into_owned();
     let mut draw = common::Draw::new(11);
     let mut bytes = common::volume(6 << 20, 1);
+    // Snapshots and images that are there, copies in the other region, and what was deleted for good.
     let mut kept: Vec<(String, Vec<u8>)> = Vec::new();
-    let (mut killed, mut acknowledged) = (0, 0);
+    let (mut copies, mut gone): (Vec<(String, Vec<u8>)>, Vec<String>) = (Vec::new(), Vec::new());
+    let instances = folder.path().join("instances").to_string_lossy().into_owned();
+    let (mut killed, mut acknowledged, mut told) = (0, 0, BTreeMap::<String, u64>::new());
     fs::write(&disk, &bytes).unwrap();
     let started = Instant::now();
     output(&home, &["snapshot", &disk_arg]);
@@ -47,13 +51,25 @@ fn a_killed_process_loses_nothing_that_it_acknowledged() {
             bytes[at..at + 4096].copy_from_slice(&fresh);
         }
         fs::write(&disk, &bytes).unwrap();
-        let copied = kept.last().map(|(id, _)| id.clone()).filter(|_| round % 8 == 3);
+        let copied = kept.last().cloned().filter(|_| round % 8 == 3);
         // One that is being deleted may be there afterwards or not.
-        let deleted = (round % 4 == 1 && kept.len() > 8).then(|| kept.remove(draw.below(8)).0);
-        let args: Vec<&str> = match (&copied, &deleted) {
-            (Some(id), _) => vec!["copy", id, "--to", "backup"],
-            (_, Some(id)) => vec!["delete-snapshot", id],
+        let oldest = kept.iter().position(|(id, _)| id.starts_with("snap-"));
+        let deleted =
+            (round % 4 == 1 && kept.len() > 8).then_some(oldest).flatten().map(|at| kept.remove(at).0);
+        let image =
+            kept.iter().rev().find(|(id, _)| id.starts_with("ami-")).cloned().filter(|_| round % 16 == 7);
+        let name = format!("web-{round}");
+        let args: Vec<&str> = match (&copied, &deleted, &image) {
+            (Some((id, _)), _, _) if id.starts_with("ami-") => {
+                vec!["copy", id, "--to", "backup", "--name", &name]
+            }
+            (Some((id, _)), _, _) => vec!["copy", id, "--to", "backup"],
+            (_, Some(id), _) => vec!["delete-snapshot", id],
+            (_, _, Some((id, _))) => vec!["launch", id, "--output", &instances],
             _ if round % 4 == 2 => vec!["gc", "--grace", "0s"],
+            _ if round % 16 == 8 => vec!["repack", "--limit", "1MiB"],
+            _ if round % 16 == 12 => vec!["repair"],
+            _ if round % 4 == 0 && round % 3 == 0 => vec!["import", &disk_arg, "--name", &name],
             _ => vec!["snapshot", &disk_arg],
         };
         let mut child = imgstore(&home, &args).stdout(Stdio::piped()).spawn().unwrap();
@@ -63,9 +79,21 @@ fn a_killed_process_loses_nothing_that_it_acknowledged() {
         limit_us = if in_time { limit_us * 9 / 8 } else { limit_us * 8 / 9 }.max(1000);
         let printed = child.wait_with_output().unwrap().stdout;
         let id = String::from_utf8(printed).unwrap().trim().to_owned();
-        if !id.is_empty() && args[0] == "snapshot" {
-            acknowledged += 1;
-            kept.push((id, bytes.clone()));
+        let is_acknowledged = !id.is_empty() && !["gc", "repack", "repair"].contains(&args[0]);
+        *told.entry(args[0].to_owned()).or_default() += u64::from(is_acknowledged);
+        acknowledged += u64::from(is_acknowledged);
+        match (args[0], copied.clone()) {
+            _ if !is_acknowledged => {}
+            ("snapshot" | "import", _) => kept.push((id, bytes.clone())),
+            ("copy", Some((_, content))) => copies.push((id, content)),
+            ("delete-snapshot", _) => gone.push(id),
+            ("launch", _) => {
+                let (_, content) = image.clone().unwrap();
+                let disk = Path::new(&instances).join(&id).join("xvda.raw");
+                assert!(fs::read(disk).unwrap() == content, "{id} in round {round}");
+                assert!(!output(&home, &["show", &id]).is_empty());
+            }
+            other => panic!("{other:?}"),
         }
         // The last ones each time, all of them at the end.
         if let Some((id, expected)) = kept.last().filter(|_| round % 5 == 0) {
@@ -74,6 +102,13 @@ fn a_killed_process_loses_nothing_that_it_acknowledged() {
     }
     for (id, expected) in &kept {
         assert!(output(&home, &["export", id, "-"]) == *expected, "{id} at the end");
+    }
+    for (id, expected) in &copies {
+        assert!(output(&home, &["--region", "backup", "export", id, "-"]) == *expected, "{id}, a copy");
+    }
+    for id in &gone {
+        let shown = imgstore(&home, &["show", id]).output().unwrap();
+        assert_eq!(shown.status.code(), Some(3), "{id} was deleted");
     }
     // What was left of all that goes, and the rest stays.
     output(&home, &["gc", "--grace", "0s"]);
@@ -85,5 +120,6 @@ fn a_killed_process_loses_nothing_that_it_acknowledged() {
     }
     assert!(killed * 5 > rounds, "only {killed} of {rounds} were killed in time");
     assert!(acknowledged > 0, "none came to its end");
-    println!("{rounds} rounds, {killed} killed, {acknowledged} acknowledged, none lost");
+    assert!(rounds < 100 || (!copies.is_empty() && !gone.is_empty()), "{told:?}");
+    println!("{rounds} rounds, {killed} killed, {acknowledged} acknowledged ({told:?}), none lost");
 }
