@@ -182,6 +182,41 @@ fn every_filter_stands_in_the_reference() {
     }
 }
 
+/// Tests that the documents name are there.
+#[test]
+fn every_test_that_is_named_exists() {
+    let mut sources = String::new();
+    let mut folders = vec![root().join("src"), root().join("tests")];
+    while let Some(folder) = folders.pop() {
+        for path in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|ending| ending == "rs") {
+                sources += &fs::read_to_string(path).unwrap();
+            }
+        }
+    }
+    let (mut named, mut faults) = (0, Vec::new());
+    for page in ["TESTING.md", "SECURITY.md"] {
+        let text = read(&format!("docs/{page}"));
+        for row in text.lines().filter(|line| line.starts_with('|')) {
+            let words = row.split('`').skip(1).step_by(2);
+            let is_test = |word: &&str| {
+                word.matches('_').count() > 3
+                    && word.chars().all(|c| c == '_' || c.is_ascii_lowercase() || c.is_ascii_digit())
+            };
+            for name in words.filter(is_test) {
+                named += 1;
+                if !sources.contains(&format!("fn {name}(")) {
+                    faults.push(format!("{page}: {name}"));
+                }
+            }
+        }
+    }
+    assert!(named > 30, "{named} tests are named");
+    assert!(faults.is_empty(), "{faults:#?}");
+}
+
 #[test]
 fn every_link_leads_to_a_file() {
     let mut faults = Vec::new();
