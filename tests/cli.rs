@@ -798,6 +798,17 @@ fn what_is_missing_does_not_fit_or_is_in_the_bin_is_said_in_ec2s_words() {
     assert_eq!(binned["images"][0]["state"], "deregistered");
 }
 
+#[test]
+fn a_disk_is_read_again_if_that_is_asked_for() {
+    let place = Place::new();
+    place.disk("a.raw", 3 << 20, 1);
+    assert_eq!(place.json(&["snapshot", "a.raw"])["differs"], Value::Null);
+    let again = place.run(&["snapshot", "a.raw", "--verify", "--json"]);
+    assert!(String::from_utf8_lossy(&again.stderr).contains("the snapshot is what the disk holds"));
+    let document: Value = serde_json::from_slice(&again.stdout).unwrap();
+    assert_eq!(document["differs"], serde_json::json!([]));
+}
+
 /// An interrupted check goes on where it was, also one that was killed, and only in the folder in which it was.
 #[test]
 fn a_check_goes_on_where_it_was_and_nowhere_else() {

@@ -10,6 +10,7 @@ use imgstore::io::directory::DirectoryOptions;
 use imgstore::io::memory::Memory;
 use imgstore::io::storage::Storage;
 use imgstore::model::account::AccountId;
+use imgstore::model::blockmap::BlockMap;
 use imgstore::model::catalog::Root;
 use imgstore::model::ids::SnapshotId;
 use imgstore::model::words::Architecture;
@@ -21,6 +22,7 @@ use imgstore::ops::error::{Class, OpsError};
 use imgstore::ops::import::{ImportDisk, import};
 use imgstore::ops::ingest::ingest;
 use imgstore::ops::launch::{LaunchOptions, launch};
+use imgstore::ops::recheck::differences;
 use imgstore::ops::register::ImageOptions;
 use imgstore::ops::snapshot::{SnapshotOptions, snapshot};
 use imgstore::ops::verify::{VerifyOptions, verify};
@@ -732,4 +734,58 @@ fn a_copy_does_not_count_on_a_manifest_that_is_gone() {
     }
     let second = copy();
     assert!(caller.read_back(&target, second).unwrap() == disk.bytes);
+}
+
+/// A disk that says of what it holds that it is a hole.
+struct FalseHoles(MemoryDisk, std::ops::Range<u64>);
+
+impl DiskRead for FalseHoles {
+    fn len_bytes(&self) -> u64 {
+        self.0.len_bytes()
+    }
+
+    fn extent_at(&self, offset: u64) -> Result<Extent, DiskError> {
+        if self.1.contains(&offset) {
+            return Ok(Extent { start: offset, end: self.1.end, is_zero: true });
+        }
+        let found = self.0.extent_at(offset)?;
+        let end = if offset < self.1.start { found.end.min(self.1.start) } else { found.end };
+        Ok(Extent { end, ..found })
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), DiskError> {
+        self.0.read_at(offset, buffer)
+    }
+}
+
+/// Reading again finds what was told to be a hole and is none, and what changed since; and nothing else, whatever the length.
+#[test]
+fn a_second_reading_finds_what_the_first_was_not_told_of() {
+    const K: u64 = 4096;
+    let caller = Caller::new(2);
+    for len in [K as usize * 700, K as usize * 700 - 1, 5] {
+        let region = memory_region(&Memory::new(), &small_packs());
+        let mut bytes = volume(len, 3);
+        let hole = K * 512..K * 600;
+        if len > 5 {
+            bytes[K as usize * 100..K as usize * 400].fill(0);
+        }
+        let found = |disk: &dyn DiskRead, map: &BlockMap| differences(disk, map, &caller.context()).unwrap();
+        let disk = MemoryDisk::new(bytes.clone());
+        let taken = caller.snapshot(&region, &disk).unwrap().snapshot;
+        let map = region.load_map(&taken.manifest).unwrap();
+        assert_eq!(found(&disk, &map), [], "{len}");
+        let last = len - 1;
+        bytes[last] ^= 1;
+        let [end] = &found(&MemoryDisk::new(bytes.clone()), &map)[..] else { panic!("{len}") };
+        assert!(end.contains(&(last as u64)) && end.end == len as u64);
+        let shorter = MemoryDisk::new(bytes[..last].to_vec());
+        assert_eq!(found(&shorter, &map), [last as u64..len as u64]);
+        if len > 5 {
+            let lying = FalseHoles(MemoryDisk::new(bytes.clone()), hole.clone());
+            let taken = caller.snapshot(&region, &lying).unwrap().snapshot;
+            let map = region.load_map(&taken.manifest).unwrap();
+            assert_eq!(found(&lying, &map), [hole], "{len}");
+        }
+    }
 }

@@ -38,6 +38,7 @@ pub mod offer;
 pub mod owned;
 mod pieces;
 mod put;
+pub mod recheck;
 pub mod register;
 pub mod repack;
 pub mod repair;

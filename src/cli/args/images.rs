@@ -70,6 +70,9 @@ pub struct SnapshotArgs {
     /// Read everything, and compare with what the hint gives; exit code 5 if it is wrong
     #[arg(long, requires = "hint")]
     pub verify_hints: bool,
+    /// Read the disk once more when it is stored, whole and also where it says that it has holes; exit code 5 if it is other
+    #[arg(long)]
+    pub verify: bool,
     /// What to say of it
     #[arg(long, value_name = "TEXT", default_value = "")]
     pub description: String,

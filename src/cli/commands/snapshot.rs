@@ -2,9 +2,11 @@
 
 use super::Session;
 use super::ingest::{add_cost, add_free_space, compression, cost, declared, limits, open, tell};
+use super::repair::{range_lines, ranges_document};
 use crate::cli::args::SnapshotArgs;
 use crate::cli::error::{self, CliError};
 use crate::cli::json;
+use crate::cli::progress::warn;
 use crate::cli::text::bytes;
 use imgstore::disk::changes::read_changes;
 use imgstore::disk::clone::{CloneOf, ClonedDisk};
@@ -12,8 +14,10 @@ use imgstore::disk::open::open_file;
 use imgstore::disk::{DiskError, DiskRead};
 use imgstore::model::changes::Changes;
 use imgstore::model::ids::SnapshotId;
+use imgstore::model::snapshot::Snapshot;
 use imgstore::model::units::block_offset;
 use imgstore::ops::context::Progress;
+use imgstore::ops::recheck::differences;
 use imgstore::ops::snapshot::{Hint, HintUse, SnapshotOptions, snapshot as run_snapshot};
 use imgstore::region::Region;
 use serde_json::{Value, json};
@@ -73,6 +77,8 @@ pub fn snapshot(session: &Session<'_>, args: &SnapshotArgs) -> Result<u8, CliErr
             session.watcher.note(&format!("the clone was not kept, the next snapshot reads more: {error}"));
         }
     }
+    let differs =
+        if args.verify { Some(verify(session, &region, &*source.disk, &taken.snapshot)?) } else { None };
     let catalog = region.catalog()?;
     session.output.answer(
         || {
@@ -81,12 +87,37 @@ pub fn snapshot(session: &Session<'_>, args: &SnapshotArgs) -> Result<u8, CliErr
             add_cost(&mut document, &[&taken.ingested], started);
             add_free_space(session, &mut document);
             document["hint"] = told.as_ref().map_or(Value::Null, |hint| hint_document(args, hint));
+            document["differs"] = differs.as_deref().map_or(Value::Null, ranges_document);
             document
         },
         || format!("{}\n", taken.snapshot.id),
     );
     let is_wrong = told.is_some_and(|hint| hint.wrong.is_some_and(|wrong| !wrong.is_empty()));
-    Ok(if is_wrong { error::DAMAGE } else { 0 })
+    let is_other = differs.is_some_and(|differs| !differs.is_empty());
+    Ok(if is_wrong || is_other { error::DAMAGE } else { 0 })
+}
+
+/// Compares a disk with the snapshot that was taken of it, and tells where it is other, also those who want quiet.
+fn verify(
+    session: &Session<'_>,
+    region: &Region,
+    disk: &dyn DiskRead,
+    taken: &Snapshot,
+) -> Result<Vec<Range<u64>>, CliError> {
+    let differs = differences(disk, &region.load_map(&taken.manifest)?, &session.context)?;
+    session.watcher.finish();
+    if differs.is_empty() {
+        session.watcher.note("read again: the snapshot is what the disk holds");
+    } else {
+        let sum = differs.iter().map(|range| range.end - range.start).sum();
+        warn(&format!(
+            "the disk is other than {} in {}: {}. Either something wrote to it meanwhile, or it is told wrongly where it has holes",
+            taken.id,
+            bytes(sum),
+            range_lines(&differs).join(", ")
+        ));
+    }
+    Ok(differs)
 }
 
 /// Clones a disk file, and looks what changed since the clone from before.
