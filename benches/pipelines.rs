@@ -143,7 +143,7 @@ impl Bench<'_> {
         let run = |()| {
             let map = load(source, &Root::from(snapshot)).expect("a block map");
             let target = open_target(&path, map.volume_bytes(), TargetOptions::default()).expect("a target");
-            export(source, &Root::from(snapshot), &map, map.volume_bytes(), target, &self.context)
+            export(source, &Root::from(snapshot), &map, map.volume_bytes(), None, target, &self.context)
                 .expect("an export");
         };
         group.bench_function("export", |bencher| bencher.iter_batched(remove, run, BatchSize::PerIteration));

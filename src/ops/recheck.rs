@@ -20,7 +20,8 @@ pub fn differences(
 ) -> Result<Vec<Range<u64>>, OpsError> {
     let len = map.volume_bytes();
     if disk.len_bytes() != len {
-        return Ok(vec![len.min(disk.len_bytes())..len.max(disk.len_bytes())]);
+        let (first, last) = (len.min(disk.len_bytes()), len.max(disk.len_bytes()));
+        return Ok(std::iter::once(first..last).collect());
     }
     context.progress.begin("verify", len);
     let mut found = Vec::new();

@@ -409,7 +409,7 @@ fn lost(region: &Region, catalog: &Catalog) -> Result<Vec<Lost>, OpsError> {
                     block_offset(chunk.start_block)..block_offset(chunk.end_block()).min(root.volume_bytes)
                 }))
             }
-            Err(error) if error.is_loss() => vec![0..root.volume_bytes],
+            Err(error) if error.is_loss() => std::iter::once(0..root.volume_bytes).collect(),
             Err(error) => return Err(error.into()),
         };
         // What was deleted and collected meanwhile is not lost.
