@@ -835,18 +835,27 @@ fn another_region_in_the_place_of_the_first_is_noticed() {
     assert!(report.findings[0].problem.contains("region file changed"), "{report:?}");
 }
 
-/// A clock that is before the making of the region is wrong.
+/// A clock that is before the making of the region, and before what was on record, is wrong: also if it was on record since.
 #[test]
 fn a_clock_that_is_surely_behind_is_not_put_on_record() {
     let (storage, caller) = (Memory::new(), Caller::new(1));
     let region = memory_region(&storage, &options());
     let made_ms = region.header().created_ms;
-    assert_eq!(region.time_on_record(0).unwrap(), made_ms, "there is no record");
+    assert_eq!(region.time_on_record(0).unwrap(), 0, "nothing says that it is wrong");
     region.commit::<_, RegionError>(caller.account, |_| Ok((vec![Op::NoOp], ()))).unwrap();
     let newest = region.record(1).unwrap().unwrap().time_ms;
     assert!(newest >= made_ms);
     assert_eq!(region.time_on_record(0).unwrap(), newest);
-    assert_eq!(region.time_on_record(made_ms + 5).unwrap(), made_ms + 5, "another clock may be ahead");
+    for now_ms in [made_ms + 5, newest - 1000] {
+        assert_eq!(region.time_on_record(now_ms).unwrap(), now_ms, "another may be ahead");
+    }
+    // A record of the wrong clock.
+    let bytes = read_whole(&storage, &record_name(1), 1 << 16).unwrap();
+    let (first, hash) = record::decode(&bytes).unwrap();
+    let wrong = StoredRecord { sequence: 2, previous: hash, time_ms: 7, ..first };
+    storage.create(&record_name(2), &[&record::encode(&wrong).unwrap().0]).unwrap();
+    assert_eq!(region.catalog().unwrap().sequence, 2);
+    assert_eq!(region.time_on_record(60_000).unwrap(), newest);
 }
 
 /// While a command is at work, somebody puts an older state of its region back, or another region in its place: a record

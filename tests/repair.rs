@@ -686,7 +686,7 @@ fn the_log_is_mended_behind_a_checkpoint() {
     assert!(Region::open_directory(&two.root(), directory()).is_err());
     assert_eq!(mend(&two.root(), false).restored.len(), 2);
     // The checkpoint is all that opens the region: repair leaves it, says that a record is lost, and mends other things.
-    let is_lost = |problem: &str| problem.contains("log record 4 ") && problem.contains("lost");
+    let is_lost = |problem: &str| problem.contains("log record 4 ") && problem.contains("not there");
     for (harm, is_damaged) in [(false, false), (true, true)] {
         if harm {
             damage(&two.largest_pack(), |bytes| bytes[200] ^= 1);
@@ -696,6 +696,20 @@ fn the_log_is_mended_behind_a_checkpoint() {
         assert!(!repaired.is_log_broken && is_lost(problems[0]), "{problems:?}");
         assert_eq!((problems.len() > 1, repaired.lost.len()), (is_damaged, 0), "{problems:?}");
         assert!(!two.files("checkpoints").is_empty());
+    }
+    // Another checkpoint is damaged: that goes, and this one stays.
+    let region = two.here();
+    for _ in 0..70 {
+        region.commit::<_, RegionError>(two.caller.account, |_| Ok((vec![Op::NoOp], ()))).unwrap();
+    }
+    let checkpoints = two.files("checkpoints");
+    assert_eq!(checkpoints.len(), 2);
+    for path in &checkpoints {
+        let before = fs::read(path).unwrap();
+        damage(path, |bytes| bytes[100] ^= 1);
+        two.repair(&[], &[]);
+        assert_eq!(two.files("checkpoints").len(), 1, "{}", path.display());
+        fs::write(path, before).unwrap();
     }
     for (id, bytes) in &two.taken {
         assert!(two.caller.read_back(&two.here(), *id).unwrap() == *bytes);

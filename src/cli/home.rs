@@ -157,9 +157,7 @@ impl Home {
 
     /// What is remembered of checks of the region that the command uses: of that folder, which another may be a copy of.
     pub fn checks_file(&self, region: &Region) -> Result<PathBuf, CliError> {
-        let name = self.region_name();
-        let root = if name.contains('/') { name } else { &self.known(name)?.url };
-        let root = self.path.join(root);
+        let root = self.root_of(self.region_name())?;
         let root = root.canonicalize().unwrap_or(root);
         let place = blake3::hash(root.as_os_str().as_encoded_bytes()).to_hex();
         Ok(self.path.join("checks").join(format!("{}-{}.json", region.header().id, &place[..16])))
@@ -218,6 +216,14 @@ impl Home {
         Ok(Some(Far { name: name.to_owned(), address, remote_path, region_id }))
     }
 
+    /// The directory of a region that is here, by its name or path.
+    fn root_of(&self, name: &str) -> Result<PathBuf, CliError> {
+        match name.contains('/') {
+            true => Ok(absolute(&expand(name)?)?),
+            false => Ok(self.path.join(directory_of(&self.known(name)?.url)?)),
+        }
+    }
+
     /// Opens the region in a directory that is named by its path, which a slash tells. One that begins with `~/` is under
     /// the user's own directory.
     fn open_path(&self, path: &str) -> Result<Region, CliError> {
@@ -244,11 +250,7 @@ impl Home {
 
     /// Mends the log of the region that commands are about, before it can be opened.
     pub fn mend_region(&self, context: &Context<'_>) -> Result<Mended, CliError> {
-        let name = self.region_name();
-        let root = match name.contains('/') {
-            true => absolute(&expand(name)?)?,
-            false => self.path.join(directory_of(&self.known(name)?.url)?),
-        };
+        let root = self.root_of(self.region_name())?;
         check_owner(&root)?;
         let watch = || context.check_cancelled();
         let mut mended = Region::mend_directory::<OpsError>(&root, self.directory, context.dry_run, watch)?;

@@ -39,7 +39,7 @@ pub struct Ancestor {
 pub fn ancestry(catalog: &Catalog, account: AccountId, id: ImageId) -> Result<Vec<Ancestor>, OpsError> {
     let mut image = super::find::image(catalog, account, id)?;
     let (mut ancestors, mut seen) = (Vec::new(), BTreeSet::from([id]));
-    while let Some(relation) = relation_of(image) {
+    while let Some(relation) = relation_of(image, account) {
         let (relation, id) = relation;
         let visible = catalog.images.get(&id).filter(|image| image.visible_to(account));
         ancestors.push(Ancestor { id, relation, name: visible.map(|image| image.name.clone()) });
@@ -51,9 +51,11 @@ pub fn ancestry(catalog: &Catalog, account: AccountId, id: ImageId) -> Result<Ve
     Ok(ancestors)
 }
 
-/// A copy's nearest ancestor is what it was copied from, unless its own version before is here, too.
-fn relation_of(image: &Image) -> Option<(Relation, ImageId)> {
-    let of_instance = image.source_instance.map(Relation::MadeOf);
+/// A copy's nearest ancestor is what it was copied from, unless its own version before is here, too. Of which instance an
+/// image was made is its owner's to know.
+fn relation_of(image: &Image, account: AccountId) -> Option<(Relation, ImageId)> {
+    let told = |id| if image.owner == account { Relation::MadeOf(id) } else { Relation::Predecessor };
+    let of_instance = image.source_instance.map(told);
     if let Some(id) = image.predecessor {
         return Some((of_instance.unwrap_or(Relation::Predecessor), id));
     }

@@ -67,25 +67,29 @@ fn next_usable(storage: &dyn Storage, sequence: u64) -> Option<(Catalog, LogPosi
     behind.filter_map(|listed| usable_checkpoint(storage, &listed.name)).next()
 }
 
+/// Records that are asked for the time: some may have been made by the same wrong clock.
+const RECORDS_ASKED: usize = 1000;
+const DAY_MS: u64 = 24 * 60 * 60 * 1000;
+
 impl Region {
     /// A record of the log, for reading its history; none after the tail.
     pub fn record(&self, sequence: u64) -> Result<Option<LogRecord>, RegionError> {
         Ok(read_record(&*self.0.storage, sequence)?.map(|read| read.record))
     }
 
-    /// The time to put on record for now: a clock that says less than when the region was made is wrong, and the newest record's
-    /// time is nearer.
+    /// The time to put on record for now: where a clock says less than when the region was made, and much less than one of the
+    /// newest records, it is wrong, and the record's time is nearer. What else a clock says is believed: another may have been
+    /// ahead.
     pub fn time_on_record(&self, now_ms: TimeMs) -> Result<TimeMs, RegionError> {
-        let made_ms = self.header().created_ms;
-        if now_ms >= made_ms {
+        if now_ms >= self.header().created_ms {
             return Ok(now_ms);
         }
-        let newest = match self.record(self.catalog()?.sequence) {
-            Ok(record) => record.map_or(made_ms, |record| record.time_ms),
-            Err(error) if error.is_loss() => made_ms,
-            Err(error) => return Err(error),
-        };
-        Ok(newest.max(now_ms))
+        let tail = self.catalog()?.sequence;
+        // One that cannot be read says nothing.
+        let times =
+            (1..=tail).rev().take(RECORDS_ASKED).filter_map(|sequence| self.record(sequence).ok().flatten());
+        let newest = times.map(|record| record.time_ms).max();
+        Ok(newest.filter(|newest| *newest > now_ms.saturating_add(DAY_MS)).unwrap_or(now_ms))
     }
 
     /// Every object and its length.
@@ -144,7 +148,7 @@ impl Region {
             {
                 let sequence = position.sequence + 1;
                 let why = format!(
-                    "it is lost, with its twin; what came of it is known from the checkpoint of record {}",
+                    "it is not there; what came of it is known from the checkpoint of record {}, records before that were not looked at",
                     behind.sequence
                 );
                 lost.push(next.err().unwrap_or(RegionError::BrokenLog { sequence, why }));

@@ -327,18 +327,17 @@ impl Region {
 
     fn leave_out_segment(&self, name: &str) -> bool {
         let Some(segment) = SegmentName::parse(name) else { return false };
-        let is_new = self.cached_index().bad_segments.insert(segment);
+        let mut cached = self.cached_index();
+        let is_new = cached.bad_segments.insert(segment);
         if is_new {
-            self.forget_index();
+            forget_index(&mut cached);
         }
         is_new
     }
 
     /// Makes the index anew from nothing: what could not be read a while ago may be there.
     fn forget_index(&self) {
-        let mut cached = self.cached_index();
-        cached.sequence = None;
-        cached.index = Arc::default();
+        forget_index(&mut self.cached_index());
     }
 
     fn rebuild_index(&self, cached: &mut CachedIndex, catalog: &Catalog) {
@@ -378,3 +377,8 @@ impl Region {
 
 /// Limits that readers of the log apply.
 const RECORD_BYTES_MAX: u64 = (record::INLINE_BYTES_MAX as u64) + (64 << 10);
+
+fn forget_index(cached: &mut CachedIndex) {
+    cached.sequence = None;
+    cached.index = Arc::default();
+}

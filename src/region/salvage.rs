@@ -3,6 +3,7 @@
 use super::Region;
 use super::bases::Content;
 use super::error::RegionError;
+use super::log::usable_checkpoint;
 use super::session::Session;
 use crate::chunk::frame::Frame;
 use crate::format::manifest;
@@ -198,12 +199,15 @@ impl Region {
         if !segments.is_empty() {
             self.compact_index(account)?;
         }
-        // Those that a lost record is passed with are not among them.
-        if self.audit_log()?.caches.is_empty() {
+        let audit = self.audit_log()?;
+        if audit.caches.is_empty() {
             return Ok(renewed);
         }
         for listed in self.0.storage.list("checkpoints")? {
-            // All of them: they cost only time.
+            // All of them: they cost only time. But where a record is lost, one may be all that opens the region.
+            if !audit.lost.is_empty() && usable_checkpoint(&*self.0.storage, &listed.name).is_some() {
+                continue;
+            }
             self.0.storage.delete(&listed.name)?;
             renewed += 1;
         }

@@ -84,7 +84,7 @@ pub struct VerifyArgs {
     /// Images and snapshots; none for the whole region
     #[arg(value_name = "ID")]
     pub ids: Vec<AnyId>,
-    /// Read only so many percent of the packs, chosen anew each time
+    /// Read only so many percent of the packs, those that were checked longest ago
     #[arg(long, value_name = "P", default_value_t = 100.0)]
     pub sample: f64,
     /// Compare stored checksums only, without decompressing and hashing

@@ -141,7 +141,8 @@ fn tell_lost(disks: &[(&str, Vec<Range<u64>>)]) -> u8 {
 
 /// An error, with what can be had all the same if content is lost.
 fn with_cure(session: &Session<'_>, error: OpsError, args: &ExportArgs) -> OpsError {
-    if error.class() == Class::Damage && !args.zero_lost {
+    let is_loss = matches!(&error, OpsError::Region(error) if error.is_loss());
+    if (is_loss || error.class() == Class::Damage) && !args.zero_lost {
         let cure = "`imgstore repair` mends what it can; what is left can be written with --zero-lost then";
         session.watcher.note(cure);
     }

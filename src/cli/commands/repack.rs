@@ -13,7 +13,7 @@ pub fn repack(session: &Session<'_>, args: &RepackArgs) -> Result<(), CliError> 
     let started = Instant::now();
     let options = RepackOptions { level: args.level, limit_bytes: args.limit.unwrap_or(u64::MAX) };
     let region = session.home.open_region()?;
-    let repacked = run_repack(&region, &options, &session.context)?;
+    let repacked = run_repack(&region, &options, &session.timed(&region)?)?;
     session
         .output
         .answer(|| document(session, &repacked, started), || text(&repacked, session.context.dry_run));

@@ -36,7 +36,7 @@ pub fn repair(session: &Session<'_>, args: &RepairArgs) -> Result<u8, CliError> 
         }
     })?;
     let sources = RepairSources { regions: &regions, disks: &disks, force: args.force };
-    let repaired = run_repair(&region, &sources, &session.context)?;
+    let repaired = run_repair(&region, &sources, &session.timed(&region)?)?;
     let foreign = || repaired.foreign_disks.iter().filter_map(|number| args.disks.get(*number));
     for path in foreign() {
         session.watcher.note(&format!("{}: nothing of what is missing is on it", path.display()));

@@ -70,30 +70,42 @@ pub fn snapshot(session: &Session<'_>, args: &SnapshotArgs) -> Result<u8, CliErr
     if let Some(hint) = &told {
         tell_of_hint(session, hint, taken.ingested.read_bytes);
     }
-    if let Some(clone) = source.clone {
+    let catalog = region.catalog()?;
+    let document = || {
+        let mut document = json::snapshot(&catalog, session.context.account, &taken.snapshot);
+        document["region"] = session.home.region_name().into();
+        add_cost(&mut document, &[&taken.ingested], started);
+        add_free_space(session, &mut document);
+        document["hint"] = told.as_ref().map_or(Value::Null, |hint| hint_document(args, hint));
+        document
+    };
+    let id = || format!("{}\n", taken.snapshot.id);
+    let differs = match args.verify.then(|| verify(session, &region, &*source.disk, &taken.snapshot)) {
+        Some(Err(error)) => {
+            // The snapshot is there.
+            session.output.so_far(document, id);
+            return Err(error);
+        }
+        Some(Ok(differs)) => Some(differs),
+        None => None,
+    };
+    let is_other = differs.as_ref().is_some_and(|differs| !differs.is_empty());
+    if let Some(clone) = source.clone.filter(|_| !is_other) {
         let (region, manifest) = (region.header().id, taken.snapshot.manifest.hash);
         let kept = clone.keep(CloneOf { region, snapshot: taken.snapshot.id, manifest });
         if let Err(error) = kept {
             session.watcher.note(&format!("the clone was not kept, the next snapshot reads more: {error}"));
         }
     }
-    let differs =
-        if args.verify { Some(verify(session, &region, &*source.disk, &taken.snapshot)?) } else { None };
-    let catalog = region.catalog()?;
     session.output.answer(
         || {
-            let mut document = json::snapshot(&catalog, session.context.account, &taken.snapshot);
-            document["region"] = session.home.region_name().into();
-            add_cost(&mut document, &[&taken.ingested], started);
-            add_free_space(session, &mut document);
-            document["hint"] = told.as_ref().map_or(Value::Null, |hint| hint_document(args, hint));
+            let mut document = document();
             document["differs"] = differs.as_deref().map_or(Value::Null, ranges_document);
             document
         },
-        || format!("{}\n", taken.snapshot.id),
+        id,
     );
     let is_wrong = told.is_some_and(|hint| hint.wrong.is_some_and(|wrong| !wrong.is_empty()));
-    let is_other = differs.is_some_and(|differs| !differs.is_empty());
     Ok(if is_wrong || is_other { error::DAMAGE } else { 0 })
 }
 

@@ -186,22 +186,23 @@ fn look(whole: View<'_>, limits: &Limits) -> Result<Looked, DiskError> {
         let place = if is_table { Place::Partition(area.number) } else { Place::WholeDisk };
         parts.push(Part { place, start: area.start, len: area.len, kind, outcome });
     }
-    if let Some(why) = parts.iter().find_map(reason_of_others) {
-        leave_all(&mut parts, why);
-        all.clear();
+    for area in areas.iter().filter(|area| area.end().is_some_and(|end| end <= whole.len)) {
+        let view = View { start: area.start, len: area.len, ..whole };
+        if let Some(guard) = signatures::guard_of(view)? {
+            leave_all(&mut parts, reason_of(guard));
+            all.clear();
+        }
     }
     all.sort_unstable();
     Ok((parts, all))
 }
 
 /// Why what one part is keeps the free blocks of the others from being free.
-fn reason_of_others(part: &Part) -> Option<&'static str> {
-    match part.kind {
-        Some(signatures::SUSPENDED) => {
-            Some("a suspended system is on the disk, which goes on with what it has in memory")
-        }
-        Some(signatures::VERITY) => Some("dm-verity on the disk has hashes of free blocks, too"),
-        _ => None,
+fn reason_of(guard: &str) -> &'static str {
+    if guard == signatures::SUSPENDED {
+        "a suspended system is on the disk, which goes on with what it has in memory"
+    } else {
+        "dm-verity on the disk has hashes of free blocks, too"
     }
 }
 

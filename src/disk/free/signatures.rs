@@ -120,6 +120,16 @@ pub(super) fn look_for(view: View<'_>) -> Result<Signs, DiskError> {
     Ok(Signs { known, foreign })
 }
 
+/// Whether something is on a part, whatever else is, for which free blocks of other parts are not free.
+pub(super) fn guard_of(view: View<'_>) -> Result<Option<&'static str>, DiskError> {
+    for (name, at, bytes) in FOREIGN.into_iter().filter(|(name, ..)| [SUSPENDED, VERITY].contains(name)) {
+        if view.has(at, bytes)? {
+            return Ok(Some(name));
+        }
+    }
+    Ok(None)
+}
+
 /// Whether a ring of ZFS's uberblocks is there, which fills the second half of its label.
 fn is_zfs(view: View<'_>) -> Result<bool, DiskError> {
     const MAGIC: u32 = 0x00ba_b10c;
