@@ -798,6 +798,45 @@ fn what_is_missing_does_not_fit_or_is_in_the_bin_is_said_in_ec2s_words() {
     assert_eq!(binned["images"][0]["state"], "deregistered");
 }
 
+/// A record that is gone: dry runs end as the commands would, and the history goes on past one that a checkpoint stands behind.
+#[test]
+fn what_a_lost_record_keeps_from_being_done_dry_runs_say() {
+    let place = Place::new();
+    place.disk("a.raw", 1 << 16, 1);
+    let image = one_line(&place.ok(&["import", "a.raw", "--name", "web-1"]), "ami-");
+    let snapshot = one_line(&place.ok(&["snapshot", "a.raw"]), "snap-");
+    for _ in 0..66 {
+        place.ok(&["tag", &image, "k=v"]);
+    }
+    let log = |number: u64| place.path(&format!("home/regions/local/log/{:017}/{number:020}", 0));
+    let all = place.json(&["log"])["records"].as_array().unwrap().len();
+    let last = (1..).take_while(|number| log(*number).exists()).last().unwrap();
+    let bytes = fs::read(log(last)).unwrap();
+    fs::remove_file(log(last)).unwrap();
+    for args in [
+        &["gc", "--grace", "0s"][..],
+        &["repack"],
+        &["deregister", &image, "--delete-snapshots"],
+        &["delete-snapshot", &snapshot],
+        &["tag", &image, "a=b"],
+        &["snapshot", "a.raw"],
+    ] {
+        for more in [&["--dry-run"][..], &[]] {
+            let output = place.run(&[args, more].concat());
+            assert_eq!(output.status.code(), Some(5), "{args:?} {more:?}");
+        }
+    }
+    fs::write(log(last), bytes).unwrap();
+    fs::remove_file(log(4)).unwrap();
+    let output = place.run(&["log", "--json"]);
+    assert_eq!(output.status.code(), Some(5));
+    let document: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(document["lost"], serde_json::json!([4]));
+    assert_eq!(document["records"].as_array().unwrap().len(), all - 1);
+    assert!(place.ok(&["repair"]).contains("restored"));
+    assert_eq!(place.json(&["log"])["records"].as_array().unwrap().len(), all);
+}
+
 #[test]
 fn a_disk_is_read_again_if_that_is_asked_for() {
     let place = Place::new();

@@ -694,6 +694,7 @@ fn the_log_is_mended_behind_a_checkpoint() {
         let repaired = two.repair(&[two.there()], &[]);
         let problems: Vec<&str> = repaired.findings.iter().map(|finding| finding.problem.as_str()).collect();
         assert!(!repaired.is_log_broken && is_lost(problems[0]), "{problems:?}");
+        assert_eq!(repaired.lost_records, 1);
         assert_eq!((problems.len() > 1, repaired.lost.len()), (is_damaged, 0), "{problems:?}");
         assert!(!two.files("checkpoints").is_empty());
     }

@@ -63,6 +63,11 @@ impl Context<'_> {
         if self.dry_run { Err(OpsError::rule(Code::DryRun, why)) } else { Ok(()) }
     }
 
+    /// In a dry run refuses what would be refused for the log's sake.
+    pub(super) fn check_appendable(&self, region: &Region) -> Result<(), OpsError> {
+        if self.dry_run { Ok(region.check_appendable()?) } else { Ok(()) }
+    }
+
     /// [`Region::commit`] for the caller. A dry run makes the operations, and ends there.
     pub(super) fn commit<T>(
         &self,
@@ -70,6 +75,7 @@ impl Context<'_> {
         mut build: impl FnMut(&Catalog) -> Result<(Vec<Op>, T), OpsError>,
     ) -> Result<T, OpsError> {
         if self.dry_run {
+            self.check_appendable(region)?;
             build(&region.catalog()?)?;
             self.end_dry_run()?;
         }

@@ -93,6 +93,7 @@ pub fn delete_snapshot(region: &Region, id: SnapshotId, context: &Context<'_>) -
 
 /// What deleting a snapshot would do.
 pub fn preview_delete(region: &Region, id: SnapshotId, context: &Context<'_>) -> Result<Deletion, OpsError> {
+    region.check_appendable()?;
     let catalog = region.catalog()?;
     let (_, deletion) = plan_snapshot(&catalog, id, context)?;
     Ok(Deletion { freed_bytes: Some(freed_bytes(region, &catalog, &[id], &[], context)?), ..deletion })
@@ -177,6 +178,7 @@ pub fn preview_deregister(
     delete_snapshots: bool,
     context: &Context<'_>,
 ) -> Result<Deregistration, OpsError> {
+    region.check_appendable()?;
     let catalog = region.catalog()?;
     let (image, plan) = plan(&catalog, id, delete_snapshots, context)?;
     let deleted = plan.snapshots.iter().filter(|snapshot| snapshot.outcome == SnapshotOutcome::Success);

@@ -184,6 +184,8 @@ pub fn collect_into(
     options: &GcOptions,
     context: &Context<'_>,
 ) -> Result<(), OpsError> {
+    // Also if there turns out to be nothing to put on record.
+    region.check_appendable()?;
     if context.dry_run {
         *collected = preview(region, options, context)?;
         return Ok(());

@@ -62,6 +62,7 @@ struct Candidates {
 
 /// Compresses anew what is needed of every pack that had less effort. With a dry run nothing is changed.
 pub fn repack(region: &Region, options: &RepackOptions, context: &Context<'_>) -> Result<Repacked, OpsError> {
+    region.check_appendable()?;
     let Candidates { cold, in_progress } = candidates(region, options.level)?;
     let mut repacked = Repacked { in_progress, ..Repacked::default() };
     // A limit below the first pack's length is no reason never to begin.

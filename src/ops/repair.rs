@@ -72,6 +72,8 @@ pub struct Repaired {
     pub stored_bytes: u64,
     /// What stays lost.
     pub lost: Vec<Lost>,
+    /// Records of the log that are lost behind a checkpoint, and that only the history needs.
+    pub lost_records: u64,
     /// Whether the log is broken, so that nothing could be done.
     pub is_log_broken: bool,
 }
@@ -83,8 +85,12 @@ pub fn repair(
     context: &Context<'_>,
 ) -> Result<Repaired, OpsError> {
     let (report, mut damage) = survey(region, &VerifyOptions::default(), context)?;
-    let mut repaired =
-        Repaired { findings: report.findings, is_log_broken: damage.is_log_broken, ..Repaired::default() };
+    let mut repaired = Repaired {
+        findings: report.findings,
+        is_log_broken: damage.is_log_broken,
+        lost_records: damage.lost_records,
+        ..Repaired::default()
+    };
     if damage.is_log_broken {
         return Ok(repaired);
     }

@@ -30,7 +30,8 @@ pub struct RegionStats {
     pub chunks: u64,
     /// Number of packs.
     pub packs: u64,
-    /// What could not be read and is left out of the figures: packs, block maps, and snapshots of which chunks are lost.
+    /// What could not be read and is left out of the figures: packs, block maps, and the caller's snapshots of which chunks
+    /// are lost.
     pub unread: BTreeSet<String>,
 }
 
@@ -272,6 +273,14 @@ impl References {
         let mut chunks: HashMap<ChunkId, Chunk> = HashMap::new();
         let mut deltas: BTreeMap<PackName, Vec<ChunkId>> = BTreeMap::new();
         let mut unread = BTreeSet::new();
+        let told = |root: RootId| match root {
+            RootId::Snapshot(id)
+                if catalog.snapshots.get(&id).is_some_and(|s| s.owner == context.account) =>
+            {
+                id.to_string()
+            }
+            _ => "something of others, or that was deleted".to_owned(),
+        };
         for root in catalog.roots() {
             context.check_cancelled()?;
             let owner = Owner::One(one.get(&root.id).copied().unwrap_or(root.id));
@@ -288,11 +297,15 @@ impl References {
             let places = region.try_locate(&unknown)?;
             for (id, location) in unknown.into_iter().zip(places) {
                 let Some(location) = location else {
+                    let name = told(root.id);
+                    if unread.contains(&name) {
+                        continue;
+                    }
                     let missing = region.missing(id);
                     if !missing.is_loss() {
                         return Err(missing.into());
                     }
-                    unread.insert(root.id.to_string());
+                    unread.insert(name);
                     continue;
                 };
                 let stored_bytes = location.frame_bytes();

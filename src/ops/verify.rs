@@ -106,6 +106,8 @@ pub(super) struct Damage {
     pub(super) segments: BTreeSet<SegmentName>,
     /// How many of the packs are not there at all.
     pub(super) missing: usize,
+    /// Records that are lost behind a checkpoint.
+    pub(super) lost_records: u64,
     /// Whether the log itself is broken: then nothing else was looked at.
     pub(super) is_log_broken: bool,
 }
@@ -134,7 +136,7 @@ pub(super) fn survey(
         bad_packs: HashMap::new(),
         uses: HashMap::new(),
     };
-    let LogAudit { catalog, caches, lost } = match region.audit_log() {
+    let LogAudit { catalog, caches, lost, .. } = match region.audit_log() {
         Ok(audit) => audit,
         Err(error) => {
             // Without the log nothing else can be told.
@@ -142,6 +144,7 @@ pub(super) fn survey(
             return Ok((check.report, Damage { is_log_broken: true, ..Damage::default() }));
         }
     };
+    check.damage.lost_records = lost.len() as u64;
     for error in caches.iter().chain(&lost) {
         check.add("log", error);
     }
@@ -285,10 +288,11 @@ impl Check<'_> {
             let random = self.region.random_id()?;
             records.swap(at, at + usize::try_from(random % left).unwrap_or(0));
         }
-        // First, too: whoever is interrupted has done what matters most.
         records.sort_by_cached_key(|record| options.checked_ms.get(&record.name));
         records.truncate(count);
         records.retain(|record| !options.skip.contains(&record.name));
+        // These first, too: whoever is interrupted has done what matters most.
+        records.sort_by_cached_key(|record| (options.checked_ms.get(&record.name), record.name));
         Ok(records)
     }
 

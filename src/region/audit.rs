@@ -55,6 +55,8 @@ pub struct LogAudit {
     pub catalog: Catalog,
     /// What is wrong with what is only a cache.
     pub caches: Vec<RegionError>,
+    /// Whether a checkpoint says something else than the records.
+    pub is_contradicted: bool,
     /// Records that are lost, behind a checkpoint: nothing needs them, but the history.
     pub lost: Vec<RegionError>,
 }
@@ -109,7 +111,7 @@ impl Region {
         if hash != self.0.header_hash {
             return Err(RegionError::BrokenLog { sequence: 0, why: "the region file changed".into() });
         }
-        let (mut caches, mut lost) = (Vec::new(), Vec::new());
+        let (mut caches, mut lost, mut is_contradicted) = (Vec::new(), Vec::new(), false);
         let mut checkpoints = HashMap::new();
         for listed in storage.list("checkpoints")? {
             match read_checkpoint(storage, &listed.name) {
@@ -135,6 +137,7 @@ impl Region {
                     && (checkpoint.record_hash != position.hash || checkpoint.catalog != catalog)
                 {
                     let why = "its checkpoint says something else".into();
+                    is_contradicted = true;
                     caches.push(RegionError::BrokenLog { sequence: position.sequence, why });
                 }
             }
@@ -174,7 +177,7 @@ impl Region {
             return Err(head.lost_next());
         }
         drop(head);
-        Ok(LogAudit { catalog, caches, lost })
+        Ok(LogAudit { catalog, caches, is_contradicted, lost })
     }
 
     /// The number of the last record that can be seen; 0 if there is none.

@@ -235,6 +235,12 @@ impl Region {
         head.has_lost_next(&*self.0.storage).then(|| head.position().sequence + 1)
     }
 
+    /// Refuses what would append a record, as that would, where the next one is lost: for who only asks.
+    pub fn check_appendable(&self) -> Result<(), RegionError> {
+        let head = self.head();
+        if head.has_lost_next(&*self.0.storage) { Err(head.lost_next()) } else { Ok(()) }
+    }
+
     /// 64 random bits for a new id.
     pub fn random_id(&self) -> Result<u64, RegionError> {
         random_u64().map_err(RegionError::Random)

@@ -204,8 +204,11 @@ impl Region {
             return Ok(renewed);
         }
         for listed in self.0.storage.list("checkpoints")? {
-            // All of them: they cost only time. But where a record is lost, one may be all that opens the region.
-            if !audit.lost.is_empty() && usable_checkpoint(&*self.0.storage, &listed.name).is_some() {
+            // They cost only time. But where a record is lost, or will be, one is all that opens the region: those that fit the log
+            // stay, unless one says something else than it.
+            if (!audit.lost.is_empty() || !audit.is_contradicted)
+                && usable_checkpoint(&*self.0.storage, &listed.name).is_some()
+            {
                 continue;
             }
             self.0.storage.delete(&listed.name)?;

@@ -71,7 +71,7 @@ pub struct SnapshotArgs {
     #[arg(long, requires = "hint")]
     pub verify_hints: bool,
     /// Read the disk once more when it is stored, whole and also where it says that it has holes; exit code 5 if it is other
-    #[arg(long)]
+    #[arg(long, conflicts_with = "skip_free")]
     pub verify: bool,
     /// What to say of it
     #[arg(long, value_name = "TEXT", default_value = "")]

@@ -131,10 +131,16 @@ fn note_rest(session: &Session<'_>, path: &Path, volume_bytes: u64) {
 /// Tells of what was lost, also those who want quiet. Gives the exit code.
 fn tell_lost(disks: &[(&str, Vec<Range<u64>>)]) -> u8 {
     let mut code = 0;
+    // What reads packs here does not search them as repair does.
+    const FIRST: &str =
+        "If `imgstore repair` was not run since the damage, run it first: it finds more than this does";
     for (what, lost) in disks.iter().filter(|(_, lost)| !lost.is_empty()) {
         let sum: u64 = lost.iter().map(|range| range.end - range.start).sum();
         warn(&format!("LOST {} of {what}, written as zeros: {}", bytes(sum), range_lines(lost).join(", ")));
         code = DAMAGE;
+    }
+    if code != 0 {
+        warn(FIRST);
     }
     code
 }
@@ -142,9 +148,12 @@ fn tell_lost(disks: &[(&str, Vec<Range<u64>>)]) -> u8 {
 /// An error, with what can be had all the same if content is lost.
 fn with_cure(session: &Session<'_>, error: OpsError, args: &ExportArgs) -> OpsError {
     let is_loss = matches!(&error, OpsError::Region(error) if error.is_loss());
-    if (is_loss || error.class() == Class::Damage) && !args.zero_lost {
-        let cure = "`imgstore repair` mends what it can; what is left can be written with --zero-lost then";
-        session.watcher.note(cure);
+    if is_loss || error.class() == Class::Damage {
+        session.watcher.note(if args.zero_lost {
+            "without its block map nothing of a disk can be told: `imgstore repair`, with --from REGION or --disk DISK, may bring it back"
+        } else {
+            "`imgstore repair` mends what it can; what is left can be written with --zero-lost then"
+        });
     }
     error
 }
@@ -154,7 +163,7 @@ fn export_disk(session: &Session<'_>, args: &ExportArgs, format: DiskFormat) -> 
     let region = session.home.open_region()?;
     let catalog = region.catalog()?;
     let root = export::select(&catalog, args.id, args.device.as_deref(), &session.context)?;
-    let map = export::load(&region, &root)?;
+    let map = export::load(&region, &root).map_err(|error| with_cure(session, error, args))?;
     let snapshot_id = match root.id {
         RootId::Snapshot(id) => Some(id),
         RootId::Template(_) => None,
@@ -237,7 +246,8 @@ fn export_whole(
     let region = session.home.open_region()?;
     let catalog = region.catalog()?;
     let image = find::image(&catalog, session.context.account, id)?;
-    let disks = image_disks(&region, &catalog, id, &session.context)?;
+    let disks = image_disks(&region, &catalog, id, &session.context)
+        .map_err(|error| with_cure(session, error, args))?;
     let gaps = args.zero_lost.then(Gaps::default);
     let paths = match format {
         Some(format) => {

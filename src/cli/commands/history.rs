@@ -1,7 +1,8 @@
 //! log: the region's history.
 
 use super::Session;
-use crate::cli::error::CliError;
+use crate::cli::error::{CliError, DAMAGE};
+use crate::cli::progress::warn;
 use crate::cli::text::{bytes, counted, printable, time_millis};
 use imgstore::model::account::Permission;
 use imgstore::model::ids::{ImageId, SnapshotId};
@@ -19,14 +20,29 @@ use std::time::Duration;
 /// How often `--follow` looks for more.
 const POLL: Duration = Duration::from_millis(200);
 
-pub fn log(session: &Session<'_>, follow: bool) -> Result<(), CliError> {
+pub fn log(session: &Session<'_>, follow: bool) -> Result<u8, CliError> {
     let region = session.home.open_region()?;
     let mut sequence = 1;
-    let mut documents = Vec::new();
+    let (mut documents, mut lost) = (Vec::new(), Vec::new());
     let mut own = Own::default();
     loop {
-        while let Some(mut record) = region.record(sequence)? {
+        // A record that is lost behind a checkpoint is not the end.
+        let tail = region.catalog()?.sequence;
+        while sequence <= tail {
+            let read = region.record(sequence);
             sequence += 1;
+            let mut record = match read {
+                Ok(Some(record)) => record,
+                Err(error) if !error.is_loss() => return Err(error.into()),
+                Ok(None) | Err(_) => {
+                    lost.push(sequence - 1);
+                    warn(&format!(
+                        "log record {} is lost; `imgstore repair` brings it back if its twin is there",
+                        sequence - 1
+                    ));
+                    continue;
+                }
+            };
             // What a caller may not see does not exist for it.
             if record.author.account != session.context.account {
                 continue;
@@ -58,9 +74,9 @@ pub fn log(session: &Session<'_>, follow: bool) -> Result<(), CliError> {
         std::thread::sleep(POLL);
     }
     if session.output.is_json() {
-        session.output.answer(|| json!({ "records": documents }), String::new);
+        session.output.answer(|| json!({ "records": documents, "lost": lost }), String::new);
     }
-    Ok(())
+    Ok(if lost.is_empty() { 0 } else { DAMAGE })
 }
 
 /// What the caller has made, of what may be in the bin.

@@ -168,7 +168,7 @@ fn dispatch(session: &mut Session<'_>, command: &Command) -> Result<u8, CliError
         Command::Repair(args) => return repair::repair(session, args),
         Command::Region(command) => region::region(session, command),
         Command::Remote => remote::remote(session),
-        Command::Log { follow } => history::log(session, *follow),
+        Command::Log { follow } => return history::log(session, *follow),
         Command::Completions { .. } | Command::Man => Ok(()),
     }?;
     Ok(0)

@@ -47,12 +47,13 @@ pub fn repair(session: &Session<'_>, args: &RepairArgs) -> Result<u8, CliError> 
             document["foreign_disks"] = foreign().map(|path| json!(lossy(path))).collect();
             document
         },
-        || mended_text(&mended, false) + &text(&repaired, &mended, session.context.dry_run),
+        || mended_text(&mended, session.context.dry_run) + &text(&repaired, &mended, session.context.dry_run),
     );
     if session.context.dry_run {
         session.watcher.note("nothing was changed");
     }
     let is_well = repaired.lost.is_empty()
+        && repaired.lost_records == 0
         && !repaired.is_log_broken
         && (!session.context.dry_run || repaired.findings.is_empty());
     Ok(if is_well { 0 } else { error::DAMAGE })
@@ -83,6 +84,7 @@ fn document(session: &Session<'_>, mended: &Mended, repaired: &Repaired, started
         "caches": repaired.caches,
         "stored_bytes": repaired.stored_bytes,
         "lost": repaired.lost.iter().map(lost).collect::<Value>(),
+        "lost_records": repaired.lost_records,
         "elapsed_seconds": started.elapsed().as_secs_f64(),
     })
 }
@@ -136,8 +138,14 @@ fn text(repaired: &Repaired, mended: &Mended, dry_run: bool) -> String {
             text += &format!("              {line}\n");
         }
     }
+    if repaired.lost_records > 0 {
+        text += &format!(
+            "LOST          {} of the log, with twins: only the history lacks them; a copy of the region's folder may have them\n",
+            counted(repaired.lost_records, "record")
+        );
+    }
     if !lost.is_empty() {
-        text += "try again with --from REGION or --disk DISK; `imgstore export --zero-lost` writes what is left; then delete the \
+        text += "try again with --from REGION or --disk DISK; `imgstore export --zero-lost` writes what is left where the block map is there; then delete the \
                  snapshots that are affected\n";
     }
     text

@@ -3,7 +3,7 @@
 use super::{Catalog, Pack, Rejection, insert_new, modify, remove};
 use crate::model::objects::{ManifestName, ManifestRecord, PackName, PackRecord, PackState, SegmentRecord};
 use crate::model::units::TimeMs;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 
 impl Catalog {
@@ -70,16 +70,17 @@ impl Catalog {
         self.packs_to_name(&[name]).is_ok()
     }
 
-    /// Live packs that are on record with bases in packs which are damaged, or gone.
+    /// Live packs that are on record with bases in damaged packs.
     pub fn on_damaged_bases(&self) -> impl Iterator<Item = PackName> {
-        let is_sound = |base: &PackName| {
-            let state = self.packs.get(base).map(|pack| pack.state);
-            matches!(state, Some(PackState::Live | PackState::Condemned { .. }))
-        };
-        let is_any = self.packs.values().any(|pack| matches!(pack.state, PackState::Quarantined { .. }));
-        // What a live pack has bases in is not swept.
-        let live = self.packs.iter().filter(move |(_, pack)| is_any && pack.state == PackState::Live);
-        live.filter(move |(_, pack)| !pack.record.bases.iter().all(is_sound)).map(|(name, _)| *name)
+        let is_damaged = |state| matches!(state, PackState::Quarantined { .. });
+        // Mostly none. What a live pack has bases in is not swept, so that there are no others.
+        let damaged = self.packs.iter().filter(|(_, pack)| is_damaged(pack.state));
+        let damaged: HashSet<PackName> = damaged.map(|(name, _)| *name).collect();
+        let live = self.packs.iter().filter(|(_, pack)| pack.state == PackState::Live);
+        live.filter(move |(_, pack)| {
+            !damaged.is_empty() && pack.record.bases.iter().any(|base| damaged.contains(base))
+        })
+        .map(|(name, _)| *name)
     }
 
     /// Those of some packs, and the packs that are on record as holding bases of these, and so on.
