@@ -88,11 +88,18 @@ impl Region {
         Ok(trailer.deltas().map(|(entry, base)| (entry.id, base)).collect())
     }
 
-    /// What deltas in live or damaged packs are stored against, and is in no live pack as a plain frame.
+    /// What deltas in live or damaged packs are stored against, and is in no live pack as a plain frame. Of condemned packs the
+    /// same, if what they are on record with is damaged: something may need what is in them alone.
     pub fn lost_bases(&self) -> Result<LostBases, RegionError> {
         let mut lost = LostBases::default();
-        for (name, pack) in self.catalog()?.packs.iter() {
-            if !matches!(pack.state, PackState::Live | PackState::Quarantined { .. }) {
+        let catalog = self.catalog()?;
+        for (name, pack) in catalog.packs.iter() {
+            let counts = match pack.state {
+                PackState::Live | PackState::Quarantined { .. } => true,
+                PackState::Condemned { .. } => !catalog.can_be_used(*name),
+                PackState::Sweeping => false,
+            };
+            if !counts {
                 continue;
             }
             // One whose trailer is damaged tells nothing.
