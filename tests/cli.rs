@@ -820,6 +820,10 @@ fn what_a_lost_record_keeps_from_being_done_dry_runs_say() {
         &["delete-snapshot", &snapshot],
         &["tag", &image, "a=b"],
         &["snapshot", "a.raw"],
+        &["import", "a.raw", "--name", "web-2"],
+        &["launch", &image],
+        &["create-volume", "--snapshot", &snapshot],
+        &["copy", &image, "--to", ".", "--name", "web-3"],
     ] {
         for more in [&["--dry-run"][..], &[]] {
             let output = place.run(&[args, more].concat());

@@ -7,7 +7,7 @@ mod common;
 mod crash_harness;
 
 use common::{Caller, Draw, MemoryDisk};
-use crash_harness::{AWAY, Ack, HOME, History, Player, World, contents, crash_with, honest, violation};
+use crash_harness::{AWAY, Ack, Crash, HOME, History, Player, World, contents, crash_with, honest};
 use imgstore::io::sim::{Hook, SimFiles, SimOp, Verdict};
 use imgstore::model::op::Op;
 use imgstore::ops::error::OpsError;
@@ -103,21 +103,15 @@ fn write_caches(player: &mut Player<'_>) -> Result<(), OpsError> {
 }
 
 /// What is wrong after a crash; also with what the next writer would make anew.
-fn not_whole(
-    caller: &Caller,
-    files: &SimFiles,
-    acks: &[Ack],
-    contents: &[Arc<Vec<u8>>],
-    go_on: bool,
-) -> Option<String> {
-    match World::honest(files).open(HOME) {
-        Ok(home) => match verify(&home, &VerifyOptions::default(), &caller.context()) {
+fn not_whole(crash: &Crash<'_>) -> Option<String> {
+    match World::honest(crash.files).open(HOME) {
+        Ok(home) => match verify(&home, &VerifyOptions::default(), &crash.caller.context()) {
             Ok(report) if report.findings.is_empty() => {}
             found => return Some(format!("{found:?}")),
         },
         Err(error) => return Some(error.to_string()),
     }
-    violation(caller, files, acks, contents, go_on)
+    crash.violation()
 }
 
 #[test]
@@ -197,14 +191,9 @@ fn mend_and_repair(player: &mut Player<'_>) -> Result<(), OpsError> {
 }
 
 /// What is wrong after a crash in a damaged region: what was mended stays so, and what is not yet can be.
-fn not_mended(
-    caller: &Caller,
-    files: &SimFiles,
-    acks: &[Ack],
-    contents: &[Arc<Vec<u8>>],
-    go_on: bool,
-) -> Option<String> {
-    let world = World::honest(files);
+fn not_mended(crash: &Crash<'_>) -> Option<String> {
+    let (caller, acks) = (crash.caller, crash.acks);
+    let world = World::honest(crash.files);
     let is_mended = acks.iter().any(|ack| matches!(ack, Ack::Mended(HOME)));
     let is_repaired = acks.iter().any(|ack| matches!(ack, Ack::Repaired(HOME)));
     if is_mended && let Err(error) = world.open(HOME) {
@@ -229,7 +218,7 @@ fn not_mended(
         found => return Some(format!("it cannot be repaired: {found:?}")),
     }
     drop((home, away));
-    violation(caller, files, acks, contents, go_on)
+    crash.violation()
 }
 
 #[test]
@@ -290,7 +279,9 @@ fn every_call_of_a_repair_may_fail_once() {
         let end = history.files.operations();
         let acks = crash_harness::acks_at(&history, end);
         let files = history.files.crash(end, imgstore::io::sim::CrashMode::KeepAll);
-        let fault = not_mended(&caller, &files, &acks, &history.contents, true);
+        let crash =
+            Crash { caller: &caller, files: &files, acks: &acks, contents: &history.contents, go_on: true };
+        let fault = not_mended(&crash);
         assert_eq!(fault, None, "{verdict:?} at call {at} of {calls}");
     }
 }

@@ -102,7 +102,7 @@ pub fn create_snapshots(
         return Err(OpsError::rule(Code::InvalidParameterValue, "there is no volume to take a snapshot of"));
     }
     let disks = open_all(region, &volumes)?;
-    context.end_dry_run()?;
+    context.end_dry_run_in(region)?;
     let described = |_: &Volume| options.description.clone();
     despite_collection(|| {
         let mut session = region.begin_unread(context.account)?;
@@ -154,7 +154,7 @@ pub fn create_image(
     };
     let volumes: Vec<&Volume> = attached.into_iter().filter(is_kept).collect();
     let disks = open_all(region, &volumes)?;
-    context.end_dry_run()?;
+    context.end_dry_run_in(region)?;
     if instance.state == InstanceState::Running && !options.no_reboot {
         context.progress.note(&format!(
             "{id} is on record as running: its volumes are read as they are; shut its machine down for a clean image"

@@ -63,9 +63,12 @@ impl Context<'_> {
         if self.dry_run { Err(OpsError::rule(Code::DryRun, why)) } else { Ok(()) }
     }
 
-    /// In a dry run refuses what would be refused for the log's sake.
-    pub(super) fn check_appendable(&self, region: &Region) -> Result<(), OpsError> {
-        if self.dry_run { Ok(region.check_appendable()?) } else { Ok(()) }
+    /// The same of what puts something on record in a region: refused where that would be, for the log's sake.
+    pub(super) fn end_dry_run_in(&self, region: &Region) -> Result<(), OpsError> {
+        if self.dry_run {
+            region.check_appendable()?;
+        }
+        self.end_dry_run()
     }
 
     /// [`Region::commit`] for the caller. A dry run makes the operations, and ends there.
@@ -75,9 +78,8 @@ impl Context<'_> {
         mut build: impl FnMut(&Catalog) -> Result<(Vec<Op>, T), OpsError>,
     ) -> Result<T, OpsError> {
         if self.dry_run {
-            self.check_appendable(region)?;
             build(&region.catalog()?)?;
-            self.end_dry_run()?;
+            self.end_dry_run_in(region)?;
         }
         region.commit(self.account, build)
     }

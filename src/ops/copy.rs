@@ -162,6 +162,9 @@ pub fn plan(
     context: &Context<'_>,
 ) -> Result<CopyPlan, OpsError> {
     check_options(options)?;
+    if context.dry_run {
+        target.check_appendable()?;
+    }
     let token = token_of(source, what, options)?;
     let there = target.catalog()?;
     // What was copied before is the answer even if the source is gone.

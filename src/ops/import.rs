@@ -215,5 +215,5 @@ fn store_template(
 fn check_new(region: &Region, options: &ImageOptions, context: &Context<'_>) -> Result<(), OpsError> {
     check(options)?;
     check_placeable(&region.catalog()?, options, context.account)?;
-    context.end_dry_run()
+    context.end_dry_run_in(region)
 }

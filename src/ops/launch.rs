@@ -88,7 +88,7 @@ pub fn launch(
     let contents = plan(region, &catalog, image, options, context)?;
     let output = absolute(&options.output)?;
     check_folder(&output)?;
-    context.end_dry_run()?;
+    context.end_dry_run_in(region)?;
 
     make_dirs(&output)?;
     let bytes = contents.iter().map(Content::restored_bytes).fold(0, u64::saturating_add);

@@ -90,8 +90,7 @@ pub fn snapshot(
         let why = "a hint says what changed since a snapshot: name that as the parent";
         return Err(OpsError::rule(Code::MissingParameter, why));
     }
-    context.check_appendable(region)?;
-    context.end_dry_run()?;
+    context.end_dry_run_in(region)?;
     despite_collection(|| store(region, disk, options, context))
 }
 

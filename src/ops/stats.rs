@@ -170,7 +170,7 @@ fn item(region: &Region, catalog: &Catalog, id: AnyId, context: &Context<'_>) ->
     let by_images = roots.iter().any(|root| !freed.contains(root)).then_some(Keeper::Images);
     let kept_by = roots.iter().filter_map(|root| keeper(catalog, *root)).chain(by_images).collect();
     let freed: Vec<_> = freed.into_iter().filter(|root| keeper(catalog, *root).is_none()).collect();
-    let freed_bytes = if freed == roots { unique } else { freed_with(region, catalog, &freed, context)? };
+    let freed_bytes = if freed == roots { unique } else { freed_with(region, catalog, &freed, context)?.0 };
     let (unique_stored_bytes, shared_stored_bytes, unread) = (unique, shared, references.unread);
     Ok(ItemStats { id: name, unique_stored_bytes, shared_stored_bytes, freed_bytes, kept_by, unread })
 }
@@ -186,7 +186,11 @@ pub(super) fn freed_bytes(
 ) -> Result<u64, OpsError> {
     let mut roots = roots_of(snapshots.iter().copied(), templates.iter().copied());
     roots.retain(|root| keeper(catalog, *root).is_none());
-    freed_with(region, catalog, &roots, context)
+    let (freed_bytes, unread) = freed_with(region, catalog, &roots, context)?;
+    if !unread.is_empty() {
+        context.progress.note(&unread_sentence(&unread));
+    }
+    Ok(freed_bytes)
 }
 
 /// That figures leave something out.
@@ -211,21 +215,20 @@ fn roots_of(
     snapshots.chain(templates.into_iter().map(RootId::Template)).collect()
 }
 
+/// What removing roots gives back, and what could not be read for it.
 fn freed_with(
     region: &Region,
     catalog: &Catalog,
     freed: &[RootId],
     context: &Context<'_>,
-) -> Result<u64, OpsError> {
-    let Some(&first) = freed.first() else { return Ok(0) };
+) -> Result<(u64, BTreeSet<String>), OpsError> {
+    let Some(&first) = freed.first() else { return Ok((0, BTreeSet::new())) };
     let one = freed.iter().map(|&root| (root, first)).collect();
     let references = References::of(region, catalog, &one, context)?;
-    if !references.unread.is_empty() {
-        context.progress.note(&unread_sentence(&references.unread));
-    }
     let alone = |chunk: &&Chunk| chunk.owner == Owner::One(first);
     let chunks: u64 = references.chunks.values().filter(alone).map(|chunk| chunk.stored_bytes).sum();
-    Ok(chunks + references.bases_alone(first) + manifest_bytes(catalog, freed))
+    let freed_bytes = chunks + references.bases_alone(first) + manifest_bytes(catalog, freed);
+    Ok((freed_bytes, references.unread))
 }
 
 /// Whether a volume or a live instance stands on a root.

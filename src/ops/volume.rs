@@ -67,7 +67,7 @@ pub fn create_volume(
     // What cannot be put on record is not begun.
     utf8(&output)?;
     check_folder(&output)?;
-    context.end_dry_run()?;
+    context.end_dry_run_in(region)?;
     let id = VolumeId::from_random(region.random_id()?);
     make_dirs(&output)?;
     let path = output.join(format!("{id}.raw"));

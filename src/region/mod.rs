@@ -248,7 +248,8 @@ impl Region {
 
     /// Appends one record of what `build` makes of the state at the log's tail, and returns when it is
     /// durable. If another writer is faster, `build` sees the new state. If it gives no operations nothing
-    /// is appended, and the state that it saw is durable, and that of the region that is in this place. `build` must not use this region: the log is held.
+    /// is appended, and the state that it saw is durable, and that of the region that is in this place. `build` must not use
+    /// this region: the log is held.
     pub fn commit<T, E: From<RegionError>>(
         &self,
         account: AccountId,

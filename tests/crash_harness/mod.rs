@@ -315,13 +315,27 @@ pub fn acks_at(history: &History, operations: usize) -> Vec<Ack> {
     history.acks.iter().filter(|(when, _)| *when <= operations).map(|(_, ack)| ack.clone()).collect()
 }
 
-/// What is wrong with a disk after a crash: see [`violation`].
-pub type Oracle<'a> =
-    &'a (dyn Fn(&Caller, &SimFiles, &[Ack], &[Arc<Vec<u8>>], bool) -> Option<String> + Sync);
+/// A disk after a crash, and what is known of it: see [`violation`].
+pub struct Crash<'a> {
+    pub caller: &'a Caller,
+    pub files: &'a SimFiles,
+    pub acks: &'a [Ack],
+    pub contents: &'a [Arc<Vec<u8>>],
+    pub go_on: bool,
+}
+
+impl Crash<'_> {
+    pub fn violation(&self) -> Option<String> {
+        violation(self.caller, self.files, self.acks, self.contents, self.go_on)
+    }
+}
+
+/// What is wrong after a crash.
+pub type Oracle<'a> = &'a (dyn Fn(&Crash<'_>) -> Option<String> + Sync);
 
 /// Crashes a history at every operation in many ways. Gives the number of states and the violations.
 pub fn crash_everywhere(history: &History, states: usize, stop_at_first: bool) -> (usize, Vec<String>) {
-    crash_with(&violation, history, states, stop_at_first)
+    crash_with(&|crash: &Crash<'_>| crash.violation(), history, states, stop_at_first)
 }
 
 /// The same, as an oracle sees it.
@@ -353,7 +367,9 @@ pub fn crash_with(
                         let files = history.files.crash(at, mode);
                         tried.fetch_add(1, Ordering::Relaxed);
                         let go_on = number % 16 < 2;
-                        if let Some(fault) = oracle(&caller, &files, &acks, &history.contents, go_on) {
+                        let (caller, files, acks) = (&caller, &files, &acks);
+                        let crash = Crash { caller, files, acks, contents: &history.contents, go_on };
+                        if let Some(fault) = oracle(&crash) {
                             violations.lock().unwrap().push(format!("operation {at}, {mode:?}: {fault}"));
                             break;
                         }

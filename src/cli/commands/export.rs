@@ -148,12 +148,18 @@ fn tell_lost(disks: &[(&str, Vec<Range<u64>>)]) -> u8 {
 /// An error, with what can be had all the same if content is lost.
 fn with_cure(session: &Session<'_>, error: OpsError, args: &ExportArgs) -> OpsError {
     let is_loss = matches!(&error, OpsError::Region(error) if error.is_loss());
-    if is_loss || error.class() == Class::Damage {
-        session.watcher.note(if args.zero_lost {
-            "without its block map nothing of a disk can be told: `imgstore repair`, with --from REGION or --disk DISK, may bring it back"
-        } else {
-            "`imgstore repair` mends what it can; what is left can be written with --zero-lost then"
-        });
+    if (is_loss || error.class() == Class::Damage) && !args.zero_lost {
+        let cure = "`imgstore repair` mends what it can; what is left can be written with --zero-lost then";
+        session.watcher.note(cure);
+    }
+    error
+}
+
+/// The error of a block map, without which nothing is left, with what may bring it back.
+fn without_map(session: &Session<'_>, error: OpsError) -> OpsError {
+    if error.class() == Class::Damage {
+        let cure = "without its block map nothing of a disk can be told: `imgstore repair`, with --from REGION or --disk DISK, may bring it back";
+        session.watcher.note(cure);
     }
     error
 }
@@ -163,7 +169,7 @@ fn export_disk(session: &Session<'_>, args: &ExportArgs, format: DiskFormat) -> 
     let region = session.home.open_region()?;
     let catalog = region.catalog()?;
     let root = export::select(&catalog, args.id, args.device.as_deref(), &session.context)?;
-    let map = export::load(&region, &root).map_err(|error| with_cure(session, error, args))?;
+    let map = export::load(&region, &root).map_err(|error| without_map(session, error))?;
     let snapshot_id = match root.id {
         RootId::Snapshot(id) => Some(id),
         RootId::Template(_) => None,
@@ -246,8 +252,8 @@ fn export_whole(
     let region = session.home.open_region()?;
     let catalog = region.catalog()?;
     let image = find::image(&catalog, session.context.account, id)?;
-    let disks = image_disks(&region, &catalog, id, &session.context)
-        .map_err(|error| with_cure(session, error, args))?;
+    let disks =
+        image_disks(&region, &catalog, id, &session.context).map_err(|error| without_map(session, error))?;
     let gaps = args.zero_lost.then(Gaps::default);
     let paths = match format {
         Some(format) => {
