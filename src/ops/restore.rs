@@ -172,6 +172,8 @@ impl Volume<'_> {
     }
 
     fn leave_out_lost(&self, pieces: &mut [Vec<Run>], gaps: &Gaps) -> Result<(), RegionError> {
+        // What is wrong with the log is no loss of content.
+        self.region.catalog()?;
         for run in pieces.iter_mut().flatten() {
             let Run::Chunk(chunk) = *run else { continue };
             match self.region.fetch(&[chunk.id]) {
