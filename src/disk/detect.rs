@@ -93,8 +93,10 @@ const SIGNATURES: [(usize, &[u8], Foreign); 21] = [
     (257, b"ustar", Foreign::Ova),
 ];
 
-/// Every format whose signature stands in the first bytes of a disk. A fixed VHD has its own at its end.
-pub fn head_signatures(head: &[u8]) -> Vec<Foreign> {
+/// Every format whose signature stands in the first [`HEAD_BYTES`] of a disk; what is behind them decides nothing. A fixed
+/// VHD has its own at its end.
+pub fn head_signatures(start: &[u8]) -> Vec<Foreign> {
+    let head = &start[..start.len().min(HEAD_BYTES)];
     let stands = |at: usize, signature: &[u8]| head.get(at..).is_some_and(|rest| rest.starts_with(signature));
     let mut found: Vec<Foreign> = SIGNATURES
         .iter()
@@ -147,6 +149,11 @@ mod tests {
         ] {
             assert_eq!(head_signatures(text.as_bytes()), [Foreign::Vmdk], "{text:?}");
         }
+        // Not by a line that the head cuts, at whose end there may be more.
+        let text = |comment: usize| format!("#{}\nversion=1\nCID=1\n", "-".repeat(comment));
+        assert_eq!(head_signatures(text(HEAD_BYTES - 12).as_bytes()), [Foreign::Vmdk]);
+        assert_eq!(head_signatures(text(HEAD_BYTES - 11).as_bytes()), []);
+        assert_eq!(head_signatures(b"# a script\nversion=1"), []);
     }
 
     #[test]

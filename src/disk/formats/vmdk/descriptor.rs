@@ -26,12 +26,12 @@ struct Seen {
 }
 
 /// Whether a file begins as a descriptor does that stands by itself: by QEMU's rule, the first line that is no comment says a
-/// version; or by what VMware writes.
+/// version; or by what VMware writes. A line that is cut where the head ends says nothing.
 pub fn is_descriptor(head: &[u8]) -> bool {
-    let mut lines = head.split(|&byte| byte == b'\n').map(|line| line.trim_ascii());
-    let says = lines.find(|line| !line.is_empty() && !line.starts_with(b"#"));
+    let lines = head.split_inclusive(|&byte| byte == b'\n').filter(|line| line.ends_with(b"\n"));
+    let says = lines.map(|line| line.trim_ascii()).find(|line| !line.is_empty() && !line.starts_with(b"#"));
     let is_version = |line: &[u8]| [&b"version=1"[..], b"version=2", b"version=3"].contains(&line);
-    head.starts_with(b"# Disk DescriptorFile") || (says.is_some_and(is_version) && head.contains(&b'\n'))
+    head.starts_with(b"# Disk DescriptorFile") || says.is_some_and(is_version)
 }
 
 /// Checks a descriptor.
