@@ -1136,3 +1136,30 @@ fn a_repair_that_cannot_mend_the_log_says_what_can() {
         "{why}"
     );
 }
+
+#[test]
+fn what_differs_is_told_in_bytes_and_by_ranges() {
+    let place = Place::new();
+    let mut bytes = place.disk("a.raw", 1 << 20, 1);
+    let image = one_line(&place.ok(&["import", "a.raw", "--name", "web-1"]), "ami-");
+    bytes[10_000] ^= 1;
+    bytes[200_000..300_000].fill(0);
+    fs::write(place.path("b.raw"), &bytes).unwrap();
+    let other = one_line(&place.ok(&["import", "b.raw", "--name", "web-2"]), "ami-");
+    let document = place.json(&["diff", &image, &other, "--blocks"]);
+    let [device] = document["devices"].as_array().unwrap().as_slice() else { panic!("{document}") };
+    assert_eq!(device["device_name"], "/dev/xvda");
+    assert_eq!(device["first_volume_bytes"], 1 << 20);
+    let [ranges, removed] = [&device["blocks"], &device["removed_bytes"]];
+    let range = |start: u64, end: u64, change| serde_json::json!({ "start_byte": start, "end_byte": end, "change": change });
+    assert_eq!(ranges[0], range(8192, 12_288, "changed"));
+    let whole = range(200_704, 299_008, "removed");
+    assert!(ranges.as_array().unwrap().contains(&whole), "{ranges}");
+    assert!(removed.as_u64().unwrap() >= 98_304);
+    let text = place.ok(&["diff", &image, &other]);
+    assert!(text.starts_with("DEVICE") && text.contains("/dev/xvda"), "{text}");
+    let lines = place.ok(&["diff", &image, &other, "--blocks"]);
+    assert!(lines.contains("200704") && lines.contains("removed"), "{lines}");
+    assert_eq!(place.fails(&["diff", &image, "ami-0123456789abcdef0"]).0, 3);
+    assert_eq!(place.fails(&["diff", &image, "vol-0123456789abcdef0"]).0, 2);
+}

@@ -18,6 +18,7 @@ pub mod delete;
 pub mod describe;
 mod described;
 pub mod devices;
+pub mod diff;
 pub mod encode;
 pub mod error;
 mod expected;

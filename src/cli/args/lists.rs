@@ -5,6 +5,7 @@ use clap::Args;
 use imgstore::model::account::{AccountId, Permission, is_alias};
 use imgstore::ops::describe::Owner;
 use imgstore::ops::filter::Filter;
+use imgstore::ops::find::AnyId;
 
 #[derive(Debug, Args)]
 pub struct ListArgs {
@@ -51,6 +52,25 @@ Examples:
   imgstore images --latest 'web-*'
   imgstore images --owner all --executable-by all     public images
   imgstore images --owner all --executable-by self    images that others shared with this account";
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Blocks of 4 KiB are compared, and nothing is read where both have the same chunk. Added is what has zeros in the first\nor is behind its end, removed the same of the second. Of two images all devices are compared, by their names.\n\nExamples:\n  imgstore diff ami-0123… ami-0456…\n  imgstore diff snap-0123… snap-0456… --blocks"
+)]
+pub struct DiffArgs {
+    /// An image or a snapshot
+    #[arg(value_name = "FIRST")]
+    pub first: AnyId,
+    /// What it is compared with
+    #[arg(value_name = "SECOND")]
+    pub second: AnyId,
+    /// Only this device of images [default: all of two images, the root device of one]
+    #[arg(long, value_name = "NAME")]
+    pub device: Option<String>,
+    /// List each range that differs
+    #[arg(long)]
+    pub blocks: bool,
+}
 
 /// Whom an image was shared with.
 #[derive(Debug, Clone, Copy)]

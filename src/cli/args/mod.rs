@@ -12,7 +12,7 @@ pub use images::{
 pub use instances::{
     BundleArgs, CreateImageArgs, CreateSnapshotArgs, CreateVolumeArgs, ExportArgs, LaunchArgs, UnbundleArgs,
 };
-pub use lists::{ImagesArgs, ListArgs, Whom};
+pub use lists::{DiffArgs, ImagesArgs, ListArgs, Whom};
 pub use places::{
     AccountCommand, BinCommand, CopyArgs, GcArgs, Kind, RegionCommand, RepackArgs, RepairArgs, RuleArgs,
     VerifyArgs,
@@ -239,6 +239,8 @@ pub enum Command {
     Unbundle(UnbundleArgs),
     /// Write a snapshot, or a device of an image, to a disk file, a block device, or standard output
     Export(ExportArgs),
+    /// Where two images or snapshots hold different bytes
+    Diff(DiffArgs),
     /// What the region holds, or what images and snapshots cost
     Stats {
         /// Images and snapshots; none for the whole region

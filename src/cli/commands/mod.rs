@@ -6,6 +6,7 @@ mod bundle;
 mod copy;
 mod describe;
 mod devices;
+mod diff;
 mod export;
 mod gc;
 mod history;
@@ -160,6 +161,7 @@ fn dispatch(session: &mut Session<'_>, command: &Command) -> Result<u8, CliError
         Command::DeleteSnapshot { snapshot } => remove::delete_snapshot(session, *snapshot),
         Command::Bin(command) => remove::bin(session, command),
         Command::Account(command) => account::account(session, command),
+        Command::Diff(args) => diff::diff(session, args),
         Command::Stats { ids } => upkeep::stats(session, ids),
         Command::Gc(args) => gc::gc(session, args),
         Command::Repack(args) => repack::repack(session, args),
