@@ -856,6 +856,11 @@ fn a_clock_that_is_surely_behind_is_not_put_on_record() {
     storage.create(&record_name(2), &[&record::encode(&wrong).unwrap().0]).unwrap();
     assert_eq!(region.catalog().unwrap().sequence, 2);
     assert_eq!(region.time_on_record(60_000).unwrap(), newest);
+    // Where most records say the same it is right, and was ahead when the region was made.
+    let third = StoredRecord { sequence: 3, previous: record::encode(&wrong).unwrap().1, ..wrong };
+    storage.create(&record_name(3), &[&record::encode(&third).unwrap().0]).unwrap();
+    assert_eq!(region.catalog().unwrap().sequence, 3);
+    assert_eq!(region.time_on_record(60_000).unwrap(), 60_000);
 }
 
 /// While a command is at work, somebody puts an older state of its region back, or another region in its place: a record

@@ -97,7 +97,13 @@ impl Trusted {
         let (mut brought, mut upkeep) = (HashMap::new(), HashSet::new());
         for sequence in (sequence.saturating_sub(RECORDS_BACK) + 1..=sequence).rev() {
             context.check_cancelled()?;
-            let Some(record) = target.record(sequence)? else { continue };
+            let record = match target.record(sequence) {
+                Ok(Some(record)) => record,
+                Ok(None) => continue,
+                // Nor can it be told whether another moved something: it is brought again.
+                Err(error) if error.is_loss() => return Ok(()),
+                Err(error) => return Err(error.into()),
+            };
             for op in &record.ops {
                 match op {
                     Op::RegisterPack(pack) if record.author.account == context.account => {

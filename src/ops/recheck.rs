@@ -27,7 +27,7 @@ pub fn differences(
     let mut found = Vec::new();
     let mut buffer = vec![0; context.buffer_bytes()];
     let mut batch: Vec<Piece> = Vec::new();
-    for piece in map.runs().flat_map(|run| pieces(&run, context.buffer_bytes())) {
+    for piece in map.runs().flat_map(|run| pieces(run, context.buffer_bytes())) {
         let held: usize = batch.iter().map(Piece::padded_bytes).sum();
         if held + piece.padded_bytes() > buffer.len() {
             found.extend(check(disk, len, &batch, &mut buffer, context)?);
@@ -60,25 +60,19 @@ impl Piece {
 }
 
 /// A chunk is one piece, a zero run as many as it takes.
-fn pieces(run: &Run, bytes_max: usize) -> Vec<Piece> {
-    match *run {
+fn pieces(run: Run, bytes_max: usize) -> impl Iterator<Item = Piece> {
+    let (start, blocks, at_once, expected) = match run {
         Run::Chunk(chunk) => {
-            let (start_block, blocks) = (chunk.start_block, u64::from(chunk.blocks));
-            vec![Piece { start_block, blocks, expected: Some(chunk.id) }]
+            let blocks = u64::from(chunk.blocks);
+            (chunk.start_block, blocks, blocks, Some(chunk.id))
         }
         Run::Zero { start_block, blocks } => {
-            let at_once = (bytes_max / BLOCK_BYTES).max(1) as u64;
-            let starts = (start_block..start_block + blocks).step_by(usize::try_from(at_once).unwrap_or(1));
-            let end = start_block + blocks;
-            starts
-                .map(|start_block| Piece {
-                    start_block,
-                    blocks: at_once.min(end - start_block),
-                    expected: None,
-                })
-                .collect()
+            (start_block, blocks, (bytes_max / BLOCK_BYTES).max(1) as u64, None)
         }
-    }
+    };
+    let end = start + blocks;
+    let starts = (start..end).step_by(usize::try_from(at_once).unwrap_or(1));
+    starts.map(move |start_block| Piece { start_block, blocks: at_once.min(end - start_block), expected })
 }
 
 /// Reads pieces that follow each other, and gives those that are other than expected.

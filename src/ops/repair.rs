@@ -163,8 +163,8 @@ fn mend(
         context.check_cancelled()?;
         repaired.manifests += maps_from_region(&mut session, source, &mut lost_maps, context)?;
     }
-    find_bases(&mut session, sources, repaired, context)?;
     let mut disks = vec![Read::default(); sources.disks.len()];
+    find_bases(&mut session, sources, &mut disks, repaired, context)?;
     loop {
         gather(&mut session, sources, &mut disks, &mut lost_maps, repaired, context)?;
         // Deltas whose bases nobody has, in packs that were sound by themselves when they were checked, or came since: they
@@ -176,6 +176,8 @@ fn mend(
         }
         repaired.quarantined.extend(closed);
     }
+    // With what came last.
+    region.base_elsewhere(context.account, || context.check_cancelled())?;
     let foreign = disks.iter().enumerate().filter(|(_, disk)| disk.was_read && !disk.had_some);
     repaired.foreign_disks = foreign.map(|(number, _)| number).collect();
     repaired.stored_bytes = session.stored_bytes();
@@ -187,6 +189,7 @@ fn mend(
 fn find_bases(
     session: &mut Session,
     sources: &RepairSources<'_>,
+    disks: &mut [Read],
     repaired: &mut Repaired,
     context: &Context<'_>,
 ) -> Result<(), OpsError> {
@@ -196,6 +199,18 @@ fn find_bases(
         let stored = store_these(session, source, &lost, context)?;
         let is_own = source.header().id == region.header().id;
         *(if is_own { &mut repaired.moved } else { &mut repaired.fetched }) += stored;
+    }
+    for (disk, read) in sources.disks.iter().zip(disks) {
+        let mut lost = region.lost_bases()?.chunks;
+        if lost.is_empty() {
+            break;
+        }
+        context.progress.begin("repair", disk.len_bytes());
+        let (stored, _) = reread(session, &**disk, &mut lost, context)?;
+        session.flush()?;
+        repaired.reread += stored;
+        read.was_read = true;
+        read.had_some |= stored > 0;
     }
     Ok(())
 }

@@ -289,6 +289,11 @@ impl Check<'_> {
             records.swap(at, at + usize::try_from(random % left).unwrap_or(0));
         }
         records.sort_by_cached_key(|record| options.checked_ms.get(&record.name));
+        // Half of them, or nearly, of those that were checked before: however many new ones come between two samples.
+        let never = records.partition_point(|record| !options.checked_ms.contains_key(&record.name));
+        let odd = usize::from(self.region.random_id()? % 2 == 1);
+        let again = (usize::midpoint(count, odd)).min(records.len() - never).max(count.saturating_sub(never));
+        records.drain(count - again..never);
         records.truncate(count);
         records.retain(|record| !options.skip.contains(&record.name));
         // These first, too: whoever is interrupted has done what matters most.

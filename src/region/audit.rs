@@ -66,7 +66,7 @@ fn next_usable(storage: &dyn Storage, sequence: u64) -> Option<(Catalog, LogPosi
     let listed = storage.list("checkpoints").ok()?;
     let behind =
         listed.iter().filter(|listed| sequence_in(&listed.name).is_some_and(|number| number > sequence));
-    behind.filter_map(|listed| usable_checkpoint(storage, &listed.name)).next()
+    behind.filter_map(|listed| usable_checkpoint(storage, &listed.name).ok().flatten()).next()
 }
 
 /// Records that are asked for the time: some may have been made by the same wrong clock.
@@ -90,8 +90,12 @@ impl Region {
         // One that cannot be read says nothing.
         let times =
             (1..=tail).rev().take(RECORDS_ASKED).filter_map(|sequence| self.record(sequence).ok().flatten());
-        let newest = times.map(|record| record.time_ms).max();
-        Ok(newest.filter(|newest| *newest > now_ms.saturating_add(DAY_MS)).unwrap_or(now_ms))
+        let mut times: Vec<TimeMs> = times.map(|record| record.time_ms).collect();
+        times.sort_unstable();
+        // Where most say what this clock says, it was the region's maker whose clock was wrong.
+        let is_ahead = |time: Option<&TimeMs>| time.is_some_and(|time| *time > now_ms.saturating_add(DAY_MS));
+        let newest = times.last().filter(|_| is_ahead(times.get(times.len() / 2)));
+        Ok(newest.copied().unwrap_or(now_ms))
     }
 
     /// Every object and its length.

@@ -4,6 +4,7 @@ use super::Region;
 use super::error::RegionError;
 use super::fetch::{Located, StoredRun};
 use crate::io::storage::StorageError;
+use crate::model::catalog::Catalog;
 use crate::model::ids::ChunkId;
 use crate::model::objects::{PackName, PackState};
 use crate::model::units::BLOCK_BYTES;
@@ -89,10 +90,11 @@ impl Region {
     }
 
     /// What deltas in live or damaged packs are stored against, and is in no live pack as a plain frame. Of condemned packs the
-    /// same, if what they are on record with is damaged: something may need what is in them alone.
+    /// same, if what they are on record with is damaged, and something needs what is in them alone.
     pub fn lost_bases(&self) -> Result<LostBases, RegionError> {
         let mut lost = LostBases::default();
         let catalog = self.catalog()?;
+        let mut condemned: Vec<(Located, u64)> = Vec::new();
         for (name, pack) in catalog.packs.iter() {
             let counts = match pack.state {
                 PackState::Live | PackState::Quarantined { .. } => true,
@@ -106,23 +108,66 @@ impl Region {
             let Ok(trailer) = read_trailer(&*self.0.storage, self.0.header.id, &pack.record) else {
                 continue;
             };
-            let (mut wanted, mut leading) = (Vec::new(), HashSet::new());
+            let mut wanted = Vec::new();
             for (entry, base) in trailer.deltas() {
                 if self.find_base(base)?.is_none() {
-                    wanted.push((entry.id, Location::new(entry, *name)));
-                    leading.insert(base);
+                    wanted.push(((entry.id, Location::new(entry, *name)), base));
                 }
+            }
+            if matches!(pack.state, PackState::Condemned { .. }) {
+                condemned.extend(wanted);
+                continue;
             }
             if pack.state == PackState::Live && !wanted.is_empty() {
                 lost.packs.insert(*name);
             }
-            for wanted in wanted.chunks(READ_AT_ONCE) {
-                // What a damaged frame names is not looked for.
-                lost.chunks
-                    .extend(self.bases_named(wanted).iter().filter(|id| leading.contains(&id.leading())));
-            }
+            self.add_bases(&wanted, &mut lost.chunks);
         }
+        self.add_needed(&catalog, condemned, &mut lost.chunks)?;
         Ok(lost)
+    }
+
+    /// The same of those deltas that are in no live pack and that something needs: a root refers to them, or they are lost bases
+    /// themselves.
+    fn add_needed(
+        &self,
+        catalog: &Catalog,
+        mut deltas: Vec<(Located, u64)>,
+        lost: &mut BTreeSet<ChunkId>,
+    ) -> Result<(), RegionError> {
+        if deltas.is_empty() {
+            return Ok(());
+        }
+        let ids: Vec<ChunkId> = deltas.iter().map(|((id, _), _)| *id).collect();
+        let places = ids.iter().zip(self.has_live_chunks(&ids)?);
+        let alone: HashSet<ChunkId> = places.filter(|(_, has)| !has).map(|(id, _)| *id).collect();
+        let (mut referred, mut asked) = (HashSet::new(), HashSet::new());
+        for root in catalog.roots().filter(|root| asked.insert(root.manifest.name)) {
+            // One whose map is lost refers to nothing that is known.
+            let Ok(map) = self.load_map(root.manifest) else { continue };
+            referred.extend(map.chunks().iter().map(|chunk| chunk.id).filter(|id| alone.contains(id)));
+        }
+        loop {
+            let is_needed = |((id, _), _): &(Located, u64)| {
+                alone.contains(id) && (referred.contains(id) || lost.contains(id))
+            };
+            let (needed, rest): (Vec<_>, Vec<_>) = deltas.into_iter().partition(is_needed);
+            if needed.is_empty() {
+                return Ok(());
+            }
+            self.add_bases(&needed, lost);
+            deltas = rest;
+        }
+    }
+
+    /// Adds what some deltas are stored against, of those that can be read, with the leading bytes of their bases' ids.
+    fn add_bases(&self, deltas: &[(Located, u64)], bases: &mut BTreeSet<ChunkId>) {
+        for deltas in deltas.chunks(READ_AT_ONCE) {
+            let located: Vec<Located> = deltas.iter().map(|(located, _)| *located).collect();
+            let leading: HashSet<u64> = deltas.iter().map(|(_, base)| *base).collect();
+            // What a damaged frame names is not looked for.
+            bases.extend(self.bases_named(&located).iter().filter(|id| leading.contains(&id.leading())));
+        }
     }
 
     /// The bases that some deltas name, of those that can be read.

@@ -565,11 +565,13 @@ impl Mark {
         Ok(found)
     }
 
-    /// The place to keep: in a live pack if there is one, not in one that is to be emptied, as a plain frame, and in the
-    /// pack that comes first by name, so that everybody who asks keeps the same.
+    /// The place to keep: in a live pack if there is one, not stored against what may be damaged, which new content does not
+    /// count on either, not in one that is to be emptied, as a plain frame, and in the pack that comes first by name, so that
+    /// everybody who asks keeps the same.
     fn best(&self, group: &Group, only_plain: bool) -> Option<(Entry, PackName)> {
         let rank = |(entry, pack): &(Entry, PackName)| {
-            (self.index.rank(pack), self.avoided.contains(pack), !entry.codec.is_plain(), *pack)
+            let is_baseless = self.index.is_baseless(&Location::new(entry, *pack));
+            (self.index.rank(pack), is_baseless, self.avoided.contains(pack), !entry.codec.is_plain(), *pack)
         };
         let places = group.places.iter().copied();
         places.filter(|(entry, _)| !only_plain || entry.codec.is_plain()).min_by_key(rank)

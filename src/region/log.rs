@@ -133,8 +133,8 @@ impl Head {
         names.reverse();
         // A checkpoint is a cache: one that cannot be used costs time and nothing else.
         let usable = names.iter().find_map(|listed| {
-            usable_checkpoint(storage, &listed.name)
-                .map(|(catalog, position)| (catalog, position, listed.len))
+            let found = usable_checkpoint(storage, &listed.name).ok().flatten();
+            found.map(|(catalog, position)| (catalog, position, listed.len))
         });
         let (catalog, position, bytes) =
             usable.unwrap_or_else(|| (Catalog::default(), LogPosition { sequence: 0, hash: region_hash }, 0));
@@ -348,15 +348,26 @@ fn undecided(sequence: u64) -> impl Fn(RegionError) -> RegionError {
     move |error| RegionError::Undecided { sequence, source: Box::new(error) }
 }
 
-/// A checkpoint's state, if it is whole and the record that it stands on is the log's.
-pub(super) fn usable_checkpoint(storage: &dyn Storage, name: &str) -> Option<(Catalog, LogPosition)> {
-    let checkpoint = read_checkpoint(storage, name).ok()?;
+/// A checkpoint's state, if it is whole and the record that it stands on is the log's. What cannot be read now is an error.
+pub(super) fn usable_checkpoint(
+    storage: &dyn Storage,
+    name: &str,
+) -> Result<Option<(Catalog, LogPosition)>, RegionError> {
+    let read = |error: RegionError| if error.is_damage() { Ok(None) } else { Err(error) };
+    let checkpoint = match read_checkpoint(storage, name) {
+        Ok(checkpoint) => checkpoint,
+        Err(error) => return read(error),
+    };
     let sequence = checkpoint.catalog.sequence;
-    let record = read_record(storage, sequence).ok()??;
+    let record = match read_record(storage, sequence) {
+        Ok(Some(record)) => record,
+        Ok(None) => return Ok(None),
+        Err(error) => return read(error),
+    };
     // Numbers are 20 digits in names, but a log never comes near their end.
     let fits =
         sequence < SEQUENCE_MAX && checkpoint_name(sequence) == name && record.hash == checkpoint.record_hash;
-    fits.then_some((checkpoint.catalog, LogPosition { sequence, hash: record.hash }))
+    Ok(fits.then_some((checkpoint.catalog, LogPosition { sequence, hash: record.hash })))
 }
 
 pub(super) fn read_checkpoint(storage: &dyn Storage, name: &str) -> Result<Checkpoint, RegionError> {

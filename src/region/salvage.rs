@@ -205,10 +205,13 @@ impl Region {
         }
         for listed in self.0.storage.list("checkpoints")? {
             // They cost only time. But where a record is lost, or will be, one is all that opens the region: those that fit the log
-            // stay, unless one says something else than it.
-            if (!audit.lost.is_empty() || !audit.is_contradicted)
-                && usable_checkpoint(&*self.0.storage, &listed.name).is_some()
-            {
+            // stay, unless one says something else than it. Nor does what cannot be read now go where one is needed.
+            let stays = match usable_checkpoint(&*self.0.storage, &listed.name) {
+                Ok(Some(_)) => !audit.lost.is_empty() || !audit.is_contradicted,
+                Ok(None) => false,
+                Err(_) => !audit.lost.is_empty(),
+            };
+            if stays {
                 continue;
             }
             self.0.storage.delete(&listed.name)?;
