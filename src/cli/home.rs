@@ -189,12 +189,7 @@ impl Home {
         check_owner(&root)?;
         let region = Region::open_directory(&root, self.directory).map_err(at)?;
         region.note_home(&self.path);
-        if let Some(sequence) = region.lost_record() {
-            progress::warn(&format!(
-                "region {name}: log record {sequence} was written and is lost, so what it did is not shown; \
-                 `imgstore repair` brings it back"
-            ));
-        }
+        warn_of_lost_record(name, &region);
         Ok(region)
     }
 
@@ -232,6 +227,7 @@ impl Home {
         let region = Region::open_directory(&root, self.directory);
         let region = region.map_err(|error| region_error(path, path, error))?;
         region.note_home(&self.path);
+        warn_of_lost_record(path, &region);
         Ok(region)
     }
 
@@ -371,6 +367,16 @@ fn expand(path: &str) -> Result<PathBuf, CliError> {
     let home = std::env::var_os("HOME").filter(|home| !home.is_empty());
     let home = home.ok_or_else(|| CliError::Usage(format!("{path}: HOME is not set")))?;
     Ok(PathBuf::from(home).join(rest))
+}
+
+/// What is shown is then the state before the record.
+fn warn_of_lost_record(name: &str, region: &Region) {
+    if let Some(sequence) = region.lost_record() {
+        progress::warn(&format!(
+            "region {name}: log record {sequence} was written and is lost, so what it did is not shown; \
+             `imgstore repair` brings it back"
+        ));
+    }
 }
 
 fn region_error(name: &str, url: &str, error: RegionError) -> CliError {

@@ -4,6 +4,7 @@ use super::formats::{qcow2, vhd, vhdx, vmdk};
 use super::open::{TargetOptions, check_target, open_target};
 use crate::io::disk::{DiskError, DiskWrite, FileWrite};
 use crate::io::outfile::NewFile;
+pub use crate::io::outfile::Together;
 use rayon::ThreadPool;
 use std::path::Path;
 
@@ -81,9 +82,34 @@ pub fn create_disk<'a>(
     if format == DiskFormat::Raw {
         return open_target(path, volume_bytes, options);
     }
-    let file: Box<dyn FileWrite> = Box::new(NewFile::create(path, 0, options.force)?);
+    write_format(NewFile::create(path, 0, options.force)?, path, volume_bytes, format, id, pool)
+}
+
+/// The same for one of several new files, which get their names together.
+pub fn create_disk_of<'a>(
+    several: &Together,
+    path: &Path,
+    volume_bytes: u64,
+    format: DiskFormat,
+    options: TargetOptions,
+    id: u128,
+    pool: &'a ThreadPool,
+) -> Result<Box<dyn DiskWrite + 'a>, DiskError> {
+    let len = if format == DiskFormat::Raw { volume_bytes } else { 0 };
+    write_format(several.create(path, len, options.force)?, path, volume_bytes, format, id, pool)
+}
+
+fn write_format<'a>(
+    file: impl FileWrite + DiskWrite + 'static,
+    path: &Path,
+    volume_bytes: u64,
+    format: DiskFormat,
+    id: u128,
+    pool: &'a ThreadPool,
+) -> Result<Box<dyn DiskWrite + 'a>, DiskError> {
+    let file = Box::new(file);
     match format {
-        DiskFormat::Raw => open_target(path, volume_bytes, options),
+        DiskFormat::Raw => Ok(file),
         DiskFormat::Qcow2 { is_compressed } => {
             qcow2::write::create(file, path, volume_bytes, qcow2::write::Options { is_compressed }, pool)
         }

@@ -12,7 +12,6 @@ pub use crate::io::outfile::{
 };
 pub use crate::io::reflink::FinishedFile;
 
-use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -141,7 +140,7 @@ fn open_as(
 pub struct TargetOptions {
     /// Replace a regular file that stands there.
     pub force: bool,
-    /// Overwrite a block device.
+    /// Overwrite a block device; anything else is refused.
     pub write_device: bool,
 }
 
@@ -153,6 +152,7 @@ pub fn open_target(path: &Path, len: u64, options: TargetOptions) -> Result<Box<
         }
         return Ok(Box::new(BlockDevice::open(path, len)?));
     }
+    check_no_device(path, options)?;
     Ok(Box::new(NewFile::create(path, len, options.force)?))
 }
 
@@ -161,11 +161,20 @@ pub fn check_target(path: &Path, len: u64, options: TargetOptions) -> Result<(),
     match is_block_device(path) {
         true if options.write_device => BlockDevice::check(path, len),
         true => Err(DiskError::IsDevice { path: path.to_owned() }),
-        false => NewFile::check(path, options.force),
+        false => check_no_device(path, options).and_then(|()| NewFile::check(path, options.force)),
     }
 }
 
-/// A stream as a target: zeros are written, too.
-pub fn stream_target(out: impl Write + Send + 'static, name: &'static str) -> Box<dyn DiskWrite> {
-    Box::new(Stream::new(out, name))
+/// Who means a device is not to get a file, in memory perhaps, under its name.
+fn check_no_device(path: &Path, options: TargetOptions) -> Result<(), DiskError> {
+    if !options.write_device {
+        return Ok(());
+    }
+    let why = "is no block device; is it there? Leave --write-device out for a file";
+    Err(DiskError::BadTarget { path: path.to_owned(), why })
+}
+
+/// Standard output as a target: zeros are written, too.
+pub fn stdout_target() -> Result<Box<dyn DiskWrite>, DiskError> {
+    Ok(Box::new(Stream::stdout()?))
 }

@@ -11,9 +11,11 @@ use rustix::io::Errno;
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Seek, Write};
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Bytes of a file's name that its temporary name has, too.
 const NAME_BYTES_SHOWN: usize = 200;
@@ -67,6 +69,13 @@ impl NewFile {
     pub fn create(path: &Path, len: u64, replace: bool) -> Result<Self, DiskError> {
         Self::check(path, replace)?;
         let failed = |e| DiskError::io("create", path, 0, e);
+        // What grows beyond the limit of a process is ended by a signal, without a word.
+        if rustix::process::getrlimit(rustix::process::Resource::Fsize)
+            .current
+            .is_some_and(|limit| len > limit)
+        {
+            return Err(failed(io::ErrorKind::FileTooLarge.into()));
+        }
         let name = path.file_name().ok_or_else(|| failed(io::ErrorKind::InvalidInput.into()))?;
         let mut temporary = std::ffi::OsString::from(".");
         temporary.push(shown_of(name));
@@ -98,13 +107,79 @@ impl NewFile {
             }
         }
         self.temporary = None;
-        match File::open(folder_of(&self.path)).and_then(|folder| folder.sync_all()) {
-            // Who may only write into the folder, or where folders are not synced: the file is there, and its bytes are durable.
-            Err(e) if matches!(e.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::InvalidInput) => {
-                Ok(())
-            }
+        match sync_folder(folder_of(&self.path)) {
+            // Who may only write into the folder: the file is there, and its bytes are durable.
+            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => Ok(()),
             synced => synced,
         }
+    }
+}
+
+/// Makes the names in a folder durable, where folders can be synced.
+pub(super) fn sync_folder(folder: &Path) -> io::Result<()> {
+    match File::open(folder)?.sync_all() {
+        Err(e) if e.kind() == io::ErrorKind::InvalidInput => Ok(()),
+        synced => synced,
+    }
+}
+
+/// Files that get their names together, once all of them are whole and durable. Those that are not given one go again.
+#[derive(Debug, Clone, Default)]
+pub struct Together(Arc<Mutex<Vec<NewFile>>>);
+
+impl Together {
+    /// One of them; as [`NewFile::create`].
+    pub fn create(&self, path: &Path, len: u64, replace: bool) -> Result<OneOf, DiskError> {
+        Ok(OneOf { file: NewFile::create(path, len, replace)?, ready: self.clone() })
+    }
+
+    /// Gives those that are finished their names.
+    pub fn publish(self) -> Result<(), DiskError> {
+        let files = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
+        files.into_iter().try_for_each(|file| DiskWrite::finish(Box::new(file)))
+    }
+}
+
+/// A file that waits for others.
+#[derive(Debug)]
+pub struct OneOf {
+    file: NewFile,
+    ready: Together,
+}
+
+impl OneOf {
+    fn finish_writing(mut self) -> Result<(), DiskError> {
+        self.file.out.sync_all().map_err(|e| DiskError::io("finish", &self.file.path, 0, e))?;
+        self.ready.0.lock().unwrap_or_else(PoisonError::into_inner).push(self.file);
+        Ok(())
+    }
+}
+
+impl FileWrite for OneOf {
+    fn put_at(&mut self, offset: u64, bytes: &[u8]) -> Result<(), DiskError> {
+        self.file.put_at(offset, bytes)
+    }
+
+    fn close(self: Box<Self>) -> Result<(), DiskError> {
+        self.finish_writing()
+    }
+}
+
+impl DiskWrite for OneOf {
+    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<(), DiskError> {
+        self.file.write_at(offset, bytes)
+    }
+
+    fn write_parts_at(&mut self, offset: u64, parts: &[&[u8]]) -> Result<(), DiskError> {
+        self.file.write_parts_at(offset, parts)
+    }
+
+    fn zero_at(&mut self, offset: u64, len: u64) -> Result<(), DiskError> {
+        self.file.zero_at(offset, len)
+    }
+
+    fn finish(self: Box<Self>) -> Result<(), DiskError> {
+        self.finish_writing()
     }
 }
 
@@ -246,20 +321,24 @@ impl DiskWrite for BlockDevice {
 const ZERO_BYTES: usize = 1 << 20;
 
 /// A stream, such as standard output: everything is written, zeros too, front to back.
-pub struct Stream<W> {
-    out: W,
+pub struct Stream {
+    out: File,
     name: &'static str,
     position: u64,
 }
 
-impl<W: Write + Send> Stream<W> {
-    /// A stream called `name` in errors.
-    pub fn new(out: W, name: &'static str) -> Self {
-        Self { out, name, position: 0 }
+impl Stream {
+    /// Standard output, of which nobody else writes anything meanwhile. Written to directly: the standard library takes an
+    /// output that cannot be written to for one that wants nothing.
+    pub fn stdout() -> Result<Self, DiskError> {
+        let name = "standard output";
+        let owned = io::stdout().as_fd().try_clone_to_owned();
+        let out = File::from(owned.map_err(|e| DiskError::io("open", name, 0, e))?);
+        Ok(Self { out, name, position: 0 })
     }
 }
 
-impl<W: Write + Send> DiskWrite for Stream<W> {
+impl DiskWrite for Stream {
     fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<(), DiskError> {
         debug_assert_eq!(offset, self.position);
         self.position += bytes.len() as u64;
@@ -277,8 +356,16 @@ impl<W: Write + Send> DiskWrite for Stream<W> {
         Ok(())
     }
 
-    fn finish(mut self: Box<Self>) -> Result<(), DiskError> {
-        self.out.flush().map_err(|e| DiskError::io("flush", self.name, self.position, e))
+    fn finish(self: Box<Self>) -> Result<(), DiskError> {
+        // A file or a device is durable then; pipes and terminals cannot be.
+        match self.out.sync_all() {
+            Err(e)
+                if !matches!(e.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::ReadOnlyFilesystem) =>
+            {
+                Err(DiskError::io("sync", self.name, self.position, e))
+            }
+            _ => Ok(()),
+        }
     }
 }
 
@@ -308,7 +395,7 @@ pub fn make_dirs(path: &Path) -> Result<(), DiskError> {
             made => made.and_then(|()| fs::set_permissions(dir, fs::Permissions::from_mode(0o700)))?,
         }
         let parent = dir.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        match File::open(parent).and_then(|parent| parent.sync_all()) {
+        match sync_folder(parent) {
             // A folder that stood before, under one that the caller may not read.
             Err(e) if e.kind() == io::ErrorKind::PermissionDenied && dir == path => Ok(()),
             synced => synced,

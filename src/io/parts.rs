@@ -3,7 +3,7 @@
 
 use super::disk::{DiskError, DiskWrite};
 use super::os::{no_follow, no_waiting};
-use super::outfile::{NewFile, make_dirs};
+use super::outfile::{NewFile, make_dirs, sync_folder};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::ops::RangeInclusive;
@@ -62,8 +62,7 @@ impl NewParts {
     /// Makes the names of all files durable, and then, whole or not at all, the file `name`, by which they
     /// count. From then on they stay.
     pub fn publish(mut self, name: &str, bytes: &[u8]) -> Result<(), DiskError> {
-        let synced = File::open(&self.dir).and_then(|dir| dir.sync_all());
-        synced.map_err(|e| DiskError::io("sync", &self.dir, 0, e))?;
+        sync_folder(&self.dir).map_err(|e| DiskError::io("sync", &self.dir, 0, e))?;
         let path = self.dir.join(name);
         let done = NewFile::create(&path, bytes.len() as u64, false).and_then(|mut file| {
             file.write_at(0, bytes)?;

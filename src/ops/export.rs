@@ -3,10 +3,10 @@
 use super::context::Context;
 use super::error::{Code, OpsError};
 use super::find::{
-    AnyId, backing, image as find_image, snapshot as find_snapshot, template as find_template,
+    AnyId, content, image as find_image, snapshot as find_snapshot, template as find_template,
 };
 use super::gaps::Gaps;
-use super::restore::{restore, zero};
+use super::restore::{restore, unless_deleted, zero};
 use crate::disk::DiskWrite;
 use crate::model::blockmap::BlockMap;
 use crate::model::catalog::{Catalog, Root};
@@ -40,7 +40,9 @@ fn of_device<'a>(catalog: &'a Catalog, image: &Image, device: Option<&str>) -> R
     }
     let found = image.devices.iter().find(|mapping| is_same_device(&mapping.device_name, name));
     match found.map(|mapping| &mapping.target) {
-        Some(DeviceTarget::Ebs(ebs)) if let Some(id) = ebs.snapshot_id => Ok(backing(catalog, id)?.into()),
+        Some(DeviceTarget::Ebs(ebs)) if let Some(id) = ebs.snapshot_id => {
+            Ok(content(catalog, image, id)?.into())
+        }
         Some(_) => {
             Err(OpsError::rule(Code::InvalidParameterValue, format!("{name} of {} has no content", image.id)))
         }
@@ -66,7 +68,7 @@ pub fn volume_bytes(catalog: &Catalog, id: AnyId, device: Option<&str>, root: &R
 
 /// Its block map, for exporting.
 pub fn load(region: &Region, root: &Root<'_>) -> Result<BlockMap, OpsError> {
-    Ok(region.load_map(root.manifest)?)
+    region.load_map(root.manifest).map_err(|error| unless_deleted(region, root.id, error.into()))
 }
 
 /// Writes content to a target of `volume_bytes`, which may be more than its own, and finishes it. With `gaps` what is lost

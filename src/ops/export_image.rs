@@ -2,10 +2,11 @@
 
 use super::context::Context;
 use super::error::{Code, OpsError};
-use super::find::{backing, image as find_image, template as find_template};
+use super::export::load;
+use super::find::{content, image as find_image, template as find_template};
 use super::gaps::Gaps;
 use super::restore::restore;
-use crate::disk::create::{DiskFormat, create_disk};
+use crate::disk::create::{DiskFormat, Together, check_file, create_disk_of};
 use crate::disk::formats::vmdk;
 use crate::disk::open::{self, TargetOptions, make_dirs, remove_dir_with};
 use crate::disk::ova::DISKS_MAX as OVA_DISKS_MAX;
@@ -38,7 +39,7 @@ pub fn image_disks(
 ) -> Result<Vec<ImageDisk>, OpsError> {
     let image = find_image(catalog, context.account, id)?;
     let mut disks = Vec::new();
-    let loaded = |root: &Root<'_>| Ok::<_, OpsError>((root.id, region.load_map(root.manifest)?));
+    let loaded = |root: &Root<'_>| Ok::<_, OpsError>((root.id, load(region, root)?));
     if let Some(template) = find_template(catalog, image) {
         let root = Root::from(template);
         let (device_name, volume_bytes) = (image.root_device_name.clone(), template.volume_bytes);
@@ -46,7 +47,7 @@ pub fn image_disks(
     }
     for mapping in &image.devices {
         let DeviceTarget::Ebs(ebs) = &mapping.target else { continue };
-        let root = ebs.snapshot_id.map(|id| backing(catalog, id).map(Root::from)).transpose()?;
+        let root = ebs.snapshot_id.map(|id| content(catalog, image, id).map(Root::from)).transpose()?;
         disks.push(ImageDisk {
             device_name: mapping.device_name.clone(),
             volume_bytes: ebs.volume_bytes,
@@ -97,14 +98,15 @@ fn check_folder(
         Ok(_) => {}
         Err(_) => open::check_folder(folder)?,
     }
+    let is_there = folder.is_dir();
     for disk in disks {
-        format.check_len(&path_of(disk, folder, format), disk.volume_bytes)?;
+        let path = path_of(disk, folder, format);
+        format.check_len(&path, disk.volume_bytes)?;
+        if is_there {
+            check_file(&path, options)?;
+        }
     }
-    let mut paths = disks.iter().map(|disk| path_of(disk, folder, format));
-    match paths.find(|path| !options.force && path.symlink_metadata().is_ok()) {
-        Some(path) => Err(DiskError::Exists { path }.into()),
-        None => Ok(()),
-    }
+    Ok(())
 }
 
 fn no_folder(path: &Path) -> OpsError {
@@ -133,21 +135,20 @@ fn write_disks(
     context: &Context<'_>,
 ) -> Result<Vec<PathBuf>, OpsError> {
     begin(disks, context);
-    let (mut targets, mut paths) = (Vec::new(), Vec::new());
+    let (several, mut paths) = (Together::default(), Vec::new());
     for disk in disks {
         let path = path_of(disk, folder, format);
         let id = u128::from(region.random_id()?) << 64 | u128::from(region.random_id()?);
-        let mut target = create_disk(&path, disk.volume_bytes, format, options, id, context.pool)?;
+        let mut target =
+            create_disk_of(&several, &path, disk.volume_bytes, format, options, id, context.pool)?;
         if let Some((root, map)) = &disk.content {
             restore(region, *root, map, gaps, &mut *target, context)?;
         }
-        targets.push(target);
+        target.finish()?;
         paths.push(path);
     }
     context.check_cancelled()?;
-    for target in targets {
-        target.finish()?;
-    }
+    several.publish()?;
     Ok(paths)
 }
 

@@ -130,6 +130,21 @@ pub(super) fn backing(catalog: &Catalog, id: SnapshotId) -> Result<&Snapshot, Op
     catalog.snapshots.get(&id).ok_or_else(|| OpsError::snapshot_not_found(id))
 }
 
+/// The content of a snapshot under an image, for whoever may use that. Its owner must be able to read the snapshot still: a
+/// permission that was taken back ends what was built on it, too.
+pub(super) fn content<'a>(
+    catalog: &'a Catalog,
+    image: &Image,
+    id: SnapshotId,
+) -> Result<&'a Snapshot, OpsError> {
+    let snapshot = backing(catalog, id)?;
+    if snapshot.readable_by(image.owner) {
+        return Ok(snapshot);
+    }
+    let why = format!("the owner of {} may no longer read {id}, which it was made of", image.id);
+    Err(OpsError::rule(Code::StorageDenied, why))
+}
+
 /// Refuses snapshots that devices are to be made of and that the caller may not read, or that are not whole.
 pub(super) fn check_contents(
     catalog: &Catalog,

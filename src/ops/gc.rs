@@ -7,7 +7,7 @@
 use super::bin::expire_all;
 use super::context::Context;
 use super::error::{Class, OpsError};
-use super::rewrite::{Keep, Rewritten, despite_others, mark, rewrite};
+use super::rewrite::{Keep, Rewritten, despite_others, mark_after, rewrite};
 use crate::model::catalog::{Pack, RootId};
 use crate::model::objects::{PackName, PackState};
 use crate::model::units::TimeMs;
@@ -104,16 +104,19 @@ struct Candidates {
 
 /// Says what [`collect`] would do now. Changes nothing.
 pub fn preview(region: &Region, options: &GcOptions, context: &Context<'_>) -> Result<Collected, OpsError> {
-    let mark = mark(region, Losses::Accepted, Keep::InFuller(options.repack_percent), context)?;
+    // What ends its stay in the bin comes first in a collection, too.
+    let expired = expire_all(&region.catalog()?, context);
+    let keep = Keep::InFuller(options.repack_percent);
+    let mark = mark_after(region, &expired, Losses::Accepted, keep, context)?;
     let kept = mark.kept_packs();
     let candidates = candidates(region, &mark, &kept, options)?;
     let mut collected = Collected {
+        expired: expired.len() as u64,
         in_progress: candidates.in_progress,
         unneeded: candidates.unneeded,
         lost: mark.lost_roots().to_vec(),
         ..Collected::default()
     };
-    collected.expired = expire_all(&mark.catalog, context).len() as u64;
     let mut rebased = mark.rebased(&kept);
     // What something is put on is used again.
     let rescued = mark.catalog.with_bases(rebased.values().flatten().copied());
@@ -163,7 +166,7 @@ pub fn preview(region: &Region, options: &GcOptions, context: &Context<'_>) -> R
             wait(&mut collected, len, context.now_ms, options);
         }
     }
-    let orphans = region.find_orphans()?;
+    let orphans = region.find_orphans_after(&expired)?;
     collected.orphans = Amount { count: orphans.objects.len() as u64, bytes: orphans.bytes() };
     Ok(collected)
 }

@@ -67,7 +67,8 @@ pub fn start(region: &Region, ids: &[InstanceId], context: &Context<'_>) -> Resu
 }
 
 /// Terminates instances, all or none: their own disks and the volumes that say so are deleted, the other
-/// volumes are detached. One that is terminated already is left as it is.
+/// volumes are detached. One that is terminated already is left as it is, but disks of it that stayed are removed, or told of:
+/// whoever terminated it may not have come to that.
 pub fn terminate(
     region: &Region,
     ids: &[InstanceId],
@@ -88,6 +89,8 @@ pub fn terminate(
                     if deletes { &mut answer.deleted } else { &mut answer.kept }.push(volume.id);
                 }
                 of_it.add(catalog, instance, &answer.deleted);
+            } else if !instance.is_live() {
+                of_it.add_again(catalog, instance);
             }
             answers.push(answer);
             files.push(of_it);
@@ -108,6 +111,9 @@ struct Files {
     /// As they are on record.
     disks: Vec<String>,
     folders: Vec<String>,
+    /// Of instances that were terminated before: what may have stayed, and folders in which nothing is on record.
+    again: Vec<String>,
+    again_folders: Vec<String>,
 }
 
 impl Files {
@@ -118,12 +124,31 @@ impl Files {
         self.folders.push(instance.path.clone());
     }
 
+    fn add_again(&mut self, catalog: &Catalog, instance: &Instance) {
+        self.again.extend(instance.local_disks.iter().map(|disk| disk.path.clone()));
+        let is_in = |volume: &Volume| Path::new(&volume.path).starts_with(&instance.path);
+        if !catalog.volumes.values().any(is_in) {
+            self.again_folders.push(instance.path.clone());
+        }
+    }
+
     /// Removes them; what stays, and why.
     fn remove(&self, region: &Region) -> Vec<String> {
-        let left = self.disks.iter().filter_map(|disk| remove_disk(region, disk)).collect();
-        for folder in self.folders.iter().filter_map(|folder| region.path_of_record(folder)) {
-            // It stays if a kept volume is in it.
+        let mut left: Vec<String> = self.disks.iter().filter_map(|disk| remove_disk(region, disk)).collect();
+        for path in self.again.iter().filter_map(|disk| region.path_of_record(disk)) {
+            left.extend(remove_made_file(&path).err().map(|error| error.to_string()));
+        }
+        let of_record = |folders: &[String]| -> Vec<_> {
+            folders.iter().filter_map(|folder| region.path_of_record(folder)).collect()
+        };
+        // They stay if a kept volume is in them.
+        of_record(&self.folders).iter().for_each(|folder| remove_instance_folder(folder));
+        for folder in of_record(&self.again_folders) {
             remove_instance_folder(&folder);
+            if folder.is_dir() {
+                let why = "is still there, and nothing in it is on record; remove it yourself";
+                left.push(format!("{}: {why}", folder.display()));
+            }
         }
         left
     }

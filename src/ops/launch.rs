@@ -77,7 +77,10 @@ pub fn launch(
     context: &Context<'_>,
 ) -> Result<Vec<Launched>, OpsError> {
     check(options)?;
-    let token = client_token(options.client_token.as_ref(), &(id, options))?;
+    let output = absolute(&options.output)?;
+    // The folder is part of the request, however it is spelled.
+    let request = LaunchOptions { output: output.clone(), ..options.clone() };
+    let token = client_token(options.client_token.as_ref(), &(id, &request))?;
     let made = durable(region, context, |catalog| made_instances(catalog, token.as_ref(), context))?;
     if !made.is_empty() {
         context.end_dry_run()?;
@@ -86,7 +89,6 @@ pub fn launch(
     let catalog = region.catalog()?;
     let image = find_image(&catalog, context.account, id)?;
     let contents = plan(region, &catalog, image, options, context)?;
-    let output = absolute(&options.output)?;
     check_folder(&output)?;
     context.end_dry_run_in(region)?;
 
@@ -98,7 +100,12 @@ pub fn launch(
     let result = launch.run(token.as_ref(), &mut written);
     // Where nobody knows whether the record exists, the disks stay: the record may need them.
     match &result {
-        Err(OpsError::Region(error)) if error.is_unknown_outcome() => {}
+        Err(OpsError::Region(error)) if error.is_unknown_outcome() => {
+            context.progress.note(&format!(
+                "what was written to {} stays, since it may be on record: what `imgstore instances` does not show there is not",
+                output.display()
+            ));
+        }
         Ok(launched) => written.remove_all_but(launched),
         Err(_) => written.remove_all_but(&[]),
     }
@@ -146,7 +153,7 @@ fn plan(
         contents.push(Content::of_template(region, root, template)?);
     }
     for device in &devices {
-        contents.push(Content::of_device(region, catalog, device, options.ephemeral_bytes)?);
+        contents.push(Content::of_device(region, catalog, image, device, options.ephemeral_bytes)?);
     }
     Ok(contents)
 }

@@ -3,7 +3,8 @@
 use super::context::Context;
 use super::devices::check_device_name;
 use super::error::OpsError;
-use super::find::backing;
+use super::export::load;
+use super::find::content;
 use super::launch::Launched;
 use super::restore::restore;
 use crate::disk::open::{FinishedFile, TargetOptions, make_dirs, open_target, remove_dir_with, utf8};
@@ -41,13 +42,14 @@ impl Content {
             device_name: device_name.to_owned(),
             volume_bytes: template.volume_bytes,
             kind: Kind::Template(template.id),
-            map: Some((root.id, region.load_map(root.manifest)?)),
+            map: Some((root.id, load(region, &root)?)),
         })
     }
 
     pub fn of_device(
         region: &Region,
         catalog: &Catalog,
+        image: &Image,
         device: &BlockDeviceMapping,
         ephemeral_bytes: u64,
     ) -> Result<Self, OpsError> {
@@ -63,8 +65,8 @@ impl Content {
         };
         let map = match ebs.snapshot_id {
             Some(id) => {
-                let root = Root::from(backing(catalog, id)?);
-                Some((root.id, region.load_map(root.manifest)?))
+                let root = Root::from(content(catalog, image, id)?);
+                Some((root.id, load(region, &root)?))
             }
             None => None,
         };

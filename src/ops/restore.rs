@@ -8,7 +8,7 @@
 
 use super::buffers::{GiveBack, Take, buffers};
 use super::context::Context;
-use super::error::OpsError;
+use super::error::{Class, OpsError};
 use super::gaps::Gaps;
 use super::stage::{check_whole, join_all, spawn};
 use crate::disk::{AlignedBuffer, DiskWrite};
@@ -95,7 +95,7 @@ pub fn restore(
     let at_once = (2 * context.buffer_bytes() / piece_bytes).clamp(WRITTEN_AT_ONCE_MIN, WRITTEN_AT_ONCE_MAX);
     let count = threads + BUFFERS_OF_WRITTEN * at_once;
     let volume = Volume { region, root, map, gaps };
-    thread::scope(|scope| {
+    let restored = thread::scope(|scope| {
         let (back, buffers) = buffers(count);
         let (tasks_in, tasks) = bounded(FETCHED_AHEAD);
         let (order_in, order) = bounded(FETCHED_AHEAD + count);
@@ -113,14 +113,30 @@ pub fn restore(
         // Who waits for a buffer, or to hand something on, sees that nobody is there any more.
         drop((order, back));
         join_all(stages, written)
-    })?;
-    // What was deleted and collected meanwhile is not lost.
-    if gaps.is_some_and(|gaps| !gaps.of(root).is_empty())
-        && !region.catalog()?.roots().any(|there| there.id == root)
-    {
-        return Err(OpsError::ContentGone { what: format!("{root}, which was deleted meanwhile") });
+    });
+    restored.map_err(|error| unless_deleted(region, root, error))?;
+    if gaps.is_some_and(|gaps| !gaps.of(root).is_empty()) {
+        check_named(region, root)?;
     }
     Ok(())
+}
+
+/// What was deleted and collected meanwhile is not damaged.
+pub(super) fn unless_deleted(region: &Region, root: RootId, error: OpsError) -> OpsError {
+    if error.class() != Class::Damage {
+        return error;
+    }
+    match check_named(region, root) {
+        Err(gone @ OpsError::ContentGone { .. }) => gone,
+        _ => error,
+    }
+}
+
+fn check_named(region: &Region, root: RootId) -> Result<(), OpsError> {
+    if region.catalog()?.roots().any(|there| there.id == root) {
+        return Ok(());
+    }
+    Err(OpsError::ContentGone { what: format!("{root}, which was deleted meanwhile") })
 }
 
 /// First stage: reads the stored frames of one batch after the other, and hands them on in pieces, until nobody takes them.
@@ -179,6 +195,7 @@ impl Volume<'_> {
             match self.region.fetch(&[chunk.id]) {
                 Ok(_) => {}
                 Err(error) if error.is_loss() => {
+                    self.region.check_in_reach(chunk.id)?;
                     gaps.note(self.root, &chunk, self.map.volume_bytes());
                     *run = Run::Zero { start_block: chunk.start_block, blocks: u64::from(chunk.blocks) };
                 }
@@ -205,6 +222,7 @@ impl Volume<'_> {
         }
         match (fetched.decode(self.region, frame, raw), self.gaps) {
             (Err(error), Some(gaps)) if error.is_loss() => {
+                self.region.check_in_reach(chunk.id)?;
                 gaps.note(root, chunk, self.map.volume_bytes());
                 raw.fill(0);
                 Ok(())

@@ -3,6 +3,7 @@
 use super::context::Context;
 use super::error::OpsError;
 use crate::model::objects::{PackName, PackState};
+use crate::model::op::Op;
 use crate::region::Region;
 use crate::region::collect::Mark;
 use crate::region::doubles::Proved;
@@ -86,8 +87,19 @@ pub(super) fn mark(
     keep: Keep<'_>,
     context: &Context<'_>,
 ) -> Result<Mark, OpsError> {
+    mark_after(region, &[], losses, keep, context)
+}
+
+/// The same, as if some operations were on record, too.
+pub(super) fn mark_after(
+    region: &Region,
+    ops: &[Op],
+    losses: Losses,
+    keep: Keep<'_>,
+    context: &Context<'_>,
+) -> Result<Mark, OpsError> {
     let outside = |avoided: &HashSet<PackName>| loop {
-        match region.mark_despite(losses, avoided, || context.check_cancelled()) {
+        match region.mark_after(ops, losses, avoided, || context.check_cancelled()) {
             Err(OpsError::Region(error)) if region.leaves_out(&error) => {}
             marked => return marked,
         }

@@ -1,5 +1,6 @@
 //! Stats: what a region holds, what things cost in it, and what deleting each would give back.
 
+use super::bin::expire_all;
 use super::context::Context;
 use super::error::{Code, OpsError};
 use super::find::{AnyId, image as find_image, snapshot as find_snapshot};
@@ -7,6 +8,7 @@ use crate::model::catalog::{Catalog, RootId};
 use crate::model::ids::{ChunkId, SnapshotId, TemplateId};
 use crate::model::objects::PackName;
 use crate::region::Region;
+use crate::region::error::RegionError;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// A region's figures, in bytes unless they count.
@@ -62,6 +64,8 @@ pub enum Keeper {
     Volumes,
     /// Instances of its template.
     Instances,
+    /// The owner of its snapshots, who is another than the image's.
+    Owner,
 }
 
 impl Keeper {
@@ -71,6 +75,7 @@ impl Keeper {
             Self::Images => "images",
             Self::Volumes => "volumes",
             Self::Instances => "instances",
+            Self::Owner => "owner",
         }
     }
 }
@@ -80,6 +85,8 @@ struct References {
     chunks: HashMap<ChunkId, Chunk>,
     /// Chunks that are only there since others are stored against them, by the leading bytes of their ids.
     bases: HashMap<u64, Chunk>,
+    /// What each delta is stored against, by the leading bytes of its id.
+    base_of: HashMap<ChunkId, u64>,
     unread: BTreeSet<String>,
 }
 
@@ -118,11 +125,18 @@ pub fn region_stats(region: &Region, context: &Context<'_>) -> Result<RegionStat
 
 /// What single images and snapshots cost.
 pub fn item_stats(region: &Region, ids: &[AnyId], context: &Context<'_>) -> Result<Vec<ItemStats>, OpsError> {
-    let catalog = region.catalog()?;
+    let catalog = without_overdue(&region.catalog()?, context)?;
     ids.iter().map(|id| item(region, &catalog, *id, context)).collect()
 }
 
+/// Without what is in the bin and can be restored no more: it keeps nothing.
+fn without_overdue(catalog: &Catalog, context: &Context<'_>) -> Result<Catalog, OpsError> {
+    let after = catalog.after(&expire_all(catalog, context));
+    after.map_err(|rejection| RegionError::Rejected(rejection).into())
+}
+
 fn item(region: &Region, catalog: &Catalog, id: AnyId, context: &Context<'_>) -> Result<ItemStats, OpsError> {
+    let mut kept_by = BTreeSet::new();
     let (name, roots, freed) = match id {
         AnyId::Image(id) => {
             let image = find_image(catalog, context.account, id)?;
@@ -130,14 +144,21 @@ fn item(region: &Region, catalog: &Catalog, id: AnyId, context: &Context<'_>) ->
                 catalog.images_using(snapshot).any(|user| user != id)
                     || catalog.binned_images_using(snapshot).next().is_some()
             };
+            let is_owners = |id: SnapshotId| {
+                catalog.snapshots.get(&id).is_some_and(|snapshot| snapshot.owner == image.owner)
+            };
             let snapshots: BTreeSet<SnapshotId> = image.snapshot_ids().collect();
-            let alone = snapshots.iter().copied().filter(|snapshot| !other_image(*snapshot));
+            kept_by.extend(snapshots.iter().any(|id| other_image(*id)).then_some(Keeper::Images));
+            kept_by.extend(snapshots.iter().any(|id| !is_owners(*id)).then_some(Keeper::Owner));
+            let alone = snapshots.iter().copied().filter(|id| !other_image(*id) && is_owners(*id));
             let freed = roots_of(alone, image.template);
             (id.to_string(), roots_of(snapshots.iter().copied(), image.template), freed)
         }
         AnyId::Snapshot(id) => {
             find_snapshot(catalog, context.account, id)?;
-            let freed = if catalog.image_using(id).is_some() { vec![] } else { vec![RootId::Snapshot(id)] };
+            let is_used = catalog.image_using(id).is_some();
+            kept_by.extend(is_used.then_some(Keeper::Images));
+            let freed = if is_used { vec![] } else { vec![RootId::Snapshot(id)] };
             (id.to_string(), vec![RootId::Snapshot(id)], freed)
         }
         AnyId::Volume(_) | AnyId::Instance(_) => {
@@ -146,7 +167,7 @@ fn item(region: &Region, catalog: &Catalog, id: AnyId, context: &Context<'_>) ->
     };
     // The item's roots count as one: what two of its own devices share is still its own.
     let Some(&first) = roots.first() else {
-        let (kept_by, unread) = (BTreeSet::new(), BTreeSet::new());
+        let unread = BTreeSet::new();
         let (unique_stored_bytes, shared_stored_bytes, freed_bytes) = (0, 0, 0);
         return Ok(ItemStats {
             id: name,
@@ -160,15 +181,16 @@ fn item(region: &Region, catalog: &Catalog, id: AnyId, context: &Context<'_>) ->
     let one = roots.iter().map(|&root| (root, first)).collect();
     let references = References::of(region, catalog, &one, context)?;
     let (mut unique, mut shared) = (0, 0);
-    for id in own_chunks(region, catalog, &roots)? {
-        let Some(chunk) = references.chunks.get(&id) else { continue };
+    let own = own_chunks(region, catalog, &roots)?;
+    for id in &own {
+        let Some(chunk) = references.chunks.get(id) else { continue };
         let sum = if chunk.owner == Owner::One(first) { &mut unique } else { &mut shared };
         *sum += chunk.stored_bytes;
     }
     unique += references.bases_alone(first);
+    shared += references.bases_with_others(&own, first);
     unique += manifest_bytes(catalog, &roots);
-    let by_images = roots.iter().any(|root| !freed.contains(root)).then_some(Keeper::Images);
-    let kept_by = roots.iter().filter_map(|root| keeper(catalog, *root)).chain(by_images).collect();
+    kept_by.extend(roots.iter().filter_map(|root| keeper(catalog, *root)));
     let freed: Vec<_> = freed.into_iter().filter(|root| keeper(catalog, *root).is_none()).collect();
     let freed_bytes = if freed == roots { unique } else { freed_with(region, catalog, &freed, context)?.0 };
     let (unique_stored_bytes, shared_stored_bytes, unread) = (unique, shared, references.unread);
@@ -184,6 +206,7 @@ pub(super) fn freed_bytes(
     templates: &[TemplateId],
     context: &Context<'_>,
 ) -> Result<u64, OpsError> {
+    let catalog = &without_overdue(catalog, context)?;
     let mut roots = roots_of(snapshots.iter().copied(), templates.iter().copied());
     roots.retain(|root| keeper(catalog, *root).is_none());
     let (freed_bytes, unread) = freed_with(region, catalog, &roots, context)?;
@@ -297,7 +320,7 @@ impl References {
             };
             let ids: Vec<ChunkId> = map.chunks().iter().map(|chunk| chunk.id).collect();
             let unknown: Vec<ChunkId> = ids.iter().filter(|id| !chunks.contains_key(id)).copied().collect();
-            let places = region.try_locate(&unknown)?;
+            let places = region.try_locate_usable(&unknown)?;
             for (id, location) in unknown.into_iter().zip(places) {
                 let Some(location) = location else {
                     let name = told(root.id);
@@ -326,7 +349,7 @@ impl References {
                 }
             }
         }
-        let mut references = Self { chunks, bases: HashMap::new(), unread };
+        let mut references = Self { chunks, bases: HashMap::new(), base_of: HashMap::new(), unread };
         references.add_bases(region, &deltas)?;
         Ok(references)
     }
@@ -356,6 +379,7 @@ impl References {
                 else {
                     continue;
                 };
+                self.base_of.insert(*id, *leading);
                 let base = match by_leading.get(leading).and_then(|id| self.chunks.get_mut(id)) {
                     Some(base) => base,
                     None => {
@@ -370,6 +394,21 @@ impl References {
             }
         }
         Ok(())
+    }
+
+    /// Stored bytes of what deltas among some chunks of a root are stored against, is not among them, and is there for others,
+    /// too.
+    fn bases_with_others(&self, own: &BTreeSet<ChunkId>, root: RootId) -> u64 {
+        let needed: BTreeSet<u64> = own.iter().filter_map(|id| self.base_of.get(id)).copied().collect();
+        let own: BTreeSet<u64> = own.iter().map(ChunkId::leading).collect();
+        let of_others: BTreeSet<u64> = needed.difference(&own).copied().collect();
+        if of_others.is_empty() {
+            return 0;
+        }
+        let only_bases = of_others.iter().filter_map(|leading| self.bases.get(leading));
+        let shared = only_bases.filter(|base| base.owner != Owner::One(root)).map(|base| base.stored_bytes);
+        let referred = self.chunks.iter().filter(|(id, _)| of_others.contains(&id.leading()));
+        shared.sum::<u64>() + referred.map(|(_, chunk)| chunk.stored_bytes).sum::<u64>()
     }
 
     /// Stored bytes of bases that nothing else refers to and only deltas of one root need.

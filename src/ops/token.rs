@@ -34,16 +34,18 @@ pub(super) fn made_before<'a, T>(
     token_of: impl Fn(&T) -> Option<&ClientToken>,
 ) -> Result<Vec<&'a T>, OpsError> {
     let Some(token) = token else { return Ok(Vec::new()) };
-    let mut made = Vec::new();
+    let (mut made, mut is_others) = (Vec::new(), false);
     for thing in all {
         match token_of(thing) {
             Some(known) if known == token => made.push(thing),
-            Some(known) if known.token == token.token => {
-                let why = "The client token was used before with other parameters";
-                return Err(OpsError::rule(Code::IdempotentParameterMismatch, why));
-            }
+            Some(known) if known.token == token.token => is_others = true,
             _ => {}
         }
+    }
+    // There can be two requests of one token where what one had made was in the bin meanwhile: each gives what it gave.
+    if made.is_empty() && is_others {
+        let why = "The client token was used before with other parameters";
+        return Err(OpsError::rule(Code::IdempotentParameterMismatch, why));
     }
     Ok(made)
 }

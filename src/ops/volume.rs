@@ -54,7 +54,10 @@ pub fn create_volume(
 ) -> Result<Volume, OpsError> {
     check_tags(&options.tags)?;
     check_iops(options.volume_type, options.iops)?;
-    let token = client_token(options.client_token.as_ref(), options)?;
+    let output = absolute(&options.output)?;
+    // The folder is part of the request, however it is spelled.
+    let request = VolumeOptions { output: output.clone(), ..options.clone() };
+    let token = client_token(options.client_token.as_ref(), &request)?;
     let made = durable(region, context, |catalog| made_volume(catalog, token.as_ref(), context))?;
     if let Some(made) = made {
         context.end_dry_run()?;
@@ -63,7 +66,6 @@ pub fn create_volume(
     let catalog = region.catalog()?;
     let snapshot = options.snapshot_id.map(|id| find_snapshot(&catalog, context.account, id)).transpose()?;
     let volume_bytes = volume_bytes(options, snapshot)?;
-    let output = absolute(&options.output)?;
     // What cannot be put on record is not begun.
     utf8(&output)?;
     check_folder(&output)?;
@@ -98,7 +100,12 @@ pub fn create_volume(
     match &result {
         Ok(made) if made.id == id => {}
         // Where nobody knows whether the record exists, the disk stays: the record may need it.
-        Err(OpsError::Region(error)) if error.is_unknown_outcome() => {}
+        Err(OpsError::Region(error)) if error.is_unknown_outcome() => {
+            context.progress.note(&format!(
+                "{} stays, since it may be on record: if `imgstore volumes` does not show it, remove it",
+                path.display()
+            ));
+        }
         _ => drop(remove_made_file(&path)),
     }
     result

@@ -200,9 +200,20 @@ impl Region {
         &self,
         losses: Losses,
         avoided: &HashSet<PackName>,
+        watch: impl FnMut() -> Result<(), E>,
+    ) -> Result<Mark, E> {
+        self.mark_after(&[], losses, avoided, watch)
+    }
+
+    /// The same, as if some operations were on record, too: for a preview.
+    pub fn mark_after<E: From<RegionError>>(
+        &self,
+        ops: &[Op],
+        losses: Losses,
+        avoided: &HashSet<PackName>,
         mut watch: impl FnMut() -> Result<(), E>,
     ) -> Result<Mark, E> {
-        let catalog = self.catalog()?;
+        let catalog = self.catalog()?.after(ops).map_err(RegionError::Rejected)?;
         let index = self.index_of(&catalog);
         if let Some(pack) = index.unreadable().first() {
             let why = format!("packs cannot be read: {} ({})", index.unreadable().len(), pack.error);

@@ -11,7 +11,7 @@ use imgstore::disk::bundle::{BundleOptions, create_bundle, is_bundle_name, open_
 use imgstore::disk::create::check_file;
 use imgstore::disk::formats::Limits;
 use imgstore::disk::open::{
-    TargetOptions, check_folder, check_target, open_disk, open_target, stream_target,
+    TargetOptions, check_folder, check_target, open_disk, open_target, stdout_target,
 };
 use imgstore::model::catalog::Catalog;
 use imgstore::model::ids::{ImageId, SnapshotId};
@@ -151,11 +151,8 @@ pub fn unbundle(session: &Session<'_>, args: &UnbundleArgs) -> Result<(), CliErr
         check_target(&args.file, volume_bytes, target_options)?;
     }
     session.context.end_dry_run()?;
-    let target = if to_stdout {
-        stream_target(std::io::stdout(), "standard output")
-    } else {
-        open_target(&args.file, volume_bytes, target_options)?
-    };
+    let target =
+        if to_stdout { stdout_target()? } else { open_target(&args.file, volume_bytes, target_options)? };
     let copied = copy_disk(&bundle, target, "unbundle", &session.context);
     copied.map_err(|error| left_by(error, &args.file))?;
     let seconds = started.elapsed().as_secs_f64();

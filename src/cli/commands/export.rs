@@ -8,7 +8,7 @@ use crate::cli::progress::warn;
 use crate::cli::text::{bytes, lossy};
 use clap::ValueEnum as _;
 use imgstore::disk::create::{DiskFormat, check_disk, check_file, create_disk, create_file};
-use imgstore::disk::open::{TargetOptions, is_block_device, open_raw, stream_target};
+use imgstore::disk::open::{TargetOptions, is_block_device, open_raw, stdout_target};
 use imgstore::model::catalog::RootId;
 use imgstore::model::ids::ImageId;
 use imgstore::ops::context::Progress;
@@ -189,7 +189,7 @@ fn export_disk(session: &Session<'_>, args: &ExportArgs, format: DiskFormat) -> 
     // Before anything is made: a dry run leaves no file.
     session.context.end_dry_run()?;
     let target = if to_stdout {
-        stream_target(std::io::stdout(), "standard output")
+        stdout_target()?
     } else {
         let id = u128::from(region.random_id()?) << 64 | u128::from(region.random_id()?);
         create_disk(&args.file, volume_bytes, format, options(args), id, session.context.pool)?

@@ -106,7 +106,7 @@ pub fn protect(session: &Session<'_>, args: &ProtectArgs) -> Result<(), CliError
         (false, true) => Protect::OnWithCooldown,
         (false, false) => Protect::On,
     };
-    let protection = modify::protect(&region, args.image, wanted, &session.context)?;
+    let protection = modify::protect(&region, args.image, wanted, &session.timed(&region)?)?;
     if let DeregistrationProtection::CoolingDown { until_ms } = protection {
         session.watcher.note(&format!("{} stays protected until {}", args.image, time(until_ms)));
     }

@@ -215,6 +215,13 @@ impl Catalog {
         snapshots.map(Root::from).chain(self.templates.values().map(Root::from))
     }
 
+    /// The state that some operations would lead to.
+    pub fn after(&self, ops: &[Op]) -> Result<Self, Rejection> {
+        let mut after = self.clone();
+        ops.iter().try_for_each(|op| after.apply_op(op))?;
+        Ok(after)
+    }
+
     fn apply_op(&mut self, op: &Op) -> Result<(), Rejection> {
         match op {
             Op::NoOp => Ok(()),
