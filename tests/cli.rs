@@ -152,7 +152,11 @@ fn errors_have_their_exit_codes_and_json_documents() {
     let place = Place::new();
     place.disk("a.raw", 1 << 20, 1);
     let ghost = "ami-00000000000000000";
-    let cases: [(&[&str], i32, &str); 12] = [
+    let (code, message) = place.fails(&["verify"]);
+    assert!(code == 3 && message.contains("is its disk mounted?"), "nothing is there: {message}");
+    assert!(!place.path("home").exists());
+    place.ok(&["snapshot", "a.raw"]);
+    let cases: [(&[&str], i32, &str); 15] = [
         (&["nonsense"], 2, ""),
         (&["show", "x"], 2, ""),
         (&["show", ghost], 3, "InvalidAMIID.NotFound"),
@@ -165,6 +169,9 @@ fn errors_have_their_exit_codes_and_json_documents() {
         (&["region", "add", "Bad Name", "x"], 2, "InvalidParameterValue"),
         (&["region", "remove", "local"], 2, "InvalidParameterValue"),
         (&["launch", ghost, "--count", "0"], 2, "InvalidParameterValue"),
+        (&["region", "add", "far", "root@host:/srv"], 2, "InvalidParameterValue"),
+        (&["region", "add", "deep", "none/deeper"], 2, "InvalidParameterValue"),
+        (&["export", "snap-00000000000000000", "x", "--write-device"], 3, "InvalidSnapshot.NotFound"),
     ];
     for (args, code, name) in cases {
         let (found, message) = place.fails(args);
@@ -1162,4 +1169,125 @@ fn what_differs_is_told_in_bytes_and_by_ranges() {
     assert!(lines.contains("200704") && lines.contains("removed"), "{lines}");
     assert_eq!(place.fails(&["diff", &image, "ami-0123456789abcdef0"]).0, 3);
     assert_eq!(place.fails(&["diff", &image, "vol-0123456789abcdef0"]).0, 2);
+}
+
+/// A name for a device that is not there gets no file, and a page of a server no image.
+#[test]
+fn what_something_is_called_is_not_believed_against_what_it_is() {
+    let place = Place::new();
+    place.disk("a.raw", 1 << 16, 1);
+    let snapshot = one_line(&place.ok(&["snapshot", "a.raw"]), "snap-");
+    let (code, message) = place.fails(&["export", &snapshot, "sdz", "--write-device"]);
+    assert!(code == 6 && message.contains("is no block device"), "{code} {message}");
+    assert!(!place.path("sdz").exists());
+    fs::write(place.path("404.qcow2"), "not found").unwrap();
+    let (code, message) = place.fails(&["import", "404.qcow2", "--name", "web"]);
+    assert!(code == 6 && message.contains("--format raw"), "{code} {message}");
+    place.ok(&["import", "404.qcow2", "--name", "web", "--format", "raw"]);
+    // A region that is not where it was.
+    place.ok(&["region", "add", "backup", "backup"]);
+    fs::rename(place.path("backup"), place.path("moved")).unwrap();
+    let (code, message) = place.fails(&["--region", "backup", "images"]);
+    assert!(code == 3 && message.contains("region remove backup"), "{code} {message}");
+}
+
+/// Standard output that is a file is durable, and one that cannot be written to is an error.
+#[test]
+fn standard_output_is_written_to_or_that_is_an_error() {
+    let place = Place::new();
+    let bytes = place.disk("a.raw", 1 << 20, 1);
+    let snapshot = one_line(&place.ok(&["snapshot", "a.raw"]), "snap-");
+    let out = |file: fs::File| place.command(&["export", &snapshot, "-"]).stdout(file).status().unwrap();
+    assert!(out(fs::File::create(place.path("out.raw")).unwrap()).success());
+    assert!(fs::read(place.path("out.raw")).unwrap() == bytes);
+    assert!(!out(fs::File::open(place.path("a.raw")).unwrap()).success(), "opened for reading");
+}
+
+/// Who terminates again has removed, or is told of, what the first command did not come to.
+#[test]
+fn a_second_terminate_does_what_the_first_did_not_come_to() {
+    let place = Place::new();
+    place.disk("a.raw", 4096, 1);
+    let image = one_line(&place.ok(&["import", "a.raw", "--name", "web"]), "ami-");
+    let instance = one_line(&place.ok(&["launch", &image, "--output", "vms"]), "i-");
+    let folder = place.path("vms").join(&instance);
+    fs::copy(folder.join("xvda.raw"), place.path("kept.raw")).unwrap();
+    place.ok(&["terminate", &instance]);
+    assert!(!folder.exists());
+    // As it would be if the first had been killed behind its record.
+    fs::create_dir(&folder).unwrap();
+    fs::rename(place.path("kept.raw"), folder.join("xvda.raw")).unwrap();
+    let left = place.json(&["terminate", &instance])["instances"][0]["left_files"].clone();
+    assert!(left[0].as_str().unwrap().contains("nothing in it is on record"), "{left}");
+    fs::remove_file(folder.join("xvda.raw")).unwrap();
+    assert_eq!(place.json(&["terminate", &instance])["instances"][0]["left_files"], serde_json::json!([]));
+    assert!(!folder.exists());
+}
+
+/// The folder is part of a request with a token, however it is spelled.
+#[test]
+fn a_token_knows_the_folder_and_not_its_spelling() {
+    let place = Place::new();
+    place.disk("a.raw", 4096, 1);
+    let image = one_line(&place.ok(&["import", "a.raw", "--name", "web"]), "ami-");
+    let launch = |output: &str| place.run(&["launch", &image, "--output", output, "--client-token", "t"]);
+    let first = launch("vms").stdout;
+    assert_eq!(launch("./vms").stdout, first);
+    assert_eq!(launch(place.path("vms").to_str().unwrap()).stdout, first);
+    assert_eq!(launch("others").status.code(), Some(6));
+}
+
+/// Who wants quiet hears nothing where there is nothing to tell.
+#[test]
+fn quiet_is_quiet_where_all_is_well() {
+    let place = Place::new();
+    place.disk("a.raw", 1 << 16, 1);
+    place.ok(&["snapshot", "a.raw"]);
+    for command in ["verify", "gc", "repair"] {
+        assert!(!place.ok(&[command]).is_empty());
+        assert_eq!(place.ok(&["-q", command]), "");
+    }
+}
+
+/// A home of another account sees that a region is not empty, and whose it is.
+#[test]
+fn a_region_of_another_account_says_whose_it_is() {
+    let place = Place::new();
+    place.disk("a.raw", 1 << 16, 1);
+    place.ok(&["import", "a.raw", "--name", "web"]);
+    let account = place.json(&["account", "show"])["account_id"].as_str().unwrap().to_owned();
+    let other = |args: &[&str]| {
+        let home = place.path("other");
+        place.run(&[&["--home", home.to_str().unwrap()], args].concat())
+    };
+    let added = other(&["region", "add", "old", "home/regions/local"]);
+    let told = String::from_utf8_lossy(&added.stderr).into_owned();
+    assert!(told.contains(&format!("the region of account {account}, with 1 image")), "{told}");
+    let listed = String::from_utf8_lossy(&other(&["--region", "old", "images"]).stderr).into_owned();
+    assert!(listed.contains(&format!("--account {account}")), "{listed}");
+    let shown = other(&["region", "show", "old", "--json"]);
+    assert_eq!(serde_json::from_slice::<Value>(&shown.stdout).unwrap()["provider_id"], account);
+}
+
+/// Disks of one image get their names together, and what stands in the way of the last is said before the first is written.
+#[test]
+fn all_disks_are_exported_or_none() {
+    let place = Place::new();
+    let disks = [place.disk("a.raw", 1 << 20, 1), place.disk("b.raw", 1 << 20, 2)];
+    let image = one_line(&place.ok(&["import", "a.raw", "b.raw", "--name", "web"]), "ami-");
+    fs::create_dir_all(place.path("out/xvdb.qcow2")).unwrap();
+    let args = ["export", &image, "out", "--all", "--force", "--format", "qcow2"];
+    for dry_run in [&["--dry-run"][..], &[]] {
+        assert_eq!(place.fails(&[&args, dry_run].concat()).0, 6);
+    }
+    fs::remove_dir(place.path("out/xvdb.qcow2")).unwrap();
+    assert_eq!(fs::read_dir(place.path("out")).unwrap().count(), 0);
+    for format in ["raw", "qcow2", "vhdx"] {
+        place.ok(&["export", &image, "out", "--all", "--format", format]);
+        for (name, bytes) in ["xvda", "xvdb"].iter().zip(&disks) {
+            let file = format!("out/{name}.{format}");
+            let snapshot = one_line(&place.ok(&["snapshot", &file]), "snap-");
+            assert!(place.run(&["export", &snapshot, "-"]).stdout == *bytes, "{file}");
+        }
+    }
 }

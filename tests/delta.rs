@@ -14,6 +14,7 @@ use imgstore::ops::copy::{CopyOptions, CopyWhat, apply, plan};
 use imgstore::ops::delete::delete_snapshot;
 use imgstore::ops::encode::Compression;
 use imgstore::ops::find::AnyId;
+use imgstore::ops::gaps::Gaps;
 use imgstore::ops::gc::{Collected, GcOptions, collect};
 use imgstore::ops::ingest::ingest;
 use imgstore::ops::repair::{RepairSources, repair};
@@ -506,4 +507,66 @@ fn a_pack_is_not_looked_for_with_each_that_is_based_on_it() {
     // Once for its own index, once as a base of the first that needs it, once to see that it is there itself.
     let opened = storage.opened.lock().unwrap().clone();
     assert!(opened.values().all(|times| *times <= 3), "{opened:?}");
+}
+
+/// A base is in a pack that cannot be opened, and in no other: what is stored against it is not lost, and not zeros.
+#[test]
+fn what_is_out_of_reach_is_not_written_as_zeros() {
+    let place = Place::new();
+    let first = text(1_000_000, 1);
+    let second = changed(&first, 3000);
+    place.take(&first, true);
+    let (two, _) = place.take(&second, true);
+    let bases: BTreeSet<PackName> =
+        place.packs_with_bases("here").into_iter().flat_map(|(_, bases)| bases).collect();
+    assert!(!bases.is_empty());
+    let read = || {
+        let gaps = Gaps::default();
+        let read = place.caller.read_with(&place.open(), two, Some(&gaps));
+        (read, gaps)
+    };
+    for base in &bases {
+        let path = place.root("here").join(base.to_string());
+        fs::remove_file(&path).unwrap();
+        // As one of another user's would be to whoever is not root: there, and not to be read.
+        fs::create_dir(&path).unwrap();
+    }
+    let (out_of_reach, gaps) = read();
+    assert!(out_of_reach.is_err() && gaps.is_empty(), "{:?}", gaps.of(RootId::Snapshot(two)));
+    for base in &bases {
+        fs::remove_dir(place.root("here").join(base.to_string())).unwrap();
+    }
+    let (lost, gaps) = read();
+    assert!(lost.is_ok() && !gaps.is_empty(), "now it is gone");
+}
+
+/// An image is copied without what it is stored against: the plan says about what it will take.
+#[test]
+fn a_plan_says_what_deltas_take_without_their_bases() {
+    let place = Place::new();
+    place.make("there");
+    let first = text(1_000_000, 1);
+    place.take(&first, true);
+    let (two, _) = place.take(&changed(&first, 3000), true);
+    let (options, context) = (CopyOptions::default(), place.caller.context());
+    let (from, to) = (place.open(), place.region("there"));
+    let before = place.stored("there");
+    let plan = plan(&from, &to, CopyWhat::Snapshot(two), &options, &context).unwrap();
+    let expected = plan.expected_bytes();
+    apply(&from, &to, &plan, &options, &context).unwrap();
+    let stored = place.stored("there") - before;
+    assert!(plan.transfer_bytes() * 3 < stored, "deltas are small: {} {stored}", plan.transfer_bytes());
+    assert!(expected * 9 < stored * 10 && stored * 9 < expected * 10, "{expected} {stored}");
+    // Where the base goes along nothing is more.
+    let three = place.take(&first, true).0;
+    place.make("third");
+    let again = imgstore::ops::copy::plan(
+        &from,
+        &place.region("third"),
+        CopyWhat::Snapshot(three),
+        &options,
+        &context,
+    );
+    let again = again.unwrap();
+    assert_eq!(again.expected_bytes(), again.transfer_bytes());
 }

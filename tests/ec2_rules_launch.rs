@@ -3,6 +3,7 @@
 mod common;
 
 use common::{Caller, Meanwhile, MemoryDisk, NOW_MS, Rules, code, volume};
+use imgstore::io::storage::Storage;
 use imgstore::model::account::{Permission, Resource};
 use imgstore::model::catalog::Catalog;
 use imgstore::model::ids::{ImageId, VolumeId};
@@ -15,11 +16,13 @@ use imgstore::ops::copy::{CopyOptions, CopyWhat, apply, plan};
 use imgstore::ops::delete::delete_snapshot;
 use imgstore::ops::devices::DeviceSpec;
 use imgstore::ops::encode::Compression;
-use imgstore::ops::find;
+use imgstore::ops::find::{self, AnyId};
+use imgstore::ops::gc::{GcOptions, collect, preview};
 use imgstore::ops::import::import_template;
 use imgstore::ops::launch::{LaunchOptions, Launched, launch};
 use imgstore::ops::modify::{self, PermissionChange};
-use imgstore::ops::register::ImageOptions;
+use imgstore::ops::register::{ImageOptions, register};
+use imgstore::ops::stats::{Keeper, item_stats};
 use imgstore::ops::volume::{VolumeOptions, attach_volume, create_volume, delete_volume, detach_volume};
 use imgstore::ops::{account, bin, instance};
 use imgstore::region::error::RegionError;
@@ -564,5 +567,86 @@ fn a_dry_run_answers_dry_run_operation_and_makes_nothing() {
             let error = launch(&rules.region, image.id, &LaunchOptions::one(&output), &context).unwrap_err();
             assert!(error.to_string().contains("is no folder"), "{error}");
         }
+    }
+}
+
+/// What is built on another's snapshot lasts as long as its owner may read that.
+#[test]
+fn a_permission_that_is_taken_back_ends_what_was_built_on_it() {
+    let rules = Rules::new();
+    let image = rules.image("web");
+    let snapshot = image.snapshot_ids().next().unwrap();
+    let share = |add: &[Permission], remove: &[Permission]| {
+        let change = PermissionChange { add: add.to_vec(), remove: remove.to_vec() };
+        modify::share_snapshot(&rules.region, snapshot, &change, &rules.owner.context()).unwrap();
+    };
+    let friend = Permission::Account(rules.friend.account);
+    share(&[friend], &[]);
+    let devices = [DeviceSpec::of_snapshot("/dev/xvda", snapshot)];
+    let options = ImageOptions::named("built", Architecture::X86_64);
+    let built = register(&rules.region, &options, &devices, &rules.friend.context()).unwrap();
+    assert!(rules.launch(built.id, &rules.friend).is_ok());
+    let cost =
+        |caller: &Caller| item_stats(&rules.region, &[AnyId::Image(built.id)], &caller.context()).unwrap();
+    assert_eq!(cost(&rules.friend)[0].freed_bytes, 0, "the snapshot is another's");
+    assert!(cost(&rules.friend)[0].kept_by.contains(&Keeper::Owner));
+    share(&[], &[friend]);
+    assert_eq!(code(rules.launch(built.id, &rules.friend)), Err("InvalidRequest"));
+}
+
+/// What the end of a stay in the bin frees is in the preview of a collection, and keeps nothing in figures.
+#[test]
+fn a_preview_counts_what_leaves_the_bin() {
+    let rules = Rules::new();
+    let image = rules.image("web");
+    let id = image.snapshot_ids().next().unwrap();
+    let (region, context) = (&rules.region, rules.owner.context());
+    bin::add_rule(region, Resource::Image, 1, &[], &context).unwrap();
+    imgstore::ops::delete::deregister(region, image.id, false, &context).unwrap();
+    let late = Caller { account: rules.owner.account, now_ms: NOW_MS + 3 * 86_400_000, ..Caller::new(1) };
+    let cost =
+        |caller: &Caller| item_stats(region, &[AnyId::Snapshot(id)], &caller.context()).unwrap().remove(0);
+    assert!(cost(&late).freed_bytes > 0, "no image can be restored any more");
+    delete_snapshot(region, id, &late.context()).unwrap();
+    bin::add_rule(region, Resource::Snapshot, 1, &[], &context).unwrap();
+    let other = rules.image("other");
+    imgstore::ops::delete::deregister(region, other.id, true, &context).unwrap();
+    let options = GcOptions { grace_ms: 0, repack_percent: 50 };
+    let previewed = preview(region, &options, &late.context()).unwrap();
+    // All of it is this command's own, which is still at work.
+    assert!(previewed.expired > 0 && previewed.in_progress.bytes > 0, "{previewed:?}");
+    let done = collect(region, &options, &late.context()).unwrap();
+    assert_eq!((previewed.expired, previewed.in_progress), (done.expired, done.in_progress));
+}
+
+/// What was deleted and collected while it was read is gone, not damaged.
+#[test]
+fn what_is_deleted_while_it_is_exported_is_not_damaged() {
+    let rules = Rules::new();
+    let image = rules.image("web");
+    let id = image.snapshot_ids().next().unwrap();
+    let (region, context) = (&rules.region, rules.owner.context());
+    let catalog = region.catalog().unwrap();
+    let root = imgstore::ops::export::select(&catalog, AnyId::Snapshot(id), None, &context).unwrap();
+    let map = imgstore::ops::export::load(region, &root).unwrap();
+    imgstore::ops::delete::deregister(region, image.id, true, &context).unwrap();
+    for object in region
+        .objects()
+        .unwrap()
+        .iter()
+        .filter(|o| ["packs/", "manifests/"].iter().any(|folder| o.name.starts_with(folder)))
+    {
+        rules.storage.delete(&object.name).unwrap();
+    }
+    let region =
+        &imgstore::region::Region::open(std::sync::Arc::new(rules.storage.clone()), common::session())
+            .unwrap();
+    let target = Box::new(common::MemoryTarget::new(map.volume_bytes()));
+    let exported =
+        imgstore::ops::export::export(region, &root, &map, map.volume_bytes(), None, target, &context);
+    let loaded = imgstore::ops::export::load(region, &root).map(drop);
+    for result in [exported, loaded] {
+        let error = result.unwrap_err();
+        assert!(error.to_string().contains("deleted meanwhile"), "{error}");
     }
 }

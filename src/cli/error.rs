@@ -65,6 +65,27 @@ pub enum CliError {
     /// The call makes no sense.
     #[error("{0}")]
     Usage(String),
+    /// Nothing is there.
+    #[error(
+        "{}: there is no home here; `imgstore import` and `imgstore snapshot` make one. If there was one, is its disk mounted?",
+        path.display()
+    )]
+    NoHome {
+        /// Where it would be.
+        path: PathBuf,
+    },
+    /// The folder of a region is gone.
+    #[error(
+        "region {name}: there is no folder {}. If its disk is not mounted, mount it; if it was moved, \
+         `imgstore region remove {name}` and then `imgstore region add {name} PATH`",
+        path.display()
+    )]
+    NoFolder {
+        /// The region's name.
+        name: String,
+        /// Where it was.
+        path: PathBuf,
+    },
     /// A name that the home does not know.
     #[error(
         "there is no region called {name} in this home; it has {known}. `imgstore region add {name} URL` makes it known"
@@ -225,7 +246,9 @@ impl CliError {
             },
             Self::HalfWritten { .. } => INTERRUPTED,
             Self::Usage(_) | Self::Config { .. } => USAGE,
-            Self::NoRegion { .. } | Self::Unmendable { .. } => NOT_FOUND,
+            Self::NoRegion { .. } | Self::NoHome { .. } | Self::NoFolder { .. } | Self::Unmendable { .. } => {
+                NOT_FOUND
+            }
             Self::OtherRegion { .. } => REFUSED,
             Self::ForeignHome { .. } => DENIED,
             Self::Home { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => DENIED,
@@ -251,7 +274,9 @@ impl CliError {
             | Self::Region { source: error, .. }
             | Self::Far { source: error, .. } => error.code(),
             Self::Usage(_) => "InvalidParameterValue",
-            Self::NoRegion { .. } | Self::Unmendable { .. } => "InvalidRegion.NotFound",
+            Self::NoRegion { .. } | Self::NoHome { .. } | Self::NoFolder { .. } | Self::Unmendable { .. } => {
+                "InvalidRegion.NotFound"
+            }
             Self::OtherRegion { .. } => "InvalidRegion.Changed",
             Self::ForeignHome { .. } => "UnauthorizedOperation",
             Self::Home { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {

@@ -5,7 +5,7 @@ use super::error::CliError;
 use super::far::{Address, Far};
 use super::progress;
 use super::text::parse_duration;
-use imgstore::disk::open::{absolute, make_dirs};
+use imgstore::disk::open::{absolute, make_dirs, physical};
 use imgstore::format::region::is_region_name;
 use imgstore::io::clock::random_u64;
 use imgstore::io::config;
@@ -100,9 +100,10 @@ pub struct Home {
 }
 
 impl Home {
-    /// Opens the home that the arguments name, and makes it if it is not there. Where only the configuration is not
+    /// Opens the home that the arguments name. If nothing is there, a command that `makes` something makes it; to any other an
+    /// empty one would only hide that a disk is not mounted, or a path mistyped. Where only the configuration is not
     /// there, a command that `mends` does so before the region is opened that the new one is made for.
-    pub fn open(global: &Global, mends: bool) -> Result<Self, CliError> {
+    pub fn open(global: &Global, makes: bool, mends: bool) -> Result<Self, CliError> {
         let path = match &global.home {
             Some(path) => path.clone(),
             None => default_path()?,
@@ -112,7 +113,15 @@ impl Home {
         check_owner(&path)?;
         let (config, mended) = match read_config(&path)? {
             Some(config) => (config, Mended::default()),
-            None => create(&path, directory, mends && !global.dry_run)?,
+            None if !makes && !first_region(&path).exists() => return Err(CliError::NoHome { path }),
+            None => {
+                let (config, mended) = create(&path, directory, mends && !global.dry_run)?;
+                if !global.quiet {
+                    let (account, place) = (config.account, path.display());
+                    progress::warn(&format!("{place}: the home of account {account}, made now"));
+                }
+                (config, mended)
+            }
         };
         let account = global.account;
         Ok(Self { path, config, directory, account, region: global.region.clone(), mended })
@@ -187,6 +196,9 @@ impl Home {
         let at = |error: RegionError| region_error(name, &known.url, error);
         let root = self.path.join(directory_of(&known.url)?);
         check_owner(&root)?;
+        if !root.exists() {
+            return Err(CliError::NoFolder { name: name.to_owned(), path: root });
+        }
         let region = Region::open_directory(&root, self.directory).map_err(at)?;
         region.note_home(&self.path);
         warn_of_lost_record(name, &region);
@@ -270,17 +282,32 @@ impl Home {
         })
     }
 
-    /// Makes a region in a directory known under a name; one that is not there is made.
-    pub fn add_region(&mut self, name: &str, url: &str) -> Result<Region, CliError> {
+    /// Makes a region in a directory known under a name; one that is not there is made. Says whether it was.
+    pub fn add_region(&mut self, name: &str, url: &str) -> Result<(Region, bool), CliError> {
         check_region_name(name)?;
-        let root = absolute(&directory_of(url)?)?;
+        check_place(url)?;
+        let mut root = absolute(&directory_of(url)?)?;
+        if root.components().any(|part| part == std::path::Component::ParentDir) {
+            // What is above it counts, not by which way it was said.
+            root = physical(&root).unwrap_or(root);
+        }
         check_owner(&root)?;
+        let is_new = !root.exists();
+        if let Some(folder) = root.parent().filter(|folder| is_new && !folder.exists()) {
+            return Err(CliError::Usage(format!(
+                "{}: there is no folder {}; if its disk is not mounted, mount it, else make the folder or name another",
+                root.display(),
+                folder.display()
+            )));
+        }
         let url = self.url_of(&root)?;
         let known = KnownRegion::here(url.clone());
-        self.add_known(name, known, |home| {
+        let region = self.add_known(name, known, |home| {
             open_or_create(&root, name, &home.config.new_regions, home.account(), home.directory)
                 .map_err(|error| region_error(name, &url, error))
-        })
+        })?;
+        let is_made = region.catalog().is_ok_and(|catalog| catalog.sequence == 0);
+        Ok((region, is_made))
     }
 
     /// Refuses what cannot name a region, and what names one already.
@@ -408,6 +435,20 @@ fn check_owner(path: &Path) -> Result<(), CliError> {
 }
 
 /// The directory that a URL names.
+/// Refuses what looks like the address of another host and is none.
+fn check_place(url: &str) -> Result<(), CliError> {
+    let first = url.split('/').next().unwrap_or_default();
+    if url.is_empty() {
+        return Err(CliError::Usage("a region is a directory's path, or ssh://[USER@]HOST/PATH".into()));
+    }
+    if !first.contains(':') || url.contains("://") {
+        return Ok(());
+    }
+    Err(CliError::Usage(format!(
+        "{url}: a region on another host is ssh://[USER@]HOST/PATH; for a directory of this name say ./{url}"
+    )))
+}
+
 fn directory_of(url: &str) -> Result<PathBuf, CliError> {
     match url.split_once("://") {
         None => Ok(PathBuf::from(url)),

@@ -51,6 +51,11 @@ impl Watcher {
         }
     }
 
+    /// Whether only what matters is to be told.
+    pub fn is_quiet(&self) -> bool {
+        self.quiet
+    }
+
     /// Takes the bar away.
     pub fn finish(&self) {
         if let Some(bar) = self.phase().take().and_then(|phase| phase.bar) {

@@ -7,7 +7,7 @@ use crate::io::outfile::{BlockDevice, NewFile, Stream};
 use crate::io::rawdisk::RawDisk;
 
 pub use crate::io::outfile::{
-    absolute, check_folder, is_block_device, make_dirs, remove_dir_with, remove_instance_folder,
+    absolute, check_folder, is_block_device, make_dirs, physical, remove_dir_with, remove_instance_folder,
     remove_made_file, utf8,
 };
 pub use crate::io::reflink::FinishedFile;
@@ -25,6 +25,9 @@ pub enum Declared {
     /// It has this format, and its bytes must say so, too.
     As(Foreign),
 }
+
+/// Bytes that disks have a whole number of.
+const SECTOR_BYTES: u64 = 512;
 
 /// Said of a block device that is mounted.
 const IN_USE: &str = "it is in use: what is written to it meanwhile is in the snapshot or not, block by block; freeze or unmount what is on it";
@@ -67,15 +70,21 @@ pub fn open_file(
         return Err(DiskError::Empty { path: path.to_owned() });
     }
     let raw = |file: Arc<dyn DiskRead>| {
-        limits.check_size(path, "raw", file.len_bytes())?;
-        Ok(Opened { disk: Box::new(file), format: "raw", notes: Vec::new() })
+        let len = file.len_bytes();
+        limits.check_size(path, "raw", len)?;
+        let odd = "its length is no multiple of 512 bytes, as that of a raw disk usually is";
+        let notes = if len.is_multiple_of(SECTOR_BYTES) { vec![] } else { vec![odd.to_owned()] };
+        Ok(Opened { disk: Box::new(file), format: "raw", notes })
     };
     if declared == Declared::Raw {
         return raw(file);
     }
     let found = signatures(&*file)?;
     match (declared, found.as_slice()) {
-        (Declared::Nothing, []) => raw(file),
+        (Declared::Nothing, []) => {
+            check_name(path)?;
+            raw(file)
+        }
         (Declared::Nothing, [one]) => open_as(*one, file, path, limits),
         (Declared::As(format), [one]) if *one == format => open_as(format, file, path, limits),
         (Declared::As(format), []) => {
@@ -93,6 +102,15 @@ pub fn open_file(
         }
         (Declared::Raw, _) => raw(file),
     }
+}
+
+/// Refuses a raw disk that is named as one of a format: a page of a server that has no such file, perhaps.
+fn check_name(path: &Path) -> Result<(), DiskError> {
+    const ENDINGS: [&str; 6] = ["qcow2", "vmdk", "vhd", "vhdx", "vdi", "ova"];
+    let is_named = |ending: &&&str| path.extension().is_some_and(|found| found.eq_ignore_ascii_case(ending));
+    let Some(ending) = ENDINGS.iter().find(is_named) else { return Ok(()) };
+    let cure = "it may have been damaged or cut on its way; if it is a raw disk, say --format raw";
+    Err(refused(path, ending, "its bytes do not say that it has the format that it is named by", cure))
 }
 
 /// Opens a raw disk, as a guest has written it: never probed.

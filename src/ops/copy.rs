@@ -94,6 +94,16 @@ impl CopyPlan {
         self.missing.stored_bytes + self.manifest_bytes
     }
 
+    /// About what that takes at the target, where what is stored against chunks that are not there is stored by itself.
+    pub fn expected_bytes(&self) -> u64 {
+        self.missing.expected_bytes + self.manifest_bytes
+    }
+
+    /// Different chunks of all snapshots.
+    pub fn distinct_chunks(&self) -> u64 {
+        self.missing.distinct_chunks
+    }
+
     /// Chunks that will be moved.
     pub fn new_chunks(&self) -> u64 {
         self.missing.chunks()

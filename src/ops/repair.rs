@@ -5,7 +5,7 @@
 //! it. An interrupted repair is gone on with by the next one.
 
 use super::context::Context;
-use super::error::OpsError;
+use super::error::{Code, OpsError};
 use super::gaps::join_ranges;
 use super::reread::reread;
 use super::verify::{Damage, Finding, VerifyOptions, survey};
@@ -93,6 +93,11 @@ pub fn repair(
     };
     if damage.is_log_broken {
         return Ok(repaired);
+    }
+    // What this version does not know is no damage, and nothing that is to be given up.
+    if damage.is_newer {
+        let why = "a newer imgstore has written to this region: update this one, and repair with that";
+        return Err(OpsError::rule(Code::UnsupportedOperation, why));
     }
     if context.dry_run {
         repaired.quarantined = damage.packs.into_iter().collect();

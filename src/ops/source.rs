@@ -100,6 +100,17 @@ pub trait Source: Sync {
     /// Where chunks of these maps are, one for each and in their order.
     fn locate(&self, ids: &[ChunkId], context: &Context<'_>) -> Result<Vec<Found>, OpsError>;
 
+    /// Bytes of a chunk whose id begins so, as a plain frame and raw, if that can be told without asking another host. What is
+    /// stored against it takes about as much by itself, for its length.
+    fn base_bytes(&self, _leading: u64) -> Result<Option<(u64, u64)>, OpsError> {
+        Ok(None)
+    }
+
+    /// Whether chunks that find no base at the target are sent whole.
+    fn is_far(&self) -> bool {
+        false
+    }
+
     /// For each delta in a pack the leading bytes of its base's id.
     fn bases_in(&self, pack: PackName) -> Result<HashMap<ChunkId, u64>, OpsError>;
 
@@ -130,16 +141,29 @@ impl Source for Region {
     }
 
     fn locate(&self, ids: &[ChunkId], _: &Context<'_>) -> Result<Vec<Found>, OpsError> {
-        let found = |(id, place): crate::region::fetch::Located| Found {
-            id,
-            pack: place.pack,
-            offset: place.offset,
-            stored_bytes: u32::try_from(place.frame_bytes()).unwrap_or(u32::MAX),
-            raw_blocks: place.raw_blocks,
-            is_delta: !place.codec.is_plain(),
-            base: None,
-        };
-        Ok(Region::locate(self, ids)?.into_iter().map(found).collect())
+        let mut bases: HashMap<PackName, HashMap<ChunkId, u64>> = HashMap::new();
+        let mut all = Vec::with_capacity(ids.len());
+        for (id, place) in Region::locate(self, ids)? {
+            let is_delta = !place.codec.is_plain();
+            if is_delta && !bases.contains_key(&place.pack) {
+                // What a damaged pack does not tell only makes the plan less exact.
+                bases.insert(place.pack, Region::bases_in(self, &place.pack).unwrap_or_default());
+            }
+            all.push(Found {
+                id,
+                pack: place.pack,
+                offset: place.offset,
+                stored_bytes: u32::try_from(place.frame_bytes()).unwrap_or(u32::MAX),
+                raw_blocks: place.raw_blocks,
+                is_delta,
+                base: bases.get(&place.pack).filter(|_| is_delta).and_then(|bases| bases.get(&id)).copied(),
+            });
+        }
+        Ok(all)
+    }
+
+    fn base_bytes(&self, leading: u64) -> Result<Option<(u64, u64)>, OpsError> {
+        Ok(self.find_base(leading)?.map(|(_, place)| (place.frame_bytes(), place.raw_bytes())))
     }
 
     fn bases_in(&self, pack: PackName) -> Result<HashMap<ChunkId, u64>, OpsError> {

@@ -38,10 +38,14 @@ pub(super) const ASKED_AT_ONCE: usize = 64 << 10;
 pub struct Missing {
     /// The chunks, plain ones first and then in the order in which they lie in the source's packs.
     asked: Vec<Asked>,
-    /// Stored bytes of all.
+    /// Stored bytes of all, as they are moved.
     pub stored_bytes: u64,
+    /// About what they take at the target: more, where deltas find no base there.
+    pub expected_bytes: u64,
     /// Raw bytes of all.
     pub raw_bytes: u64,
+    /// Different chunks that were looked for, those that the target has among them.
+    pub distinct_chunks: u64,
 }
 
 impl Missing {
@@ -68,6 +72,7 @@ pub fn find_missing(
         let lacks = |(&id, has): (&ChunkId, bool)| !(has && trusted.is_none_or(|trusted| trusted.has(id)));
         absent.extend(present.filter_map(|(id, has)| lacks((id, has)).then_some(*id)));
     }
+    let distinct_chunks = ids.len() as u64;
     drop(ids);
     let mut found = source.locate(&absent, context)?;
     if found.len() != absent.len() || found.iter().zip(&absent).any(|(found, id)| found.id != *id) {
@@ -76,19 +81,37 @@ pub fn find_missing(
     drop(absent);
     // A delta can be put once its base is.
     found.sort_unstable_by_key(|found| (found.is_delta, found.pack, found.offset));
-    arrange(target, &found, trusted)
+    Ok(Missing { distinct_chunks, ..arrange(source, target, &found, trusted)? })
+}
+
+/// What plain frames take of what is in them; where there are none, half.
+fn plain_ratio(found: &[Found]) -> f64 {
+    let plain = found.iter().filter(|found| !found.is_delta);
+    let (stored, raw) = plain.fold((0_u64, 0_u64), |(stored, raw), found| {
+        (stored + u64::from(found.stored_bytes), raw + block_offset(u64::from(found.raw_blocks)))
+    });
+    if raw == 0 { 0.5 } else { share(stored, raw) }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "an estimate")]
+fn share(stored: u64, raw: u64) -> f64 {
+    stored as f64 / raw.max(1) as f64
 }
 
 /// What is asked for of what was found: of a delta the whole chunk, if it will find no base.
-fn arrange(target: &Region, found: &[Found], trusted: Option<&Trusted>) -> Result<Missing, OpsError> {
+fn arrange(
+    source: &dyn Source,
+    target: &Region,
+    found: &[Found],
+    trusted: Option<&Trusted>,
+) -> Result<Missing, OpsError> {
     let coming: HashSet<u64> =
         found.iter().take_while(|found| !found.is_delta).map(|found| found.id.leading()).collect();
     let mut missing = Missing::default();
+    let ratio = plain_ratio(found);
     for found in found {
-        let (stored_bytes, raw_bytes) =
+        let (mut stored_bytes, raw_bytes) =
             (u64::from(found.stored_bytes), block_offset(u64::from(found.raw_blocks)));
-        missing.stored_bytes += stored_bytes;
-        missing.raw_bytes += raw_bytes;
         let plain = match found.base {
             Some(base) if coming.contains(&base) => false,
             Some(base) => match target.find_base(base)? {
@@ -97,6 +120,24 @@ fn arrange(target: &Region, found: &[Found], trusted: Option<&Trusted>) -> Resul
             },
             None => false,
         };
+        let mut expected_bytes = stored_bytes;
+        if let Some(base) = found.base.filter(|_| plain) {
+            let of_base = source.base_bytes(base)?.map(|(stored, raw)| share(stored, raw));
+            #[expect(
+                clippy::cast_precision_loss,
+                clippy::cast_possible_truncation,
+                clippy::cast_sign_loss,
+                reason = "an estimate"
+            )]
+            let alone = (raw_bytes as f64 * of_base.unwrap_or(ratio)) as u64;
+            expected_bytes = alone.clamp(stored_bytes, raw_bytes.max(stored_bytes));
+            if source.is_far() {
+                stored_bytes = expected_bytes;
+            }
+        }
+        missing.stored_bytes += stored_bytes;
+        missing.expected_bytes += expected_bytes;
+        missing.raw_bytes += raw_bytes;
         let is_delta = found.is_delta;
         missing.asked.push(Asked { id: found.id, stored_bytes, raw_bytes, is_delta, plain });
     }

@@ -108,6 +108,8 @@ pub(super) struct Damage {
     pub(super) missing: usize,
     /// Records that are lost behind a checkpoint.
     pub(super) lost_records: u64,
+    /// Whether a newer version has written some of what could not be read.
+    pub(super) is_newer: bool,
     /// Whether the log itself is broken: then nothing else was looked at.
     pub(super) is_log_broken: bool,
 }
@@ -242,6 +244,7 @@ struct Check<'a> {
 
 impl Check<'_> {
     fn add(&mut self, object: &str, error: &RegionError) -> usize {
+        self.damage.is_newer |= error.is_newer();
         self.add_problem(object, error.to_string())
     }
 
@@ -483,6 +486,12 @@ impl Check<'_> {
                     continue;
                 }
             };
+            let said = (root.volume_bytes, root.manifest.chunks);
+            if said != (map.volume_bytes(), map.chunks().len() as u64) {
+                let why = "its length or its number of chunks is not what the log says".to_owned();
+                let finding = self.add_problem(&root.manifest.name.to_string(), why);
+                self.touch(finding, root.id);
+            }
             let ids: Vec<ChunkId> = map.chunks().iter().map(|chunk| chunk.id).collect();
             let mut missing = 0;
             // What is in quarantine only, is lost or still to be moved out.

@@ -170,6 +170,15 @@ impl RegionError {
         matches!(self, Self::Storage(error) if error.is_no_space())
     }
 
+    /// Whether a newer version has written what could not be read.
+    pub const fn is_newer(&self) -> bool {
+        matches!(
+            self,
+            Self::Pack(PackError::Damaged { source: FormatError::Newer { .. }, .. })
+                | Self::Damaged { source: FormatError::Newer { .. }, .. }
+        )
+    }
+
     /// Whether stored bytes were found to be wrong or missing, rather than out of reach.
     pub fn is_damage(&self) -> bool {
         let damage = |source: &FormatError| !matches!(source, FormatError::Newer { .. });

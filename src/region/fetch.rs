@@ -4,6 +4,7 @@ use super::Region;
 use super::bases::{Bases, Content};
 use super::error::RegionError;
 use crate::chunk::frame::{CodecPool, Frame};
+use crate::format::error::FormatError;
 use crate::io::storage::StorageError;
 use crate::model::ids::ChunkId;
 use crate::model::objects::PackName;
@@ -203,6 +204,10 @@ impl Region {
             return RegionError::MissingChunk { chunk, damaged: 0, out_of_reach: 0 };
         };
         let is_damage = |error: &PackError| {
+            // What a newer version has written may have it.
+            if matches!(error, PackError::Damaged { source: FormatError::Newer { .. }, .. }) {
+                return false;
+            }
             let io = matches!(error, PackError::Storage(e) if !e.is_not_found());
             !io || matches!(error, PackError::Storage(StorageError::Short { .. }))
         };

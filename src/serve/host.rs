@@ -150,9 +150,11 @@ impl Planned {
             volume_bytes: plan.volume_bytes(),
             data_bytes: plan.data_bytes(),
             chunks: plan.chunks(),
+            distinct_chunks: plan.distinct_chunks(),
             new_chunks: plan.new_chunks(),
             new_bytes: plan.new_bytes(),
             transfer_bytes: plan.transfer_bytes(),
+            stored_bytes: plan.expected_bytes(),
         }
     }
 }

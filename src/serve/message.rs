@@ -18,7 +18,7 @@ use crate::ops::source::Found;
 use serde::{Deserialize, Serialize};
 
 /// The protocol's version: both sides have the same, or do not talk.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Largest head: an image with all the tags and devices that one can have, or a list of chunks.
 pub const HEAD_BYTES_MAX: usize = 4 << 20;
 /// Largest body: a frame, or a piece of something longer.
@@ -162,12 +162,16 @@ pub struct Planned {
     pub data_bytes: u64,
     /// Chunk references of all.
     pub chunks: u64,
+    /// Different chunks of all.
+    pub distinct_chunks: u64,
     /// Chunks that will be moved.
     pub new_chunks: u64,
     /// Raw bytes of those.
     pub new_bytes: u64,
     /// Stored bytes of those, and of manifests.
     pub transfer_bytes: u64,
+    /// About what they take at the target: more, where deltas find no base there.
+    pub stored_bytes: u64,
 }
 
 /// What a copy made.

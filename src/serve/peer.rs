@@ -194,6 +194,10 @@ impl Source for Peer<'_> {
         offer.manifests().map(|manifest| self.receive_map(manifest, context)).collect()
     }
 
+    fn is_far(&self) -> bool {
+        true
+    }
+
     fn locate(&self, ids: &[ChunkId], context: &Context<'_>) -> Result<Vec<Found>, OpsError> {
         if ids.is_empty() {
             return Ok(Vec::new());

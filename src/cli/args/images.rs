@@ -33,7 +33,7 @@ pub enum BenchCommand {
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Each disk is read front to back, and pieces of it again where deltas are tried. For several ways to cut: what all take, compressed, with the index; what each disk adds to those\nbefore it; what a read of 4 KiB decodes. For imgstore's own: levels, deltas, and a map of each disk.\n\nExamples:\n  imgstore bench dedup web-1.qcow2 web-2.qcow2 db.raw\n  imgstore bench dedup /dev/vg0/* --html disks.html"
+    after_help = "Each disk is read front to back, and pieces of it again where deltas are tried. For several ways to cut: what all take, compressed, with the index; what each disk adds to those before it; what a read of 4 KiB decodes. For imgstore's own: levels, deltas, and a map of each disk.\n\nExamples:\n  imgstore bench dedup web-1.qcow2 web-2.qcow2 db.raw\n  imgstore bench dedup /dev/vg0/* --html disks.html"
 )]
 pub struct DedupArgs {
     /// Disk files or block devices, in the order in which they would be stored
@@ -48,7 +48,7 @@ pub struct DedupArgs {
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "A hint says what changed since the parent snapshot; only that is read. It comes from a dirty bitmap (--changed), or\nfrom a clone of the disk file that is kept from one snapshot to the next (--clone), on XFS and btrfs.\n\nExamples:\n  imgstore snapshot disk.raw\n  imgstore snapshot /dev/vg0/web --description 'before the upgrade' --tag env=prod\n  imgstore snapshot web.raw --clone web.clone\n  nbdinfo --map=qemu:dirty-bitmap:b0 --json nbd://localhost/web > web.json\n  imgstore snapshot web.raw --parent snap-0123… --changed web.json --verify-hints"
+    after_help = "A hint says what changed since the parent snapshot; only that is read. It comes from a dirty bitmap (--changed), or from a clone of the disk file that is kept from one snapshot to the next (--clone), on XFS and btrfs.\n\nExamples:\n  imgstore snapshot disk.raw\n  imgstore snapshot /dev/vg0/web --description 'before the upgrade' --tag env=prod\n  imgstore snapshot web.raw --clone web.clone\n  nbdinfo --map=qemu:dirty-bitmap:b0 --json nbd://localhost/web > web.json\n  imgstore snapshot web.raw --parent snap-0123… --changed web.json --verify-hints"
 )]
 #[command(group = ArgGroup::new("hint").args(["changed", "clone"]))]
 pub struct SnapshotArgs {
@@ -143,7 +143,7 @@ pub struct ImageArgs {
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "The first disk becomes the root device, the others /dev/xvdb, /dev/xvdc, … An OVA says itself what its disks,\nprocessor, platform and firmware are; options overrule it.\n\nExamples:\n  imgstore import web.qcow2 --name web-1\n  imgstore import root.raw data.vmdk --name db-1 --tag team=data\n  imgstore import appliance.ova --name appliance-1"
+    after_help = "The first disk becomes the root device, the others /dev/xvdb, /dev/xvdc, … An OVA says itself what its disks, processor, platform and firmware are; options overrule it.\n\nExamples:\n  imgstore import web.qcow2 --name web-1\n  imgstore import root.raw data.vmdk --name db-1 --tag team=data\n  imgstore import appliance.ova --name appliance-1"
 )]
 pub struct ImportArgs {
     /// Disk files (raw, qcow2, VMDK, VHD, VHDX, VDI) or block devices; or one OVA
@@ -270,7 +270,7 @@ pub struct ModifyArgs {
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "With --dry-run, tells how many bytes that would free. With a retention rule (imgstore bin), the image can be\nrestored for a time.\n\nExamples:\n  imgstore deregister ami-0123… --delete-snapshots --dry-run\n  imgstore deregister ami-0123… --delete-snapshots"
+    after_help = "With --dry-run, tells how many bytes that would free. With a retention rule (imgstore bin), the image can be restored for a time.\n\nExamples:\n  imgstore deregister ami-0123… --delete-snapshots --dry-run\n  imgstore deregister ami-0123… --delete-snapshots"
 )]
 pub struct DeregisterArgs {
     /// The image

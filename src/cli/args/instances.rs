@@ -11,7 +11,7 @@ use std::path::PathBuf;
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Each instance gets a folder with a sparse raw file for each disk. Where the file system can (such as\nXFS and btrfs), the second instance's and all later ones share their blocks with the first's until they are\nwritten to: they take hardly any time, and space only for what guests write.\n\nExamples:\n  imgstore launch ami-0123… --output /srv/vms\n  imgstore launch ami-0123… --count 3 --device /dev/xvda:size=20G --device /dev/xvdb:none\n  imgstore launch ami-0123… --count 2:10 --device /dev/xvdc:ephemeral0 --client-token nightly-1"
+    after_help = "Each instance gets a folder with a sparse raw file for each disk. Where the file system can (such as XFS and btrfs), the second instance's and all later ones share their blocks with the first's until they are written to: they take hardly any time, and space only for what guests write.\n\nExamples:\n  imgstore launch ami-0123… --output /srv/vms\n  imgstore launch ami-0123… --count 3 --device /dev/xvda:size=20G --device /dev/xvdb:none\n  imgstore launch ami-0123… --count 2:10 --device /dev/xvdc:ephemeral0 --client-token nightly-1"
 )]
 pub struct LaunchArgs {
     /// The image

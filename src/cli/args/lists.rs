@@ -55,7 +55,7 @@ Examples:
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Blocks of 4 KiB are compared, and nothing is read where both have the same chunk. Added is what has zeros in the first\nor is behind its end, removed the same of the second. Of two images all devices are compared, by their names.\n\nExamples:\n  imgstore diff ami-0123… ami-0456…\n  imgstore diff snap-0123… snap-0456… --blocks"
+    after_help = "Blocks of 4 KiB are compared, and nothing is read where both have the same chunk. Added is what has zeros in the first or is behind its end, removed the same of the second. Of two images all devices are compared, by their names.\n\nExamples:\n  imgstore diff ami-0123… ami-0456…\n  imgstore diff snap-0123… snap-0456… --blocks"
 )]
 pub struct DiffArgs {
     /// An image or a snapshot

@@ -30,7 +30,7 @@ use std::path::PathBuf;
 #[derive(Debug, Parser)]
 #[command(name = "imgstore", version, max_term_width = 100, after_help = EXAMPLES)]
 pub struct Cli {
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "Options of every command")]
     pub global: Global,
     #[command(subcommand)]
     pub command: Command,

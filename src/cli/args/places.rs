@@ -52,7 +52,7 @@ pub struct CopyArgs {
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "What nothing refers to is first condemned, and gone when a collection finds that it has been so for the grace\nperiod. Until then a snapshot that has the same content takes it up again.\n\nExamples:\n  imgstore gc --dry-run\n  imgstore gc\n  imgstore gc --grace 0s      # now: commands that run meanwhile may have to store content again"
+    after_help = "What nothing refers to is first condemned, and gone when a collection finds that it has been so for the grace period. Until then a snapshot that has the same content takes it up again.\n\nExamples:\n  imgstore gc --dry-run\n  imgstore gc\n  imgstore gc --grace 0s      # now: commands that run meanwhile may have to store content again"
 )]
 pub struct GcArgs {
     /// How long what was condemned stays at least, for example 12h [default: the configuration's, a day]
@@ -65,7 +65,7 @@ pub struct GcArgs {
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Packs are made anew, with all their chunks compressed harder and stored against what they resemble; ids stay. The old\npacks are freed by gc, after its grace: until then both take space. It may run beside everything else and be\ninterrupted: what was done stays done, but for the last GiB. Packs that were made so already are not made again.\n\nExamples:\n  imgstore repack --dry-run\n  imgstore repack\n  imgstore repack --limit 50GiB --level 9      # a part each night, faster"
+    after_help = "Packs are made anew, with all their chunks compressed harder and stored against what they resemble; ids stay. The old packs are freed by gc, after its grace: until then both take space. It may run beside everything else and be interrupted: what was done stays done, but for the last GiB. Packs that were made so already are not made again.\n\nExamples:\n  imgstore repack --dry-run\n  imgstore repack\n  imgstore repack --limit 50GiB --level 9      # a part each night, faster"
 )]
 pub struct RepackArgs {
     /// zstd level
@@ -100,7 +100,7 @@ pub struct VerifyArgs {
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Damaged packs are put in quarantine, and what was in them is stored again: what is intact in them, else from\nother regions, else from disks that the snapshots were taken of. What stays lost is listed; exit code 5.\n\nExamples:\n  imgstore repair --dry-run\n  imgstore repair --from backup\n  imgstore repair --disk web.raw"
+    after_help = "Damaged packs are put in quarantine, and what was in them is stored again: what is intact in them, else from other regions, else from disks that the snapshots were taken of. What stays lost is listed; exit code 5.\n\nExamples:\n  imgstore repair --dry-run\n  imgstore repair --from backup\n  imgstore repair --disk web.raw"
 )]
 pub struct RepairArgs {
     /// A region that may have copies of what is damaged; may be repeated
@@ -120,7 +120,7 @@ pub struct RepairArgs {
 pub enum RegionCommand {
     /// Make a region known; one that is not there is made
     #[command(
-        after_help = "On another host imgstore is started by ssh. Copies go both ways, and lists, `show`, sharing, tags, deregistering and\nupkeep are done there: docs/REMOTE.md.\n\nExamples:\n  imgstore region add backup /mnt/backup\n  imgstore region add far ssh://ann@far.example/srv/images\n  imgstore --region far images"
+        after_help = "On another host imgstore is started by ssh. Copies go both ways, and lists, `show`, sharing, tags, deregistering and upkeep are done there: docs/REMOTE.md.\n\nExamples:\n  imgstore region add backup /mnt/backup\n  imgstore region add far ssh://ann@far.example/srv/images\n  imgstore --region far images"
     )]
     Add {
         /// The name that this home gives it

@@ -237,15 +237,21 @@ fn show(session: &Session<'_>, target: &str, made: &Made, started: Instant) {
     let Context { account, .. } = session.context;
     let planned = &made.planned;
     let Some(pulled) = &made.pulled else {
+        // What deltas take by themselves is only known once they are.
+        let expected = match planned.stored_bytes > planned.transfer_bytes {
+            true => format!("; there they take about {}", bytes(planned.stored_bytes)),
+            false => String::new(),
+        };
         let summary = format!(
-            "would move {} to {target}: {} of {} chunks, {} when unpacked\n",
+            "would move {} to {target}: {} of {} chunks, {} when unpacked{expected}\n",
             bytes(planned.transfer_bytes),
             planned.new_chunks,
-            planned.chunks,
+            planned.distinct_chunks,
             bytes(planned.new_bytes)
         );
         let document = || {
-            let mut document = json!({ "dry_run": true, "region": target, "stored_bytes": 0 });
+            let stored_bytes = planned.stored_bytes;
+            let mut document = json!({ "dry_run": true, "region": target, "stored_bytes": stored_bytes });
             add_plan(&mut document, planned, planned.transfer_bytes, started);
             document
         };
@@ -256,7 +262,7 @@ fn show(session: &Session<'_>, target: &str, made: &Made, started: Instant) {
             "{} moved, {} of {} chunks were missing, {:.1} s",
             bytes(pulled.transferred_bytes),
             planned.new_chunks,
-            planned.chunks,
+            planned.distinct_chunks,
             started.elapsed().as_secs_f64()
         ));
     }

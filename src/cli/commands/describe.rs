@@ -15,6 +15,7 @@ use imgstore::ops::describe::{self, Owner, Query};
 use imgstore::ops::error::OpsError;
 use imgstore::ops::find::{self, AnyId};
 use imgstore::ops::lineage::ancestry;
+use imgstore::region::Region;
 use serde_json::{Value, json};
 
 /// What a list is asked for.
@@ -51,8 +52,23 @@ fn listing(session: &Session<'_>, table: String, next_token: Option<&String>) ->
     table
 }
 
+/// An account that has nothing in a region may be another than the one that the region is full of.
+fn note_whose(session: &Session<'_>, region: &Region, catalog: &Catalog) {
+    let (account, provider) = (session.context.account, region.header().provider);
+    let has_own = catalog.images.values().map(|image| image.owner).any(|owner| owner == account)
+        || catalog.snapshots.values().any(|snapshot| snapshot.owner == account);
+    if !has_own && provider != account && !session.home.is_account_given() {
+        session.watcher.note(&format!(
+            "account {account} has nothing in region {}, which account {provider} made: --account {provider} shows what that has",
+            session.home.region_name()
+        ));
+    }
+}
+
 pub fn images(session: &Session<'_>, args: &ImagesArgs) -> Result<(), CliError> {
-    let catalog = session.home.open_region()?.catalog()?;
+    let region = session.home.open_region()?;
+    let catalog = region.catalog()?;
+    note_whose(session, &region, &catalog);
     let account = session.context.account;
     let mut query = query(session, &args.list, ImageId::EXPECTING)?;
     query.include_deprecated |= args.include_deprecated;

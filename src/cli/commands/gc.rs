@@ -29,9 +29,10 @@ pub fn gc(session: &Session<'_>, args: &GcArgs) -> Result<(), CliError> {
         }
         return Err(error.into());
     }
-    session
-        .output
-        .answer(|| document(session, &collected, started), || text(&collected, session.context.dry_run));
+    session.output.answer(
+        || document(session, &collected, started),
+        || session.told(text(&collected, session.context.dry_run)),
+    );
     if session.context.dry_run {
         session.watcher.note("nothing was changed");
     }

@@ -22,7 +22,7 @@ mod snapshot;
 mod upkeep;
 mod volumes;
 
-use super::args::{BenchCommand, Cli, Command};
+use super::args::{BenchCommand, Cli, Command, RegionCommand};
 use super::error::CliError;
 use super::far::{Connection, Far};
 use super::home::Home;
@@ -65,6 +65,12 @@ impl Session<'_> {
         Ok(Context { now_ms, ..self.context })
     }
 
+    /// What a command tells; nothing, if that is all that there is to tell to who wants quiet.
+    fn told(&self, text: String) -> String {
+        let is_nothing = ["no damage found\n", "nothing to collect\n"].contains(&text.as_str());
+        if is_nothing && self.watcher.is_quiet() { String::new() } else { text }
+    }
+
     /// Connects to a region on another host.
     pub fn connect(
         &self,
@@ -89,7 +95,8 @@ pub fn run(cli: &Cli, output: &Output, watcher: &Arc<Watcher>) -> Result<u8, Cli
         .thread_name(|number| format!("compute-{number}"))
         .build()
         .map_err(|e| CliError::Usage(format!("threads cannot be started: {e}")))?;
-    let home = Home::open(&cli.global, matches!(cli.command, Command::Repair(_)))?;
+    let home =
+        Home::open(&cli.global, makes_a_home(&cli.command), matches!(cli.command, Command::Repair(_)))?;
     let context = Context {
         account: home.account(),
         now_ms: imgstore::io::clock::now_ms(),
@@ -107,6 +114,21 @@ pub fn run(cli: &Cli, output: &Output, watcher: &Arc<Watcher>) -> Result<u8, Cli
     }
     let result = dispatch(&mut session, &cli.command);
     if cli.global.dry_run { end_dry_run(&session, result) } else { result }
+}
+
+/// Whether a command is of use where nothing is yet.
+fn makes_a_home(command: &Command) -> bool {
+    match command {
+        Command::Region(command) => matches!(command, RegionCommand::Add { .. }),
+        Command::Snapshot(_)
+        | Command::Import(_)
+        | Command::Bundle(_)
+        | Command::Unbundle(_)
+        | Command::Account(_)
+        | Command::Bench(_)
+        | Command::Remote => true,
+        _ => false,
+    }
 }
 
 /// What a dry run ends with: that it would have succeeded is the answer, not an error.

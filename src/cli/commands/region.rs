@@ -5,7 +5,7 @@ use crate::cli::args::RegionCommand;
 use crate::cli::error::CliError;
 use crate::cli::far::{Address, Far};
 use crate::cli::home::KnownRegion;
-use crate::cli::text::{printable, table, time, time_millis};
+use crate::cli::text::{counted, printable, table, time, time_millis};
 use imgstore::ops::context::Progress;
 use imgstore::serve::message::NewRegion;
 use serde_json::{Value, json};
@@ -45,9 +45,34 @@ fn add(session: &mut Session<'_>, name: &str, url: &str, remote_path: Option<&st
     if remote_path.is_some() {
         return Err(CliError::Usage("--remote-path is for a region on another host".into()));
     }
-    let region = session.home.add_region(name, url)?;
-    let id = region.header().id;
-    session.output.answer(|| json!({ "region": name, "region_id": id, "url": url }), || format!("{name}\n"));
+    let (region, is_made) = session.home.add_region(name, url)?;
+    let (id, provider) = (region.header().id, region.header().provider);
+    let place = printable(&session.home.known(name)?.url);
+    let images = region.catalog()?.images.len();
+    session.watcher.note(&match is_made {
+        true => format!("{place}: a new region"),
+        false => {
+            format!("{place}: the region of account {provider}, with {}", counted(images as u64, "image"))
+        }
+    });
+    let account = session.home.account();
+    if provider != account {
+        session.watcher.note(&format!(
+            "this home's account is {account}: what {provider} keeps to itself is shown to `--account {provider}`"
+        ));
+    }
+    session.output.answer(
+        || {
+            json!({
+                "region": name,
+                "region_id": id,
+                "url": url,
+                "provider_id": provider,
+                "made": is_made,
+            })
+        },
+        || format!("{name}\n"),
+    );
     Ok(())
 }
 
@@ -151,6 +176,7 @@ fn show(session: &Session<'_>, name: &str) -> Result<(), CliError> {
                 "region": name,
                 "region_id": header.id,
                 "url": url,
+                "provider_id": header.provider,
                 "created": time_millis(header.created_ms),
                 "chunker": chunker,
                 "zstd_level": header.zstd_level,
@@ -163,12 +189,14 @@ fn show(session: &Session<'_>, name: &str) -> Result<(), CliError> {
                 "region      {name}\n\
                  id          {}\n\
                  url         {}\n\
+                 made by     account {}\n\
                  created     {}\n\
                  chunks      {} to {} blocks of 4 KiB, a cut about every {}\n\
                  zstd level  {}\n\
                  log         {records} records\n",
                 header.id,
                 printable(url),
+                header.provider,
                 time(header.created_ms),
                 chunker.min_blocks,
                 chunker.max_blocks,

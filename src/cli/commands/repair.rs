@@ -47,7 +47,10 @@ pub fn repair(session: &Session<'_>, args: &RepairArgs) -> Result<u8, CliError> 
             document["foreign_disks"] = foreign().map(|path| json!(lossy(path))).collect();
             document
         },
-        || mended_text(&mended, session.context.dry_run) + &text(&repaired, &mended, session.context.dry_run),
+        || {
+            let dry_run = session.context.dry_run;
+            session.told(mended_text(&mended, dry_run) + &text(&repaired, &mended, dry_run))
+        },
     );
     if session.context.dry_run {
         session.watcher.note("nothing was changed");
@@ -76,6 +79,7 @@ fn document(session: &Session<'_>, mended: &Mended, repaired: &Repaired, started
         "restored": mended.restored,
         "twins": mended.twins,
         "conflicts": mended.conflicts,
+        "foreign_disks": [],
         "quarantined": repaired.quarantined.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "moved_chunks": repaired.moved,
         "fetched_chunks": repaired.fetched,

@@ -135,7 +135,9 @@ pub fn verify(session: &Session<'_>, args: &VerifyArgs) -> Result<u8, CliError> 
         (Some(oldest), _) => session.watcher.note(&format!("every pack was checked since {}", time(oldest))),
         (None, _) => {}
     }
-    session.output.answer(|| report_document(session, &report, age, started), || report_text(&report));
+    session
+        .output
+        .answer(|| report_document(session, &report, age, started), || session.told(report_text(&report)));
     Ok(if report.findings.is_empty() { 0 } else { error::DAMAGE })
 }
 

@@ -62,11 +62,18 @@ impl Mapper {
             *(if facts.is_zero { &mut part.zero_blocks } else { &mut part.data_blocks }) += 1;
         }
         for (start, blocks, key) in chunks {
-            if let Some(part) = parts.get_mut(part_of(start)) {
-                part.chunks.push((key, blocks));
-                if part.chunks.len() == 2 * LOOKED_AT {
-                    part.thin();
+            // In each part that it reaches into.
+            let end = start + u64::from(blocks);
+            let mut at = start;
+            while at < end {
+                let next = end.min((at / *each + 1) * *each);
+                if let Some(part) = parts.get_mut(part_of(at)) {
+                    part.chunks.push((key, u32::try_from(next - at).unwrap_or(blocks)));
+                    if part.chunks.len() == 2 * LOOKED_AT {
+                        part.thin();
+                    }
                 }
+                at = next;
             }
         }
     }
@@ -110,7 +117,7 @@ fn cell(disk: usize, part: &Part, layout: &Layout) -> Cell {
     let all = (part.zero_blocks + part.data_blocks).max(1) as f64;
     let data = part.data_blocks as f64 / all;
     let looked_at = unique + repeated + shared.iter().sum::<u64>();
-    // Where no chunk begins, all is one that began before: taken as unique.
+    // Where none was looked at, all is taken as unique.
     let share = |blocks: u64| if looked_at == 0 { 0.0 } else { data * blocks as f64 / looked_at as f64 };
     Cell {
         zero: 1.0 - data,
