@@ -233,6 +233,13 @@ fn greet(link: &Link, create: Option<NewRegion>) -> Result<Welcome, OpsError> {
     link.send(&Message::Hello { version: VERSION, create })?;
     match link.receive()?.0 {
         Message::Welcome(welcome) if welcome.version == VERSION => Ok(welcome),
+        Message::Welcome(welcome) => {
+            let why = format!(
+                "the other side speaks version {}, and this imgstore version {VERSION}: update the older one",
+                welcome.version
+            );
+            Err(OpsError::Protocol { why })
+        }
         Message::Refused(refusal) => Err(refusal.into_error()),
         _ => Err(OpsError::Protocol { why: "the other side does not answer as imgstore does".into() }),
     }

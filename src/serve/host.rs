@@ -41,7 +41,8 @@ fn greet(link: &Link, doors: &dyn Doors, is_guest: bool, context: &Context<'_>) 
         return Err(LinkError::protocol("it does not say hello").into());
     };
     if version != VERSION {
-        let why = format!("it speaks version {version}, and this imgstore version {VERSION}");
+        let why =
+            format!("it speaks version {version}, and this imgstore version {VERSION}: update the older one");
         return Err(LinkError::protocol(why).into());
     }
     let region = doors.open(create.as_ref())?;

@@ -134,7 +134,7 @@ fn text(collected: &Collected, dry_run: bool) -> String {
     }
     if collected.unneeded.bytes > 0 {
         text += &format!(
-            "stays       {} that nothing needs, beside what is needed in {}: --repack 100 moves that where it may, and frees them\n",
+            "stays       {} or more that nothing needs, beside what is needed in {}: --repack 100 moves that where it may, and frees them\n",
             bytes(collected.unneeded.bytes),
             counted(collected.unneeded.count, "pack")
         );

@@ -76,7 +76,7 @@ fn tell(session: &Session<'_>, done: &Deregistration) {
 /// Packs of which more than half is needed stay as they are until somebody says otherwise.
 fn would_free(freed_bytes: u64, is_binned: bool) -> String {
     let how = if freed_bytes > 0 {
-        ", by `imgstore gc`; what lies beside more that is needed, by `gc --repack 100`"
+        ", by `imgstore gc`; what lies beside more that is needed, by `gc --repack 100`, which may take two runs"
     } else {
         ""
     };
