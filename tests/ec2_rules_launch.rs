@@ -592,6 +592,24 @@ fn a_permission_that_is_taken_back_ends_what_was_built_on_it() {
     assert!(cost(&rules.friend)[0].kept_by.contains(&Keeper::Owner));
     share(&[], &[friend]);
     assert_eq!(code(rules.launch(built.id, &rules.friend)), Err("InvalidRequest"));
+    // Who may read the snapshot does not need the image's owner for it: neither its owner, nor who brings one along.
+    modify::share_image(
+        &rules.region,
+        built.id,
+        &PermissionChange { add: vec![Permission::All], remove: vec![] },
+        false,
+        &rules.friend.context(),
+    )
+    .unwrap();
+    assert_eq!(code(rules.launch(built.id, &rules.owner)), Ok(()));
+    rules.share(image.id, Permission::All, false).unwrap();
+    let own = rules.stranger.snapshot(&rules.region, &MemoryDisk::new(volume(9000, 9))).unwrap().snapshot.id;
+    let with_own = LaunchOptions {
+        devices: vec![DeviceSpec::of_snapshot("/dev/xvdb", own)],
+        ..LaunchOptions::one(rules.disks.path())
+    };
+    let launched = launch(&rules.region, image.id, &with_own, &rules.stranger.context());
+    assert_eq!(launched.unwrap()[0].volumes.len(), 2);
 }
 
 /// What the end of a stay in the bin frees is in the preview of a collection, and keeps nothing in figures.

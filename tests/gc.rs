@@ -899,3 +899,34 @@ fn a_collection_that_gives_up_says_so() {
     let collected = place.collect(NOW, &caller);
     assert!(!collected.given_up && collected.freed.count > 0, "{collected:?}");
 }
+
+/// What the end of a stay in the bin frees is in the preview, as in the collection.
+#[test]
+fn a_preview_counts_what_leaves_the_bin() {
+    let place = Place::new();
+    let mut caller = Caller::new(1);
+    bin::add_rule(&place.open(), Resource::Snapshot, 1, &[], &caller.context()).unwrap();
+    let id = place.snapshot(&caller, &volume(300_000, 1));
+    place.snapshot(&caller, &volume(200_000, 2));
+    delete_snapshot(&place.open(), id, &caller.context()).unwrap();
+    let now = GcOptions { grace_ms: 0, repack_percent: 50 };
+    assert_eq!(place.collect(now, &caller).freed.count, 0, "it can be restored");
+    caller.now_ms += 2 * 86_400_000;
+    for grace_ms in [3_600_000, 0] {
+        let options = GcOptions { grace_ms, ..now };
+        let previewed = preview(&place.open(), &options, &caller.context()).unwrap();
+        let done = place.collect(options, &caller);
+        assert_eq!(previewed.expired, done.expired);
+        assert_eq!(
+            (previewed.condemned, previewed.freed),
+            (done.condemned, done.freed),
+            "{previewed:?} {done:?}"
+        );
+        assert_eq!((previewed.orphans, previewed.waiting), (done.orphans, done.waiting));
+        if grace_ms > 0 {
+            assert!(done.expired == 1 && done.condemned.count > 0 && done.orphans.count > 0, "{done:?}");
+        } else {
+            assert!(done.freed.count > 0, "{done:?}");
+        }
+    }
+}

@@ -699,12 +699,12 @@ fn a_base_that_is_left_as_a_delta_stays() {
 /// What nothing needs of a condemned pack that is on damage is not had from elsewhere.
 #[test]
 fn nothing_is_stored_for_what_goes_anyway() {
-    let [first, second, third] = blocks();
+    let [first, second, third, fourth] = blocks();
     let mut place = Place::new(std::slice::from_ref(&first));
     let [base] = place.packs()[..] else { panic!("more than one pack") };
     let mut writer = place.begin();
     let other = place.store(&mut writer, &[(&third, None)]);
-    let on_it = place.store(&mut writer, &[(&second, Some(&first)), (&first, Some(&third))]);
+    let on_it = place.store(&mut writer, &[(&second, Some(&first)), (&fourth, Some(&third))]);
     drop(writer);
     let condemned = Op::CondemnPacks { packs: vec![other, on_it], at_ms: place.caller.now_ms };
     let commit =

@@ -113,7 +113,7 @@ impl Home {
         check_owner(&path)?;
         let (config, mended) = match read_config(&path)? {
             Some(config) => (config, Mended::default()),
-            None if !makes && !first_region(&path).exists() => return Err(CliError::NoHome { path }),
+            None if !makes && !is_there(&first_region(&path))? => return Err(CliError::NoHome { path }),
             None => {
                 let (config, mended) = create(&path, directory, mends && !global.dry_run)?;
                 if !global.quiet {
@@ -196,7 +196,7 @@ impl Home {
         let at = |error: RegionError| region_error(name, &known.url, error);
         let root = self.path.join(directory_of(&known.url)?);
         check_owner(&root)?;
-        if !root.exists() {
+        if !is_there(&root)? {
             return Err(CliError::NoFolder { name: name.to_owned(), path: root });
         }
         let region = Region::open_directory(&root, self.directory).map_err(at)?;
@@ -248,6 +248,7 @@ impl Home {
         let root = absolute(&expand(path)?)?;
         check_owner(&root)?;
         open_or_create(&root, name, new, self.account(), self.directory)
+            .map(|(region, _)| region)
             .map_err(|error| region_error(path, path, error))
     }
 
@@ -292,8 +293,9 @@ impl Home {
             root = physical(&root).unwrap_or(root);
         }
         check_owner(&root)?;
-        let is_new = !root.exists();
-        if let Some(folder) = root.parent().filter(|folder| is_new && !folder.exists()) {
+        if let Some(folder) = root.parent()
+            && !is_there(folder)?
+        {
             return Err(CliError::Usage(format!(
                 "{}: there is no folder {}; if its disk is not mounted, mount it, else make the folder or name another",
                 root.display(),
@@ -302,12 +304,10 @@ impl Home {
         }
         let url = self.url_of(&root)?;
         let known = KnownRegion::here(url.clone());
-        let region = self.add_known(name, known, |home| {
+        self.add_known(name, known, |home| {
             open_or_create(&root, name, &home.config.new_regions, home.account(), home.directory)
                 .map_err(|error| region_error(name, &url, error))
-        })?;
-        let is_made = region.catalog().is_ok_and(|catalog| catalog.sequence == 0);
-        Ok((region, is_made))
+        })
     }
 
     /// Refuses what cannot name a region, and what names one already.
@@ -434,7 +434,11 @@ fn check_owner(path: &Path) -> Result<(), CliError> {
     Ok(())
 }
 
-/// The directory that a URL names.
+/// Whether something is at a path. That it cannot be looked at does not say that nothing is.
+fn is_there(path: &Path) -> Result<bool, CliError> {
+    path.try_exists().map_err(home_error("look at", path))
+}
+
 /// Refuses what looks like the address of another host and is none.
 fn check_place(url: &str) -> Result<(), CliError> {
     let first = url.split('/').next().unwrap_or_default();
@@ -449,6 +453,7 @@ fn check_place(url: &str) -> Result<(), CliError> {
     )))
 }
 
+/// The directory that a URL names.
 fn directory_of(url: &str) -> Result<PathBuf, CliError> {
     match url.split_once("://") {
         None => Ok(PathBuf::from(url)),
@@ -527,7 +532,8 @@ fn create(path: &Path, directory: DirectoryOptions, mends: bool) -> Result<(Conf
         }
     }
     let account = AccountId::from_random(random_u64().map_err(home_error("draw an account for", path))?);
-    let region = open_or_create(&root, FIRST_REGION, &new_regions, account, directory).map_err(failed)?;
+    let (region, _) =
+        open_or_create(&root, FIRST_REGION, &new_regions, account, directory).map_err(failed)?;
     let maker = region.header().provider;
     if maker != account {
         progress::warn(&format!(
@@ -547,16 +553,17 @@ fn create(path: &Path, directory: DirectoryOptions, mends: bool) -> Result<(Conf
     Ok((config, mended))
 }
 
+/// Opens a region, or makes it; says whether it made it.
 fn open_or_create(
     root: &Path,
     name: &str,
     new: &NewRegions,
     provider: AccountId,
     directory: DirectoryOptions,
-) -> Result<Region, RegionError> {
+) -> Result<(Region, bool), RegionError> {
     match Region::open_directory(root, directory) {
         Err(RegionError::NotARegion) => {}
-        opened => return opened,
+        opened => return Ok((opened?, false)),
     }
     let options = RegionOptions {
         chunker: new.chunker,
@@ -564,7 +571,7 @@ fn open_or_create(
         ..RegionOptions::named(name, provider)
     };
     match Region::create_directory(root, &options, directory) {
-        Err(RegionError::Exists) => Region::open_directory(root, directory),
-        made => made,
+        Err(RegionError::Exists) => Ok((Region::open_directory(root, directory)?, false)),
+        made => Ok((made?, true)),
     }
 }

@@ -487,6 +487,37 @@ pub fn absolute(path: &Path) -> Result<PathBuf, DiskError> {
 mod tests {
     use super::*;
 
+    /// None of several files has its name before all are whole; those that are not named go.
+    #[test]
+    fn files_are_named_together() {
+        let folder = tempfile::tempdir().unwrap();
+        let names = || {
+            let all = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name());
+            let mut all: Vec<_> = all.filter(|name| !name.as_bytes().starts_with(b".")).collect();
+            all.sort();
+            all
+        };
+        let make = |several: &Together, name: &str| {
+            let mut file = several.create(&folder.path().join(name), 5, false).unwrap();
+            file.write_at(0, b"whole").unwrap();
+            file
+        };
+        let several = Together::default();
+        DiskWrite::finish(Box::new(make(&several, "a"))).unwrap();
+        let second = make(&several, "b");
+        assert!(names().is_empty());
+        drop((second, several));
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "one failed");
+        let several = Together::default();
+        for name in ["a", "b"] {
+            DiskWrite::finish(Box::new(make(&several, name))).unwrap();
+        }
+        assert!(names().is_empty());
+        several.publish().unwrap();
+        assert_eq!(names(), ["a", "b"]);
+        assert_eq!(fs::read(folder.path().join("b")).unwrap(), b"whole");
+    }
+
     #[test]
     fn long_names_are_cut_between_characters() {
         assert_eq!(shown_of(OsStr::new("disk.raw")), "disk.raw");

@@ -8,6 +8,7 @@ use super::error::{Code, OpsError};
 use super::export::{load, select, volume_bytes};
 use super::export_image::{ImageDisk, image_disks};
 use super::find::AnyId;
+use super::restore::unless_deleted;
 use crate::chunk::fingerprint::is_zero;
 use crate::model::blockmap::{BlockMap, ChunkRef};
 use crate::model::catalog::{Catalog, RootId};
@@ -75,9 +76,19 @@ pub fn pairs(
     context: &Context<'_>,
 ) -> Result<Vec<Pair>, OpsError> {
     match (ids, device) {
-        ([AnyId::Image(first), AnyId::Image(second)], None) => {
-            let first = image_disks(region, catalog, first, context)?;
-            Ok(paired(first, image_disks(region, catalog, second, context)?))
+        ([AnyId::Image(first), AnyId::Image(second)], device) => {
+            let disks = image_disks(region, catalog, first, context)?;
+            let mut pairs = paired(disks, image_disks(region, catalog, second, context)?);
+            if let Some(device) = device {
+                let is_it =
+                    |pair: &Pair| pair.device_name.as_ref().is_some_and(|name| is_same_device(name, device));
+                pairs.retain(is_it);
+                if pairs.is_empty() {
+                    let why = format!("neither {first} nor {second} has a device {device} with content");
+                    return Err(OpsError::rule(Code::InvalidParameterValue, why));
+                }
+            }
+            Ok(pairs)
         }
         ([AnyId::Snapshot(_), AnyId::Snapshot(_)], Some(_)) => {
             let why = "snapshots are one disk each; a device is an image's";
@@ -256,11 +267,12 @@ fn read(
 ) -> Result<Vec<u8>, OpsError> {
     let mut bytes = vec![0; padded_bytes(window)];
     let Some((root, map)) = content else { return Ok(bytes) };
+    let unless_deleted = |error| unless_deleted(region, *root, error);
     let from = map.chunks().partition_point(|chunk| chunk.end_block() <= window.start);
     let chunks: Vec<&ChunkRef> =
         map.chunks()[from..].iter().take_while(|chunk| chunk.start_block < window.end).collect();
     let ids: Vec<ChunkId> = chunks.iter().map(|chunk| chunk.id).collect();
-    let fetched = region.fetch(&ids)?;
+    let fetched = region.fetch(&ids).map_err(OpsError::from).map_err(unless_deleted)?;
     let frames = fetched.frames();
     let decoded = context.for_each_chunk(frames.len(), |at| {
         let (frame, chunk) = (frames[at], chunks[frames[at].wanted]);
@@ -277,6 +289,9 @@ fn read(
         let place = |origin| padded_bytes(&(origin..start))..padded_bytes(&(origin..end));
         bytes[place(window.start)].copy_from_slice(&raw[place(chunk.start_block)]);
     }
+    // What a chunk has behind the volume's end is nobody's.
+    let end = map.volume_bytes().saturating_sub(block_offset(window.start));
+    bytes.iter_mut().skip(usize::try_from(end).unwrap_or(usize::MAX)).for_each(|byte| *byte = 0);
     Ok(bytes)
 }
 

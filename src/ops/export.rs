@@ -8,6 +8,7 @@ use super::find::{
 use super::gaps::Gaps;
 use super::restore::{restore, unless_deleted, zero};
 use crate::disk::DiskWrite;
+use crate::model::account::AccountId;
 use crate::model::blockmap::BlockMap;
 use crate::model::catalog::{Catalog, Root};
 use crate::model::image::{DeviceTarget, Image, is_same_device};
@@ -24,14 +25,21 @@ pub fn select<'a>(
     match id {
         AnyId::Snapshot(id) => Ok(find_snapshot(catalog, context.account, id)?.into()),
         // Who may launch an image may have its content: no snapshot permission is needed.
-        AnyId::Image(id) => of_device(catalog, find_image(catalog, context.account, id)?, device),
+        AnyId::Image(id) => {
+            of_device(catalog, find_image(catalog, context.account, id)?, device, context.account)
+        }
         AnyId::Volume(_) | AnyId::Instance(_) => {
             Err(OpsError::rule(Code::InvalidParameterValue, "export takes an image or a snapshot"))
         }
     }
 }
 
-fn of_device<'a>(catalog: &'a Catalog, image: &Image, device: Option<&str>) -> Result<Root<'a>, OpsError> {
+fn of_device<'a>(
+    catalog: &'a Catalog,
+    image: &Image,
+    device: Option<&str>,
+    account: AccountId,
+) -> Result<Root<'a>, OpsError> {
     let name = device.unwrap_or(&image.root_device_name);
     if is_same_device(name, &image.root_device_name)
         && let Some(template) = find_template(catalog, image)
@@ -41,7 +49,7 @@ fn of_device<'a>(catalog: &'a Catalog, image: &Image, device: Option<&str>) -> R
     let found = image.devices.iter().find(|mapping| is_same_device(&mapping.device_name, name));
     match found.map(|mapping| &mapping.target) {
         Some(DeviceTarget::Ebs(ebs)) if let Some(id) = ebs.snapshot_id => {
-            Ok(content(catalog, image, id)?.into())
+            Ok(content(catalog, image, id, account)?.into())
         }
         Some(_) => {
             Err(OpsError::rule(Code::InvalidParameterValue, format!("{name} of {} has no content", image.id)))

@@ -47,7 +47,10 @@ pub fn image_disks(
     }
     for mapping in &image.devices {
         let DeviceTarget::Ebs(ebs) = &mapping.target else { continue };
-        let root = ebs.snapshot_id.map(|id| content(catalog, image, id).map(Root::from)).transpose()?;
+        let root = ebs
+            .snapshot_id
+            .map(|id| content(catalog, image, id, context.account).map(Root::from))
+            .transpose()?;
         disks.push(ImageDisk {
             device_name: mapping.device_name.clone(),
             volume_bytes: ebs.volume_bytes,

@@ -80,7 +80,10 @@ pub fn image(catalog: &Catalog, account: AccountId, id: ImageId) -> Result<&Imag
         return Ok(image);
     }
     if catalog.was_deregistered(id, account) {
-        return Err(OpsError::image_unavailable(id, "deregistered"));
+        let is_binned = catalog.binned_images.contains_key(&id);
+        let cure =
+            format!("deregistered, and in the recycle bin: `imgstore bin restore {id}` brings it back");
+        return Err(OpsError::image_unavailable(id, if is_binned { &cure } else { "deregistered" }));
     }
     Err(OpsError::image_not_found(id))
 }
@@ -130,15 +133,16 @@ pub(super) fn backing(catalog: &Catalog, id: SnapshotId) -> Result<&Snapshot, Op
     catalog.snapshots.get(&id).ok_or_else(|| OpsError::snapshot_not_found(id))
 }
 
-/// The content of a snapshot under an image, for whoever may use that. Its owner must be able to read the snapshot still: a
-/// permission that was taken back ends what was built on it, too.
+/// The content of a snapshot under an image, for whoever may use that. Who uses it, or the image's owner, must be able to read the
+/// snapshot still: a permission that was taken back ends what was built on it, too.
 pub(super) fn content<'a>(
     catalog: &'a Catalog,
     image: &Image,
     id: SnapshotId,
+    account: AccountId,
 ) -> Result<&'a Snapshot, OpsError> {
     let snapshot = backing(catalog, id)?;
-    if snapshot.readable_by(image.owner) {
+    if snapshot.readable_by(image.owner) || snapshot.readable_by(account) {
         return Ok(snapshot);
     }
     let why = format!("the owner of {} may no longer read {id}, which it was made of", image.id);

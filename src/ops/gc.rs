@@ -8,7 +8,7 @@ use super::bin::expire_all;
 use super::context::Context;
 use super::error::{Class, OpsError};
 use super::rewrite::{Keep, Rewritten, despite_others, mark_after, rewrite};
-use crate::model::catalog::{Pack, RootId};
+use crate::model::catalog::{Catalog, Pack, RootId};
 use crate::model::objects::{PackName, PackState};
 use crate::model::units::TimeMs;
 use crate::region::Region;
@@ -105,13 +105,13 @@ struct Candidates {
 /// Says what [`collect`] would do now. Changes nothing.
 pub fn preview(region: &Region, options: &GcOptions, context: &Context<'_>) -> Result<Collected, OpsError> {
     // What ends its stay in the bin comes first in a collection, too.
-    let expired = expire_all(&region.catalog()?, context);
+    let expired = |catalog: &Catalog| expire_all(catalog, context);
     let keep = Keep::InFuller(options.repack_percent);
     let mark = mark_after(region, &expired, Losses::Accepted, keep, context)?;
     let kept = mark.kept_packs();
     let candidates = candidates(region, &mark, &kept, options)?;
     let mut collected = Collected {
-        expired: expired.len() as u64,
+        expired: expired(&region.catalog()?).len() as u64,
         in_progress: candidates.in_progress,
         unneeded: candidates.unneeded,
         lost: mark.lost_roots().to_vec(),

@@ -16,7 +16,8 @@ use crate::model::op::{InstanceChange, Op};
 use crate::model::units::TimeMs;
 use crate::model::words::{InstanceState, RootDeviceType};
 use crate::region::Region;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 /// A terminated instance is shown for an hour, as in EC2.
 pub const TERMINATED_SHOWN_MS: TimeMs = 3_600_000;
@@ -105,6 +106,9 @@ pub fn terminate(
     Ok(answers)
 }
 
+/// How long removing the disks of an instance usually takes at most.
+const OTHERS_AT_WORK: Duration = Duration::from_secs(1);
+
 /// Files that are removed once their instances are gone.
 #[derive(Debug, Default)]
 struct Files {
@@ -132,9 +136,20 @@ impl Files {
         }
     }
 
+    /// Whoever terminated an instance a moment ago may be about to remove its disks.
+    fn wait_for_others(&self, region: &Region) {
+        let until = Instant::now() + OTHERS_AT_WORK;
+        let folders: Vec<PathBuf> =
+            self.again_folders.iter().filter_map(|folder| region.path_of_record(folder)).collect();
+        while folders.iter().any(|folder| folder.is_dir()) && Instant::now() < until {
+            std::thread::sleep(OTHERS_AT_WORK / 10);
+        }
+    }
+
     /// Removes them; what stays, and why.
     fn remove(&self, region: &Region) -> Vec<String> {
         let mut left: Vec<String> = self.disks.iter().filter_map(|disk| remove_disk(region, disk)).collect();
+        self.wait_for_others(region);
         for path in self.again.iter().filter_map(|disk| region.path_of_record(disk)) {
             left.extend(remove_made_file(&path).err().map(|error| error.to_string()));
         }

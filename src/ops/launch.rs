@@ -6,9 +6,9 @@ use super::error::{Code, OpsError};
 use super::find::{backing, check_available, check_contents, check_tags, image as find_image};
 use super::instance::is_shown;
 use super::launch_disks::{Content, Written, write_instance};
-use super::token::{client_token, durable, made_before};
+use super::token::{client_token, durable, made_before, output_folder};
 use crate::disk::DiskError;
-use crate::disk::open::{absolute, check_folder, make_dirs, utf8};
+use crate::disk::open::{check_folder, make_dirs, utf8};
 use crate::model::account::{ClientToken, Tag};
 use crate::model::catalog::Catalog;
 use crate::model::ids::{ImageId, ReservationId};
@@ -77,7 +77,7 @@ pub fn launch(
     context: &Context<'_>,
 ) -> Result<Vec<Launched>, OpsError> {
     check(options)?;
-    let output = absolute(&options.output)?;
+    let output = output_folder(&options.output)?;
     // The folder is part of the request, however it is spelled.
     let request = LaunchOptions { output: output.clone(), ..options.clone() };
     let token = client_token(options.client_token.as_ref(), &(id, &request))?;
@@ -153,7 +153,8 @@ fn plan(
         contents.push(Content::of_template(region, root, template)?);
     }
     for device in &devices {
-        contents.push(Content::of_device(region, catalog, image, device, options.ephemeral_bytes)?);
+        let bytes = options.ephemeral_bytes;
+        contents.push(Content::of_device(region, catalog, image, device, bytes, context.account)?);
     }
     Ok(contents)
 }

@@ -8,6 +8,7 @@ use super::find::content;
 use super::launch::Launched;
 use super::restore::restore;
 use crate::disk::open::{FinishedFile, TargetOptions, make_dirs, open_target, remove_dir_with, utf8};
+use crate::model::account::AccountId;
 use crate::model::blockmap::BlockMap;
 use crate::model::catalog::{Catalog, Root, RootId};
 use crate::model::ids::{InstanceId, ReservationId, TemplateId, VolumeId};
@@ -52,6 +53,7 @@ impl Content {
         image: &Image,
         device: &BlockDeviceMapping,
         ephemeral_bytes: u64,
+        account: AccountId,
     ) -> Result<Self, OpsError> {
         let device_name = device.device_name.clone();
         // Whoever made the image may have used a program that let any through.
@@ -65,7 +67,7 @@ impl Content {
         };
         let map = match ebs.snapshot_id {
             Some(id) => {
-                let root = Root::from(content(catalog, image, id)?);
+                let root = Root::from(content(catalog, image, id, account)?);
                 Some((root.id, load(region, &root)?))
             }
             None => None,

@@ -94,14 +94,14 @@ pub fn repair(
     if damage.is_log_broken {
         return Ok(repaired);
     }
+    if context.dry_run {
+        repaired.quarantined = damage.packs.into_iter().collect();
+        return Ok(repaired);
+    }
     // What this version does not know is no damage, and nothing that is to be given up.
     if damage.is_newer {
         let why = "a newer imgstore has written to this region: update this one, and repair with that";
         return Err(OpsError::rule(Code::UnsupportedOperation, why));
-    }
-    if context.dry_run {
-        repaired.quarantined = damage.packs.into_iter().collect();
-        return Ok(repaired);
     }
     leave_readable(region, &mut damage, context)?;
     let total = region.catalog()?.packs.len();

@@ -2,6 +2,7 @@
 
 use super::context::Context;
 use super::error::OpsError;
+use crate::model::catalog::Catalog;
 use crate::model::objects::{PackName, PackState};
 use crate::model::op::Op;
 use crate::region::Region;
@@ -87,13 +88,13 @@ pub(super) fn mark(
     keep: Keep<'_>,
     context: &Context<'_>,
 ) -> Result<Mark, OpsError> {
-    mark_after(region, &[], losses, keep, context)
+    mark_after(region, &|_| Vec::new(), losses, keep, context)
 }
 
-/// The same, as if some operations were on record, too.
+/// The same, as if the operations that a state asks for were on record, too.
 pub(super) fn mark_after(
     region: &Region,
-    ops: &[Op],
+    ops: &dyn Fn(&Catalog) -> Vec<Op>,
     losses: Losses,
     keep: Keep<'_>,
     context: &Context<'_>,

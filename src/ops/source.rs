@@ -141,25 +141,16 @@ impl Source for Region {
     }
 
     fn locate(&self, ids: &[ChunkId], _: &Context<'_>) -> Result<Vec<Found>, OpsError> {
-        let mut bases: HashMap<PackName, HashMap<ChunkId, u64>> = HashMap::new();
-        let mut all = Vec::with_capacity(ids.len());
-        for (id, place) in Region::locate(self, ids)? {
-            let is_delta = !place.codec.is_plain();
-            if is_delta && !bases.contains_key(&place.pack) {
-                // What a damaged pack does not tell only makes the plan less exact.
-                bases.insert(place.pack, Region::bases_in(self, &place.pack).unwrap_or_default());
-            }
-            all.push(Found {
-                id,
-                pack: place.pack,
-                offset: place.offset,
-                stored_bytes: u32::try_from(place.frame_bytes()).unwrap_or(u32::MAX),
-                raw_blocks: place.raw_blocks,
-                is_delta,
-                base: bases.get(&place.pack).filter(|_| is_delta).and_then(|bases| bases.get(&id)).copied(),
-            });
-        }
-        Ok(all)
+        let found = |(id, place): crate::region::fetch::Located| Found {
+            id,
+            pack: place.pack,
+            offset: place.offset,
+            stored_bytes: u32::try_from(place.frame_bytes()).unwrap_or(u32::MAX),
+            raw_blocks: place.raw_blocks,
+            is_delta: !place.codec.is_plain(),
+            base: None,
+        };
+        Ok(Region::locate(self, ids)?.into_iter().map(found).collect())
     }
 
     fn base_bytes(&self, leading: u64) -> Result<Option<(u64, u64)>, OpsError> {

@@ -2,11 +2,13 @@
 
 use super::context::Context;
 use super::error::{Code, OpsError};
+use crate::disk::open::{absolute, physical};
 use crate::model::account::ClientToken;
 use crate::model::catalog::Catalog;
 use crate::model::ids::ObjectHash;
 use crate::region::Region;
 use serde::Serialize;
+use std::path::{Component, Path, PathBuf};
 
 /// Bytes of the longest token.
 const TOKEN_BYTES_MAX: usize = 64;
@@ -24,6 +26,14 @@ pub(super) fn client_token(
         .map_err(|e| OpsError::rule(Code::InvalidParameterValue, format!("the request: {e}")))?;
     let request = ObjectHash(*blake3::hash(&text).as_bytes());
     Ok(Some(ClientToken { token: token.clone(), request }))
+}
+
+/// The folder of a request, however it was spelled.
+pub(super) fn output_folder(path: &Path) -> Result<PathBuf, OpsError> {
+    let path: PathBuf = absolute(path)?.components().collect();
+    // What is above a folder depends on what it is a link to.
+    let goes_up = path.components().any(|part| part == Component::ParentDir);
+    Ok(physical(&path).filter(|_| goes_up).unwrap_or(path))
 }
 
 /// What a caller's earlier request with this token made, among all that the caller has; refused if that was

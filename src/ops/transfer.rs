@@ -81,7 +81,26 @@ pub fn find_missing(
     drop(absent);
     // A delta can be put once its base is.
     found.sort_unstable_by_key(|found| (found.is_delta, found.pack, found.offset));
+    if context.dry_run && !source.is_far() {
+        add_bases(source, &mut found, context)?;
+    }
     Ok(Missing { distinct_chunks, ..arrange(source, target, &found, trusted)? })
+}
+
+/// Finds out what deltas are stored against, of one pack after the other: which will find no base is for a plan to say. A copy
+/// between regions of one host finds it out while it is made.
+fn add_bases(source: &dyn Source, found: &mut [Found], context: &Context<'_>) -> Result<(), OpsError> {
+    let (mut pack, mut bases) = (None, HashMap::new());
+    for found in found.iter_mut().filter(|found| found.is_delta) {
+        if pack != Some(found.pack) {
+            context.check_cancelled()?;
+            // What a damaged pack does not tell makes the plan less exact, and nothing else.
+            bases = source.bases_in(found.pack).unwrap_or_default();
+            pack = Some(found.pack);
+        }
+        found.base = bases.get(&found.id).copied();
+    }
+    Ok(())
 }
 
 /// What plain frames take of what is in them; where there are none, half.

@@ -10,10 +10,8 @@ use super::find::{
 };
 use super::instance::{remove_disk, remove_emptied};
 use super::restore::restore;
-use super::token::{client_token, durable, made_before};
-use crate::disk::open::{
-    TargetOptions, absolute, check_folder, make_dirs, open_target, remove_made_file, utf8,
-};
+use super::token::{client_token, durable, made_before, output_folder};
+use crate::disk::open::{TargetOptions, check_folder, make_dirs, open_target, remove_made_file, utf8};
 use crate::model::account::{ClientToken, Tag};
 use crate::model::catalog::{Catalog, RootId};
 use crate::model::ids::{InstanceId, SnapshotId, VolumeId};
@@ -54,7 +52,7 @@ pub fn create_volume(
 ) -> Result<Volume, OpsError> {
     check_tags(&options.tags)?;
     check_iops(options.volume_type, options.iops)?;
-    let output = absolute(&options.output)?;
+    let output = output_folder(&options.output)?;
     // The folder is part of the request, however it is spelled.
     let request = VolumeOptions { output: output.clone(), ..options.clone() };
     let token = client_token(options.client_token.as_ref(), &request)?;

@@ -79,8 +79,8 @@ impl Region {
         Ok(read_record(&*self.0.storage, sequence)?.map(|read| read.record))
     }
 
-    /// The time to put on record for now: where a clock says less than when the region was made, and much less than one of the
-    /// newest records, it is wrong, and the record's time is nearer. What else a clock says is believed: another may have been
+    /// The time to put on record for now: where a clock says less than when the region was made, and much less than most of the
+    /// newest records, it is wrong, and the newest of their times is nearer. What else a clock says is believed: another may have been
     /// ahead.
     pub fn time_on_record(&self, now_ms: TimeMs) -> Result<TimeMs, RegionError> {
         if now_ms >= self.header().created_ms {

@@ -202,18 +202,19 @@ impl Region {
         avoided: &HashSet<PackName>,
         watch: impl FnMut() -> Result<(), E>,
     ) -> Result<Mark, E> {
-        self.mark_after(&[], losses, avoided, watch)
+        self.mark_after(&|_| Vec::new(), losses, avoided, watch)
     }
 
-    /// The same, as if some operations were on record, too: for a preview.
+    /// The same, as if the operations that a state asks for were on record, too: for a preview.
     pub fn mark_after<E: From<RegionError>>(
         &self,
-        ops: &[Op],
+        ops: &dyn Fn(&Catalog) -> Vec<Op>,
         losses: Losses,
         avoided: &HashSet<PackName>,
         mut watch: impl FnMut() -> Result<(), E>,
     ) -> Result<Mark, E> {
-        let catalog = self.catalog()?.after(ops).map_err(RegionError::Rejected)?;
+        let catalog = self.catalog()?;
+        let catalog = catalog.after(&ops(&catalog)).map_err(RegionError::Rejected)?;
         let index = self.index_of(&catalog);
         if let Some(pack) = index.unreadable().first() {
             let why = format!("packs cannot be read: {} ({})", index.unreadable().len(), pack.error);

@@ -14,6 +14,7 @@ use crate::pack::index::{Filters, Index, Location};
 use crate::pack::read::{ReadRun, base_in, decode_frame, plan_reads, stored_frame};
 use crate::pack::spare::Bytes;
 use std::collections::{BTreeSet, HashSet};
+use std::io::ErrorKind;
 use std::sync::{Arc, PoisonError};
 
 /// A read with the bytes that it gave.
@@ -294,9 +295,17 @@ impl Region {
     /// Refuses if a chunk that nobody could read may be somewhere that is out of reach only, or what it is stored against: such a
     /// one is not lost.
     pub fn check_in_reach(&self, id: ChunkId) -> Result<(), RegionError> {
-        let missing = self.missing(id);
-        if !missing.is_damage() {
-            return Err(missing);
+        let is_kept_away = |error: &PackError| match error {
+            PackError::Damaged { source: FormatError::Newer { .. }, .. } => true,
+            // What a device does not give is lost.
+            PackError::Storage(StorageError::Io { action, source, .. }) => {
+                *action != "read"
+                    || matches!(source.kind(), ErrorKind::PermissionDenied | ErrorKind::IsADirectory)
+            }
+            _ => false,
+        };
+        if self.index()?.unreadable().iter().any(|pack| is_kept_away(&pack.error)) {
+            return Err(self.missing(id));
         }
         let out_of_reach = |error: RegionError| if error.is_loss() { Ok(()) } else { Err(error) };
         for place in self.with_index(|index| index.places_of(id))? {

@@ -73,11 +73,11 @@ impl Region {
 
     /// Finds objects that nothing names, of sessions that are gone. Nothing is changed.
     pub fn find_orphans(&self) -> Result<Orphans, RegionError> {
-        self.find_orphans_after(&[])
+        self.find_orphans_after(&|_| Vec::new())
     }
 
-    /// The same, as if some operations were on record, too: for a preview.
-    pub fn find_orphans_after(&self, ops: &[Op]) -> Result<Orphans, RegionError> {
+    /// The same, as if the operations that a state asks for were on record, too: for a preview.
+    pub fn find_orphans_after(&self, ops: &dyn Fn(&Catalog) -> Vec<Op>) -> Result<Orphans, RegionError> {
         // In this order: what is listed was written before a session is asked for a sign of life, and what a
         // session that is gone has registered, it registered before.
         let mut listed = Vec::new();
@@ -92,7 +92,8 @@ impl Region {
                 is_gone.insert(session, self.0.storage.is_writer_gone(&session.to_string())?);
             }
         }
-        let catalog = self.catalog()?.after(ops).map_err(RegionError::Rejected)?;
+        let catalog = self.catalog()?;
+        let catalog = catalog.after(&ops(&catalog)).map_err(RegionError::Rejected)?;
         let manifests = manifests(&catalog);
         let mut orphans = Orphans::default();
         for object in listed {

@@ -23,7 +23,6 @@ pub fn diff(session: &Session<'_>, args: &DiffArgs) -> Result<(), CliError> {
     let catalog = region.catalog()?;
     let ids = [args.first, args.second];
     let pairs = pairs(&region, &catalog, ids, args.device.as_deref(), &session.context)?;
-    session.context.end_dry_run()?;
     let mut compared = Vec::new();
     for pair in &pairs {
         let mut found = Found::default();

@@ -22,7 +22,7 @@ mod snapshot;
 mod upkeep;
 mod volumes;
 
-use super::args::{BenchCommand, Cli, Command, RegionCommand};
+use super::args::{AccountCommand, BenchCommand, Cli, Command, RegionCommand};
 use super::error::CliError;
 use super::far::{Connection, Far};
 use super::home::Home;
@@ -95,8 +95,7 @@ pub fn run(cli: &Cli, output: &Output, watcher: &Arc<Watcher>) -> Result<u8, Cli
         .thread_name(|number| format!("compute-{number}"))
         .build()
         .map_err(|e| CliError::Usage(format!("threads cannot be started: {e}")))?;
-    let home =
-        Home::open(&cli.global, makes_a_home(&cli.command), matches!(cli.command, Command::Repair(_)))?;
+    let home = Home::open(&cli.global, makes_a_home(cli), matches!(cli.command, Command::Repair(_)))?;
     let context = Context {
         account: home.account(),
         now_ms: imgstore::io::clock::now_ms(),
@@ -116,15 +115,20 @@ pub fn run(cli: &Cli, output: &Output, watcher: &Arc<Watcher>) -> Result<u8, Cli
     if cli.global.dry_run { end_dry_run(&session, result) } else { result }
 }
 
-/// Whether a command is of use where nothing is yet.
-fn makes_a_home(command: &Command) -> bool {
-    match command {
+/// Whether a command is of use where nothing is yet: it makes something, or is about a region that it names by its path.
+fn makes_a_home(cli: &Cli) -> bool {
+    let is_path = |name: &Option<String>| name.as_ref().is_some_and(|name| name.contains('/'));
+    match &cli.command {
+        _ if is_path(&cli.global.region) => true,
         Command::Region(command) => matches!(command, RegionCommand::Add { .. }),
+        Command::Account(command) => !matches!(command, AccountCommand::Show),
+        Command::Copy(args) => is_path(&args.from),
         Command::Snapshot(_)
         | Command::Import(_)
         | Command::Bundle(_)
         | Command::Unbundle(_)
-        | Command::Account(_)
+        | Command::Register(_)
+        | Command::CreateVolume(_)
         | Command::Bench(_)
         | Command::Remote => true,
         _ => false,
