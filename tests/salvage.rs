@@ -696,6 +696,28 @@ fn a_base_that_is_left_as_a_delta_stays() {
     }
 }
 
+/// A chunk is a delta in two packs, one of which is on a pack in quarantine and cannot be put elsewhere whole: the other stays,
+/// whichever comes first by its name.
+#[test]
+fn a_delta_on_damage_is_not_kept_for_a_sound_one() {
+    for _ in 0..8 {
+        let [first, second, third, fourth] = blocks();
+        let mut place = Place::new(&[]);
+        let (mut old, mut new) = (place.begin(), place.begin());
+        let damaged = place.store(&mut old, &[(&first, None), (&third, None)]);
+        let on_damage = place.store(&mut old, &[(&second, Some(&first)), (&fourth, Some(&third))]);
+        place.take(&second);
+        place.take(&fourth);
+        drop(old);
+        place.quarantine(damaged);
+        place.store(&mut new, &[(&first, None)]);
+        let sound = place.store(&mut new, &[(&second, Some(&first))]);
+        drop(new);
+        (0..2).for_each(|_| drop(place.collect()));
+        assert!(place.packs().contains(&sound) && place.packs().contains(&on_damage));
+    }
+}
+
 /// What nothing needs of a condemned pack that is on damage is not had from elsewhere.
 #[test]
 fn nothing_is_stored_for_what_goes_anyway() {
