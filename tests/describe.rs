@@ -182,6 +182,8 @@ fn a_hundred_thousand_images_are_registered_replayed_and_listed_from_a_cold_star
         assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap()
     };
+    // It makes the home.
+    imgstore(&["account", "allow-public", "images"]);
     let shown = imgstore(&["account", "show", "--json"]);
     let shown: serde_json::Value = serde_json::from_str(&shown).unwrap();
     let owner: AccountId = shown["account_id"].as_str().unwrap().parse().unwrap();

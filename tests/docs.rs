@@ -237,3 +237,9 @@ fn every_link_leads_to_a_file() {
     assert!(links > 5, "{links} links");
     assert!(faults.is_empty(), "{faults:#?}");
 }
+
+#[test]
+fn the_protocols_version_is_told() {
+    let heading = format!("## The protocol, version {}\n", imgstore::serve::message::VERSION);
+    assert!(read("docs/REMOTE.md").contains(&heading), "{heading}");
+}

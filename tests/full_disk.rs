@@ -106,14 +106,14 @@ fn no_room_and_room_again(kind: &str) {
     place.ok(&["gc", "--grace", "0s"]);
     assert!(place.wait_for_room(45 * MIB), "{kind}: {} bytes are free", place.free_bytes());
     is_whole("after a collection");
-    assert_eq!(of(place.ok(&["verify"])), "no damage found");
+    assert_eq!(of(place.ok(&["verify"])), "", "quiet: no damage was found");
     // With what others took given back, it goes on.
     fs::remove_file(place.mounted.0.join("filler")).unwrap();
     fs::remove_file(place.mounted.0.join("rest")).unwrap();
     assert!(place.wait_for_room(400 * MIB), "{kind}: {} bytes are free", place.free_bytes());
     let again = of(place.ok(&["snapshot", text(&large)]));
     assert!(place.ok(&["export", &again, "-"]) == fs::read(&large).unwrap(), "{kind}");
-    assert_eq!(of(place.ok(&["verify"])), "no damage found");
+    assert_eq!(of(place.ok(&["verify"])), "", "quiet: no damage was found");
 }
 
 #[test]

@@ -116,7 +116,7 @@ fn a_killed_process_loses_nothing_that_it_acknowledged() {
         assert!(output(&home, &["export", id, "-"]) == *expected, "{id} after the last collection");
     }
     for region in ["local", "backup"] {
-        assert_eq!(output(&home, &["--region", region, "verify"]), b"no damage found\n");
+        assert_eq!(output(&home, &["--region", region, "verify"]), b"", "quiet: no damage was found");
     }
     assert!(killed * 5 > rounds, "only {killed} of {rounds} were killed in time");
     assert!(acknowledged > 0, "none came to its end");

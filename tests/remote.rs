@@ -36,6 +36,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::thread;
+use std::time::Duration;
 
 /// A region that callers are let in to.
 struct Door(Region);
@@ -705,6 +706,34 @@ fn a_guest_gets_no_content_by_knowing_its_hash() {
         };
         assert_eq!(taken, is_taken, "guest: {is_guest}");
     }
+}
+
+/// How fast a line may be is for who has it to see to: a host does not stand still for a caller that says it, and may be gone.
+#[test]
+fn a_host_is_as_fast_as_it_can_whatever_the_caller_says() {
+    let (pair, guest) = (Pair::new(), guest());
+    let own = region();
+    let what =
+        CopyWhat::Snapshot(guest.snapshot(&own, &MemoryDisk::new(volume(300_000, 8))).unwrap().snapshot.id);
+    let (done_in, done) = std::sync::mpsc::channel();
+    let (here, there) = UnixStream::pair().unwrap();
+    host(there, pair.region.clone(), guest.account, true, NEVER);
+    thread::spawn(move || {
+        let link = plain_link(here);
+        hello(&link);
+        let options = CopyOptions { bytes_per_second: Some(1), ..CopyOptions::default() };
+        let (region, name) = (own.header().id, "own".into());
+        link.send(&Message::Pull { region, name, what, options, dry_run: false }).unwrap();
+        let mut giver = Giver::new(&own, GivenTo::Host { what, with_tags: false });
+        loop {
+            match link.receive().unwrap().0 {
+                Message::Pulled(_) => break done_in.send(()).unwrap(),
+                Message::Planned(_) | Message::Progress(_) | Message::Note(_) => {}
+                request => giver.answer(&link, &request, &guest.context()).unwrap(),
+            }
+        }
+    });
+    done.recv_timeout(Duration::from_secs(100)).expect("it waits for the caller's bytes a second");
 }
 
 /// What others have is as missing for a guest as what nobody has.

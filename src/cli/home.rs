@@ -137,6 +137,11 @@ impl Home {
         self.account.is_some()
     }
 
+    /// Whether index segments are mapped.
+    pub fn maps(&self) -> bool {
+        self.directory.map
+    }
+
     /// Its folder.
     pub fn path(&self) -> &Path {
         &self.path

@@ -146,7 +146,7 @@ impl Files for OsFiles {
     }
 
     fn is_locked(&self, path: &Path) -> io::Result<bool> {
-        let file = match OpenOptions::new().read(true).custom_flags(no_follow()).open(path) {
+        let file = match OpenOptions::new().read(true).custom_flags(no_follow() | no_waiting()).open(path) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
             file => file?,
         };

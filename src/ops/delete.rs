@@ -82,6 +82,8 @@ pub(super) fn make_room(region: &Region, context: &Context<'_>) -> Result<(), Op
 
 /// Deletes a snapshot that the caller owns and no image uses.
 pub fn delete_snapshot(region: &Region, id: SnapshotId, context: &Context<'_>) -> Result<Deletion, OpsError> {
+    // Room is not given up for what is refused.
+    plan_snapshot(&region.catalog()?, id, context)?;
     make_room(region, context)?;
     context.commit(region, |catalog| {
         let (mut ops, deletion) = plan_snapshot(catalog, id, context)?;
@@ -153,6 +155,7 @@ pub fn deregister(
     delete_snapshots: bool,
     context: &Context<'_>,
 ) -> Result<Deregistration, OpsError> {
+    plan(&region.catalog()?, id, delete_snapshots, context)?;
     make_room(region, context)?;
     context.commit(region, |catalog| {
         let (image, plan) = plan(catalog, id, delete_snapshots, context)?;

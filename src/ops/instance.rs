@@ -75,6 +75,7 @@ pub fn terminate(
     ids: &[InstanceId],
     context: &Context<'_>,
 ) -> Result<Vec<Terminated>, OpsError> {
+    check_instances_exist(&region.catalog()?, context.account, context.now_ms, ids.iter().copied())?;
     make_room(region, context)?;
     let (mut answers, files) = context.commit(region, |catalog| {
         let (mut ops, mut answers, mut files) = (Vec::new(), Vec::new(), Vec::new());

@@ -279,17 +279,24 @@ impl Salvage {
         let (mut lacking, before) = (BTreeSet::new(), self.stored.len());
         for pack in packs {
             context.check_cancelled()?;
-            let mut found = Vec::new();
+            // As they come: whole, they take many times what a pack of deltas does.
+            let mut failure = None;
             let salvaged = region.salvage(*pack, |id, frame| {
-                if wanted.remove(&id) {
-                    found.extend(frame().map(|frame| (id, frame)));
+                if failure.is_some() || !wanted.remove(&id) {
+                    return;
+                }
+                let Some(frame) = frame() else { return };
+                match session.put(id, &frame) {
+                    Ok(()) => {
+                        self.stored.insert(id);
+                        repaired.moved += 1;
+                    }
+                    Err(error) => failure = Some(error),
                 }
             });
-            for (id, frame) in &found {
-                session.put(*id, frame)?;
-                self.stored.insert(*id);
+            if let Some(error) = failure {
+                return Err(error.into());
             }
-            repaired.moved += found.len() as u64;
             // What cannot be read now stays where it is, and is told of as lost.
             lacking.extend(salvaged.ok().flatten().unwrap_or_default().lacking);
         }

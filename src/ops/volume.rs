@@ -166,6 +166,7 @@ pub fn delete_volume(
     id: VolumeId,
     context: &Context<'_>,
 ) -> Result<Option<String>, OpsError> {
+    find_volume(&region.catalog()?, context.account, id)?;
     make_room(region, context)?;
     let recorded = context.commit(region, |catalog| {
         let volume = find_volume(catalog, context.account, id)?;

@@ -36,6 +36,8 @@ pub struct Segment {
     checked: Checked,
     /// And those of the filter.
     filter_checked: Checked,
+    /// Pages of the filter that could not be read, or are damaged.
+    filter_bad: Checked,
 }
 
 impl Segment {
@@ -61,7 +63,8 @@ impl Segment {
         }
         let checked = Checked::none_of(header.pages);
         let filter_checked = Checked::none_of(header.filter_pages);
-        Ok(Self { record: record.clone(), header, bytes, checked, filter_checked })
+        let filter_bad = Checked::none_of(header.filter_pages);
+        Ok(Self { record: record.clone(), header, bytes, checked, filter_checked, filter_bad })
     }
 
     /// What the log says of it.
@@ -90,10 +93,17 @@ impl Segment {
     fn filter_page(&self, leading: u64) -> Option<(&[u8; PAGE_BYTES], usize)> {
         let (number, place) = filter::place(leading, self.header.filter_pages);
         let (page, as_page) = segment::filter_page(self.bytes.as_ref(), &self.header, number)?;
+        if self.filter_bad.has(number) {
+            return None;
+        }
         if !self.filter_checked.has(number) {
-            load(&self.bytes, bytes_of(as_page..as_page + 1)).ok()?;
-            filter::check_page(page, as_page).ok()?;
-            self.filter_checked.set(number);
+            let is_sound = load(&self.bytes, bytes_of(as_page..as_page + 1)).is_ok()
+                && filter::check_page(page, as_page).is_ok();
+            // A read that fails takes long: once is enough.
+            (if is_sound { &self.filter_checked } else { &self.filter_bad }).set(number);
+            if !is_sound {
+                return None;
+            }
         }
         Some((page, place))
     }
@@ -277,7 +287,8 @@ fn load(bytes: &Bytes, range: Range<usize>) -> Result<(), FormatError> {
 /// The bytes of a segment around the entry at a place of a page.
 fn near(page: u32, at: usize) -> Range<usize> {
     let page = (page as usize + 1) * PAGE_BYTES;
-    let (start, end) = (at.saturating_sub(NEAR_ENTRIES), at + NEAR_ENTRIES);
+    // The page behind it may be one that the device does not give.
+    let (start, end) = (at.saturating_sub(NEAR_ENTRIES), (at + NEAR_ENTRIES).min(PAGE_ENTRIES));
     page + start * ENTRY_BYTES..page + end * ENTRY_BYTES
 }
 
@@ -370,6 +381,7 @@ mod tests {
         // What is read stays around the place, and in front of a page's first entry there is none.
         assert_eq!(near(0, 0), 4096..4096 + 4 * 48);
         assert_eq!(near(2, 10), 3 * 4096 + 6 * 48..3 * 4096 + 14 * 48);
+        assert!(near(0, PAGE_ENTRIES - 1).end <= 2 * 4096, "not into the page behind it");
     }
 
     #[test]

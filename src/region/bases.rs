@@ -108,12 +108,16 @@ impl Region {
             let Ok(trailer) = read_trailer(&*self.0.storage, self.0.header.id, &pack.record) else {
                 continue;
             };
-            let mut wanted = Vec::new();
-            for (entry, base) in trailer.deltas() {
-                if self.find_base(base)?.is_none() {
-                    wanted.push(((entry.id, Location::new(entry, *name)), base));
+            // All at once: each look at the index is one at the log, too.
+            let wanted: Vec<(Located, u64)> = self.with_index(|index| {
+                let mut wanted = Vec::new();
+                for (entry, base) in trailer.deltas() {
+                    if index.find_leading(base, Filters::Doubted)?.is_none() {
+                        wanted.push(((entry.id, Location::new(entry, *name)), base));
+                    }
                 }
-            }
+                Ok(wanted)
+            })?;
             if matches!(pack.state, PackState::Condemned { .. }) {
                 condemned.extend(wanted);
                 continue;

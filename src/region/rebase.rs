@@ -88,8 +88,11 @@ impl Looked<'_> {
     /// Packs that have these bases, by the leading bytes of their ids, as plain frames; none if one is in none.
     fn packs_of(&mut self, bases: &BTreeSet<u64>) -> Result<Option<BTreeSet<PackName>>, RegionError> {
         let mut packs = BTreeSet::new();
-        for base in bases {
-            let places = self.region.with_index(|index| index.places_leading(*base))?;
+        // All at once: each look at the index is one at the log, too.
+        let all = self.region.with_index(|index| {
+            bases.iter().map(|base| index.places_leading(*base)).collect::<Result<Vec<_>, _>>()
+        })?;
+        for places in all {
             let mut found = None;
             for (_, place) in places.into_iter().filter(|(_, place)| place.codec.is_plain()) {
                 if found.is_none() && self.is_live(place.pack)? {

@@ -11,6 +11,7 @@ use crate::ops::copy::{Copied, CopyOptions, CopyPlan, CopyWhat, apply, plan};
 use crate::ops::error::{Code, OpsError};
 use crate::region::Region;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 /// Bytes after which the caller hears that they are done. Not by time: so no more such messages are on their way than
 /// there are frames, and nobody waits for anybody in a circle.
@@ -68,6 +69,8 @@ fn answer_all(
     context: &Context<'_>,
 ) -> Result<(), OpsError> {
     let mut giver = Giver::new(region, if is_guest { GivenTo::Guest } else { GivenTo::Owner });
+    // A connection may stay for days.
+    let began = Instant::now();
     loop {
         let request = match link.receive() {
             Ok((request, _)) => request,
@@ -78,8 +81,11 @@ fn answer_all(
         context.check_cancelled()?;
         match request {
             Message::Pull { region: from, name, what, options, dry_run } => {
-                let options = CopyOptions { is_guest, ..options };
-                let context = Context { dry_run, ..*context };
+                // How fast its connection may be is the caller's to see to: nothing here waits for that.
+                let options = CopyOptions { is_guest, bytes_per_second: None, ..options };
+                let now_ms =
+                    context.now_ms.saturating_add(u64::try_from(began.elapsed().as_millis()).unwrap_or(0));
+                let context = Context { dry_run, now_ms, ..*context };
                 let pulled = pull(link, (from, &name), region, what, &options, &context);
                 reply(link, pulled.map(|pulled| Message::Pulled(pulled.map(Box::new))))?;
             }

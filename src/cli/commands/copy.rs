@@ -74,10 +74,11 @@ pub fn copy(session: &Session<'_>, args: &CopyArgs) -> Result<u8, CliError> {
         let random = random_u64().map_err(|e| CliError::Usage(format!("no random bytes: {e}")))?;
         options.client_token = Some(format!("imgstore-{random:016x}"));
     }
-    let made = again_if_lost(session, &options, || {
+    let made = again_if_lost(session, || {
         let way = Way { session, source: &source, target: &target, limit: args.limit_rate };
         way.copy(what, &options)
-    })?;
+    });
+    let made = made.inspect_err(|error| note_token(session, &options, args, error))?;
     if made.pulled.as_ref().is_some_and(|pulled| pulled.was_made_before) {
         let why = match args.client_token {
             Some(_) => "this token was used before: nothing was copied again",
@@ -113,10 +114,20 @@ fn within_arguments(session: &Session<'_>, args: &CopyArgs) -> Vec<String> {
     words
 }
 
+/// The copy may have been made where its answer did not come: the next command can ask for that one.
+fn note_token(session: &Session<'_>, options: &CopyOptions, args: &CopyArgs, error: &CliError) {
+    let is_open = matches!(
+        error,
+        CliError::Ops(OpsError::ConnectionLost { .. } | OpsError::Interrupted | OpsError::Protocol { .. })
+    );
+    if let Some(token) = options.client_token.as_deref().filter(|_| is_open && args.client_token.is_none()) {
+        session.watcher.note(&format!("the next try makes no second copy with --client-token {token}"));
+    }
+}
+
 /// Tries anew what ended because a connection did: what came before stays, and is not sent again.
 fn again_if_lost(
     session: &Session<'_>,
-    options: &CopyOptions,
     mut attempt: impl FnMut() -> Result<Made, CliError>,
 ) -> Result<Made, CliError> {
     let (mut failed, mut is_known, mut least) = (0, false, None);
@@ -139,10 +150,6 @@ fn again_if_lost(
         failed = if least.is_some_and(is_less) { 1 } else { failed + 1 };
         least = least.into_iter().chain(planned).min();
         if failed >= TRIES {
-            session.watcher.note(&format!(
-                "the next try makes no second copy with --client-token {}",
-                options.client_token.as_deref().unwrap_or_default()
-            ));
             return Err(error);
         }
         let pause = 1 << (failed - 1);

@@ -66,6 +66,13 @@ impl Doors for Program<'_> {
         let home = &self.session.home;
         let mut command = std::process::Command::new(program);
         command.arg("--home").arg(home.path()).arg("--region").arg(home.region_name());
+        // How much of this host a caller has is said to `remote`.
+        let context = &self.session.context;
+        command.arg("--memory").arg(context.memory_bytes.to_string());
+        command.arg("--threads").arg(context.pool.current_num_threads().to_string());
+        if !home.maps() {
+            command.arg("--no-mmap");
+        }
         if self.is_guest {
             command.arg("--account").arg(home.account().to_string());
         }
