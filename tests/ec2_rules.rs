@@ -849,6 +849,14 @@ fn every_filter_of_images_finds_what_it_names() {
         expected.sort_unstable();
         assert_eq!(found, expected, "{filter}");
     }
+    // Which instance it was made of is its owner's: not even letter by letter.
+    let made = rules.catalog().images.values().find(|image| image.name == "web-2").unwrap().id;
+    rules.share(made, Permission::All, false).unwrap();
+    let all = Query { owner: Owner::All, ..query(&rules, &["source-instance-id=i-*"]) };
+    let found = images(&rules.catalog(), rules.friend.account, &all).unwrap().items.len();
+    assert_eq!(found, 0);
+    let by_name = Query { owner: Owner::All, ..query(&rules, &["name=web-2"]) };
+    assert_eq!(images(&rules.catalog(), rules.friend.account, &by_name).unwrap().items.len(), 1);
 }
 
 #[test]

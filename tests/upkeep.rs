@@ -144,6 +144,34 @@ fn a_sample_reads_a_part_and_every_trailer() {
     assert_eq!(*order.lock().unwrap(), expected);
 }
 
+/// However many packs were never checked, those that were come to it again.
+#[test]
+fn a_sample_comes_to_old_packs_beside_new_ones() {
+    let place = Place::new();
+    (1..4).for_each(|seed| drop(place.snapshot(seed)));
+    let packs: Vec<PackName> = place.open().catalog().unwrap().packs.keys().copied().collect();
+    let old: BTreeMap<_, _> = packs[..2].iter().zip(1..).map(|(name, at)| (*name, at)).collect();
+    let percent = 200.0 / packs.len() as f64;
+    assert!(packs.len() >= 6 && percent < 50.0);
+    let (mut again, mut new) = (0, 0);
+    for _ in 0..20 {
+        let read = Mutex::new(Vec::new());
+        let note = |name: &PackName| read.lock().unwrap().push(*name);
+        let some = VerifyOptions {
+            sample_percent: percent,
+            checked_ms: old.clone(),
+            on_checked: Some(&note),
+            ..VerifyOptions::default()
+        };
+        assert!(place.verify(&some).findings.is_empty());
+        let read = read.into_inner().unwrap();
+        assert_eq!(read.len(), 2);
+        again += read.iter().filter(|name| old.contains_key(name)).count();
+        new += read.iter().filter(|name| !old.contains_key(name)).count();
+    }
+    assert!(again >= 10 && new >= 10, "{again} {new}");
+}
+
 #[test]
 fn stored_checksums_find_rot_and_the_rate_is_kept() {
     let place = Place::new();

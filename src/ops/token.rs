@@ -72,3 +72,25 @@ pub(super) fn durable<T>(
     }
     region.commit(context.account, |catalog| Ok((vec![], find(catalog)?)))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What one request of a token had made was in the bin while the token was used for another, and came back.
+    #[test]
+    fn each_of_two_requests_of_a_token_gives_what_it_gave() {
+        let token = |request: u8| client_token(Some(&"t".to_owned()), &request).unwrap().unwrap();
+        let things = [token(1), token(2)];
+        let made = |wanted: &ClientToken| {
+            made_before(Some(wanted), things.iter(), |thing| Some(thing)).map(|made| made.len())
+        };
+        assert_eq!(made(&token(1)).unwrap(), 1);
+        assert_eq!(made(&token(2)).unwrap(), 1);
+        assert_eq!(made(&token(3)).unwrap_err().code(), "IdempotentParameterMismatch");
+        assert_eq!(
+            made_before(None, things.iter(), |thing| Some(thing)).unwrap(),
+            Vec::<&ClientToken>::new()
+        );
+    }
+}
