@@ -210,11 +210,11 @@ fn values_of<T: Described>(
     caller: AccountId,
     name: &str,
 ) -> Option<Vec<String>> {
-    // Nor are what it was made of there: which letters an id begins with would tell all of it.
+    // What it was made of is its owner's business: which letters an id begins with would tell all of it.
     if item.owner() != caller && matches!(name, "volume-id" | "source-instance-id") {
         return Some(Vec::new());
     }
-    // An owner's tags are nobody else's business.
+    // So are its tags.
     let tags = if item.owner() == caller { item.tags() } else { &[] };
     if let Some(key) = name.strip_prefix("tag:") {
         return Some(tags.iter().filter(|tag| tag.key == key).map(|tag| tag.value.clone()).collect());

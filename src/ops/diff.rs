@@ -67,7 +67,7 @@ pub struct Pair {
 }
 
 /// The disks of two images or snapshots that are compared with each other. Of two images all devices, by their names, and the
-/// root devices whatever they are called; else, or where a device is named, one disk of each.
+/// root devices whatever they are called, or the one that is named; else one disk of each.
 pub fn pairs(
     region: &Region,
     catalog: &Catalog,
@@ -84,7 +84,7 @@ pub fn pairs(
                     |pair: &Pair| pair.device_name.as_ref().is_some_and(|name| is_same_device(name, device));
                 pairs.retain(is_it);
                 if pairs.is_empty() {
-                    let why = format!("neither {first} nor {second} has a device {device} with content");
+                    let why = format!("neither {first} nor {second} has a device {device} that is a volume");
                     return Err(OpsError::rule(Code::InvalidParameterValue, why));
                 }
             }

@@ -5,6 +5,7 @@ use super::context::Context;
 use super::delete::make_room;
 use super::devices::{DEVICES_MAX, check_iops, too_small};
 use super::error::{Code, OpsError};
+use super::export::load;
 use super::find::{
     check_completed, check_tags, instance as find_instance, snapshot as find_snapshot, volume as find_volume,
 };
@@ -13,7 +14,7 @@ use super::restore::restore;
 use super::token::{client_token, durable, made_before, output_folder};
 use crate::disk::open::{TargetOptions, check_folder, make_dirs, open_target, remove_made_file, utf8};
 use crate::model::account::{ClientToken, Tag};
-use crate::model::catalog::{Catalog, RootId};
+use crate::model::catalog::{Catalog, Root};
 use crate::model::ids::{InstanceId, SnapshotId, VolumeId};
 use crate::model::image::{is_device_name, is_same_device};
 use crate::model::instance::{Attachment, Volume};
@@ -139,9 +140,10 @@ fn write(
 ) -> Result<(), OpsError> {
     let mut target = open_target(path, volume_bytes, TargetOptions::default())?;
     if let Some(snapshot) = snapshot {
-        let map = region.load_map(&snapshot.manifest)?;
+        let root = Root::from(snapshot);
+        let map = load(region, &root)?;
         context.progress.begin("create-volume", map.volume_bytes());
-        restore(region, RootId::Snapshot(snapshot.id), &map, None, &mut *target, context)?;
+        restore(region, root.id, &map, None, &mut *target, context)?;
     }
     context.check_cancelled()?;
     Ok(target.finish()?)

@@ -50,4 +50,9 @@ impl PackError {
     pub(crate) fn damaged(name: impl ToString, source: FormatError) -> Self {
         Self::Damaged { name: name.to_string(), source }
     }
+
+    /// Whether a newer version has written it: it is no damage.
+    pub const fn is_newer(&self) -> bool {
+        matches!(self, Self::Damaged { source: FormatError::Newer { .. }, .. })
+    }
 }

@@ -172,11 +172,11 @@ impl RegionError {
 
     /// Whether a newer version has written what could not be read.
     pub const fn is_newer(&self) -> bool {
-        matches!(
-            self,
-            Self::Pack(PackError::Damaged { source: FormatError::Newer { .. }, .. })
-                | Self::Damaged { source: FormatError::Newer { .. }, .. }
-        )
+        match self {
+            Self::Pack(error) => error.is_newer(),
+            Self::Damaged { source, .. } => matches!(source, FormatError::Newer { .. }),
+            _ => false,
+        }
     }
 
     /// Whether stored bytes were found to be wrong or missing, rather than out of reach.

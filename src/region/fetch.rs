@@ -4,7 +4,6 @@ use super::Region;
 use super::bases::{Bases, Content};
 use super::error::RegionError;
 use crate::chunk::frame::{CodecPool, Frame};
-use crate::format::error::FormatError;
 use crate::io::storage::StorageError;
 use crate::model::ids::ChunkId;
 use crate::model::objects::PackName;
@@ -206,7 +205,7 @@ impl Region {
         };
         let is_damage = |error: &PackError| {
             // What a newer version has written may have it.
-            if matches!(error, PackError::Damaged { source: FormatError::Newer { .. }, .. }) {
+            if error.is_newer() {
                 return false;
             }
             let io = matches!(error, PackError::Storage(e) if !e.is_not_found());
@@ -296,7 +295,7 @@ impl Region {
     /// one is not lost.
     pub fn check_in_reach(&self, id: ChunkId) -> Result<(), RegionError> {
         let is_kept_away = |error: &PackError| match error {
-            PackError::Damaged { source: FormatError::Newer { .. }, .. } => true,
+            error if error.is_newer() => true,
             // What a device does not give is lost.
             PackError::Storage(StorageError::Io { action, source, .. }) => {
                 *action != "read"
