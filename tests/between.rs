@@ -19,13 +19,14 @@ use imgstore::ops::copy::{CopyOptions, CopyWhat, apply, plan};
 use imgstore::ops::delete::delete_snapshot;
 use imgstore::ops::encode::Compression;
 use imgstore::ops::error::{Class, OpsError};
-use imgstore::ops::gc::{GcOptions, collect};
+use imgstore::ops::gc::{GcOptions, collect, preview};
 use imgstore::ops::import::{ImportDisk, import, import_template};
 use imgstore::ops::ingest::ingest;
 use imgstore::ops::register::ImageOptions;
+use imgstore::ops::repack::{RepackOptions, repack};
 use imgstore::ops::repair::{RepairSources, repair};
 use imgstore::ops::snapshot::{Hint, SnapshotOptions, snapshot};
-use imgstore::ops::verify::{VerifyOptions, verify};
+use imgstore::ops::verify::{Finding, VerifyOptions, verify};
 use imgstore::ops::volume::{VolumeOptions, create_volume};
 use imgstore::region::error::RegionError;
 use imgstore::region::{Region, RegionOptions};
@@ -43,8 +44,8 @@ struct Event {
 
 type Act = Box<dyn FnMut(&Stage) + Send>;
 
-/// The beginning of names, as in an event, and what the storage says of each such step.
-type Refusal = (&'static str, fn(String) -> StorageError);
+/// The beginning of names, as in an event, what the storage says of such steps, and of how many.
+type Refusal = (&'static str, fn(String) -> StorageError, usize);
 
 /// A storage on which something happens between. Only the writer under test counts as alive.
 #[derive(Clone)]
@@ -91,12 +92,20 @@ impl Stage {
 
     /// From now on these steps fail.
     fn refuse(&self, prefix: &'static str, error: fn(String) -> StorageError) {
-        *self.refused.lock().unwrap() = Some((prefix, error));
+        *self.refused.lock().unwrap() = Some((prefix, error, usize::MAX));
+    }
+
+    /// The next of these steps fails.
+    fn refuse_once(&self, prefix: &'static str, error: fn(String) -> StorageError) {
+        *self.refused.lock().unwrap() = Some((prefix, error, 1));
     }
 
     fn step(&self, name: &str) -> Result<(), StorageError> {
-        if let Some((_, error)) = self.refused.lock().unwrap().filter(|(prefix, _)| name.starts_with(prefix))
+        if let Some((prefix, error, left)) = self.refused.lock().unwrap().as_mut()
+            && *left > 0
+            && name.starts_with(*prefix)
         {
+            *left -= 1;
             return Err(error(name.to_owned()));
         }
         let mut planned = self.event.lock().unwrap();
@@ -189,10 +198,16 @@ impl World {
     }
 }
 
+fn copy(from: &Region, to: &Region, id: SnapshotId, caller: &Caller) -> Result<SnapshotId, OpsError> {
+    let options = CopyOptions::default();
+    let plan = plan(from, to, CopyWhat::Snapshot(id), &options, &caller.context())?;
+    Ok(apply(from, to, &plan, &options, &caller.context())?.snapshots[0].id)
+}
+
 #[test]
 fn a_collection_between_any_two_steps_harms_no_command() {
     type Command = fn(&World, &Region, &Caller, &str);
-    let commands: [(&str, Command); 6] = [
+    let commands: [(&str, Command); 9] = [
         ("verify", |_, region, caller, what| {
             let report = verify(region, &VerifyOptions::default(), &caller.context()).unwrap();
             assert!(report.findings.is_empty(), "{what}: {:?}", report.findings);
@@ -209,6 +224,20 @@ fn a_collection_between_any_two_steps_harms_no_command() {
         ("collect", |_, region, caller, what| {
             let done = collect(region, &NOW, &caller.context());
             assert!(done.is_ok(), "{what}: {done:?}");
+        }),
+        ("collect, dry run", |_, region, caller, what| {
+            let done = preview(region, &NOW, &caller.context());
+            assert!(done.is_ok(), "{what}: {done:?}");
+        }),
+        ("repack", |_, region, caller, what| {
+            let done = repack(region, &RepackOptions::default(), &caller.context());
+            assert!(done.is_ok(), "{what}: {done:?}");
+        }),
+        ("copy", |world, region, caller, what| {
+            let (id, bytes) = &world.kept[0];
+            let target = memory_region(&Memory::new(), &small_packs());
+            let copy = copy(region, &target, *id, caller).unwrap();
+            assert!(caller.read_back(&target, copy).unwrap() == *bytes, "{what}");
         }),
         ("export", |world, region, caller, what| {
             let (id, bytes) = &world.kept[0];
@@ -518,6 +547,19 @@ fn what_goes_while_it_is_checked_is_no_damage() {
     }
 }
 
+#[test]
+fn what_goes_while_it_is_copied_does_not_exist() {
+    let caller = Caller::new(1);
+    for (prefix, skip) in [("manifests/", 0), ("packs/", 0), ("packs/", 1), ("packs/", 2)] {
+        let (stage, id, _, delete_and_collect) = going(3);
+        let (region, target) = (stage.region(), memory_region(&Memory::new(), &small_packs()));
+        stage.plan(prefix, skip, delete_and_collect);
+        let error = copy(&region, &target, id, &caller).unwrap_err();
+        assert!(stage.has_happened());
+        assert_eq!(error.code(), "InvalidSnapshot.NotFound", "{prefix} {skip}: {error}");
+    }
+}
+
 /// A snapshot has found its block map in the region, and just before it is on record that goes: its packs are only condemned,
 /// and could be rescued.
 #[test]
@@ -570,6 +612,47 @@ fn a_collection_on_a_full_disk_leaves_segments_as_they_are() {
         let catalog = stage.other().catalog().unwrap();
         assert!(catalog.packs.len() < before && catalog.segments.is_empty());
     }
+}
+
+fn no_answer(name: String) -> StorageError {
+    StorageError::Io { action: "read", name, source: std::io::Error::other("the device does not answer") }
+}
+
+/// A device that failed once is asked again before anything is told to be lost, or put in quarantine.
+#[test]
+fn what_could_not_be_read_once_is_not_called_lost() {
+    let (stage, ..) = going(3);
+    let mut happened = 0;
+    for skip in 0..40 {
+        stage.plan("packs/", skip, |stage| stage.refuse_once("packs/", no_answer));
+        let repaired = repair(&stage.region(), &RepairSources::default(), &Caller::new(1).context());
+        happened += usize::from(stage.has_happened());
+        let repaired = match repaired {
+            Err(error) => {
+                assert_eq!(error.class(), Class::Failed, "{skip}: {error}");
+                continue;
+            }
+            Ok(repaired) => repaired,
+        };
+        assert!(repaired.lost.is_empty() && repaired.quarantined.is_empty(), "{skip}: {repaired:?}");
+        let is_of_pack = |finding: &Finding| finding.problem.contains("does not answer");
+        assert!(repaired.findings.iter().all(is_of_pack), "{skip}: {repaired:?}");
+    }
+    assert!(happened > 10 && happened < 40, "{happened}");
+}
+
+/// While nothing can be read, the log neither, nobody knows whether a chunk is anywhere.
+#[test]
+fn out_of_reach_with_the_log_is_not_missing() {
+    let (stage, id, ..) = going(0);
+    let region = stage.region();
+    let manifest = region.catalog().unwrap().snapshots[&id].manifest.clone();
+    let map = region.load_map(&manifest).unwrap();
+    stage.plan("packs/", 0, |stage| stage.refuse("", no_answer));
+    let ids: Vec<_> = map.chunks().iter().map(|chunk| chunk.id).collect();
+    let error = OpsError::from(region.fetch(&ids).map(drop).unwrap_err());
+    assert!(stage.has_happened());
+    assert_eq!(error.class(), Class::Failed, "{error}");
 }
 
 /// Of a block map that cannot be read now nobody knows what is lost: that is no loss to tell of.

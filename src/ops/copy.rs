@@ -4,7 +4,7 @@
 //! the source region may vanish.
 
 use super::context::Context;
-use super::error::{Code, OpsError};
+use super::error::{Class, Code, OpsError};
 use super::find::{check_description, check_manifests, check_packs};
 use super::gc::despite_collection;
 use super::offer::{Offer, check as check_offer, select};
@@ -183,6 +183,21 @@ pub fn plan(
     }
     let offer = source.offer(what, context)?;
     check_offer(&offer, what)?;
+    plan_of(offer, token, source, target, what, options, context)
+        .map_err(|error| unless_deleted(source, what, error, context))
+}
+
+/// The plan of a copy of what was offered.
+fn plan_of(
+    offer: Offer,
+    token: Option<ClientToken>,
+    source: &dyn Source,
+    target: &Region,
+    what: CopyWhat,
+    options: &CopyOptions,
+    context: &Context<'_>,
+) -> Result<CopyPlan, OpsError> {
+    let there = target.catalog()?;
     let maps = source.maps(&offer, context)?;
     let is_there = match what {
         CopyWhat::Image(id) => there.images.contains_key(&id),
@@ -203,6 +218,17 @@ pub fn plan(
     let lacking: BTreeMap<ObjectHash, u64> = lacking.map(|manifest| (manifest.hash, manifest.len)).collect();
     plan.manifest_bytes = lacking.values().sum();
     Ok(plan)
+}
+
+/// What was deleted and collected at the source meanwhile is not damaged.
+fn unless_deleted(source: &dyn Source, what: CopyWhat, error: OpsError, context: &Context<'_>) -> OpsError {
+    if error.class() != Class::Damage {
+        return error;
+    }
+    match source.offer(what, context) {
+        Err(gone) if gone.class() == Class::NotFound => gone,
+        _ => error,
+    }
 }
 
 /// Tells that the source's history is shorter than a copy before saw it: it was put back to an older state, or what
@@ -239,7 +265,7 @@ pub fn apply(
         return Err(OpsError::ContentGone { what: "the copy that this token had made".into() });
     }
     let mut trusted = plan.trusted.clone();
-    match carry_out(source, target, plan, &plan.missing, &mut trusted, options, context) {
+    let done = match carry_out(source, target, plan, &plan.missing, &mut trusted, options, context) {
         // Collected at the target since the plan was made: what is missing is more than it says.
         Err(OpsError::ContentGone { .. }) => despite_collection(|| {
             // What came the last time need not come again.
@@ -247,7 +273,8 @@ pub fn apply(
             carry_out(source, target, plan, &missing, &mut trusted, options, context)
         }),
         done => done,
-    }
+    };
+    done.map_err(|error| unless_deleted(source, plan.what, error, context))
 }
 
 fn carry_out(

@@ -110,7 +110,9 @@ pub fn repair(
     if damage.missing > 1 && damage.missing * 2 > total && !sources.force {
         return Err(OpsError::MostlyMissing { missing: damage.missing, total });
     }
+    region.look_again()?;
     mend(region, sources, &damage, &mut repaired, context)?;
+    region.look_again()?;
     repaired.lost = lost(region, &region.catalog()?)?;
     Ok(repaired)
 }

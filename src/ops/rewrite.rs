@@ -99,12 +99,13 @@ pub(super) fn mark_after(
     keep: Keep<'_>,
     context: &Context<'_>,
 ) -> Result<Mark, OpsError> {
-    let outside = |avoided: &HashSet<PackName>| loop {
+    let once = |avoided: &HashSet<PackName>| loop {
         match region.mark_after(ops, losses, avoided, || context.check_cancelled()) {
             Err(OpsError::Region(error)) if region.leaves_out(&error) => {}
             marked => return marked,
         }
     };
+    let outside = |avoided: &HashSet<PackName>| despite_removals(region, || once(avoided));
     let percent = match keep {
         Keep::Outside(avoided) => return outside(avoided),
         Keep::InFuller(percent) => percent,
@@ -118,6 +119,21 @@ pub(super) fn mark_after(
     // Only one of the two is held at a time.
     drop(mark);
     outside(&sparse)
+}
+
+/// Reads what is there, again if what was not there may have been deleted and collected by others: then the log has moved.
+fn despite_removals<T>(
+    region: &Region,
+    mut read: impl FnMut() -> Result<T, OpsError>,
+) -> Result<T, OpsError> {
+    for _ in 1..ATTEMPTS {
+        let before = region.catalog()?.sequence;
+        match read() {
+            Err(OpsError::Region(error)) if error.is_damage() && region.catalog()?.sequence != before => {}
+            done => return done,
+        }
+    }
+    read()
 }
 
 /// Marks, and runs a step on the mark, again if others commit or collect meanwhile, but not for ever: then what is left

@@ -164,8 +164,10 @@ pub(super) fn survey(
         }
     }
     context.progress.begin("verify", packs.iter().map(|record| record.len).sum());
+    region.look_again()?;
     let read: HashSet<PackName> = packs.iter().map(|record| record.name).collect();
     check.packs(&packs, options)?;
+    region.look_again()?;
     check.deltas_on_damage(&catalog)?;
     if options.ids.is_empty() {
         check.unread_trailers(&catalog, &read);
@@ -388,6 +390,10 @@ impl Check<'_> {
         self.report.packs += 1;
         self.report.chunks += checked.frames;
         self.report.pack_bytes += checked.len_bytes;
+        // What deltas were stored against goes with them.
+        if !checked.baseless.is_empty() && self.has_gone(record) {
+            return true;
+        }
         let is_good = checked.damaged.is_empty() && checked.baseless.is_empty();
         // Their own pack is sound, and does not go for it.
         if let Some((chunk, base)) = checked.baseless.first() {
@@ -423,8 +429,12 @@ impl Check<'_> {
 
     /// Whether a pack is gone because it was collected while this check was under way.
     fn was_collected(&self, record: &PackRecord, error: &RegionError) -> bool {
-        error.is_not_found()
-            && self.region.catalog().is_ok_and(|now| !readable(&now).any(|there| there.name == record.name))
+        error.is_not_found() && self.has_gone(record)
+    }
+
+    /// Whether others have let go of a pack since this check began.
+    fn has_gone(&self, record: &PackRecord) -> bool {
+        self.region.catalog().is_ok_and(|now| !readable(&now).any(|there| there.name == record.name))
     }
 
     /// Packs that were not in the sample still have their trailers checked.

@@ -108,6 +108,8 @@ impl Fetched {
     }
 }
 
+/// How often chunks are looked for while others write to the log, before one that was not found is nowhere.
+const MOVES: usize = 8;
 /// How often all places of a chunk are tried before it counts as lost.
 const ROUNDS: usize = 3;
 
@@ -200,8 +202,10 @@ impl Region {
 
     /// What to say of a chunk that no readable pack holds.
     pub(crate) fn missing(&self, chunk: ChunkId) -> RegionError {
-        let Ok(index) = self.index() else {
-            return RegionError::MissingChunk { chunk, damaged: 0, out_of_reach: 0 };
+        let index = match self.index() {
+            Ok(index) => index,
+            // Then nobody knows whether it is missing.
+            Err(error) => return error,
         };
         let is_damage = |error: &PackError| {
             // What a newer version has written may have it.
@@ -217,8 +221,26 @@ impl Region {
 
     /// Where chunks are, those that are anywhere.
     pub fn try_locate(&self, ids: &[ChunkId]) -> Result<Vec<Option<Location>>, RegionError> {
-        let lost = self.lost_packs();
-        self.with_index(|index| index.for_each(ids, |id| index.locate(id, |pack| lost.contains(pack))))
+        self.unless_moved(|| {
+            let lost = self.lost_packs();
+            self.with_index(|index| index.for_each(ids, |id| index.locate(id, |pack| lost.contains(pack))))
+        })
+    }
+
+    /// Looks for chunks, again if one was nowhere and others may have moved it meanwhile: then its old pack went after the index was
+    /// made that knows of no other.
+    fn unless_moved(
+        &self,
+        look: impl Fn() -> Result<Vec<Option<Location>>, RegionError>,
+    ) -> Result<Vec<Option<Location>>, RegionError> {
+        for _ in 1..MOVES {
+            let before = self.catalog()?.sequence;
+            let found = look()?;
+            if found.iter().all(Option::is_some) || self.catalog()?.sequence == before {
+                return Ok(found);
+            }
+        }
+        look()
     }
 
     /// Whether chunks are stored, such that something new may refer to them. Quick where they are not; a chunk that a
@@ -236,7 +258,9 @@ impl Region {
 
     /// Where chunks are that can be counted on: in a live or condemned pack that is there.
     pub fn try_locate_usable(&self, ids: &[ChunkId]) -> Result<Vec<Option<Location>>, RegionError> {
-        self.with_index(|index| index.for_each(ids, |id| self.locate_usable(index, id, Filters::Doubted)))
+        self.unless_moved(|| {
+            self.with_index(|index| index.for_each(ids, |id| self.locate_usable(index, id, Filters::Doubted)))
+        })
     }
 
     /// Whether chunks are in a live pack that is there: one that no collection takes without looking again.

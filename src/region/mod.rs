@@ -38,7 +38,7 @@ use crate::model::objects::{ListName, ManifestRecord, PackName, SegmentName};
 use crate::model::op::{Author, Op};
 use crate::model::region::{ChunkerParams, RegionHeader};
 use crate::pack::error::PackError;
-use crate::pack::index::Index;
+use crate::pack::index::{Index, Unreadable};
 use crate::pack::read::PackReader;
 use error::RegionError;
 use log::{Head, Race};
@@ -340,6 +340,19 @@ impl Region {
             forget_index(&mut cached);
         }
         is_new
+    }
+
+    /// Asks again for packs that a device did not give when the index was made, if there are any: it may have failed once. For
+    /// who is about to say that something is lost.
+    pub fn look_again(&self) -> Result<(), RegionError> {
+        let was_kept_away = |pack: &Unreadable| match &*pack.error {
+            PackError::Storage(error) => !error.is_not_found(),
+            _ => false,
+        };
+        if self.index()?.unreadable().iter().any(was_kept_away) {
+            self.forget_index();
+        }
+        Ok(())
     }
 
     /// Makes the index anew from nothing: what could not be read a while ago may be there.
