@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Caller, Draw, MemoryDisk, memory_region, pass_on, session, small_packs, volume};
+use common::{Caller, Draw, MemoryDisk, import_disks, memory_region, pass_on, session, small_packs, volume};
 use imgstore::disk::DiskRead;
 use imgstore::format::record::{self, Body};
 use imgstore::io::memory::Memory;
@@ -16,7 +16,7 @@ use imgstore::model::op::Op;
 use imgstore::model::words::{Architecture, VolumeType};
 use imgstore::ops::capture::{CaptureOptions, CaptureWhat, create_snapshots};
 use imgstore::ops::copy::{CopyOptions, CopyWhat, apply, plan};
-use imgstore::ops::delete::delete_snapshot;
+use imgstore::ops::delete::{delete_snapshot, deregister};
 use imgstore::ops::encode::Compression;
 use imgstore::ops::error::{Class, OpsError};
 use imgstore::ops::gc::{GcOptions, collect, preview};
@@ -560,6 +560,25 @@ fn what_goes_while_it_is_copied_does_not_exist() {
     }
 }
 
+/// Its owner is told that an image was deregistered, as where it was before.
+#[test]
+fn an_image_that_goes_while_it_is_copied_is_not_available() {
+    let (stage, caller) = (Stage::new(Memory::new()), Caller::new(1));
+    memory_region(&stage.inner, &small_packs());
+    let image = import_disks(&stage.other(), &caller, "web", vec![volume(20_000, 1)]);
+    stage.plan("manifests/", 0, move |stage| {
+        let (region, caller) = (stage.other(), Caller::new(1));
+        deregister(&region, image.id, true, &caller.context()).unwrap();
+        collect(&region, &NOW, &caller.context()).unwrap();
+    });
+    let (region, target) = (stage.region(), memory_region(&Memory::new(), &small_packs()));
+    let what = CopyWhat::Image(image.id);
+    let error =
+        plan(&region, &target, what, &CopyOptions::default(), &caller.context()).map(drop).unwrap_err();
+    assert!(stage.has_happened());
+    assert_eq!(error.code(), "InvalidAMIID.Unavailable", "{error}");
+}
+
 /// A snapshot has found its block map in the region, and just before it is on record that goes: its packs are only condemned,
 /// and could be rescued.
 #[test]
@@ -622,23 +641,26 @@ fn no_answer(name: String) -> StorageError {
 #[test]
 fn what_could_not_be_read_once_is_not_called_lost() {
     let (stage, ..) = going(3);
-    let mut happened = 0;
-    for skip in 0..40 {
-        stage.plan("packs/", skip, |stage| stage.refuse_once("packs/", no_answer));
-        let repaired = repair(&stage.region(), &RepairSources::default(), &Caller::new(1).context());
-        happened += usize::from(stage.has_happened());
-        let repaired = match repaired {
-            Err(error) => {
-                assert_eq!(error.class(), Class::Failed, "{skip}: {error}");
+    for prefix in ["packs/", "manifests/", "log/"] {
+        let mut happened = 0;
+        for skip in 0..100 {
+            let region = stage.region();
+            stage.plan(prefix, skip, move |stage| stage.refuse_once(prefix, no_answer));
+            let repaired = repair(&region, &RepairSources::default(), &Caller::new(1).context());
+            happened += usize::from(stage.has_happened());
+            stage.refuse("none", no_answer);
+            let what = format!("{prefix} {skip}: {repaired:?}");
+            let Ok(repaired) = repaired else {
+                assert_eq!(repaired.unwrap_err().class(), Class::Failed, "{what}");
                 continue;
-            }
-            Ok(repaired) => repaired,
-        };
-        assert!(repaired.lost.is_empty() && repaired.quarantined.is_empty(), "{skip}: {repaired:?}");
-        let is_of_pack = |finding: &Finding| finding.problem.contains("does not answer");
-        assert!(repaired.findings.iter().all(is_of_pack), "{skip}: {repaired:?}");
+            };
+            assert!(repaired.lost.is_empty() && repaired.quarantined.is_empty(), "{what}");
+            assert!(!repaired.is_log_broken, "{what}");
+            let is_of_object = |finding: &Finding| finding.problem.contains("does not answer");
+            assert!(repaired.findings.iter().all(is_of_object), "{what}");
+        }
+        assert!(happened > 3 && happened < 100, "{prefix}: {happened}");
     }
-    assert!(happened > 10 && happened < 40, "{happened}");
 }
 
 /// While nothing can be read, the log neither, nobody knows whether a chunk is anywhere.

@@ -18,10 +18,13 @@ use imgstore::model::region::ChunkerParams;
 use imgstore::ops::bin::{add_rule, restore_snapshot};
 use imgstore::ops::copy::{CopyOptions, CopyWhat, apply, plan};
 use imgstore::ops::delete::delete_snapshot;
+use imgstore::ops::diff::{differences, pairs};
 use imgstore::ops::error::{Class, OpsError};
+use imgstore::ops::find::AnyId;
 use imgstore::ops::gc::{GcOptions, collect, preview};
 use imgstore::ops::repack::{RepackOptions, repack};
 use imgstore::ops::repair::{RepairSources, repair};
+use imgstore::ops::stats::{item_stats, region_stats};
 use imgstore::ops::verify::{VerifyOptions, verify};
 use imgstore::region::error::RegionError;
 use imgstore::region::{Region, RegionOptions};
@@ -133,7 +136,7 @@ impl Process<'_> {
             if self.draw.below(3) > 0 {
                 self.open = [None, None];
             }
-            match self.draw.below(16) {
+            match self.draw.below(18) {
                 0..4 => self.snapshot(at),
                 4..8 => self.delete(at),
                 8..11 => self.collect(at),
@@ -141,6 +144,8 @@ impl Process<'_> {
                 12 => self.copy(at),
                 13 => self.check(at),
                 14 => self.restore(at),
+                15 => self.stats(at),
+                16 => self.diff(at),
                 _ if self.draw.below(2) == 0 => self.repack(at),
                 _ => self.repair(at),
             }
@@ -178,7 +183,9 @@ impl Process<'_> {
         let kind = match error {
             _ if is_gone => "was deleted",
             _ if is_fenced && self.world.is_mistaken => "was fenced",
-            OpsError::ContentGone { .. } => "was collected three times",
+            OpsError::ContentGone { .. } if ["snapshot", "copy"].contains(&what) => {
+                "was collected three times"
+            }
             _ if is_hit => "was hit",
             _ => panic!("{what}, {deletion:?}, hit {}: {error:?}: {error}", self.running.is_hit()),
         };
@@ -327,6 +334,50 @@ impl Process<'_> {
                 self.count("read");
             }
             Err(error) => self.excuse("read", &error, self.deletion(at, id)),
+        }
+    }
+
+    fn stats(&mut self, at: usize) {
+        let of_all = self.region(at).and_then(|region| region_stats(&region, &self.caller.context()));
+        match of_all {
+            Ok(stats) => {
+                assert!(stats.unread.is_empty() || self.running.is_hit(), "{:?}", stats.unread);
+                self.count("stats");
+            }
+            Err(error) => self.excuse("stats", &error, Deletion::No),
+        }
+        let Some((id, _)) = self.any(at) else { return };
+        let of_one = self
+            .region(at)
+            .and_then(|region| item_stats(&region, &[AnyId::Snapshot(id)], &self.caller.context()));
+        match of_one {
+            Ok(stats) => {
+                assert!(stats[0].unread.is_empty() || self.running.is_hit(), "{:?}", stats[0].unread);
+                self.count("stats of one");
+            }
+            Err(error) => self.excuse("stats of one", &error, self.deletion(at, id)),
+        }
+    }
+
+    fn diff(&mut self, at: usize) {
+        let (Some((first, one)), Some((second, other))) = (self.any(at), self.any(at)) else { return };
+        let ids = [first, second].map(AnyId::Snapshot);
+        let found = self.region(at).and_then(|region| {
+            let (catalog, context) = (region.catalog()?, self.caller.context());
+            let pairs = pairs(&region, &catalog, ids, None, &context)?;
+            let mut ranges = 0;
+            differences(&region, &pairs[0], &mut |_, _| ranges += 1, &context)?;
+            Ok(ranges)
+        });
+        match found {
+            Ok(ranges) => {
+                assert_eq!(ranges == 0, one == other, "{first} and {second}");
+                self.count("diff");
+            }
+            Err(error) => {
+                let deletion = self.deletion(at, first).max(self.deletion(at, second));
+                self.excuse("diff", &error, deletion);
+            }
         }
     }
 

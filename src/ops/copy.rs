@@ -226,7 +226,8 @@ fn unless_deleted(source: &dyn Source, what: CopyWhat, error: OpsError, context:
         return error;
     }
     match source.offer(what, context) {
-        Err(gone) if gone.class() == Class::NotFound => gone,
+        // Of its own image that was deregistered a caller is told that.
+        Err(gone) if matches!(gone.class(), Class::NotFound | Class::Refused) => gone,
         _ => error,
     }
 }

@@ -281,7 +281,7 @@ fn read(
         if raw.len() as u64 != expected {
             return Err(OpsError::ChunkLength { root: *root, expected, found: raw.len() as u64 });
         }
-        fetched.decode(region, frame, &mut raw)?;
+        fetched.decode(region, frame, &mut raw).map_err(OpsError::from).map_err(unless_deleted)?;
         Ok((chunk, raw))
     })?;
     for (chunk, raw) in decoded {

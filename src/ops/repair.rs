@@ -19,6 +19,7 @@ use crate::model::objects::{ManifestRecord, PackName, PackState};
 use crate::model::units::block_offset;
 use crate::region::Region;
 use crate::region::audit::CheckBuffers;
+use crate::region::error::RegionError;
 use crate::region::session::Session;
 use rayon::prelude::*;
 use std::collections::{BTreeSet, HashSet};
@@ -133,6 +134,8 @@ fn leave_readable(region: &Region, damage: &mut Damage, context: &Context<'_>) -
         match region.check_pack(&pack.record, true, &mut buffers) {
             Ok(checked) if checked.damaged.is_empty() => drop(damage.packs.remove(&name)),
             Err(error) if error.is_failed_read() => drop(damage.unread.insert(name)),
+            // It went out of reach since.
+            Err(error) if !error.is_loss() => return Err(error.into()),
             _ => {}
         }
     }
@@ -177,7 +180,7 @@ fn mend(
         // Deltas whose bases nobody has, in packs that were sound by themselves when they were checked, or came since: they
         // are not to be counted on, and may be had whole from elsewhere. Each round closes a pack.
         let baseless = region.lost_bases()?.packs;
-        let closed = region.quarantine(&baseless, context.account, context.now_ms)?;
+        let closed = region.quarantine_baseless(&baseless, context.account, context.now_ms)?;
         if closed.is_empty() {
             break;
         }
@@ -410,7 +413,9 @@ fn maps_from_region(
     let mut made = 0;
     for lost in lost_maps.clone() {
         let Some(like) = source.known_manifest(&catalog, &lost.hash) else { continue };
-        let manifest = session.place_manifest(&source.load_map(&like)?)?;
+        // What cannot be had here now may be elsewhere.
+        let Ok(map) = source.load_map(&like) else { continue };
+        let manifest = session.place_manifest(&map)?;
         made += named_again(session, lost_maps, &manifest, context)?;
     }
     Ok(made)
@@ -435,7 +440,10 @@ fn named_again(
 fn lost(region: &Region, catalog: &Catalog) -> Result<Vec<Lost>, OpsError> {
     let mut all = Vec::new();
     for root in catalog.roots() {
-        let ranges = match region.load_map(root.manifest) {
+        let again = |error: RegionError| {
+            if error.is_failed_read() { region.load_map(root.manifest) } else { Err(error) }
+        };
+        let ranges = match region.load_map(root.manifest).or_else(again) {
             Ok(map) => {
                 let ids: Vec<ChunkId> = map.chunks().iter().map(|chunk| chunk.id).collect();
                 let places = region.try_locate_usable(&ids)?;

@@ -8,7 +8,7 @@
 
 use super::buffers::{GiveBack, Take, buffers};
 use super::context::Context;
-use super::error::{Class, OpsError};
+use super::error::{Class, Code, OpsError};
 use super::gaps::Gaps;
 use super::stage::{check_whole, join_all, spawn};
 use crate::disk::{AlignedBuffer, DiskWrite};
@@ -127,16 +127,22 @@ pub(super) fn unless_deleted(region: &Region, root: RootId, error: OpsError) -> 
         return error;
     }
     match check_named(region, root) {
-        Err(gone @ OpsError::ContentGone { .. }) => gone,
+        Err(gone @ OpsError::Rule { .. }) => gone,
         _ => error,
     }
 }
 
-fn check_named(region: &Region, root: RootId) -> Result<(), OpsError> {
+/// Refuses what is there no more.
+pub(super) fn check_named(region: &Region, root: RootId) -> Result<(), OpsError> {
     if region.catalog()?.roots().any(|there| there.id == root) {
         return Ok(());
     }
-    Err(OpsError::ContentGone { what: format!("{root}, which was deleted meanwhile") })
+    Err(match root {
+        RootId::Snapshot(id) => OpsError::snapshot_not_found(id),
+        RootId::Template(_) => {
+            OpsError::rule(Code::ImageUnavailable, "The image was deregistered, and its content collected")
+        }
+    })
 }
 
 /// First stage: reads the stored frames of one batch after the other, and hands them on in pieces, until nobody takes them.

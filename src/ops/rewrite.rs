@@ -1,7 +1,7 @@
 //! Packs are emptied: what is needed of them moves into new ones, and then they are condemned.
 
 use super::context::Context;
-use super::error::OpsError;
+use super::error::{Class, OpsError};
 use crate::model::catalog::Catalog;
 use crate::model::objects::{PackName, PackState};
 use crate::model::op::Op;
@@ -45,7 +45,7 @@ pub(super) fn rewrite(
     move_needed: impl FnOnce() -> Result<(), OpsError>,
 ) -> Result<Option<Rewritten>, OpsError> {
     match move_needed() {
-        Err(error) if is_gone(&error) => {
+        Err(error) if is_gone(&error) || error.class() == Class::Damage && !are_live(region, packs)? => {
             // Others took them, or deleted what they hold; or something is lost, which a new mark tells.
             despite_others(region, Keep::Any, Losses::Refused, context, |_| Ok(Some(())))?;
             return Ok(None);
@@ -71,6 +71,13 @@ pub(super) fn rewrite(
         Ok(is_done.then_some(kept))
     })?;
     Ok(condemned.map(|(mark, kept)| Rewritten { mark, kept, emptied }))
+}
+
+/// Whether others have let go of none of some packs: else what deltas there are stored against may be gone.
+fn are_live(region: &Region, packs: &HashSet<PackName>) -> Result<bool, OpsError> {
+    let now = region.catalog()?;
+    let is_live = |name| now.packs.get(name).is_some_and(|pack| pack.state == PackState::Live);
+    Ok(packs.iter().all(is_live))
 }
 
 fn is_gone(error: &OpsError) -> bool {

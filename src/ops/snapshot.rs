@@ -138,7 +138,12 @@ fn bring_in(
     let params = session.region().header().chunker;
     let hinted = changed_map(disk, params, changed, context)?;
     let ingested = ingest(session, disk, how, context)?;
-    let wrong = differences(&session.region().load_map(&ingested.manifest)?, &hinted);
+    let map = session.region().load_map(&ingested.manifest).map_err(|error| match error.is_not_found() {
+        // It was another snapshot's, which others have deleted.
+        true => OpsError::ContentGone { what: ingested.manifest.name.to_string() },
+        false => error.into(),
+    })?;
+    let wrong = differences(&map, &hinted);
     Ok((ingested, Some(HintUse::Verified { wrong })))
 }
 

@@ -4,6 +4,7 @@ use super::bin::expire_all;
 use super::context::Context;
 use super::error::{Code, OpsError};
 use super::find::{AnyId, image as find_image, snapshot as find_snapshot};
+use super::restore::check_named;
 use crate::model::catalog::{Catalog, RootId};
 use crate::model::ids::{ChunkId, SnapshotId, TemplateId};
 use crate::model::objects::PackName;
@@ -80,6 +81,9 @@ impl Keeper {
     }
 }
 
+/// How often references are read while others commit, before what could not be read is told.
+const TRIES: usize = 3;
+
 /// How often, and by whom, each chunk is referred to.
 struct References {
     chunks: HashMap<ChunkId, Chunk>,
@@ -87,6 +91,8 @@ struct References {
     bases: HashMap<u64, Chunk>,
     /// What each delta is stored against, by the leading bytes of its id.
     base_of: HashMap<ChunkId, u64>,
+    /// Chunks of the roots that count as another one.
+    own: BTreeSet<ChunkId>,
     unread: BTreeSet<String>,
 }
 
@@ -181,14 +187,14 @@ fn item(region: &Region, catalog: &Catalog, id: AnyId, context: &Context<'_>) ->
     let one = roots.iter().map(|&root| (root, first)).collect();
     let references = References::of(region, catalog, &one, context)?;
     let (mut unique, mut shared) = (0, 0);
-    let own = own_chunks(region, catalog, &roots)?;
-    for id in &own {
+    let own = &references.own;
+    for id in own {
         let Some(chunk) = references.chunks.get(id) else { continue };
         let sum = if chunk.owner == Owner::One(first) { &mut unique } else { &mut shared };
         *sum += chunk.stored_bytes;
     }
     unique += references.bases_alone(first);
-    shared += references.bases_with_others(&own, first);
+    shared += references.bases_with_others(own, first);
     unique += manifest_bytes(catalog, &roots);
     kept_by.extend(roots.iter().filter_map(|root| keeper(catalog, *root)));
     let freed: Vec<_> = freed.into_iter().filter(|root| keeper(catalog, *root).is_none()).collect();
@@ -275,17 +281,18 @@ fn manifest_bytes(catalog: &Catalog, roots: &[RootId]) -> u64 {
     own.iter().filter(|(name, _)| !elsewhere.contains(name)).map(|(_, len)| len).sum()
 }
 
-fn own_chunks(region: &Region, catalog: &Catalog, roots: &[RootId]) -> Result<BTreeSet<ChunkId>, OpsError> {
-    let mut ids = BTreeSet::new();
-    for root in catalog.roots().filter(|root| roots.contains(&root.id)) {
-        match region.load_map(root.manifest) {
-            Ok(map) => ids.extend(map.chunks().iter().map(|chunk| chunk.id)),
-            // Told with the references.
-            Err(error) if error.is_loss() => {}
-            Err(error) => return Err(error.into()),
+/// Whether a root was deleted since its state was read. If it is among those that are asked about, that is the answer.
+fn has_gone(region: &Region, root: RootId, one: &BTreeMap<RootId, RootId>) -> Result<bool, OpsError> {
+    match check_named(region, root) {
+        Err(gone @ OpsError::Rule { .. }) => {
+            if one.contains_key(&root) {
+                Err(gone)
+            } else {
+                Ok(true)
+            }
         }
+        named => named.map(|()| false),
     }
-    Ok(ids)
 }
 
 impl References {
@@ -296,6 +303,24 @@ impl References {
         one: &BTreeMap<RootId, RootId>,
         context: &Context<'_>,
     ) -> Result<Self, OpsError> {
+        for _ in 1..TRIES {
+            let before = region.catalog()?.sequence;
+            let references = Self::read(region, catalog, one, context)?;
+            // What others moved meanwhile is where it is now.
+            if references.unread.is_empty() || region.catalog()?.sequence == before {
+                return Ok(references);
+            }
+        }
+        Self::read(region, catalog, one, context)
+    }
+
+    fn read(
+        region: &Region,
+        catalog: &Catalog,
+        one: &BTreeMap<RootId, RootId>,
+        context: &Context<'_>,
+    ) -> Result<Self, OpsError> {
+        let mut own = BTreeSet::new();
         let mut chunks: HashMap<ChunkId, Chunk> = HashMap::new();
         let mut deltas: BTreeMap<PackName, Vec<ChunkId>> = BTreeMap::new();
         let mut unread = BTreeSet::new();
@@ -313,12 +338,17 @@ impl References {
             let map = match region.load_map(root.manifest) {
                 Ok(map) => map,
                 Err(error) if error.is_loss() => {
-                    unread.insert(root.manifest.name.to_string());
+                    if !has_gone(region, root.id, one)? {
+                        unread.insert(root.manifest.name.to_string());
+                    }
                     continue;
                 }
                 Err(error) => return Err(error.into()),
             };
             let ids: Vec<ChunkId> = map.chunks().iter().map(|chunk| chunk.id).collect();
+            if one.contains_key(&root.id) {
+                own.extend(ids.iter().copied());
+            }
             let unknown: Vec<ChunkId> = ids.iter().filter(|id| !chunks.contains_key(id)).copied().collect();
             let places = region.try_locate_usable(&unknown)?;
             for (id, location) in unknown.into_iter().zip(places) {
@@ -326,6 +356,9 @@ impl References {
                     let name = told(root.id);
                     if unread.contains(&name) {
                         continue;
+                    }
+                    if has_gone(region, root.id, one)? {
+                        break;
                     }
                     let missing = region.missing(id);
                     if !missing.is_loss() {
@@ -349,7 +382,7 @@ impl References {
                 }
             }
         }
-        let mut references = Self { chunks, bases: HashMap::new(), base_of: HashMap::new(), unread };
+        let mut references = Self { chunks, bases: HashMap::new(), base_of: HashMap::new(), own, unread };
         references.add_bases(region, &deltas)?;
         Ok(references)
     }
@@ -374,9 +407,10 @@ impl References {
                 Err(error) => return Err(error.into()),
             };
             for id in ids {
-                let (Some(owner), Some(leading)) =
-                    (self.chunks.get(id).map(|chunk| chunk.owner), bases.get(id))
-                else {
+                let Some(owner) = self.chunks.get(id).map(|chunk| chunk.owner) else { continue };
+                let Some(leading) = bases.get(id) else {
+                    // The pack has gone since.
+                    self.unread.insert(pack.to_string());
                     continue;
                 };
                 self.base_of.insert(*id, *leading);

@@ -138,8 +138,10 @@ pub(super) fn survey(
         bad_packs: HashMap::new(),
         uses: HashMap::new(),
     };
-    let LogAudit { catalog, caches, lost, .. } = match region.audit_log() {
+    // A device may fail once.
+    let LogAudit { catalog, caches, lost, .. } = match region.audit_log().or_else(|_| region.audit_log()) {
         Ok(audit) => audit,
+        Err(error) if !error.is_loss() && !error.is_newer() => return Err(error.into()),
         Err(error) => {
             // Without the log nothing else can be told.
             check.add("log", &error);
@@ -486,7 +488,7 @@ impl Check<'_> {
             let map = match self.region.load_map(root.manifest) {
                 Ok(map) => map,
                 // Deleted and collected while this check was under way.
-                Err(error) if error.is_not_found() && !self.is_still_named(root.manifest) => continue,
+                Err(error) if error.is_not_found() && !self.is_still_named(root.manifest)? => continue,
                 Err(error) => {
                     let finding = self.add(&root.manifest.name.to_string(), &error);
                     if error.is_loss() {
@@ -518,7 +520,7 @@ impl Check<'_> {
                     missing += 1;
                 }
             }
-            if missing > 0 && self.is_still_named(root.manifest) {
+            if missing > 0 && self.is_still_named(root.manifest)? {
                 let why = format!("{missing} of its chunks are in no sound pack");
                 let finding = self.add_problem(&root.manifest.name.to_string(), why);
                 self.touch(finding, root.id);
@@ -527,9 +529,8 @@ impl Check<'_> {
         Ok(())
     }
 
-    fn is_still_named(&self, manifest: &ManifestRecord) -> bool {
-        let now = self.region.catalog();
-        now.is_ok_and(|now| now.roots().any(|root| root.manifest.name == manifest.name))
+    fn is_still_named(&self, manifest: &ManifestRecord) -> Result<bool, OpsError> {
+        Ok(self.region.catalog()?.roots().any(|root| root.manifest.name == manifest.name))
     }
 
     fn touch(&mut self, finding: usize, root: RootId) {

@@ -2,7 +2,7 @@
 
 use super::Region;
 use super::error::RegionError;
-use super::fetch::{Located, StoredRun};
+use super::fetch::{Located, MOVES, StoredRun};
 use crate::io::storage::StorageError;
 use crate::model::catalog::Catalog;
 use crate::model::ids::ChunkId;
@@ -92,6 +92,18 @@ impl Region {
     /// What deltas in live or damaged packs are stored against, and is in no live pack as a plain frame. Of condemned packs the
     /// same, if what they are on record with is damaged, and something needs what is in them alone.
     pub fn lost_bases(&self) -> Result<LostBases, RegionError> {
+        for _ in 1..MOVES {
+            let before = self.catalog()?.sequence;
+            let lost = self.find_lost_bases()?;
+            // What others condemned meanwhile has lost nothing.
+            if lost.chunks.is_empty() && lost.packs.is_empty() || self.catalog()?.sequence == before {
+                return Ok(lost);
+            }
+        }
+        self.find_lost_bases()
+    }
+
+    fn find_lost_bases(&self) -> Result<LostBases, RegionError> {
         let mut lost = LostBases::default();
         let catalog = self.catalog()?;
         let mut condemned: Vec<(Located, u64)> = Vec::new();

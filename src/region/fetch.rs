@@ -109,7 +109,7 @@ impl Fetched {
 }
 
 /// How often chunks are looked for while others write to the log, before one that was not found is nowhere.
-const MOVES: usize = 8;
+pub(super) const MOVES: usize = 8;
 /// How often all places of a chunk are tried before it counts as lost.
 const ROUNDS: usize = 3;
 
@@ -351,10 +351,12 @@ impl Region {
         only_plain: bool,
         intact: impl Fn(&Location) -> Option<T>,
     ) -> Option<T> {
-        let mut places = self.with_index(|index| index.places_of(id)).ok()?;
-        places.retain(|place| !only_plain || place.codec.is_plain());
-        // A device that failed once may give the bytes the next time.
-        (0..ROUNDS).find_map(|_| places.iter().find_map(&intact))
+        // A device that failed once may give the bytes the next time, and what a collection moved is elsewhere then.
+        (0..ROUNDS).find_map(|_| {
+            let mut places = self.with_index(|index| index.places_of(id)).ok()?;
+            places.retain(|place| !only_plain || place.codec.is_plain());
+            places.iter().find_map(&intact)
+        })
     }
 
     /// Where a chunk is, in a pack that something new may refer to and that is there.
@@ -404,7 +406,13 @@ impl Region {
             let before = self.head().position().sequence;
             let is_there = self.is_there_with_bases(name, &mut presence.opened)?;
             // What is gone may have been collected, and the pack be put on other bases.
-            if is_there || self.catalog().map_or(true, |now| now.sequence == before) {
+            let has_moved = || match self.catalog() {
+                Ok(now) => Ok(now.sequence != before),
+                // Nobody knows. Any other error says that the log ends here.
+                Err(RegionError::Storage(error)) if !error.is_not_found() => Err(error),
+                Err(_) => Ok(false),
+            };
+            if is_there || !has_moved()? {
                 presence.note(name, is_there);
                 return Ok(is_there);
             }

@@ -96,7 +96,9 @@ impl<T> Copies<T> {
             let (says, hash) = decode(&bytes)?;
             Some(Copy { bytes, hash, says })
         };
-        Self { name: name.to_owned(), own: copy(name), twin: copy(&twin_of(name)) }
+        // In this order: who appends a record at this moment leaves its twin last.
+        let twin = copy(&twin_of(name));
+        Self { name: name.to_owned(), own: copy(name), twin }
     }
 
     /// Which copy belongs into the log: one that `fits` what is before and is what comes after, if anything does.

@@ -11,7 +11,7 @@ use crate::format::pack::{HEADER_BYTES, PACK_BYTES_MAX};
 use crate::model::account::AccountId;
 use crate::model::blockmap::BlockMap;
 use crate::model::ids::ChunkId;
-use crate::model::objects::{ManifestRecord, PackName, SegmentName};
+use crate::model::objects::{ManifestRecord, PackName, PackState, SegmentName};
 use crate::model::op::Op;
 use crate::pack::scan::{Scan, read_what_can_be};
 use crate::pack::trailer::read_trailer;
@@ -51,11 +51,30 @@ impl Region {
         account: AccountId,
         at_ms: u64,
     ) -> Result<Vec<PackName>, RegionError> {
-        use crate::model::objects::PackState::{Condemned, Live};
+        self.quarantine_if(packs, account, at_ms, |state| {
+            matches!(state, PackState::Live | PackState::Condemned { .. })
+        })
+    }
+
+    /// The same of packs with deltas whose bases are nowhere, if they are live: a collection lets go of others with their bases.
+    pub fn quarantine_baseless(
+        &self,
+        packs: &BTreeSet<PackName>,
+        account: AccountId,
+        at_ms: u64,
+    ) -> Result<Vec<PackName>, RegionError> {
+        self.quarantine_if(packs, account, at_ms, |state| state == PackState::Live)
+    }
+
+    fn quarantine_if(
+        &self,
+        packs: &BTreeSet<PackName>,
+        account: AccountId,
+        at_ms: u64,
+        is_open: impl Fn(PackState) -> bool,
+    ) -> Result<Vec<PackName>, RegionError> {
         self.commit(account, |catalog| {
-            let is_open = |pack: &&PackName| {
-                catalog.packs.get(*pack).is_some_and(|pack| matches!(pack.state, Live | Condemned { .. }))
-            };
+            let is_open = |pack: &&PackName| catalog.packs.get(*pack).is_some_and(|pack| is_open(pack.state));
             let packs: Vec<PackName> = packs.iter().filter(is_open).copied().collect();
             let op = Op::QuarantinePacks { packs: packs.clone(), at_ms };
             Ok((if packs.is_empty() { vec![] } else { vec![op] }, packs))
