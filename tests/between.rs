@@ -19,6 +19,7 @@ use imgstore::ops::copy::{CopyOptions, CopyWhat, apply, plan};
 use imgstore::ops::delete::{delete_snapshot, deregister};
 use imgstore::ops::encode::Compression;
 use imgstore::ops::error::{Class, OpsError};
+use imgstore::ops::find::AnyId;
 use imgstore::ops::gc::{GcOptions, collect, preview};
 use imgstore::ops::import::{ImportDisk, import, import_template};
 use imgstore::ops::ingest::ingest;
@@ -661,6 +662,28 @@ fn what_could_not_be_read_once_is_not_called_lost() {
         }
         assert!(happened > 3 && happened < 100, "{prefix}: {happened}");
     }
+}
+
+/// A pack that could not be found the first time is read all the same.
+#[test]
+fn what_is_checked_by_its_id_is_read_although_a_device_failed_once() {
+    let (stage, id, ..) = going(3);
+    let mut happened = 0;
+    for skip in 0..30 {
+        let region = stage.region();
+        stage.plan("packs/", skip, |stage| stage.refuse_once("packs/", no_answer));
+        let options = VerifyOptions { ids: vec![AnyId::Snapshot(id)], ..VerifyOptions::default() };
+        let report = verify(&region, &options, &Caller::new(1).context());
+        happened += usize::from(stage.has_happened());
+        stage.refuse("none", no_answer);
+        match report {
+            Ok(report) => {
+                assert!(report.packs == 1 || !report.findings.is_empty(), "{skip}: {report:?}");
+            }
+            Err(error) => assert_eq!(error.class(), Class::Failed, "{skip}: {error}"),
+        }
+    }
+    assert!(happened > 3 && happened < 30, "{happened}");
 }
 
 /// While nothing can be read, the log neither, nobody knows whether a chunk is anywhere.

@@ -46,14 +46,24 @@ type Content = Arc<Vec<u8>>;
 struct Known {
     content: Content,
     deletion: Deletion,
-    /// How often somebody began to delete or restore it: of what others did meanwhile nobody knows which came last.
+    /// How often somebody began to delete or restore it, and how many are under way: of what others did meanwhile nobody knows
+    /// which came last.
     tries: u64,
+    under_way: u64,
 }
 
 impl Known {
     fn new(content: Content, deletion: Deletion) -> Self {
-        Self { content, deletion, tries: 0 }
+        Self { content, deletion, tries: 0, under_way: 0 }
     }
+}
+
+/// A snapshot that a command is about.
+struct Chosen {
+    id: SnapshotId,
+    content: Content,
+    /// How often somebody had tried to delete or restore it.
+    tries: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -212,17 +222,19 @@ impl Process<'_> {
     }
 
     /// One that was acknowledged, and mostly one that nobody deletes.
-    fn any(&mut self, at: usize) -> Option<(SnapshotId, Content)> {
+    fn any(&mut self, at: usize) -> Option<Chosen> {
         let told = self.world.told.lock().unwrap();
         let whatever = self.draw.below(10) == 0;
         let there: Vec<_> =
             told[at].iter().filter(|(_, known)| whatever || known.deletion == Deletion::No).collect();
         let (id, known) = there.get(self.draw.below(there.len()))?;
-        Some((**id, known.content.clone()))
+        Some(Chosen { id: **id, content: known.content.clone(), tries: known.tries })
     }
 
-    fn deletion(&self, at: usize, id: SnapshotId) -> Deletion {
-        self.world.told.lock().unwrap()[at][&id].deletion
+    /// Whether somebody wanted it gone, meanwhile at least.
+    fn deletion(&self, at: usize, chosen: &Chosen) -> Deletion {
+        let known = &self.world.told.lock().unwrap()[at][&chosen.id];
+        if known.tries == chosen.tries { known.deletion } else { known.deletion.max(Deletion::Begun) }
     }
 
     /// It is about to be deleted or restored: what it was until now, and which try this is.
@@ -230,20 +242,24 @@ impl Process<'_> {
         let mut told = self.world.told.lock().unwrap();
         let known = told[at].get_mut(&id).unwrap();
         known.tries += 1;
+        known.under_way += 1;
         (std::mem::replace(&mut known.deletion, Deletion::Begun), known.tries)
     }
 
-    /// It was, as the answer says.
-    fn end(&self, at: usize, id: SnapshotId, tries: u64, deletion: Deletion) {
+    /// It was, as the answer says. Whether nobody else tried meanwhile.
+    fn end(&self, at: usize, id: SnapshotId, tries: u64, deletion: Deletion) -> bool {
         let mut told = self.world.told.lock().unwrap();
         let known = told[at].get_mut(&id).unwrap();
-        if known.tries == tries {
+        known.under_way -= 1;
+        let is_alone = known.tries == tries && known.under_way == 0;
+        if is_alone {
             known.deletion = deletion;
         }
+        is_alone
     }
 
     fn delete(&mut self, at: usize) {
-        let Some((id, _)) = self.any(at) else { return };
+        let Some(Chosen { id, .. }) = self.any(at) else { return };
         let (before, tries) = self.begin(at, id);
         let done = self.region(at).and_then(|region| {
             delete_snapshot(&region, id, &self.caller.context())?;
@@ -256,9 +272,15 @@ impl Process<'_> {
                 self.end(at, id, tries, Deletion::Acknowledged);
                 self.count("delete");
             }
-            // Another one may have begun to since.
-            Err(error) if error.class() == Class::NotFound => self.count("delete what is gone"),
-            Err(error) => self.excuse("delete", &error, Deletion::Begun),
+            Err(error) if error.class() == Class::NotFound => {
+                let is_alone = self.end(at, id, tries, before);
+                assert!(before > Deletion::No || !is_alone, "{id} is gone");
+                self.count("delete what is gone");
+            }
+            Err(error) => {
+                self.end(at, id, tries, Deletion::Begun);
+                self.excuse("delete", &error, Deletion::Begun);
+            }
         }
     }
 
@@ -282,8 +304,14 @@ impl Process<'_> {
                 self.count("restore what is gone");
             }
             // Another one has restored it.
-            Err(error) if error.code() == "IncorrectState" => self.count("restore what is there"),
-            Err(error) => self.excuse("restore", &error, Deletion::Begun),
+            Err(error) if error.code() == "IncorrectState" => {
+                assert!(!self.end(at, id, tries, before), "{id} is back");
+                self.count("restore what is there");
+            }
+            Err(error) => {
+                self.end(at, id, tries, Deletion::Begun);
+                self.excuse("restore", &error, Deletion::Begun);
+            }
         }
     }
 
@@ -326,14 +354,14 @@ impl Process<'_> {
     }
 
     fn read(&mut self, at: usize) {
-        let Some((id, content)) = self.any(at) else { return };
-        let read = self.region(at).and_then(|region| self.caller.read_back(&region, id));
+        let Some(chosen) = self.any(at) else { return };
+        let read = self.region(at).and_then(|region| self.caller.read_back(&region, chosen.id));
         match read {
             Ok(bytes) => {
-                assert!(bytes == *content, "{id} has other bytes");
+                assert!(bytes == *chosen.content, "{} has other bytes", chosen.id);
                 self.count("read");
             }
-            Err(error) => self.excuse("read", &error, self.deletion(at, id)),
+            Err(error) => self.excuse("read", &error, self.deletion(at, &chosen)),
         }
     }
 
@@ -346,22 +374,21 @@ impl Process<'_> {
             }
             Err(error) => self.excuse("stats", &error, Deletion::No),
         }
-        let Some((id, _)) = self.any(at) else { return };
-        let of_one = self
-            .region(at)
-            .and_then(|region| item_stats(&region, &[AnyId::Snapshot(id)], &self.caller.context()));
+        let Some(chosen) = self.any(at) else { return };
+        let ids = [AnyId::Snapshot(chosen.id)];
+        let of_one = self.region(at).and_then(|region| item_stats(&region, &ids, &self.caller.context()));
         match of_one {
             Ok(stats) => {
                 assert!(stats[0].unread.is_empty() || self.running.is_hit(), "{:?}", stats[0].unread);
                 self.count("stats of one");
             }
-            Err(error) => self.excuse("stats of one", &error, self.deletion(at, id)),
+            Err(error) => self.excuse("stats of one", &error, self.deletion(at, &chosen)),
         }
     }
 
     fn diff(&mut self, at: usize) {
-        let (Some((first, one)), Some((second, other))) = (self.any(at), self.any(at)) else { return };
-        let ids = [first, second].map(AnyId::Snapshot);
+        let (Some(first), Some(second)) = (self.any(at), self.any(at)) else { return };
+        let ids = [first.id, second.id].map(AnyId::Snapshot);
         let found = self.region(at).and_then(|region| {
             let (catalog, context) = (region.catalog()?, self.caller.context());
             let pairs = pairs(&region, &catalog, ids, None, &context)?;
@@ -371,28 +398,28 @@ impl Process<'_> {
         });
         match found {
             Ok(ranges) => {
-                assert_eq!(ranges == 0, one == other, "{first} and {second}");
+                assert_eq!(ranges == 0, first.content == second.content, "{} and {}", first.id, second.id);
                 self.count("diff");
             }
             Err(error) => {
-                let deletion = self.deletion(at, first).max(self.deletion(at, second));
+                let deletion = self.deletion(at, &first).max(self.deletion(at, &second));
                 self.excuse("diff", &error, deletion);
             }
         }
     }
 
     fn copy(&mut self, from: usize) {
-        let Some((id, content)) = self.any(from) else { return };
+        let Some(chosen) = self.any(from) else { return };
         let options = CopyOptions::default();
         let copied = self.region(from).and_then(|source| {
             let target = self.region(1 - from)?;
             let context = self.caller.context();
-            let plan = plan(&source, &target, CopyWhat::Snapshot(id), &options, &context)?;
+            let plan = plan(&source, &target, CopyWhat::Snapshot(chosen.id), &options, &context)?;
             Ok(apply(&source, &target, &plan, &options, &context)?.snapshots[0].id)
         });
         match copied {
-            Ok(copy) => self.acknowledge("copy", 1 - from, copy, content),
-            Err(error) => self.excuse("copy", &error, self.deletion(from, id)),
+            Ok(copy) => self.acknowledge("copy", 1 - from, copy, chosen.content),
+            Err(error) => self.excuse("copy", &error, self.deletion(from, &chosen)),
         }
     }
 
@@ -421,12 +448,15 @@ impl Process<'_> {
             .region(at)
             .and_then(|region| repair(&region, &RepairSources::default(), &self.caller.context()));
         match done {
-            Ok(done) if done.findings.is_empty() => self.count("repair"),
-            Ok(done) => assert!(
-                self.running.is_hit() && done.lost.is_empty(),
-                "hit {}: {done:?}",
-                self.running.is_hit()
-            ),
+            Ok(done) if done.findings.is_empty() => {
+                let is_idle = done.lost.is_empty() && done.quarantined.is_empty() && !done.is_log_broken;
+                assert!(is_idle, "{done:?}");
+                self.count("repair");
+            }
+            Ok(done) => {
+                assert!(self.running.is_hit(), "{done:?}");
+                assert!(done.lost.is_empty() && done.quarantined.is_empty(), "{done:?}");
+            }
             Err(error) => self.excuse("repair", &error, Deletion::No),
         }
     }
@@ -434,7 +464,8 @@ impl Process<'_> {
 
 /// What is there is what was told: everything that is listed is whole, all that was acknowledged is, unless somebody
 /// wanted it gone, and what was deleted stays so.
-fn check(world: &World, caller: &Caller) {
+/// If it is all durable, it is known from now on what was not told.
+fn check(world: &World, caller: &Caller, is_durable: bool) {
     for (at, root) in ROOTS.iter().enumerate() {
         let region = open(&world.disk, root).unwrap();
         let catalog = region.catalog().unwrap();
@@ -450,9 +481,15 @@ fn check(world: &World, caller: &Caller) {
             });
             assert!(*known.content == bytes, "{root}: {id} has other bytes");
             assert_ne!(known.deletion, Deletion::Acknowledged, "{root}: {id} is back");
+            if is_durable {
+                known.deletion = Deletion::No;
+            }
         }
-        for (id, known) in told.iter().filter(|(id, _)| !catalog.snapshots.contains_key(id)) {
+        for (id, known) in told.iter_mut().filter(|(id, _)| !catalog.snapshots.contains_key(id)) {
             assert_ne!(known.deletion, Deletion::No, "{root}: {id} is gone");
+            if is_durable {
+                known.deletion = Deletion::Acknowledged;
+            }
         }
         let report = verify(&region, &VerifyOptions::default(), &caller.context()).unwrap();
         assert!(report.findings.is_empty(), "{root}: {:?}", report.findings);
@@ -474,7 +511,8 @@ fn empty(world: &World, caller: &mut Caller) {
         assert_eq!(region.catalog().unwrap().packs.len(), 0, "{root}: packs that nothing needs");
         let (storage, _) = directory(world.disk.clone(), root);
         let packs = storage.list("packs").unwrap();
-        assert!(packs.is_empty(), "{root}: {packs:?}");
+        let maps = storage.list("manifests").unwrap();
+        assert!(packs.is_empty() && maps.is_empty(), "{root}: {packs:?}, {maps:?}");
     }
 }
 
@@ -537,7 +575,8 @@ fn run(seed: u64, contents: &[Content], callers: &mut [Caller], counts: &Counts)
             }
         });
         steps += turns.steps();
-        if turns.steps() > off_at {
+        let was_off = turns.steps() > off_at;
+        if was_off {
             let mode = match draw.below(4) {
                 0 => CrashMode::DropUnsynced,
                 1 => CrashMode::KeepAll,
@@ -546,7 +585,7 @@ fn run(seed: u64, contents: &[Content], callers: &mut [Caller], counts: &Counts)
             world.disk = world.disk.crash(world.disk.operations(), mode).settled();
             *counts.lock().unwrap().entry("power failure").or_default() += 1;
         }
-        check(&world, &callers[0]);
+        check(&world, &callers[0], was_off);
     }
     empty(&world, &mut callers[0]);
     steps
@@ -580,7 +619,10 @@ fn no_schedule_loses_anything() {
                     }));
                     match ran {
                         Ok(taken) => drop(steps.fetch_add(taken as u64, Ordering::Relaxed)),
-                        Err(_) => panic!("schedule {seed}"),
+                        Err(_) => {
+                            next.store(seeds.end, Ordering::Relaxed);
+                            panic!("schedule {seed}");
+                        }
                     }
                 }
             });

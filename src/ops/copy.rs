@@ -266,16 +266,16 @@ pub fn apply(
         return Err(OpsError::ContentGone { what: "the copy that this token had made".into() });
     }
     let mut trusted = plan.trusted.clone();
-    let done = match carry_out(source, target, plan, &plan.missing, &mut trusted, options, context) {
+    match carry_out(source, target, plan, &plan.missing, &mut trusted, options, context) {
         // Collected at the target since the plan was made: what is missing is more than it says.
         Err(OpsError::ContentGone { .. }) => despite_collection(|| {
             // What came the last time need not come again.
-            let missing = find_missing(source, target, &plan.maps, trusted.as_ref(), context)?;
+            let missing = find_missing(source, target, &plan.maps, trusted.as_ref(), context)
+                .map_err(|error| unless_deleted(source, plan.what, error, context))?;
             carry_out(source, target, plan, &missing, &mut trusted, options, context)
         }),
         done => done,
-    };
-    done.map_err(|error| unless_deleted(source, plan.what, error, context))
+    }
 }
 
 fn carry_out(
@@ -290,7 +290,8 @@ fn carry_out(
     let mut session = target.begin(context.account)?;
     context.progress.begin("copy", missing.stored_bytes);
     let mut transferred_bytes =
-        transfer(source, &mut session, missing, trusted, options.bytes_per_second, context)?;
+        transfer(source, &mut session, missing, trusted, options.bytes_per_second, context)
+            .map_err(|error| unless_deleted(source, plan.what, error, context))?;
     let used = reserve_all(&mut session, plan)?;
     let manifests: Vec<ManifestRecord> =
         plan.maps.iter().map(|map| session.place_manifest(map)).collect::<Result<_, _>>()?;

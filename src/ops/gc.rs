@@ -7,7 +7,7 @@
 use super::bin::expire_all;
 use super::context::Context;
 use super::error::{Class, OpsError};
-use super::rewrite::{Keep, Rewritten, despite_others, mark_after, rewrite};
+use super::rewrite::{Keep, Rewritten, despite_others, despite_removals, mark_after, rewrite};
 use crate::model::catalog::{Catalog, Pack, RootId};
 use crate::model::objects::{PackName, PackState};
 use crate::model::units::TimeMs;
@@ -107,7 +107,7 @@ pub fn preview(region: &Region, options: &GcOptions, context: &Context<'_>) -> R
     // What ends its stay in the bin comes first in a collection, too.
     let expired = |catalog: &Catalog| expire_all(catalog, context);
     let keep = Keep::InFuller(options.repack_percent);
-    let mark = mark_after(region, &expired, Losses::Accepted, keep, context)?;
+    let mark = despite_removals(region, || mark_after(region, &expired, Losses::Accepted, keep, context))?;
     let kept = mark.kept_packs();
     let candidates = candidates(region, &mark, &kept, options)?;
     let mut collected = Collected {

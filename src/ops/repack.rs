@@ -7,7 +7,7 @@ use super::context::Context;
 use super::encode::{Compression, Encoder, NewChunk, features_of};
 use super::error::OpsError;
 use super::gc::Amount;
-use super::rewrite::{Keep, mark, rewrite};
+use super::rewrite::{Keep, despite_removals, mark, rewrite};
 use crate::model::objects::{PackName, PackState};
 use crate::region::Region;
 use crate::region::collect::Mark;
@@ -141,7 +141,9 @@ impl Rounds<'_> {
         // What an interrupted run has moved already is not moved again: the mark keeps it where it is now.
         let mark = match self.mark.take() {
             Some(mark) => mark,
-            None => mark(region, Losses::Refused, Keep::Outside(&self.all), context)?,
+            None => {
+                despite_removals(region, || mark(region, Losses::Refused, Keep::Outside(&self.all), context))?
+            }
         };
         // What would stay all the same is not stored twice.
         let stuck = mark.stuck();

@@ -73,7 +73,7 @@ pub(super) fn rewrite(
     Ok(condemned.map(|(mark, kept)| Rewritten { mark, kept, emptied }))
 }
 
-/// Whether others have let go of none of some packs: else what deltas there are stored against may be gone.
+/// Whether some packs are all still live. Of one that is not, what deltas there are stored against may be gone.
 fn are_live(region: &Region, packs: &HashSet<PackName>) -> Result<bool, OpsError> {
     let now = region.catalog()?;
     let is_live = |name| now.packs.get(name).is_some_and(|pack| pack.state == PackState::Live);
@@ -106,13 +106,12 @@ pub(super) fn mark_after(
     keep: Keep<'_>,
     context: &Context<'_>,
 ) -> Result<Mark, OpsError> {
-    let once = |avoided: &HashSet<PackName>| loop {
+    let outside = |avoided: &HashSet<PackName>| loop {
         match region.mark_after(ops, losses, avoided, || context.check_cancelled()) {
             Err(OpsError::Region(error)) if region.leaves_out(&error) => {}
             marked => return marked,
         }
     };
-    let outside = |avoided: &HashSet<PackName>| despite_removals(region, || once(avoided));
     let percent = match keep {
         Keep::Outside(avoided) => return outside(avoided),
         Keep::InFuller(percent) => percent,
@@ -129,7 +128,7 @@ pub(super) fn mark_after(
 }
 
 /// Reads what is there, again if what was not there may have been deleted and collected by others: then the log has moved.
-fn despite_removals<T>(
+pub(super) fn despite_removals<T>(
     region: &Region,
     mut read: impl FnMut() -> Result<T, OpsError>,
 ) -> Result<T, OpsError> {

@@ -139,7 +139,8 @@ pub(super) fn survey(
         uses: HashMap::new(),
     };
     // A device may fail once.
-    let LogAudit { catalog, caches, lost, .. } = match region.audit_log().or_else(|_| region.audit_log()) {
+    let again = |error: RegionError| if error.is_failed_read() { region.audit_log() } else { Err(error) };
+    let LogAudit { catalog, caches, lost, .. } = match region.audit_log().or_else(again) {
         Ok(audit) => audit,
         Err(error) if !error.is_loss() && !error.is_newer() => return Err(error.into()),
         Err(error) => {
@@ -153,6 +154,7 @@ pub(super) fn survey(
         check.add("log", error);
     }
     let selected = select(&catalog, options, context)?;
+    region.look_again()?;
     let packs = check.packs_to_read(&catalog, options, &selected)?;
     for name in catalog.segments.keys() {
         match region.audit_segment(&catalog, *name) {
@@ -166,10 +168,12 @@ pub(super) fn survey(
         }
     }
     context.progress.begin("verify", packs.iter().map(|record| record.len).sum());
-    region.look_again()?;
     let read: HashSet<PackName> = packs.iter().map(|record| record.name).collect();
     check.packs(&packs, options)?;
     region.look_again()?;
+    if !options.ids.is_empty() && options.sample_percent >= 100.0 {
+        check.packs_since(&read, options, &selected)?;
+    }
     check.deltas_on_damage(&catalog)?;
     if options.ids.is_empty() {
         check.unread_trailers(&catalog, &read);
@@ -306,6 +310,19 @@ impl Check<'_> {
         // These first, too: whoever is interrupted has done what matters most.
         records.sort_by_cached_key(|record| (options.checked_ms.get(&record.name), record.name));
         Ok(records)
+    }
+
+    /// Checks the packs that what is selected is in now, and that were not read: it was moved since, or could not be found.
+    fn packs_since(
+        &mut self,
+        read: &HashSet<PackName>,
+        options: &VerifyOptions<'_>,
+        selected: &BTreeSet<RootId>,
+    ) -> Result<(), OpsError> {
+        let now = self.region.catalog()?;
+        let mut records = self.packs_to_read(&now, options, selected)?;
+        records.retain(|record| !read.contains(&record.name));
+        self.packs(&records, options)
     }
 
     /// Checks packs, each in a thread of its own as long as there are some.
@@ -488,7 +505,7 @@ impl Check<'_> {
             let map = match self.region.load_map(root.manifest) {
                 Ok(map) => map,
                 // Deleted and collected while this check was under way.
-                Err(error) if error.is_not_found() && !self.is_still_named(root.manifest)? => continue,
+                Err(error) if error.is_not_found() && !self.is_still_named(root.manifest) => continue,
                 Err(error) => {
                     let finding = self.add(&root.manifest.name.to_string(), &error);
                     if error.is_loss() {
@@ -520,7 +537,7 @@ impl Check<'_> {
                     missing += 1;
                 }
             }
-            if missing > 0 && self.is_still_named(root.manifest)? {
+            if missing > 0 && self.is_still_named(root.manifest) {
                 let why = format!("{missing} of its chunks are in no sound pack");
                 let finding = self.add_problem(&root.manifest.name.to_string(), why);
                 self.touch(finding, root.id);
@@ -529,8 +546,10 @@ impl Check<'_> {
         Ok(())
     }
 
-    fn is_still_named(&self, manifest: &ManifestRecord) -> Result<bool, OpsError> {
-        Ok(self.region.catalog()?.roots().any(|root| root.manifest.name == manifest.name))
+    /// Whether something still has a block map, as far as can be told: else nothing of it is passed over.
+    fn is_still_named(&self, manifest: &ManifestRecord) -> bool {
+        let now = self.region.catalog();
+        now.map_or(true, |now| now.roots().any(|root| root.manifest.name == manifest.name))
     }
 
     fn touch(&mut self, finding: usize, root: RootId) {

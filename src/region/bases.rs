@@ -4,7 +4,7 @@ use super::Region;
 use super::error::RegionError;
 use super::fetch::{Located, MOVES, StoredRun};
 use crate::io::storage::StorageError;
-use crate::model::catalog::Catalog;
+use crate::model::catalog::{Catalog, Pack};
 use crate::model::ids::ChunkId;
 use crate::model::objects::{PackName, PackState};
 use crate::model::units::BLOCK_BYTES;
@@ -93,10 +93,15 @@ impl Region {
     /// same, if what they are on record with is damaged, and something needs what is in them alone.
     pub fn lost_bases(&self) -> Result<LostBases, RegionError> {
         for _ in 1..MOVES {
-            let before = self.catalog()?.sequence;
+            let before = self.catalog()?.packs.clone();
             let lost = self.find_lost_bases()?;
+            if lost.chunks.is_empty() && lost.packs.is_empty() {
+                return Ok(lost);
+            }
             // What others condemned meanwhile has lost nothing.
-            if lost.chunks.is_empty() && lost.packs.is_empty() || self.catalog()?.sequence == before {
+            let now = self.catalog()?;
+            let stays = |(name, was): (&PackName, &Pack)| now.packs.get(name) == Some(was);
+            if before.iter().all(stays) {
                 return Ok(lost);
             }
         }

@@ -13,7 +13,6 @@ use crate::pack::index::{Filters, Index, Location};
 use crate::pack::read::{ReadRun, base_in, decode_frame, plan_reads, stored_frame};
 use crate::pack::spare::Bytes;
 use std::collections::{BTreeSet, HashSet};
-use std::io::ErrorKind;
 use std::sync::{Arc, PoisonError};
 
 /// A read with the bytes that it gave.
@@ -110,8 +109,6 @@ impl Fetched {
 
 /// How often chunks are looked for while others write to the log, before one that was not found is nowhere.
 pub(super) const MOVES: usize = 8;
-/// How often all places of a chunk are tried before it counts as lost.
-const ROUNDS: usize = 3;
 
 /// The packs that chunks are in, and for deltas those that are on record with bases of theirs: a commit that counts on all of these
 /// is refused once one of them is damaged.
@@ -234,7 +231,7 @@ impl Region {
         look: impl Fn() -> Result<Vec<Option<Location>>, RegionError>,
     ) -> Result<Vec<Option<Location>>, RegionError> {
         for _ in 1..MOVES {
-            let before = self.catalog()?.sequence;
+            let before = self.head().position().sequence;
             let found = look()?;
             if found.iter().all(Option::is_some) || self.catalog()?.sequence == before {
                 return Ok(found);
@@ -268,94 +265,6 @@ impl Region {
         self.with_index(|index| {
             let is_live = |place: Option<Location>| place.is_some_and(|place| index.rank(&place.pack) == 0);
             index.for_each(ids, |id| self.locate_usable(index, id, Filters::Doubted).map(is_live))
-        })
-    }
-
-    /// A plain frame of a chunk, from any place that has it intact, best first; none if there is none. Of a delta the
-    /// content is encoded anew.
-    pub fn intact_frame(&self, id: ChunkId) -> Option<Frame> {
-        let intact = |place: &Location| {
-            let fetched = self.fetch_at(vec![(id, *place)]).ok()?;
-            let frame = *fetched.frames().first()?;
-            let mut raw = vec![0; fetched.raw_bytes(frame)];
-            fetched.decode_here(self, frame, &mut raw).ok()?;
-            if place.codec.is_plain() {
-                return Some(fetched.stored(frame).ok()?.1);
-            }
-            self.encode(&raw, id, i32::from(self.header().zstd_level)).ok()
-        };
-        self.first_intact(id, false, intact)
-    }
-
-    /// The content of a chunk from any place that has it intact.
-    pub(super) fn intact_content(&self, id: ChunkId) -> Option<Content> {
-        self.intact_content_in(id).map(|(_, content)| content)
-    }
-
-    /// The same, with the pack that has it.
-    pub(super) fn intact_content_in(&self, id: ChunkId) -> Option<(PackName, Content)> {
-        self.first_intact(id, false, |place| {
-            let fetched = self.fetch_at(vec![(id, *place)]).ok()?;
-            let frame = *fetched.frames().first()?;
-            let mut raw = self.0.reader.spare().take(fetched.raw_bytes(frame));
-            fetched.decode_here(self, frame, &mut raw).ok()?;
-            Some((place.pack, raw.into()))
-        })
-    }
-
-    /// The content of a base from any place that has it intact as a plain frame.
-    pub(super) fn intact_base(&self, id: ChunkId) -> Option<Content> {
-        self.intact_base_in(id).map(|(_, content)| content)
-    }
-
-    /// The same, with the pack that has it.
-    pub(super) fn intact_base_in(&self, id: ChunkId) -> Option<(PackName, Content)> {
-        self.first_intact(id, true, |place| {
-            Some((place.pack, self.read_bases(&[(id, *place)]).ok()?.content_now(self, id)?))
-        })
-    }
-
-    /// Refuses if a chunk that nobody could read may be somewhere that is out of reach only, or what it is stored against: such a
-    /// one is not lost.
-    pub fn check_in_reach(&self, id: ChunkId) -> Result<(), RegionError> {
-        let is_kept_away = |error: &PackError| match error {
-            error if error.is_newer() => true,
-            // What a device does not give is lost.
-            PackError::Storage(StorageError::Io { action, source, .. }) => {
-                *action != "read"
-                    || matches!(source.kind(), ErrorKind::PermissionDenied | ErrorKind::IsADirectory)
-            }
-            _ => false,
-        };
-        if self.index()?.unreadable().iter().any(|pack| is_kept_away(&pack.error)) {
-            return Err(self.missing(id));
-        }
-        let out_of_reach = |error: RegionError| if error.is_loss() { Ok(()) } else { Err(error) };
-        for place in self.with_index(|index| index.places_of(id))? {
-            self.read_runs(&[(id, place)]).map(drop).map_err(RegionError::from).or_else(out_of_reach)?;
-            for base in self.bases_named(&[(id, place)]) {
-                for place in self.with_index(|index| index.places_of(base))? {
-                    self.read_runs(&[(base, place)])
-                        .map(drop)
-                        .map_err(RegionError::from)
-                        .or_else(out_of_reach)?;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn first_intact<T>(
-        &self,
-        id: ChunkId,
-        only_plain: bool,
-        intact: impl Fn(&Location) -> Option<T>,
-    ) -> Option<T> {
-        // A device that failed once may give the bytes the next time, and what a collection moved is elsewhere then.
-        (0..ROUNDS).find_map(|_| {
-            let mut places = self.with_index(|index| index.places_of(id)).ok()?;
-            places.retain(|place| !only_plain || place.codec.is_plain());
-            places.iter().find_map(&intact)
         })
     }
 

@@ -12,6 +12,7 @@ pub mod doubles;
 pub mod error;
 pub mod fetch;
 mod gathered;
+mod intact;
 mod log;
 pub mod losses;
 pub mod mend;
@@ -29,7 +30,7 @@ use crate::format::{manifest, record, region as region_file};
 use crate::io::clock::{now_ms, random_bytes, random_u64};
 use crate::io::directory::{Directory, DirectoryOptions};
 use crate::io::os::OsFiles;
-use crate::io::storage::{Created, Storage, read_whole};
+use crate::io::storage::{Created, Storage, StorageError, read_whole};
 use crate::model::account::AccountId;
 use crate::model::blockmap::BlockMap;
 use crate::model::catalog::Catalog;
@@ -345,12 +346,11 @@ impl Region {
     /// Asks again for packs that a device did not give when the index was made, if there are any: it may have failed once. For
     /// who is about to say that something is lost.
     pub fn look_again(&self) -> Result<(), RegionError> {
-        let was_kept_away = |pack: &Unreadable| match &*pack.error {
-            PackError::Storage(error) => !error.is_not_found(),
-            _ => false,
-        };
+        let was_kept_away =
+            |pack: &Unreadable| matches!(&*pack.error, PackError::Storage(StorageError::Io { .. }));
         if self.index()?.unreadable().iter().any(was_kept_away) {
-            self.forget_index();
+            // What could be read stays.
+            self.cached_index().sequence = None;
         }
         Ok(())
     }

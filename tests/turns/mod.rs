@@ -293,5 +293,17 @@ impl Storage for Gated {
         Ok(self.inner.is_writer_gone(writer)? || is_mistaken)
     }
 
-    pass_on!(restore delete persist admit_writer admit_collector);
+    fn restore(&self, name: &str, bytes: &[u8]) -> Result<(), StorageError> {
+        self.late(self.inner.restore(name, bytes))
+    }
+
+    fn delete(&self, name: &str) -> Result<(), StorageError> {
+        self.late(self.inner.delete(name))
+    }
+
+    fn persist(&self, folder: &str) -> Result<(), StorageError> {
+        self.late(self.inner.persist(folder))
+    }
+
+    pass_on!(admit_writer admit_collector);
 }
