@@ -643,12 +643,13 @@ fn no_answer(name: String) -> StorageError {
 fn what_could_not_be_read_once_is_not_called_lost() {
     let (stage, ..) = going(3);
     for prefix in ["packs/", "manifests/", "log/"] {
-        let mut happened = 0;
+        let (mut happened, mut whole) = (0, 0);
         for skip in 0..100 {
             let region = stage.region();
             stage.plan(prefix, skip, move |stage| stage.refuse_once(prefix, no_answer));
             let repaired = repair(&region, &RepairSources::default(), &Caller::new(1).context());
-            happened += usize::from(stage.has_happened());
+            let has_happened = stage.has_happened();
+            happened += usize::from(has_happened);
             stage.refuse("none", no_answer);
             let what = format!("{prefix} {skip}: {repaired:?}");
             let Ok(repaired) = repaired else {
@@ -659,7 +660,9 @@ fn what_could_not_be_read_once_is_not_called_lost() {
             assert!(!repaired.is_log_broken, "{what}");
             let is_of_object = |finding: &Finding| finding.problem.contains("does not answer");
             assert!(repaired.findings.iter().all(is_of_object), "{what}");
+            whole += usize::from(has_happened && repaired.findings.is_empty());
         }
+        assert!(whole > 0, "{prefix}: nothing was asked for again");
         assert!(happened > 3 && happened < 100, "{prefix}: {happened}");
     }
 }
@@ -668,22 +671,24 @@ fn what_could_not_be_read_once_is_not_called_lost() {
 #[test]
 fn what_is_checked_by_its_id_is_read_although_a_device_failed_once() {
     let (stage, id, ..) = going(3);
-    let mut happened = 0;
+    let (mut happened, mut whole) = (0, 0);
     for skip in 0..30 {
         let region = stage.region();
         stage.plan("packs/", skip, |stage| stage.refuse_once("packs/", no_answer));
         let options = VerifyOptions { ids: vec![AnyId::Snapshot(id)], ..VerifyOptions::default() };
         let report = verify(&region, &options, &Caller::new(1).context());
-        happened += usize::from(stage.has_happened());
+        let has_happened = stage.has_happened();
+        happened += usize::from(has_happened);
         stage.refuse("none", no_answer);
         match report {
             Ok(report) => {
                 assert!(report.packs == 1 || !report.findings.is_empty(), "{skip}: {report:?}");
+                whole += usize::from(has_happened && report.findings.is_empty());
             }
             Err(error) => assert_eq!(error.class(), Class::Failed, "{skip}: {error}"),
         }
     }
-    assert!(happened > 3 && happened < 30, "{happened}");
+    assert!(happened > 3 && happened < 30 && whole > 0, "{happened}, {whole}");
 }
 
 /// While nothing can be read, the log neither, nobody knows whether a chunk is anywhere.

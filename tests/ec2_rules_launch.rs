@@ -84,6 +84,97 @@ fn snapshot_states_are_ec2s_and_progress_is_in_percent() {
 }
 
 #[test]
+fn every_filter_of_instances_volumes_and_snapshots_finds_what_it_names() {
+    use imgstore::ops::describe::{Owner, Query, instances, snapshots, volumes};
+    let rules = Rules::new();
+    let (region, context) = (&rules.region, rules.owner.context());
+    let image = rules.import("web", &[volume(30_000, 1), volume(30_000, 2)]);
+    modify::add_product_codes(region, image.id, &["7zx41vl2j5".into()], &context).unwrap();
+    account::set_alias(region, rules.owner.account, Some("provider"), &context).unwrap();
+    let options =
+        LaunchOptions { client_token: Some("token".into()), ..LaunchOptions::one(rules.disks.path()) };
+    let made = launch(region, image.id, &options, &context).unwrap().remove(0);
+    let instance = &made.instance;
+    let free = VolumeOptions {
+        snapshot_id: None,
+        volume_bytes: Some(3 << 30),
+        volume_type: VolumeType::Gp2,
+        iops: None,
+        output: rules.disks.path().into(),
+        tags: vec![],
+        client_token: None,
+    };
+    create_volume(region, &free, &context).unwrap();
+    let root = rules.catalog().volumes.values().find_map(|volume| {
+        volume.attachment.as_ref().filter(|to| to.device_name == "/dev/xvda").map(|_| volume.id)
+    });
+    let root = root.unwrap();
+    let of_root = CaptureOptions { description: "of root".into(), ..CaptureOptions::default() };
+    create_snapshots(region, CaptureWhat::Volume(root), &of_root, &context).unwrap();
+    let (catalog, account) = (rules.catalog(), rules.owner.account);
+    let count = |kind: &str, filter: String| {
+        let query = Query {
+            ids: vec![],
+            owner: Owner::Caller,
+            executable_by: None,
+            include_deprecated: false,
+            include_disabled: false,
+            now_ms: NOW_MS,
+            filters: vec![imgstore::ops::filter::Filter::parse(&filter).unwrap()],
+            results_max: None,
+            next_token: None,
+        };
+        match kind {
+            "instance" => instances(&catalog, account, &query).unwrap().items.len(),
+            "volume" => volumes(&catalog, account, &query).unwrap().items.len(),
+            _ => snapshots(&catalog, account, &query).unwrap().items.len(),
+        }
+    };
+    let (id, first) = (instance.id.to_string(), image.snapshot_ids().next().unwrap().to_string());
+    let cases: &[(&str, &str, &str, usize)] = &[
+        ("instance", "architecture", "x86_64", 1),
+        ("instance", "block-device-mapping.device-name", "/dev/xvdb", 1),
+        ("instance", "block-device-mapping.volume-id", &root.to_string(), 1),
+        ("instance", "client-token", "token", 1),
+        ("instance", "image-id", &image.id.to_string(), 1),
+        ("instance", "instance-id", &id, 1),
+        ("instance", "instance-state-name", "running", 1),
+        ("instance", "launch-index", "0", 1),
+        ("instance", "launch-time", "2026-11-2?T*", 1),
+        ("instance", "platform", "windows", 0),
+        ("instance", "product-code", "7zx41vl2j5", 1),
+        ("instance", "reservation-id", &instance.reservation_id.to_string(), 1),
+        ("instance", "root-device-name", "/dev/xvda", 1),
+        ("instance", "root-device-type", "ebs", 1),
+        ("volume", "attachment.delete-on-termination", "true", 2),
+        ("volume", "attachment.device", "/dev/xvda", 1),
+        ("volume", "attachment.instance-id", &id, 2),
+        ("volume", "attachment.attach-time", "2026-11-2?T*", 2),
+        ("volume", "attachment.status", "attached", 2),
+        ("volume", "create-time", "2026-11-2?T*", 3),
+        ("volume", "encrypted", "false", 3),
+        ("volume", "size", "3", 1),
+        ("volume", "snapshot-id", &first, 1),
+        ("volume", "status", "available", 1),
+        ("volume", "volume-id", &root.to_string(), 1),
+        ("volume", "volume-type", "gp2", 1),
+        ("snapshot", "description", "of root", 1),
+        ("snapshot", "encrypted", "false", 3),
+        ("snapshot", "owner-alias", "provider", 3),
+        ("snapshot", "progress", "100%", 3),
+        ("snapshot", "snapshot-id", &first, 1),
+        ("snapshot", "start-time", "2026-11-2?T*", 3),
+        ("snapshot", "status", "completed", 3),
+        ("snapshot", "volume-id", &root.to_string(), 1),
+        ("snapshot", "volume-size", "1", 3),
+    ];
+    for (kind, name, value, expected) in cases {
+        assert_eq!(count(kind, format!("{name}={value}")), *expected, "{kind} {name}={value}");
+        assert_eq!(count(kind, format!("{name}=no such value")), 0, "{kind} {name}");
+    }
+}
+
+#[test]
 fn a_snapshot_in_use_by_a_registered_image_cannot_be_deleted() {
     let rules = Rules::new();
     let image = rules.image("web");

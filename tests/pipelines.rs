@@ -26,7 +26,7 @@ use imgstore::ops::recheck::differences;
 use imgstore::ops::register::ImageOptions;
 use imgstore::ops::snapshot::{SnapshotOptions, snapshot};
 use imgstore::ops::verify::{VerifyOptions, verify};
-use imgstore::ops::{delete, export, stats};
+use imgstore::ops::{delete, export, gc, stats};
 use imgstore::region::{Region, RegionOptions};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -182,6 +182,8 @@ impl DiskWrite for Comparing {
 
     fn zero_at(&mut self, offset: u64, len: u64) -> Result<(), DiskError> {
         assert_eq!(offset, self.position);
+        let is_outside = |&(start, end): &(u64, u64)| end <= offset || start >= offset + len;
+        assert!(self.disk.data.iter().all(is_outside), "zeros over data, at {offset}");
         self.position += len;
         Ok(())
     }
@@ -462,7 +464,8 @@ fn snapshots_in_use_stay_and_names_are_unique() {
 #[test]
 fn stats_tell_what_deleting_would_free() {
     let caller = Caller::new(2);
-    let region = memory_region(&Memory::new(), &small_packs());
+    let storage = Memory::new();
+    let region = memory_region(&storage, &small_packs());
     let shared = volume(2 << 20, 1);
     let own = [shared.clone(), volume(1 << 20, 2)].concat();
     let base = import_disks(&region, &caller, "base", vec![shared]);
@@ -478,6 +481,27 @@ fn stats_tell_what_deleting_would_free() {
     assert_eq!(more.freed_bytes, more.unique_stored_bytes);
     let whole = stats::region_stats(&region, &caller.context()).unwrap();
     assert!(whole.store_bytes > base.freed_bytes + more.freed_bytes);
+    // What it says is what goes: packs and block maps, but for the entries of chunks in packs, 48 bytes each.
+    let stored = || {
+        let kept = |name: &str| name.starts_with("packs/") || name.starts_with("manifests/");
+        let objects = region.objects().unwrap();
+        objects.iter().filter(|object| kept(&object.name)).map(|object| object.len).sum::<u64>()
+    };
+    storage.take_all_for_gone(true);
+    let region = Region::open(std::sync::Arc::new(storage.clone()), session()).unwrap();
+    let collect_all = || {
+        for _ in 0..2 {
+            gc::collect(&region, &gc::GcOptions { grace_ms: 0, repack_percent: 100 }, &caller.context())
+                .unwrap();
+        }
+    };
+    collect_all();
+    let before = stored();
+    let id: imgstore::model::ids::ImageId = more.id.parse().unwrap();
+    delete::deregister(&region, id, true, &caller.context()).unwrap();
+    collect_all();
+    let freed = before - stored();
+    assert!(freed >= more.freed_bytes && freed < more.freed_bytes * 21 / 20, "{freed} {}", more.freed_bytes);
 }
 
 /// Several processes on one region: each has a handle of its own.

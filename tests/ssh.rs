@@ -472,8 +472,9 @@ fn a_copy_over_a_long_line_fills_it_and_a_line_that_breaks_costs_little() {
     // A line that breaks in the middle: the command goes on by itself, and nothing but what was on its way comes twice.
     relay.passed.store(0, Ordering::SeqCst);
     let mut child = hosts.command("here", &["copy", &image, "--to", "far", "--name", "broken"]);
-    let child = child.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child = child.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     while relay.passed.load(Ordering::SeqCst) < 12 << 20 {
+        assert!(child.try_wait().unwrap().is_none(), "it ended before the line broke");
         thread::sleep(Duration::from_millis(5));
     }
     relay.broken.store(true, Ordering::SeqCst);

@@ -105,6 +105,29 @@ fn only_absence_is_not_found() {
     });
 }
 
+/// What stands at an object's name and is none, or keeps it out of reach, is not absence.
+#[test]
+fn what_is_out_of_reach_is_not_absent() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = DirectoryOptions { reserve_bytes: 0, ..DirectoryOptions::default() };
+    let storage = Directory::new(OsFiles, folder.path(), "0".repeat(32), options);
+    storage.initialize().unwrap();
+    let at = |name: &str| folder.path().join("packs").join(name);
+    std::fs::create_dir_all(at("aa")).unwrap();
+    std::os::unix::fs::symlink("nowhere", at("aa/1")).unwrap();
+    std::os::unix::fs::symlink("2", at("aa/2")).unwrap();
+    std::fs::create_dir(at("aa/3")).unwrap();
+    let fifo = std::process::Command::new("mkfifo").arg(at("aa/4")).status().unwrap();
+    assert!(fifo.success());
+    std::fs::write(at("bb"), "a file where a folder is to be").unwrap();
+    for name in ["packs/aa/1", "packs/aa/2", "packs/aa/3", "packs/aa/4", "packs/bb/1"] {
+        let error = storage.open(name).err().unwrap_or_else(|| panic!("{name} is no object"));
+        assert!(!error.is_not_found(), "{name}: {error}");
+    }
+    let error = storage.list("packs/bb").unwrap_err();
+    assert!(!error.is_not_found(), "{error}");
+}
+
 #[test]
 fn listing_is_whole_sorted_and_by_folder() {
     on_each(|one, two| {
