@@ -1201,6 +1201,42 @@ fn standard_output_is_written_to_or_that_is_an_error() {
     assert!(out(fs::File::create(place.path("out.raw")).unwrap()).success());
     assert!(fs::read(place.path("out.raw")).unwrap() == bytes);
     assert!(!out(fs::File::open(place.path("a.raw")).unwrap()).success(), "opened for reading");
+    let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    assert_eq!(place.command(&["images"]).stdout(full).status().unwrap().code(), Some(7), "no space");
+}
+
+/// What grows beyond the limit of a process ends it by a signal: that is refused, in every format.
+#[test]
+fn a_limit_of_the_file_size_is_an_error_that_leaves_nothing() {
+    let place = Place::new();
+    let mut draw = common::Draw::new(1);
+    let noise: Vec<u8> = (0..4 << 17).flat_map(|_| draw.next().to_le_bytes()).collect();
+    fs::write(place.path("a.raw"), noise).unwrap();
+    let snapshot = one_line(&place.ok(&["snapshot", "a.raw"]), "snap-");
+    for format in ["raw", "qcow2", "vmdk", "vhd"] {
+        let name = &*format!("out.{format}");
+        let command = place.command(&["export", &snapshot, name, "--format", format]);
+        let limited = "ulimit -f 1000; exec \"$@\"";
+        let mut shell = common::clean(Command::new("sh"));
+        shell.env("IMGSTORE_HOME", place.path("home"));
+        shell.args(["-c", limited, "sh"]).arg(command.get_program()).args(command.get_args());
+        let output = shell.current_dir(place.path("")).output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{name}: {}", String::from_utf8_lossy(&output.stderr));
+        let left: Vec<_> = fs::read_dir(place.path("")).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert!(!left.iter().any(|left| left.to_string_lossy().contains("out.")), "{name}: {left:?}");
+    }
+}
+
+/// Where there is no home, not even an empty one comes of it.
+#[test]
+fn a_dry_run_makes_no_home() {
+    let place = Place::new();
+    place.disk("a.raw", 4096, 1);
+    let (code, said) = place.fails(&["import", "a.raw", "--name", "web", "--dry-run"]);
+    assert_eq!(code, 3, "{said}");
+    assert!(said.contains("no home"), "{said}");
+    place.ok(&["import", "a.raw", "--name", "web"]);
+    place.ok(&["import", "a.raw", "--name", "web-2", "--dry-run"]);
 }
 
 /// Who terminates again has removed, or is told of, what the first command did not come to.

@@ -4,6 +4,7 @@ use imgstore::disk::DiskError;
 use imgstore::model::ids::RegionId;
 use imgstore::ops::error::{Class, OpsError};
 use imgstore::region::error::RegionError;
+use std::io::ErrorKind;
 use std::path::PathBuf;
 
 /// Something failed.
@@ -251,17 +252,15 @@ impl CliError {
             }
             Self::OtherRegion { .. } => REFUSED,
             Self::ForeignHome { .. } => DENIED,
-            Self::Home { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => DENIED,
-            Self::Page { source, .. } => match source.kind() {
-                std::io::ErrorKind::AlreadyExists => USAGE,
-                std::io::ErrorKind::StorageFull => NO_SPACE,
-                _ => FAILED,
-            },
-            Self::Home { .. }
-            | Self::NoConnection { .. }
-            | Self::Ssh { .. }
-            | Self::ReaderGone
-            | Self::Output(_) => FAILED,
+            Self::Page { source, .. } if source.kind() == ErrorKind::AlreadyExists => USAGE,
+            Self::Page { source, .. } | Self::Home { source, .. } | Self::Output(source) => {
+                match source.kind() {
+                    ErrorKind::PermissionDenied => DENIED,
+                    ErrorKind::StorageFull | ErrorKind::QuotaExceeded => NO_SPACE,
+                    _ => FAILED,
+                }
+            }
+            Self::NoConnection { .. } | Self::Ssh { .. } | Self::ReaderGone => FAILED,
         }
     }
 
@@ -279,18 +278,18 @@ impl CliError {
             }
             Self::OtherRegion { .. } => "InvalidRegion.Changed",
             Self::ForeignHome { .. } => "UnauthorizedOperation",
-            Self::Home { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
-                "UnauthorizedOperation"
-            }
             Self::HalfWritten { .. } => "Interrupted",
             Self::Config { .. } => "InvalidConfiguration",
-            Self::Page { source, .. } if source.kind() == std::io::ErrorKind::AlreadyExists => {
-                "InvalidParameterValue"
+            Self::Page { source, .. } if source.kind() == ErrorKind::AlreadyExists => "InvalidParameterValue",
+            Self::Page { source, .. } | Self::Home { source, .. } | Self::Output(source) => {
+                match source.kind() {
+                    ErrorKind::PermissionDenied => "UnauthorizedOperation",
+                    ErrorKind::StorageFull | ErrorKind::QuotaExceeded => "NoSpace",
+                    _ => "InternalError",
+                }
             }
             Self::NoConnection { .. } => "ConnectionFailed",
-            Self::Ssh { .. } | Self::Page { .. } | Self::Home { .. } | Self::ReaderGone | Self::Output(_) => {
-                "InternalError"
-            }
+            Self::Ssh { .. } | Self::ReaderGone => "InternalError",
         }
     }
 }

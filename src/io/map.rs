@@ -33,8 +33,8 @@ impl Bytes {
         #[cfg(target_os = "linux")]
         if start < end {
             match map.advise_range(memmap2::Advice::PopulateRead, start, end - start) {
-                // Linux before 5.14.
-                Err(e) if e.kind() == io::ErrorKind::InvalidInput => {}
+                // Linux before 5.14; or there is no memory for it now, which says nothing of the file.
+                Err(e) if matches!(e.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::OutOfMemory) => {}
                 loaded => loaded?,
             }
         }

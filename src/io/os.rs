@@ -26,8 +26,9 @@ pub(super) fn no_waiting() -> i32 {
     i32::from_ne_bytes(OFlags::NONBLOCK.bits().to_ne_bytes())
 }
 
+/// Whether a path is on one of these. That it cannot be told counts as yes: then more care is taken than need be.
 fn is_on(path: &Path, file_systems: &[u64]) -> bool {
-    statfs(path).is_ok_and(|found| is_one_of(&found, file_systems))
+    statfs(path).map_or(true, |found| is_one_of(&found, file_systems))
 }
 
 /// Whether renaming may replace a file that another host has just put there, whatever is asked for. The client of SMB promises
@@ -219,7 +220,11 @@ impl ReadFile for OsReadFile {
 
     fn bytes(&self, map: bool) -> io::Result<Bytes> {
         if map {
-            return map_sealed(&self.file);
+            match map_sealed(&self.file) {
+                // A file system without maps, as FUSE may be.
+                Err(e) if e.raw_os_error() == Some(Errno::NODEV.raw_os_error()) => {}
+                mapped => return mapped,
+            }
         }
         let len = usize::try_from(self.len).map_err(io::Error::other)?;
         let mut bytes = vec![0; len];

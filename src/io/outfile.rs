@@ -27,6 +27,8 @@ pub struct NewFile {
     path: PathBuf,
     temporary: Option<PathBuf>,
     replace: bool,
+    /// The limit that the process has for files, in bytes: what grows beyond it is ended by a signal, without a word.
+    limit: Option<u64>,
 }
 
 impl NewFile {
@@ -69,11 +71,8 @@ impl NewFile {
     pub fn create(path: &Path, len: u64, replace: bool) -> Result<Self, DiskError> {
         Self::check(path, replace)?;
         let failed = |e| DiskError::io("create", path, 0, e);
-        // What grows beyond the limit of a process is ended by a signal, without a word.
-        if rustix::process::getrlimit(rustix::process::Resource::Fsize)
-            .current
-            .is_some_and(|limit| len > limit)
-        {
+        let limit = rustix::process::getrlimit(rustix::process::Resource::Fsize).current;
+        if limit.is_some_and(|limit| len > limit) {
             return Err(failed(io::ErrorKind::FileTooLarge.into()));
         }
         let name = path.file_name().ok_or_else(|| failed(io::ErrorKind::InvalidInput.into()))?;
@@ -89,7 +88,7 @@ impl NewFile {
             .open(&temporary)
             .map_err(failed)?;
         let out = WriteBehind::new(file);
-        let new = Self { out, path: path.to_owned(), temporary: Some(temporary), replace };
+        let new = Self { out, path: path.to_owned(), temporary: Some(temporary), replace, limit };
         new.out.file().set_permissions(fs::Permissions::from_mode(0o600)).map_err(failed)?;
         new.out.file().set_len(len).map_err(|e| DiskError::io("set the length of", path, len, e))?;
         Ok(new)
@@ -233,7 +232,12 @@ impl DiskWrite for NewFile {
     }
 
     fn write_parts_at(&mut self, offset: u64, parts: &[&[u8]]) -> Result<(), DiskError> {
-        self.out.write_parts_at(offset, parts).map_err(|e| DiskError::io("write", &self.path, offset, e))
+        let failed = |e| DiskError::io("write", &self.path, offset, e);
+        let len: usize = parts.iter().map(|part| part.len()).sum();
+        if self.limit.is_some_and(|limit| offset.saturating_add(len as u64) > limit) {
+            return Err(failed(io::ErrorKind::FileTooLarge.into()));
+        }
+        self.out.write_parts_at(offset, parts).map_err(failed)
     }
 
     fn share_all_of(&mut self, file: &File) -> Result<bool, DiskError> {

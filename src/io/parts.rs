@@ -77,7 +77,7 @@ impl NewParts {
             // Somebody else's.
             Err(DiskError::BundleExists { .. }) => false,
             // Its name stands, but perhaps not for long: then it must not stand without what it names.
-            Err(_) => fs::symlink_metadata(&path).is_ok(),
+            Err(_) => !fs::symlink_metadata(&path).is_err_and(|e| e.kind() == io::ErrorKind::NotFound),
         };
         done
     }

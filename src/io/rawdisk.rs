@@ -4,7 +4,6 @@ use super::device::DeviceReads;
 use super::disk::{DiskError, DiskRead, Extent};
 use super::filesystem::{BTRFS, EXT, F2FS, NFS, OVERLAY, TMPFS, XFS, is_one_of};
 use super::os::no_waiting;
-use super::outfile::is_block_device;
 use rustix::fs::SeekFrom;
 use std::fs::File;
 use std::io::{self, Seek};
@@ -51,9 +50,7 @@ impl RawDisk {
     /// As [`RawDisk::open`]; a block device that something uses is refused, and nothing else can take it as long as
     /// this is open. Files are not looked at.
     pub fn open_unused(path: &Path) -> Result<Self, DiskError> {
-        if !is_block_device(path) {
-            return Self::open(path);
-        }
+        // Of files the system does not look at it.
         Self::open_with(path, no_waiting() | exclusive())
     }
 

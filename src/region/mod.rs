@@ -229,6 +229,12 @@ impl Region {
         Ok(head.catalog().clone())
     }
 
+    /// The state that this handle knows, as of its last look at the log or its last commit. Reads nothing, so that what was done can
+    /// be told whatever comes after it.
+    pub fn known_catalog(&self) -> Catalog {
+        self.head().catalog().clone()
+    }
+
     /// The number of a record that was written behind the log's end and is lost, as its twin says; none as a rule. What is
     /// there can be read without it, and nothing can be written before repair has put it back.
     pub fn lost_record(&self) -> Option<u64> {

@@ -177,7 +177,7 @@ pub fn import(session: &Session<'_>, args: &ImportArgs) -> Result<(), CliError> 
     }
     let imported =
         run_import(&region, &disks, &devices, &options, compression(args.storing), &session.context)?;
-    answer_import(session, &region.catalog()?, &imported, started);
+    answer_import(session, &region.known_catalog(), &imported, started);
     Ok(())
 }
 
@@ -220,7 +220,7 @@ fn import_machine(session: &Session<'_>, path: &Path, args: &ImportArgs) -> Resu
     }
     let region = session.home.open_region()?;
     let imported = import_ova(&region, ova, &options, compression(args.storing), &session.context)?;
-    answer_import(session, &region.catalog()?, &imported, started);
+    answer_import(session, &region.known_catalog(), &imported, started);
     Ok(())
 }
 
@@ -264,7 +264,7 @@ pub fn register(session: &Session<'_>, args: &RegisterArgs) -> Result<(), CliErr
         devices.insert(0, spec);
     }
     let image = run_register(&region, &options, &devices, &session.context)?;
-    let catalog = region.catalog()?;
+    let catalog = region.known_catalog();
     session.output.answer(
         || {
             let mut document = json::image(&catalog, session.context.account, session.context.now_ms, &image);
@@ -287,7 +287,7 @@ fn import_as_template(
 ) -> Result<(), CliError> {
     let started = Instant::now();
     let imported = import_template(region, disk, devices, options, how, &session.context)?;
-    answer_import(session, &region.catalog()?, &imported, started);
+    answer_import(session, &region.known_catalog(), &imported, started);
     Ok(())
 }
 

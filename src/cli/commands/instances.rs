@@ -61,7 +61,7 @@ pub fn create_image(session: &Session<'_>, args: &CreateImageArgs) -> Result<(),
     let (image, captured) = capture::create_image(&region, args.instance, &options, &session.context)?;
     let volumes: Vec<&Ingested> = captured.ingested.iter().collect();
     session.watcher.note(&cost(&volumes, started));
-    let catalog = region.catalog()?;
+    let catalog = region.known_catalog();
     session.output.answer(
         || {
             let mut document = json::image(&catalog, session.context.account, session.context.now_ms, &image);

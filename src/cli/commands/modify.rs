@@ -15,7 +15,7 @@ use imgstore::region::Region;
 
 /// Answers with the thing as it is now: its id, or the document of `show`.
 fn answer(session: &Session<'_>, region: &Region, id: AnyId) -> Result<(), CliError> {
-    let catalog = region.catalog()?;
+    let catalog = region.known_catalog();
     let account = session.context.account;
     let mut document = match id {
         AnyId::Image(id) => json::image(

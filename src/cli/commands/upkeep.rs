@@ -189,7 +189,11 @@ fn check(session: &Session<'_>, region: &Region, args: &VerifyArgs) -> Result<(R
             let counts = |state| !matches!(state, PackState::Quarantined { .. });
             catalog.packs.iter().filter(|(_, pack)| counts(pack.state)).map(|(name, _)| *name).collect()
         }
-        Err(_) => BTreeSet::new(),
+        Err(error) => {
+            checks.save(&path);
+            outcome?;
+            return Err(error.into());
+        }
     };
     if outcome.is_ok() && is_whole {
         checks.end(content, &there);

@@ -34,7 +34,7 @@ pub fn create_snapshot(session: &Session<'_>, args: &CreateSnapshotArgs) -> Resu
     let captured = capture::create_snapshots(&region, what, &options, &session.context)?;
     let volumes: Vec<&Ingested> = captured.ingested.iter().collect();
     session.watcher.note(&cost(&volumes, started));
-    let catalog = region.catalog()?;
+    let catalog = region.known_catalog();
     session.output.answer(
         || {
             let snapshots = captured
@@ -69,7 +69,7 @@ pub fn create(session: &Session<'_>, args: &CreateVolumeArgs) -> Result<(), CliE
 
 /// Answers with the volume as it is now.
 fn answer(session: &Session<'_>, region: &Region, id: VolumeId) -> Result<(), CliError> {
-    let catalog = region.catalog()?;
+    let catalog = region.known_catalog();
     let mut document = json::volume(region, find::volume(&catalog, session.context.account, id)?);
     document["region"] = session.home.region_name().into();
     session.output.answer(|| document, || format!("{id}\n"));

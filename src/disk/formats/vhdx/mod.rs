@@ -117,6 +117,11 @@ impl Vhdx {
     fn check_blocks(&self, parts: &FileParts) -> Result<(), DiskError> {
         let bad = |why| refused(&self.path, FORMAT, why, COPY_AGAIN);
         let file_bytes = self.file.len_bytes();
+        // First: of a table that names one place again and again not every entry is looked at.
+        let placed: Vec<_> = self.blocks.iter().copied().filter(|&place| place != 0).collect();
+        if let Some(place) = shared_block(placed, self.block_bytes / MIB) {
+            return Err(bad(format!("two blocks lie over each other at MiB {place} of the file")));
+        }
         for ((number, &place), start) in
             self.blocks.iter().enumerate().zip((0u64..).map(|n| n * self.block_bytes))
         {
@@ -133,11 +138,7 @@ impl Vhdx {
                 return Err(bad(format!("block {number} lies over its {}", other.what)));
             }
         }
-        let placed: Vec<_> = self.blocks.iter().copied().filter(|&place| place != 0).collect();
-        match shared_block(placed, self.block_bytes / MIB) {
-            Some(place) => Err(bad(format!("two blocks lie over each other at MiB {place} of the file"))),
-            None => Ok(()),
-        }
+        Ok(())
     }
 
     /// Where the disk's bytes from `offset` to the end of their block lie.
