@@ -1227,18 +1227,6 @@ fn a_limit_of_the_file_size_is_an_error_that_leaves_nothing() {
     }
 }
 
-/// Where there is no home, not even an empty one comes of it.
-#[test]
-fn a_dry_run_makes_no_home() {
-    let place = Place::new();
-    place.disk("a.raw", 4096, 1);
-    let (code, said) = place.fails(&["import", "a.raw", "--name", "web", "--dry-run"]);
-    assert_eq!(code, 3, "{said}");
-    assert!(said.contains("no home"), "{said}");
-    place.ok(&["import", "a.raw", "--name", "web"]);
-    place.ok(&["import", "a.raw", "--name", "web-2", "--dry-run"]);
-}
-
 /// Who terminates again has removed, or is told of, what the first command did not come to.
 #[test]
 fn a_second_terminate_does_what_the_first_did_not_come_to() {

@@ -110,8 +110,6 @@ impl Home {
         };
         let path = absolute(&path)?;
         let directory = DirectoryOptions { map: !global.no_mmap, ..DirectoryOptions::default() };
-        // A dry run changes nothing.
-        let makes = makes && !global.dry_run;
         check_owner(&path)?;
         let (config, mended) = match read_config(&path)? {
             Some(config) => (config, Mended::default()),

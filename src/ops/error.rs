@@ -225,6 +225,11 @@ pub enum OpsError {
     /// Stopped on request; what was stored so far is found again by the next try.
     #[error("interrupted; nothing was left half-done")]
     Interrupted,
+    /// Stopped on request before another host's answer came.
+    #[error(
+        "interrupted before the end of the command was heard of: look whether it was done before you run it again"
+    )]
+    Unheard,
     /// A thread of a pipeline is gone.
     #[error("a worker thread stopped unexpectedly")]
     WorkerGone,
@@ -338,7 +343,7 @@ impl OpsError {
         match self {
             Self::Rule { code, .. } => code.class(),
             Self::Peer { class, .. } => *class,
-            Self::Interrupted | Self::Disk(DiskError::Interrupted) => Class::Interrupted,
+            Self::Interrupted | Self::Unheard | Self::Disk(DiskError::Interrupted) => Class::Interrupted,
             Self::Region(error) if error.is_damage() => Class::Damage,
             Self::Region(error) if error.is_no_space() => Class::NoSpace,
             Self::Region(RegionError::NotARegion) => Class::NotFound,

@@ -9,7 +9,7 @@ use crate::cli::home::NewRegions;
 use crate::cli::{given_arguments, this_program};
 use clap::Parser;
 use imgstore::ops::context::Progress;
-use imgstore::ops::error::{Class, Code, OpsError};
+use imgstore::ops::error::{Code, OpsError};
 use imgstore::region::Region;
 use imgstore::serve::error::LinkError;
 use imgstore::serve::host::{Doors, serve};
@@ -237,11 +237,7 @@ pub fn run_arguments_there(session: &Session<'_>, far: &Far, arguments: Vec<Stri
             Ok((Message::Exit(code), _)) => return Ok(code),
             Ok((Message::Refused(refusal), _)) => return Err(refusal.into_error().into()),
             Ok(_) => return Err(OpsError::Protocol { why: "another answer than a command's".into() }.into()),
-            Err(_) if session.watcher.is_cancelled() => {
-                let message = "interrupted before the end of the command was heard of: look whether it was done before you run \
-                               it again";
-                return Err(OpsError::Peer { class: Class::Interrupted, message: message.into() }.into());
-            }
+            Err(_) if session.watcher.is_cancelled() => return Err(OpsError::Unheard.into()),
             Err(LinkError::Lost { .. }) => {
                 let why = "the connection was lost before the end of the command was heard of: look whether it was done \
                            before you run it again";

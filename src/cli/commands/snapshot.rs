@@ -158,7 +158,7 @@ fn cloned(
         let why = format!("{} is the clone of {of}, not of {parent}; leave --parent out", path.display());
         return Err(CliError::Usage(why));
     }
-    let catalog = region.known_catalog();
+    let catalog = region.catalog()?;
     let known = catalog.snapshots.get(&of).filter(|snapshot| snapshot.readable_by(session.context.account));
     let changes = match known {
         _ if !is_here => Err("the clone is of a snapshot in another region".to_owned()),
