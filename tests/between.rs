@@ -3,7 +3,9 @@
 
 mod common;
 
-use common::{Caller, Draw, MemoryDisk, import_disks, memory_region, pass_on, session, small_packs, volume};
+use common::{
+    Caller, Draw, MemoryDisk, alike, import_disks, memory_region, pass_on, session, small_packs, volume,
+};
 use imgstore::disk::DiskRead;
 use imgstore::format::record::{self, Body};
 use imgstore::io::memory::Memory;
@@ -689,6 +691,23 @@ fn what_is_checked_by_its_id_is_read_although_a_device_failed_once() {
         }
     }
     assert!(happened > 3 && happened < 30 && whole > 0, "{happened}, {whole}");
+}
+
+/// A delta is not damaged since the pack of its base cannot be read now.
+#[test]
+fn a_delta_whose_base_is_out_of_reach_is_not_damaged() {
+    let (stage, caller) = (Stage::new(Memory::new()), Caller::new(1));
+    memory_region(&stage.inner, &small_packs());
+    let [_, id] = alike(200_000)
+        .map(|bytes| caller.snapshot(&stage.other(), &MemoryDisk::new(bytes)).unwrap().snapshot.id);
+    let catalog = stage.other().catalog().unwrap();
+    let base = catalog.packs.values().find_map(|pack| pack.record.bases.first()).expect("deltas");
+    stage.refuse(Box::leak(base.to_string().into_boxed_str()), no_answer);
+    let error = caller.read_back(&stage.region(), id).unwrap_err();
+    assert_eq!(error.class(), Class::Failed, "{error}");
+    let target = memory_region(&Memory::new(), &small_packs());
+    let error = copy(&stage.region(), &target, id, &caller).unwrap_err();
+    assert_eq!(error.class(), Class::Failed, "{error}");
 }
 
 /// While nothing can be read, the log neither, nobody knows whether a chunk is anywhere.

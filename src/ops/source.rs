@@ -207,7 +207,8 @@ impl LocalFrames<'_> {
 
     /// The chunk from wherever it is intact as a plain frame, if it is not where it was read.
     fn elsewhere(&self, at: usize, error: RegionError) -> Result<Frame, OpsError> {
-        self.region.intact_frame(self.fetched.id(self.frames[at])).ok_or_else(|| of_source(error))
+        let id = self.fetched.id(self.frames[at]);
+        self.region.intact_frame(id).ok_or_else(|| of_source(self.region.unless_out_of_reach(error)))
     }
 }
 

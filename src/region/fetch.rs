@@ -69,7 +69,7 @@ impl Fetched {
                     raw.copy_from_slice(&content);
                     Ok(())
                 }
-                _ => Err(error),
+                _ => Err(region.unless_out_of_reach(error)),
             }
         })
     }

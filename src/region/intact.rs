@@ -3,11 +3,11 @@
 use super::Region;
 use super::bases::Content;
 use super::error::RegionError;
-use crate::chunk::frame::Frame;
+use crate::chunk::frame::{Frame, FrameError};
 use crate::io::storage::StorageError;
 use crate::model::ids::ChunkId;
 use crate::model::objects::PackName;
-use crate::pack::error::PackError;
+use crate::pack::error::{FrameFault, PackError};
 use crate::pack::index::Location;
 use std::io::ErrorKind;
 
@@ -87,6 +87,19 @@ impl Region {
             }
         }
         Ok(())
+    }
+
+    /// The error of a delta whose base is not at hand: if that is only out of reach, the delta is not damaged.
+    pub fn unless_out_of_reach(&self, error: RegionError) -> RegionError {
+        let RegionError::Pack(PackError::DamagedFrame { source: FrameFault::Decoded(fault), .. }) = &error
+        else {
+            return error;
+        };
+        let FrameError::Base { base, .. } = fault else { return error };
+        match self.missing(*base) {
+            missing if missing.is_damage() => error,
+            out_of_reach => out_of_reach,
+        }
     }
 
     /// What the first place gives that has a chunk intact.
