@@ -226,6 +226,15 @@ fn cure(error: &OpsError) -> &'static str {
     }
 }
 
+/// Exit code and code of an answer of the system.
+fn of_system(error: &std::io::Error) -> (u8, &'static str) {
+    match error.kind() {
+        ErrorKind::PermissionDenied => (DENIED, "UnauthorizedOperation"),
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => (NO_SPACE, "NoSpace"),
+        _ => (FAILED, "InternalError"),
+    }
+}
+
 impl CliError {
     /// The program's exit code.
     pub fn exit_code(&self) -> u8 {
@@ -254,11 +263,7 @@ impl CliError {
             Self::ForeignHome { .. } => DENIED,
             Self::Page { source, .. } if source.kind() == ErrorKind::AlreadyExists => USAGE,
             Self::Page { source, .. } | Self::Home { source, .. } | Self::Output(source) => {
-                match source.kind() {
-                    ErrorKind::PermissionDenied => DENIED,
-                    ErrorKind::StorageFull | ErrorKind::QuotaExceeded => NO_SPACE,
-                    _ => FAILED,
-                }
+                of_system(source).0
             }
             Self::NoConnection { .. } | Self::Ssh { .. } | Self::ReaderGone => FAILED,
         }
@@ -282,11 +287,7 @@ impl CliError {
             Self::Config { .. } => "InvalidConfiguration",
             Self::Page { source, .. } if source.kind() == ErrorKind::AlreadyExists => "InvalidParameterValue",
             Self::Page { source, .. } | Self::Home { source, .. } | Self::Output(source) => {
-                match source.kind() {
-                    ErrorKind::PermissionDenied => "UnauthorizedOperation",
-                    ErrorKind::StorageFull | ErrorKind::QuotaExceeded => "NoSpace",
-                    _ => "InternalError",
-                }
+                of_system(source).1
             }
             Self::NoConnection { .. } => "ConnectionFailed",
             Self::Ssh { .. } | Self::ReaderGone => "InternalError",
