@@ -3,7 +3,7 @@
 //!
 //! `IMGSTORE_FORMAT_IMAGES` sets how many images are made. Without `qemu-img` there is nothing to ask.
 
-#![allow(clippy::print_stdout, reason = "a test that is skipped says so")]
+#![allow(clippy::print_stdout, reason = "a word to whoever looks for it")]
 
 mod common;
 
@@ -24,7 +24,7 @@ fn has_qemu() -> bool {
     let found =
         ["qemu-img", "qemu-io"].iter().all(|tool| Command::new(tool).arg("--version").output().is_ok());
     if !found {
-        println!("skipped: qemu-img or qemu-io is not installed");
+        common::skipped("there is no qemu-img or no qemu-io");
     }
     found
 }

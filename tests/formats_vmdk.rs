@@ -16,11 +16,10 @@ use std::sync::Arc;
 const READABLE: [&str; 2] = ["monolithicSparse", "streamOptimized"];
 
 /// Whether qemu-img is here; says so if not.
-#[allow(clippy::print_stdout, reason = "a test that was skipped is to be seen")]
 fn has_qemu_img() -> bool {
     let found = Command::new("qemu-img").arg("--version").output().is_ok();
     if !found {
-        println!("skipped: qemu-img is not installed");
+        common::skipped("there is no qemu-img");
     }
     found
 }

@@ -3,7 +3,8 @@
 //! and what was taken is what the tools say is free.
 //!
 //! Parts are skipped, saying so, where mkfs, debugfs, xfs_db, btrfs or loop mounts are missing.
-#![allow(clippy::print_stdout, reason = "what is skipped is said")]
+
+#![allow(clippy::print_stdout, reason = "what was compared is said")]
 
 mod common;
 #[path = "../fuzz/src/sparse.rs"]
@@ -589,7 +590,7 @@ fn btrfs_is_taken_as_its_tools_say() {
         if run("mkfs.btrfs", &[&["-q", "-f", "-K"], *options, &[tried.image()]].concat())
             .is_none_or(|made| !made.0)
         {
-            println!("skipped: mkfs.btrfs does not know {options:?}");
+            common::skipped(format_args!("mkfs.btrfs does not know {options:?}"));
             continue;
         }
         tried.copy(&btrfs_oracle(tried.image()), "btrfs");

@@ -27,7 +27,21 @@ use imgstore::ops::register::ImageOptions;
 use imgstore::ops::snapshot::{SnapshotOptions, Taken, snapshot};
 use imgstore::region::{Region, RegionOptions};
 use rayon::ThreadPool;
+use std::io::Write;
 use std::sync::{Arc, Mutex};
+
+/// Says that a test, or a part of it, is left out, and why. `cargo test` shows that of what fails only; so it is also
+/// a line of the file that `IMGSTORE_SKIPPED` names, which `.ci/run` counts and shows.
+#[allow(clippy::print_stdout, reason = "what is left out is said")]
+pub fn skipped(why: impl std::fmt::Display) {
+    let test = std::thread::current().name().unwrap_or("a thread").to_owned();
+    println!("skipped: {test}: {why}");
+    if let Some(file) = std::env::var_os("IMGSTORE_SKIPPED") {
+        let mut file = std::fs::OpenOptions::new().create(true).append(true).open(file).unwrap();
+        // In one piece: others write beside.
+        file.write_all(format!("{test}: {why}\n").as_bytes()).unwrap();
+    }
+}
 
 /// A generator whose draws are the same for the same seed.
 #[derive(Clone)]

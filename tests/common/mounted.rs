@@ -1,6 +1,6 @@
 //! File systems in files, mounted while a test uses them, and the programs that make and check them.
-#![allow(clippy::print_stdout, reason = "what is skipped is said")]
 
+use super::skipped;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -22,7 +22,7 @@ pub fn must(program: &str, args: &[&str]) -> String {
 pub fn have(programs: &[&str]) -> bool {
     let missing = programs.iter().find(|program| run(program, &["-V"]).is_none());
     if let Some(program) = missing {
-        println!("skipped: there is no {program}");
+        skipped(format_args!("there is no {program}"));
     }
     missing.is_none()
 }
@@ -55,13 +55,14 @@ impl Mounted {
         let mounted = run("mount", &["-o", &options, text(image), text(&folder)]);
         let (ok, said) = mounted.unwrap_or_else(|| (false, "there is no mount".to_owned()));
         if !ok {
-            println!("skipped: cannot mount: {said}");
+            skipped(format_args!("cannot mount: {}", said.trim()));
         }
         ok.then_some(Self(folder))
     }
 }
 
 impl Drop for Mounted {
+    #[allow(clippy::print_stdout, reason = "a word to whoever looks for it")]
     fn drop(&mut self) {
         // For a moment something else may look into what was mounted; and the last writes are done when the
         // device is gone.
