@@ -17,18 +17,21 @@ use imgstore::model::objects::{ManifestRecord, PackName, PackState};
 use imgstore::model::op::Op;
 use imgstore::model::words::{Architecture, VolumeType};
 use imgstore::ops::capture::{CaptureOptions, CaptureWhat, create_snapshots};
+use imgstore::ops::context::Context;
 use imgstore::ops::copy::{CopyOptions, CopyWhat, apply, plan};
 use imgstore::ops::delete::{delete_snapshot, deregister};
 use imgstore::ops::encode::Compression;
 use imgstore::ops::error::{Class, OpsError};
 use imgstore::ops::find::AnyId;
+use imgstore::ops::gaps::Gaps;
 use imgstore::ops::gc::{GcOptions, collect, preview};
 use imgstore::ops::import::{ImportDisk, import, import_template};
 use imgstore::ops::ingest::ingest;
 use imgstore::ops::register::ImageOptions;
 use imgstore::ops::repack::{RepackOptions, repack};
-use imgstore::ops::repair::{RepairSources, repair};
+use imgstore::ops::repair::{RepairSources, Repaired, repair, repair_into};
 use imgstore::ops::snapshot::{Hint, SnapshotOptions, snapshot};
+use imgstore::ops::stats::region_stats;
 use imgstore::ops::verify::{Finding, VerifyOptions, verify};
 use imgstore::ops::volume::{VolumeOptions, create_volume};
 use imgstore::region::error::RegionError;
@@ -735,4 +738,216 @@ fn what_cannot_be_read_now_is_not_called_lost() {
     });
     let repaired = repair(&stage.region(), &RepairSources::default(), &Caller::new(1).context());
     assert!(repaired.as_ref().is_err_and(|error| error.to_string().contains("line is down")), "{repaired:?}");
+}
+
+/// Nor are chunks in a pack that cannot be opened, which no segment lists.
+#[test]
+fn what_is_in_a_pack_that_cannot_be_opened_is_not_called_lost() {
+    let (stage, ..) = going(0);
+    stage.refuse("packs/", |name| StorageError::Io {
+        action: "open",
+        name,
+        source: std::io::ErrorKind::PermissionDenied.into(),
+    });
+    let report = verify(&stage.region(), &VerifyOptions::default(), &Caller::new(1).context()).unwrap();
+    let problems: Vec<_> = report.findings.iter().map(|finding| &*finding.problem).collect();
+    assert!(problems.iter().any(|problem| problem.contains("permission denied")), "{problems:?}");
+    assert!(!problems.iter().any(|problem| problem.contains("sound")), "{problems:?}");
+    let error = repair(&stage.region(), &RepairSources::default(), &Caller::new(1).context()).unwrap_err();
+    assert_eq!(error.class(), Class::Failed, "{error}");
+}
+
+/// Whatever pack a device does not give: a base that is damaged where it can be read is damage, and one that the device does not
+/// give leaves a gap.
+#[test]
+fn a_damaged_base_is_damage_whatever_else_is_out_of_reach() {
+    let (stage, caller) = (Stage::new(Memory::new()), Caller::new(1));
+    memory_region(&stage.inner, &small_packs());
+    let [_, id] = alike(200_000)
+        .map(|bytes| caller.snapshot(&stage.other(), &MemoryDisk::new(bytes)).unwrap().snapshot.id);
+    let other = caller.snapshot(&stage.other(), &MemoryDisk::new(vec![7; 4096])).unwrap().snapshot;
+    let region = stage.other();
+    let catalog = region.catalog().unwrap();
+    let base = catalog.packs.values().find_map(|pack| pack.record.bases.first()).expect("deltas").to_string();
+    let chunk = region.load_map(&other.manifest).unwrap().chunks()[0].id;
+    let unrelated = region.locate(&[chunk]).unwrap()[0].1.pack.to_string();
+    assert_ne!(base, unrelated);
+    let gaps = |stage: &Stage| {
+        let gaps = Gaps::default();
+        caller.read_with(&stage.region(), id, Some(&gaps)).map(|_| !gaps.is_empty())
+    };
+    let damaged = Stage::copy_of(&stage.inner);
+    let mut bytes = read_whole(&damaged.inner, &base, 1 << 24).unwrap();
+    let middle = bytes.len() / 3;
+    bytes[middle..middle + 64].fill(0x55);
+    damaged.inner.delete(&base).unwrap();
+    damaged.inner.restore(&base, &bytes).unwrap();
+    damaged.refuse(Box::leak(unrelated.into_boxed_str()), no_answer);
+    let error = caller.read_back(&damaged.region(), id).unwrap_err();
+    assert_eq!(error.class(), Class::Damage, "{error}");
+    assert!(gaps(&damaged).unwrap());
+    // The device does not give the base at all.
+    stage.refuse(Box::leak(base.into_boxed_str()), no_answer);
+    assert!(gaps(&stage).unwrap());
+}
+
+/// A block map that a device did not give once is neither made anew nor a reason to leave what is wanted.
+#[test]
+fn a_block_map_that_was_not_given_once_is_asked_for_again() {
+    let caller = Caller::new(1);
+    let (from, bytes) = (Memory::new(), volume(60_000, 4));
+    let source = memory_region(&from, &small_packs());
+    let id = caller.snapshot(&source, &MemoryDisk::new(bytes.clone())).unwrap().snapshot.id;
+    let world = Stage::new(Memory::new());
+    let copied = copy(&source, &memory_region(&world.inner, &small_packs()), id, &caller).unwrap();
+    let pack = *world.other().catalog().unwrap().packs.keys().next().unwrap();
+    world.inner.delete(&pack.to_string()).unwrap();
+    let mut happened = 0;
+    for skip in 0..100 {
+        let stage = Stage::copy_of(&world.inner);
+        stage.plan("manifests/", skip, |stage| stage.refuse_once("manifests/", no_answer));
+        let sources =
+            RepairSources { regions: std::slice::from_ref(&source), force: true, ..RepairSources::default() };
+        let repaired = repair(&stage.region(), &sources, &caller.context()).unwrap();
+        stage.refuse("none", no_answer);
+        assert!(repaired.lost.is_empty() && repaired.manifests == 0, "{skip}: {repaired:?}");
+        assert!(caller.read_directly(&stage.other(), copied).unwrap() == bytes, "{skip}");
+        if !stage.has_happened() {
+            break;
+        }
+        happened += 1;
+    }
+    assert!(happened > 3 && happened < 100, "{happened}");
+}
+
+/// A repair has put another block map in the place of one that is gone, since the state was read that is looked at.
+#[test]
+fn a_block_map_with_a_new_name_is_found_there() {
+    let caller = Caller::new(1);
+    let (from, bytes) = (Memory::new(), volume(60_000, 4));
+    let source = memory_region(&from, &small_packs());
+    let id = caller.snapshot(&source, &MemoryDisk::new(bytes.clone())).unwrap().snapshot.id;
+    let world = Stage::new(Memory::new());
+    let copied = copy(&source, &memory_region(&world.inner, &small_packs()), id, &caller).unwrap();
+    let stage = || {
+        let (stage, from) = (Stage::copy_of(&world.inner), from.clone());
+        let region = stage.region();
+        let name = region.catalog().unwrap().snapshots[&copied].manifest.name.to_string();
+        stage.plan("manifests/", 0, move |stage| {
+            stage.inner.delete(&name).unwrap();
+            let regions = [Region::open(Arc::new(from.clone()), session()).unwrap()];
+            let sources = RepairSources { regions: &regions, ..RepairSources::default() };
+            let repaired = repair(&stage.other(), &sources, &Caller::new(1).context()).unwrap();
+            assert_eq!(repaired.manifests, 1);
+        });
+        (stage, region)
+    };
+    let (planned, region) = stage();
+    let report = verify(&region, &VerifyOptions::default(), &caller.context()).unwrap();
+    assert!(planned.has_happened() && report.findings.is_empty(), "{:?}", report.findings);
+    let (planned, region) = stage();
+    assert!(caller.read_back(&region, copied).unwrap() == bytes);
+    assert!(planned.has_happened());
+    let (planned, region) = stage();
+    let stats = region_stats(&region, &caller.context()).unwrap();
+    assert!(planned.has_happened() && stats.unread.is_empty(), "{:?}", stats.unread);
+}
+
+/// A collection that refuses, since a pack is gone that is needed, refuses as a dry run, too; and `repack` before it stores anything.
+#[test]
+fn what_a_collection_refuses_its_dry_run_refuses() {
+    let (world, caller) = (World::new(), Caller::new(1));
+    let stage = world.stage();
+    let region = stage.other();
+    let kept = &region.catalog().unwrap().snapshots[&world.kept[5].0];
+    let chunk = region.load_map(&kept.manifest).unwrap().chunks()[0].id;
+    let pack = region.locate(&[chunk]).unwrap()[0].1.pack.to_string();
+    stage.inner.delete(&pack).unwrap();
+    let packs = || stage.inner.list("packs").unwrap().len();
+    let before = packs();
+    let refused = collect(&stage.region(), &NOW, &caller.context()).unwrap_err().to_string();
+    assert!(refused.contains(&pack), "{refused}");
+    assert_eq!(preview(&stage.region(), &NOW, &caller.context()).unwrap_err().to_string(), refused);
+    let options = RepackOptions { level: 12, ..RepackOptions::default() };
+    let asked = Context { dry_run: true, ..caller.context() };
+    let asked = repack(&stage.region(), &options, &asked).unwrap_err().to_string();
+    let refused = repack(&stage.region(), &options, &caller.context()).unwrap_err().to_string();
+    assert_eq!(asked, refused);
+    assert_eq!(packs(), before, "nothing was stored");
+}
+
+/// What a collection moved while everything is checked is checked where it is now.
+#[test]
+fn what_is_moved_while_all_is_checked_is_checked_too() {
+    let (world, caller) = (World::new(), Caller::new(1));
+    for skip in [0, 3, 10, 30] {
+        let stage = world.stage();
+        let region = stage.region();
+        let before: Vec<PackName> = stage.other().catalog().unwrap().packs.keys().copied().collect();
+        let others = world.delete_and_collect();
+        stage.plan("packs/", skip, move |stage| {
+            others(stage);
+            let catalog = stage.other().catalog().unwrap();
+            let new: Vec<_> = catalog.packs.keys().filter(|name| !before.contains(name)).collect();
+            assert!(!new.is_empty());
+            for name in new.iter().map(ToString::to_string) {
+                let mut bytes = read_whole(&stage.inner, &name, 1 << 24).unwrap();
+                bytes[100] ^= 1;
+                stage.inner.delete(&name).unwrap();
+                stage.inner.restore(&name, &bytes).unwrap();
+            }
+        });
+        let report = verify(&region, &VerifyOptions::default(), &caller.context()).unwrap();
+        assert!(stage.has_happened() && !report.findings.is_empty(), "{skip}");
+    }
+}
+
+/// Nobody waits for the pace of what is not wanted any more.
+#[test]
+fn a_copy_at_a_low_rate_that_fails_ends_at_once() {
+    let caller = Caller::new(1);
+    let source = memory_region(&Memory::new(), &small_packs());
+    let mut draw = Draw::new(4);
+    let noise: Vec<u8> = (0..500_000).map(|_| draw.next() as u8).collect();
+    let id = caller.snapshot(&source, &MemoryDisk::new(noise)).unwrap().snapshot.id;
+    let stage = Stage::new(Memory::new());
+    memory_region(&stage.inner, &small_packs());
+    stage.refuse("create packs/", |name| StorageError::NoSpace { name, available: 0, needed: 1 });
+    let options = CopyOptions { bytes_per_second: Some(4000), ..CopyOptions::default() };
+    let (target, context) = (stage.region(), caller.context());
+    let planned = plan(&source, &target, CopyWhat::Snapshot(id), &options, &context).unwrap();
+    assert!(planned.transfer_bytes() > 400_000, "more than a minute and a half");
+    let started = std::time::Instant::now();
+    let error = apply(&source, &target, &planned, &options, &context).unwrap_err();
+    assert_eq!(error.class(), Class::NoSpace, "{error}");
+    assert!(started.elapsed().as_secs() < 30);
+}
+
+/// A pack is damaged, and another one out of reach: what was found and done is told all the same.
+#[test]
+fn a_repair_that_cannot_tell_everything_tells_what_it_did() {
+    let (stage, caller) = (Stage::new(Memory::new()), Caller::new(1));
+    memory_region(&stage.inner, &small_packs());
+    let [lost, away] =
+        [3, 4].map(|seed| caller.snapshot(&stage.other(), &MemoryDisk::new(volume(20_000, seed))).unwrap());
+    let pack_of = |taken: &imgstore::ops::snapshot::Taken| {
+        let region = stage.other();
+        let chunk = region.load_map(&taken.snapshot.manifest).unwrap().chunks()[0].id;
+        region.locate(&[chunk]).unwrap()[0].1.pack.to_string()
+    };
+    let (damaged, away) = (pack_of(&lost), pack_of(&away));
+    let mut bytes = read_whole(&stage.inner, &damaged, 1 << 24).unwrap();
+    bytes[200..300].fill(0x55);
+    stage.inner.delete(&damaged).unwrap();
+    stage.inner.restore(&damaged, &bytes).unwrap();
+    stage.refuse(Box::leak(away.into_boxed_str()), |name| StorageError::Io {
+        action: "open",
+        name,
+        source: std::io::ErrorKind::PermissionDenied.into(),
+    });
+    let mut repaired = Repaired::default();
+    let error = repair_into(&mut repaired, &stage.region(), &RepairSources::default(), &caller.context())
+        .unwrap_err();
+    assert_eq!(error.class(), Class::Failed, "{error}");
+    assert!(repaired.findings.len() > 1 && repaired.quarantined.len() == 1, "{repaired:?}");
 }

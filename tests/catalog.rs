@@ -67,6 +67,9 @@ fn a_pack_can_be_used_if_a_new_one_may_be_based_on_it() {
     ]);
     let usable: Vec<u64> = (1..=13).filter(|number| catalog.can_be_used(name(*number))).collect();
     assert_eq!(usable, [1, 2, 5, 6, 11, 12]);
+    let unusable = catalog.unusable_condemned();
+    let at_once: Vec<u64> = (1..=13).filter(|number| catalog.is_usable(name(*number), &unusable)).collect();
+    assert_eq!(at_once, usable);
     for number in 1..=13 {
         let is_taken = applied(&catalog, vec![Op::RegisterPack(pack(50, &[number]))]).is_some();
         assert_eq!(is_taken, usable.contains(&number), "a pack that is based on pack {number}");

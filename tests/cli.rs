@@ -719,6 +719,53 @@ fn a_disk_that_looks_like_another_format_is_bundled_only_as_what_is_said() {
     }
 }
 
+/// The machine is what the bundle says, unless options say otherwise.
+#[test]
+fn an_image_on_a_bundle_is_for_the_machine_that_it_says() {
+    let place = Place::new();
+    place.disk("web.raw", 1 << 20, 1);
+    let machine = ["--architecture", "arm64", "--boot-mode", "uefi", "--root-device", "/dev/sda1"];
+    let image =
+        one_line(&place.ok(&[&["import", "web.raw", "--name", "web-1"], &machine[..]].concat()), "ami-");
+    place.ok(&["bundle", &image, "bundles", "--name", "web"]);
+    let register = |name: &str, options: &[&str]| {
+        let words = ["register", "--name", name, "--bundle", "bundles/web.manifest.json"];
+        place.json(&[&words, options].concat())
+    };
+    let same = register("web-2", &[]);
+    let told = [&same["architecture"], &same["boot_mode"], &same["root_device_name"]];
+    assert_eq!(told, ["arm64", "uefi", "/dev/sda1"]);
+    let other = register("web-3", &["--architecture", "x86_64", "--root-device", "/dev/xvda"]);
+    let told = [&other["architecture"], &other["boot_mode"], &other["root_device_name"]];
+    assert_eq!(told, ["x86_64", "uefi", "/dev/xvda"]);
+}
+
+#[test]
+fn options_that_go_with_nothing_are_refused() {
+    let place = Place::new();
+    place.disk("web.raw", 1 << 20, 1);
+    let image = one_line(&place.ok(&["import", "web.raw", "--name", "web-1"]), "ami-");
+    for words in [
+        &["verify", &image, "--resume"] as &[&str],
+        &["verify", "--sample", "5", "--resume"],
+        &["bundle", &image, "bundles", "--max-size", "1MiB"],
+        &["repair", "--format", "raw"],
+        &["repair", "--max-size", "1GiB"],
+        &["repair", "--skip-free"],
+        &["import", "web.raw", "--name", "web-2", "--max-size", "65TiB"],
+    ] {
+        let (code, said) = place.fails(words);
+        assert_eq!(code, 2, "{words:?}: {said}");
+    }
+    place.ok(&["repair", "--disk", "web.raw", "--format", "raw"]);
+    place.ok(&["verify", "--resume"]);
+    // Its folder is gone.
+    let instance = one_line(&place.ok(&["launch", &image, "--output", "vms"]), "i-");
+    assert!(place.ok(&["instances"]).contains("vms"));
+    place.ok(&["terminate", &instance]);
+    assert!(!place.ok(&["instances"]).contains("vms"));
+}
+
 #[test]
 fn a_copy_that_was_made_before_has_its_own_size() {
     let place = Place::new();
@@ -1205,7 +1252,7 @@ fn standard_output_is_written_to_or_that_is_an_error() {
     assert_eq!(place.command(&["images"]).stdout(full).status().unwrap().code(), Some(7), "no space");
 }
 
-/// What grows beyond the limit of a process ends it by a signal: that is refused, in every format.
+/// What grows beyond the limit of a process ends it by a signal: that is refused, whatever is written.
 #[test]
 fn a_limit_of_the_file_size_is_an_error_that_leaves_nothing() {
     let place = Place::new();
@@ -1213,18 +1260,35 @@ fn a_limit_of_the_file_size_is_an_error_that_leaves_nothing() {
     let noise: Vec<u8> = (0..4 << 17).flat_map(|_| draw.next().to_le_bytes()).collect();
     fs::write(place.path("a.raw"), noise).unwrap();
     let snapshot = one_line(&place.ok(&["snapshot", "a.raw"]), "snap-");
+    let limited = |args: &[&str], out: Stdio| {
+        let command = place.command(args);
+        let mut shell = common::clean(Command::new("sh"));
+        shell.env("IMGSTORE_HOME", place.path("home")).stdout(out).current_dir(place.path(""));
+        shell.args(["-c", "ulimit -f 1000; exec \"$@\"", "sh"]);
+        let output = shell.arg(command.get_program()).args(command.get_args()).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{args:?}: {said}");
+        assert!(said.contains("too large"), "{args:?}: {said}");
+    };
     for format in ["raw", "qcow2", "vmdk", "vhd"] {
         let name = &*format!("out.{format}");
-        let command = place.command(&["export", &snapshot, name, "--format", format]);
-        let limited = "ulimit -f 1000; exec \"$@\"";
-        let mut shell = common::clean(Command::new("sh"));
-        shell.env("IMGSTORE_HOME", place.path("home"));
-        shell.args(["-c", limited, "sh"]).arg(command.get_program()).args(command.get_args());
-        let output = shell.current_dir(place.path("")).output().unwrap();
-        assert_eq!(output.status.code(), Some(1), "{name}: {}", String::from_utf8_lossy(&output.stderr));
+        limited(&["export", &snapshot, name, "--format", format], Stdio::null());
         let left: Vec<_> = fs::read_dir(place.path("")).unwrap().map(|e| e.unwrap().file_name()).collect();
         assert!(!left.iter().any(|left| left.to_string_lossy().contains("out.")), "{name}: {left:?}");
     }
+    for is_appended in [false, true] {
+        let stream =
+            fs::OpenOptions::new().write(true).create(true).append(is_appended).open(place.path("stream"));
+        limited(&["export", &snapshot, "-"], stream.unwrap().into());
+    }
+    limited(&["bundle", &snapshot, "bundles", "--name", "a"], Stdio::null());
+    assert!(!place.path("bundles").exists());
+    let before = place.ok(&["images", "--json"]) + &place.ok(&["snapshots", "--json"]);
+    let noise: Vec<u8> = (0..4 << 17).flat_map(|_| draw.next().to_le_bytes()).collect();
+    fs::write(place.path("b.raw"), noise).unwrap();
+    limited(&["snapshot", "b.raw"], Stdio::null());
+    assert_eq!(place.ok(&["images", "--json"]) + &place.ok(&["snapshots", "--json"]), before);
+    place.ok(&["verify"]);
 }
 
 /// Who terminates again has removed, or is told of, what the first command did not come to.

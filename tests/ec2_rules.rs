@@ -7,12 +7,14 @@ use common::{Caller, MemoryDisk, NOW_MS, Rules, code, memory_region, small_packs
 use imgstore::disk::{DiskError, DiskRead, Extent};
 use imgstore::io::memory::Memory;
 use imgstore::model::account::{AccountId, Permission, Resource, Tag};
+use imgstore::model::changes::Changes;
 use imgstore::model::ids::{ImageId, InstanceId, SnapshotId};
 use imgstore::model::image::{DeregistrationProtection, DeviceTarget, Image, Machine};
 use imgstore::model::words::{
     Architecture, BootMode, ImageState, RootDeviceType, VirtualizationType, VolumeType,
 };
 use imgstore::ops::capture::{CreateImageOptions, create_image};
+use imgstore::ops::context::{Context, Progress};
 use imgstore::ops::copy::{CopyOptions, CopyWhat, apply, plan};
 use imgstore::ops::delete::{SnapshotOutcome, deregister, preview_deregister};
 use imgstore::ops::describe::{Owner, Query, images};
@@ -24,6 +26,7 @@ use imgstore::ops::find::{self, AnyId};
 use imgstore::ops::import::{ImportDisk, import, import_template};
 use imgstore::ops::modify::{self, PermissionChange, Protect, Target, share_image};
 use imgstore::ops::register::{ImageOptions, register};
+use imgstore::ops::snapshot::{Hint, HintUse, SnapshotOptions, snapshot};
 use imgstore::ops::stats::{Keeper, item_stats};
 use imgstore::ops::{account, bin, instance};
 use imgstore::region::Region;
@@ -787,8 +790,10 @@ fn every_filter_of_images_finds_what_it_names() {
     let image = rules.import("web", &[volume(30_000, 1), volume(30_000, 2)]);
     let (region, context) = (&rules.region, rules.owner.context());
     let made = rules.launch(image.id, &rules.owner).unwrap();
-    let said = CreateImageOptions { name: "web-2".into(), ..CreateImageOptions::default() };
-    create_image(region, made.instance.id, &said, &context).unwrap();
+    let said =
+        CreateImageOptions { name: "web-2".into(), region: "known".into(), ..CreateImageOptions::default() };
+    let captured = create_image(region, made.instance.id, &said, &context).unwrap().0;
+    assert_eq!(captured.source.unwrap().region, "known", "as the caller knows it");
     let machine = Machine {
         boot_mode: Some(BootMode::Uefi),
         tpm_support: Some("v2.0".into()),
@@ -834,7 +839,7 @@ fn every_filter_of_images_finds_what_it_names() {
         ("root-device-name=/dev/xvda", &["web", "web-2", "full"]),
         ("root-device-type=instance-store", &[]),
         (&source, &["web-2"]),
-        ("source-image-region=test", &["web-2"]),
+        ("source-image-region=known", &["web-2"]),
         (&instance, &["web-2"]),
         ("state=available", &["web", "web-2", "full"]),
         ("tag:env=prod", &["full"]),
@@ -1118,25 +1123,140 @@ fn a_copys_token_answers_even_if_the_source_is_gone() {
     assert_eq!(copy().unwrap(), first);
 }
 
-#[test]
-fn what_changes_while_a_command_works_is_seen_by_its_commit() {
-    use imgstore::ops::context::{Context, Progress};
+/// Runs a thing once, when the work begins, or when some of it is done.
+struct Meanwhile<F> {
+    run: std::sync::Mutex<Option<F>>,
+    is_later: bool,
+}
 
-    /// Runs a thing once, when the work begins.
-    struct Meanwhile<F>(std::sync::Mutex<Option<F>>);
-    impl<F: FnOnce() + Send> Progress for Meanwhile<F> {
-        fn begin(&self, _phase: &'static str, _total_bytes: u64) {
-            if let Some(work) = self.0.lock().unwrap().take() {
-                work();
-            }
-        }
-        fn advance(&self, _bytes: u64) {}
-        fn note(&self, _message: &str) {}
-        fn is_cancelled(&self) -> bool {
-            false
+impl<F: FnOnce() + Send> Meanwhile<F> {
+    fn new(run: F) -> Self {
+        Self { run: std::sync::Mutex::new(Some(run)), is_later: false }
+    }
+
+    fn later(run: F) -> Self {
+        Self { is_later: true, ..Self::new(run) }
+    }
+
+    fn run(&self) {
+        if let Some(run) = self.run.lock().unwrap().take() {
+            run();
         }
     }
 
+    fn of<'a>(&'a self, caller: &'a Caller) -> Context<'a> {
+        Context { progress: self, ..caller.context() }
+    }
+}
+
+impl<F: FnOnce() + Send> Progress for Meanwhile<F> {
+    fn begin(&self, _phase: &'static str, _total_bytes: u64) {
+        if !self.is_later {
+            self.run();
+        }
+    }
+    fn advance(&self, _bytes: u64) {
+        self.run();
+    }
+    fn note(&self, _message: &str) {}
+    fn is_cancelled(&self) -> bool {
+        false
+    }
+}
+
+/// What is built on another's snapshot ends with the permission, also if that is taken back while it is made.
+#[test]
+fn a_permission_that_goes_while_a_command_works_is_gone_at_its_commit() {
+    let rules = Rules::new();
+    let mine = first_snapshot(&rules.image("mine"));
+    let share = |add: bool| {
+        let all = vec![Permission::All];
+        let (add, remove) = if add { (all, vec![]) } else { (vec![], all) };
+        let change = PermissionChange { add, remove };
+        modify::share_snapshot(&rules.region, mine, &change, &rules.owner.context()).unwrap();
+    };
+    share(true);
+    let friend = rules.friend.context();
+    let image = register(&rules.region, &options("on mine"), &root(mine), &friend).unwrap();
+    let watch = Meanwhile::new(|| share(false));
+    let launch = imgstore::ops::launch::LaunchOptions::one(rules.disks.path());
+    let launch = |context: &Context<'_>| {
+        imgstore::ops::launch::launch(&rules.region, image.id, &launch, context).map(drop)
+    };
+    assert_eq!(code(launch(&watch.of(&rules.friend))), Err("InvalidRequest"));
+    assert_eq!(std::fs::read_dir(rules.disks.path()).unwrap().count(), 0, "its disks are removed");
+    // What a hint leaves unread is the parent's: then all is read.
+    share(true);
+    let hint = Some(Hint { changes: Changes::default(), verify: false });
+    let said = SnapshotOptions { parent: Some(mine), hint, ..SnapshotOptions::default() };
+    let disk = MemoryDisk::new(volume(30_000, 1));
+    let take = |context: &Context<'_>| snapshot(&rules.region, &disk, &said, context).unwrap().hint.unwrap();
+    let watch = Meanwhile::later(|| share(false));
+    assert!(matches!(take(&watch.of(&rules.friend)), HintUse::Unusable { .. }));
+    share(true);
+    assert!(matches!(take(&friend), HintUse::Believed));
+}
+
+/// A copy to another region may take hours.
+#[test]
+fn a_copy_to_another_region_has_what_its_source_says_at_its_end() {
+    let rules = Rules::new();
+    let target = memory_region(&Memory::new(), &small_packs());
+    let image = rules.image("web");
+    let copy = |name: &str, context: &Context<'_>| {
+        let said = CopyOptions { name: Some(name.into()), ..CopyOptions::default() };
+        let plan = plan(&rules.region, &target, CopyWhat::Image(image.id), &said, context)?;
+        apply(&rules.region, &target, &plan, &said, context).map(|copied| copied.image.unwrap())
+    };
+    rules.share(image.id, Permission::Account(rules.friend.account), true).unwrap();
+    copy("theirs", &rules.friend.context()).unwrap();
+    // Taken back, from somebody else.
+    let change = PermissionChange { add: vec![], remove: vec![Permission::Account(rules.friend.account)] };
+    let take_back = || {
+        share_image(&rules.region, image.id, &change, true, &rules.owner.context()).unwrap();
+    };
+    let watch = Meanwhile::new(take_back);
+    assert_eq!(code(copy("late", &watch.of(&rules.friend))), Err("InvalidAMIID.NotFound"));
+    // Codes that were added.
+    let codes = ["7zx41vl2j5".to_owned()];
+    let add = || {
+        modify::add_product_codes(&rules.region, image.id, &codes, &rules.owner.context()).unwrap();
+    };
+    let watch = Meanwhile::new(add);
+    assert_eq!(copy("mine", &watch.of(&rules.owner)).unwrap().product_codes, codes);
+    // One's own that was deregistered meanwhile: the content has come.
+    let watch = Meanwhile::new(|| {
+        deregister(&rules.region, image.id, true, &rules.owner.context()).unwrap();
+    });
+    assert_eq!(copy("last", &watch.of(&rules.owner)).unwrap().product_codes, codes);
+}
+
+#[test]
+fn a_template_is_a_device_too() {
+    let rules = Rules::new();
+    let volume_of = |number: usize| DeviceSpec {
+        device_name: format!("/dev/sd{number}"),
+        volume_bytes: Some(1 << 20),
+        ..DeviceSpec::default()
+    };
+    let devices: Vec<_> = (0..256).map(volume_of).collect();
+    let disk = MemoryDisk::new(volume(30_000, 5));
+    let made = |devices: &[DeviceSpec], name: &str| {
+        let how = Compression::default();
+        import_template(&rules.region, &disk, devices, &options(name), how, &rules.owner.context())
+    };
+    assert_eq!(code(made(&devices, "one too many")), Err("InvalidBlockDeviceMapping"));
+    let image = made(&devices[1..], "all").unwrap().image;
+    let launch = imgstore::ops::launch::LaunchOptions {
+        devices: vec![devices[0].clone()],
+        ..imgstore::ops::launch::LaunchOptions::one(rules.disks.path())
+    };
+    let made = imgstore::ops::launch::launch(&rules.region, image.id, &launch, &rules.owner.context());
+    assert_eq!(code(made), Err("InvalidBlockDeviceMapping"));
+}
+
+#[test]
+fn what_changes_while_a_command_works_is_seen_by_its_commit() {
     let rules = Rules::new();
     let (base, mine) = (rules.image("base"), first_snapshot(&rules.image("mine")));
     rules.share(base.id, Permission::All, true).unwrap();
@@ -1150,14 +1270,14 @@ fn what_changes_while_a_command_works_is_seen_by_its_commit() {
     };
     let devices = vec![DeviceSpec::of_snapshot("/dev/xvdf", mine)];
     share(true);
-    let watch = Meanwhile(std::sync::Mutex::new(Some(|| share(false))));
-    let context = Context { progress: &watch, ..rules.friend.context() };
+    let watch = Meanwhile::new(|| share(false));
+    let context = watch.of(&rules.friend);
     let said = CreateImageOptions { name: "new".into(), devices: devices.clone(), ..Default::default() };
     let refused = create_image(&rules.region, made.instance.id, &said, &context);
     assert_eq!(code(refused), Err("InvalidSnapshot.NotFound"));
     share(true);
-    let watch = Meanwhile(std::sync::Mutex::new(Some(|| share(false))));
-    let context = Context { progress: &watch, ..rules.friend.context() };
+    let watch = Meanwhile::new(|| share(false));
+    let context = watch.of(&rules.friend);
     let launch = imgstore::ops::launch::LaunchOptions {
         devices,
         ..imgstore::ops::launch::LaunchOptions::one(rules.disks.path())

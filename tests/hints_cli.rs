@@ -1,7 +1,6 @@
 //! Change hints on the command line: dirty bitmaps as `--changed`, kept clones as `--clone` on real file systems.
 //!
 //! Parts are skipped, saying so, where loop mounts, mkfs, QEMU or nbdinfo are missing.
-#![allow(clippy::print_stdout, reason = "what is skipped is said")]
 
 mod common;
 
@@ -49,11 +48,14 @@ impl Place {
         serde_json::from_slice(&output.stdout).unwrap()
     }
 
-    /// What a command that fails says on standard error.
+    /// What a command that fails says on standard error. Its dry run fails alike.
     fn fails(&self, code: i32, args: &[&str]) -> String {
+        let dry = self.run(&[&["--dry-run"], args].concat());
         let output = self.run(args);
         assert_eq!(output.status.code(), Some(code), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
         assert!(output.stdout.is_empty());
+        // The first command tells of the home that it makes, too.
+        assert!(dry.status == output.status && dry.stderr.ends_with(&output.stderr), "{args:?}: {dry:?}");
         String::from_utf8(output.stderr).unwrap()
     }
 
@@ -152,7 +154,7 @@ fn a_dirty_bitmap_of_qemu_is_believed() {
         .iter()
         .any(|program| run(program, &["--version"]).is_none())
     {
-        println!("skipped: there is no QEMU, or no nbdinfo");
+        common::skipped("there is no QEMU, or no nbdinfo");
         return;
     }
     fs::write(place.disks.join("a.raw"), common::volume(16 * MIB, 2)).unwrap();
@@ -267,7 +269,7 @@ fn a_clone_is_kept_for_whoever_takes_the_snapshot() {
         command.args(["--reuid", uid, "--regid", uid, "--clear-groups"]).arg(&program);
         let output = command.args(["snapshot", "a.raw", "--clone", "a.clone", "--json"]).output();
         let Ok(output) = output else {
-            println!("skipped: there is no setpriv");
+            common::skipped("there is no setpriv");
             return;
         };
         let said = String::from_utf8_lossy(&output.stderr);

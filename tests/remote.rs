@@ -4,7 +4,7 @@
 mod common;
 
 use common::{Caller, Draw, MemoryDisk, import_disks, memory_region, small_packs, volume};
-use imgstore::chunk::frame::{Codec, CodecPool, chunk_id};
+use imgstore::chunk::frame::{Codec, CodecPool, Frame, chunk_id};
 use imgstore::io::memory::Memory;
 use imgstore::io::storage::Storage;
 use imgstore::model::account::{AccountId, Permission, Tag};
@@ -898,6 +898,99 @@ fn ebs(image: &mut imgstore::model::image::Image) -> &mut imgstore::model::image
     match &mut image.devices[0].target {
         DeviceTarget::Ebs(ebs) => ebs,
         DeviceTarget::Ephemeral(_) => panic!("no volume"),
+    }
+}
+
+/// What came is put in quarantine at the last moment: it comes again, over the same connection.
+#[test]
+fn a_copy_that_loses_what_came_goes_on() {
+    let pair = Pair::new();
+    let (target, caller) = (region(), Caller::new(2));
+    let (seen, meanwhile) = (AtomicI64::new(0), target.clone());
+    let line = liar(&pair.region, move |message, _| {
+        // The second time is the last question of a copy.
+        if matches!(message, Message::Offered(_)) && seen.fetch_add(1, Ordering::SeqCst) == 1 {
+            let packs = meanwhile.catalog().unwrap().packs.keys().copied().collect();
+            let closed = meanwhile.quarantine(&packs, caller.account, caller.now_ms).unwrap();
+            assert!(!closed.is_empty());
+        }
+    });
+    let caller = Caller::new(2);
+    let (copy, _) = pull(&line.peer(), &target, pair.second.0, &caller.context()).unwrap();
+    assert!(caller.read_back(&target, copy).unwrap() == pair.second.1);
+}
+
+/// A copy is on its way when its source is deregistered there: of one's own it is made, of others' only if that is not known.
+#[test]
+fn what_is_taken_back_at_the_last_moment_is_not_copied_if_it_is_others() {
+    for (is_own, is_made) in [(true, true), (false, false)] {
+        let pair = Pair::new();
+        let friend = guest();
+        let change = PermissionChange { add: vec![Permission::All], ..Default::default() };
+        share_snapshot(&pair.region, pair.first.0, &change, &pair.caller.context()).unwrap();
+        let account = if is_own { pair.caller.account } else { friend.account };
+        let (here, there) = UnixStream::pair().unwrap();
+        host(there, pair.region.clone(), account, false, NEVER);
+        let link = plain_link(here);
+        let welcome = hello(&link);
+        let peer = Peer::new(&link, welcome.region, &welcome.name).asking_as(welcome.account);
+        let (target, said) = (region(), CopyOptions::default());
+        // As whom one asks here says nothing of it.
+        let context = friend.context();
+        let planned = plan(&peer, &target, CopyWhat::Snapshot(pair.first.0), &said, &context).unwrap();
+        delete_snapshot(&pair.region, pair.first.0, &pair.caller.context()).unwrap();
+        let made = apply(&peer, &target, &planned, &said, &context);
+        assert_eq!(made.is_ok(), is_made, "{:?}", made.err());
+    }
+}
+
+/// Whoever reads a chunk reads what it is stored against. A base that is many times as long is not taken over with a copy: who sends
+/// one could make everybody who reads it pay.
+#[test]
+fn deltas_on_bases_that_are_many_times_as_long_are_not_copied_as_such() {
+    const BLOCK: usize = 4096;
+    // For a chunk of one block 20 are the most.
+    for (base_blocks, stays) in [(20_u16, true), (200, false)] {
+        let caller = Caller::new(2);
+        let chunker = ChunkerParams {
+            min_blocks: base_blocks,
+            avg_blocks: base_blocks,
+            max_blocks: base_blocks,
+            ..ChunkerParams::DEFAULT
+        };
+        let options = RegionOptions { chunker, ..small_packs() };
+        let [source, target] = [(); 2].map(|()| memory_region(&Memory::new(), &options));
+        let mut draw = Draw::new(7);
+        let base: Vec<u8> = (0..usize::from(base_blocks) * BLOCK).map(|_| draw.next() as u8).collect();
+        let changed = |number: usize| {
+            let mut block = base[number * BLOCK..][..BLOCK].to_vec();
+            block[100..108].copy_from_slice(b"changed!");
+            block
+        };
+        let codecs = CodecPool::new();
+        let mut session = source.begin(caller.account).unwrap();
+        let mut put = |raw: &[u8], frame: Frame| {
+            assert_eq!(session.reserve(&[chunk_id(raw)]).unwrap(), [true]);
+            session.put(chunk_id(raw), &frame).unwrap();
+            session.flush().unwrap();
+        };
+        put(&base, codecs.encode(&base, chunk_id(&base), 3).unwrap());
+        let mut disk = base.clone();
+        for number in 0..10 {
+            let raw = changed(number);
+            let on = (chunk_id(&base), &base[..]);
+            put(&raw, codecs.encode_delta(&raw, chunk_id(&raw), on, 3, BLOCK).unwrap().unwrap());
+            // Between zeros it is a chunk of its own.
+            disk.extend([&[0; 8 * BLOCK], &raw[..]].concat());
+        }
+        let taken = caller.snapshot(&source, &MemoryDisk::new(disk.clone())).unwrap();
+        assert_eq!(taken.ingested.new_chunks, 0, "all was there, as it was put");
+        let line = Line::to(&source, &caller);
+        let (copy, _) = pull(&line.peer(), &target, taken.snapshot.id, &caller.context()).unwrap();
+        assert!(caller.read_back(&target, copy).unwrap() == disk);
+        let packs = target.catalog().unwrap();
+        let deltas: usize = packs.packs.keys().map(|pack| target.bases_in(pack).unwrap().len()).sum();
+        assert_eq!(deltas, if stays { 10 } else { 0 }, "{base_blocks}");
     }
 }
 

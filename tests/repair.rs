@@ -352,6 +352,9 @@ fn repair_asks_when_most_packs_are_gone() {
         assert_eq!(packs.len(), total);
         packs[..missing].iter().for_each(|pack| storage.delete(pack).unwrap());
         let done = repair(&region, &RepairSources::default(), &caller.context());
+        let asked = imgstore::ops::context::Context { dry_run: true, ..caller.context() };
+        let asked = repair(&region, &RepairSources::default(), &asked);
+        assert_eq!(asked.is_err(), done.is_err(), "{asked:?}");
         match done {
             Err(OpsError::MostlyMissing { missing: told, total: of }) => {
                 assert!(is_asked && (told, of) == (missing, total), "{missing} of {total}: {told} of {of}");

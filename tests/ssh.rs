@@ -116,7 +116,14 @@ fn copies_go_both_ways_and_commands_are_run_there() {
     let listed = hosts.json("here", &["--region", "far", "images"]);
     assert_eq!(listed["images"][0]["image_id"], *far);
     hosts.run("here", &["--region", "far", "tag", &far, "seen=yes"]);
-    assert!(hosts.run("here", &["show", &far, "--region=far", "--json"]).contains("seen"));
+    let shown = hosts.json("here", &["show", &far, "--region=far"]);
+    assert!(shown.to_string().contains("seen"));
+    assert_eq!(shown["region"], "far", "as it is called here");
+    // What is no document of a region's is as it was.
+    assert_eq!(
+        hosts.json("here", &["--region", "far", "snapshots"])["snapshots"].as_array().unwrap().len(),
+        1
+    );
     assert_eq!(hosts.run("here", &["--region", "far", "verify"]), "no damage found");
     assert_eq!(hosts.run("here", &["--region", "far", "repair"]), "no damage found");
     assert_eq!(hosts.json("here", &["--region", "far", "gc", "--dry-run"])["dry_run"], true);
@@ -200,6 +207,9 @@ fn what_cannot_be_done_there_is_said_so() {
         assert!(code == 2 && said.contains("another host"), "{code}: {said}");
     }
     let (code, said) = far(&["images", "--account", "000000000001"]);
+    assert!(code == 2 && said.contains("account"), "{said}");
+    let within = ["copy", &image, "--from", "far", "--to", "far", "--account", "000000000001"];
+    let (code, said) = hosts.fail("here", &within);
     assert!(code == 2 && said.contains("account"), "{said}");
     let (code, said) = far(&["show", "ami-0123456789abcdef0"]);
     assert!(code == 3 && said.contains("ami-0123456789abcdef0"), "{said}");
@@ -449,7 +459,7 @@ fn share_of_the_line(hosts: &Hosts, relay: &Relay, arguments: &[&str]) -> f64 {
 #[test]
 fn a_copy_over_a_long_line_fills_it_and_a_line_that_breaks_costs_little() {
     let Some(sshd) = Sshd::start() else {
-        eprintln!("no sshd here: left out");
+        common::skipped("there is no sshd");
         return;
     };
     let relay = Relay::to(sshd.port);
@@ -466,7 +476,7 @@ fn a_copy_over_a_long_line_fills_it_and_a_line_that_breaks_costs_little() {
     if !added.status.success() {
         let said = String::from_utf8_lossy(&added.stderr);
         assert!(said.contains("ssh ended with"), "{said}");
-        eprintln!("this sshd lets nobody in: left out");
+        common::skipped("this sshd lets nobody in");
         return;
     }
     // A line that breaks in the middle: the command goes on by itself, and nothing but what was on its way comes twice.

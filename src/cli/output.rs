@@ -73,7 +73,7 @@ impl Output {
 
 /// A document in which nothing controls a terminal: JSON lets more through than it does itself. The only control character of
 /// what is printed is the end of a line.
-fn plain_json(document: &Value) -> String {
+pub fn plain_json(document: &Value) -> String {
     let is_plain = |c: char| c == '\n' || !(c.is_control() || text::is_reordering(c));
     let printed = format!("{document:#}");
     if printed.chars().all(is_plain) {

@@ -1,7 +1,7 @@
 //! Units, times and tables for people; and reading what people write.
 
 use imgstore::model::account::Tag;
-use imgstore::model::units::TimeMs;
+use imgstore::model::units::{TimeMs, VOLUME_BYTES_MAX};
 
 pub use imgstore::model::units::display_bytes as bytes;
 use std::fmt::Write as _;
@@ -48,6 +48,15 @@ pub fn parse_bytes(text: &str) -> Result<u64, String> {
     };
     let factor = factor.ok_or_else(|| format!("'{unit}' is no unit; write 512MiB or 4G"))?;
     number.checked_mul(factor).ok_or_else(|| format!("'{text}' is too large"))
+}
+
+/// Reads the size of a volume: at most what the largest has.
+pub fn parse_volume_bytes(text: &str) -> Result<u64, String> {
+    let size = parse_bytes(text)?;
+    if size > VOLUME_BYTES_MAX {
+        return Err(format!("'{text}' is more than {}, the largest volume", bytes(VOLUME_BYTES_MAX)));
+    }
+    Ok(size)
 }
 
 /// A path for a JSON document, which has no other bytes than UTF-8's.

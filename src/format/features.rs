@@ -154,11 +154,15 @@ impl FeatureTable {
     pub fn with_feature<'a>(&self, bytes: &'a [u8], feature: u32) -> impl Iterator<Item = u32> + use<'a> {
         let (bits, low_bits) = (self.bits, FEATURE_BITS - self.bits);
         let slots = self.bucket(bytes, (feature & ((1 << FEATURE_BITS) - 1)) >> low_bits).unwrap_or_default();
-        let low = feature & ((1 << low_bits) - 1);
+        let low = u64::from(feature & ((1 << low_bits) - 1));
+        // All 32 bits are taken if the table has but one base.
+        let low_of = move |slot: &[u8; WORD_BYTES]| u64::from(u32::from_le_bytes(*slot)) >> (bits + 1);
+        // Other features' may be many. They ascend; in a table in which they do not, some are overlooked.
+        let start = slots.partition_point(|slot| low_of(slot) < low);
+        let slots = &slots[start..];
+        let slots = &slots[..slots.partition_point(|slot| low_of(slot) == low)];
         let wanted = move |slot: &[u8; WORD_BYTES]| {
-            let slot = u32::from_le_bytes(*slot);
-            // All 32 bits are taken if the table has but one base.
-            (u64::from(slot) >> (bits + 1) == u64::from(low)).then_some(slot & ((2 << bits) - 1))
+            (low_of(slot) == low).then_some(u32::from_le_bytes(*slot) & ((2 << bits) - 1))
         };
         slots.iter().rev().filter_map(wanted).take(LOOKED_AT_MAX)
     }

@@ -6,6 +6,7 @@ use super::filesystem::{AFS, CEPH, FUSE, NFS, PLAN9, SMB, is_one_of};
 use super::map::{Bytes, map_sealed};
 use rustix::fs::{CWD, OFlags, RenameFlags, renameat_with, statfs};
 use rustix::io::Errno;
+use rustix::process::{Resource, getrlimit};
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt};
@@ -24,6 +25,14 @@ pub(super) fn no_follow() -> i32 {
 /// `O_NONBLOCK`: opening a FIFO must not wait for somebody at its other end. Files do not mind.
 pub(super) fn no_waiting() -> i32 {
     i32::from_ne_bytes(OFlags::NONBLOCK.bits().to_ne_bytes())
+}
+
+/// Refuses what makes a file longer than this process may make one: that would end it by a signal (SIGXFSZ), without a word.
+pub(super) fn check_file_limit(end: u64) -> io::Result<()> {
+    match getrlimit(Resource::Fsize).current {
+        Some(limit) if end > limit => Err(io::ErrorKind::FileTooLarge.into()),
+        _ => Ok(()),
+    }
 }
 
 /// Whether a path is on one of these. That it cannot be told counts as yes: then more care is taken than need be.
@@ -140,9 +149,15 @@ impl Files for OsFiles {
             .mode(0o600)
             .custom_flags(no_follow())
             .open(&new)?;
-        file.set_permissions(fs::Permissions::from_mode(0o600))?;
-        fs2::FileExt::try_lock_exclusive(&file)?;
-        fs::rename(&new, path)?;
+        let named = file
+            .set_permissions(fs::Permissions::from_mode(0o600))
+            .and_then(|()| fs2::FileExt::try_lock_exclusive(&file))
+            .and_then(|()| fs::rename(&new, path));
+        if let Err(error) = named {
+            // Nobody else would.
+            let _ = fs::remove_file(&new);
+            return Err(error);
+        }
         Ok(Box::new(Lock { _file: file, path: path.to_owned() }))
     }
 
@@ -184,6 +199,7 @@ struct OsWriteFile {
 
 impl WriteFile for OsWriteFile {
     fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        check_file_limit(self.len.saturating_add(bytes.len() as u64))?;
         // A pack: who put it there waits until it is durable, and it would push out what others have in the cache.
         self.unsynced += self.direct.move_all_at(&self.file, self.len, bytes)? as u64;
         self.len += bytes.len() as u64;

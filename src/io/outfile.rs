@@ -2,11 +2,11 @@
 
 use super::clock::random_u64;
 use super::disk::{DiskError, DiskWrite, FileWrite};
-use super::os::no_follow;
+use super::os::{check_file_limit, no_follow};
 use super::reflink::share_all;
 use super::write_behind::WriteBehind;
 use crate::model::ids::{InstanceId, VolumeId};
-use rustix::fs::{Access, CWD, FallocateFlags, RenameFlags, renameat_with};
+use rustix::fs::{Access, CWD, FallocateFlags, OFlags, RenameFlags, fcntl_getfl, renameat_with};
 use rustix::io::Errno;
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
@@ -27,8 +27,6 @@ pub struct NewFile {
     path: PathBuf,
     temporary: Option<PathBuf>,
     replace: bool,
-    /// The limit that the process has for files, in bytes: what grows beyond it is ended by a signal, without a word.
-    limit: Option<u64>,
 }
 
 impl NewFile {
@@ -71,10 +69,7 @@ impl NewFile {
     pub fn create(path: &Path, len: u64, replace: bool) -> Result<Self, DiskError> {
         Self::check(path, replace)?;
         let failed = |e| DiskError::io("create", path, 0, e);
-        let limit = rustix::process::getrlimit(rustix::process::Resource::Fsize).current;
-        if limit.is_some_and(|limit| len > limit) {
-            return Err(failed(io::ErrorKind::FileTooLarge.into()));
-        }
+        check_file_limit(len).map_err(failed)?;
         let name = path.file_name().ok_or_else(|| failed(io::ErrorKind::InvalidInput.into()))?;
         let mut temporary = std::ffi::OsString::from(".");
         temporary.push(shown_of(name));
@@ -88,7 +83,7 @@ impl NewFile {
             .open(&temporary)
             .map_err(failed)?;
         let out = WriteBehind::new(file);
-        let new = Self { out, path: path.to_owned(), temporary: Some(temporary), replace, limit };
+        let new = Self { out, path: path.to_owned(), temporary: Some(temporary), replace };
         new.out.file().set_permissions(fs::Permissions::from_mode(0o600)).map_err(failed)?;
         new.out.file().set_len(len).map_err(|e| DiskError::io("set the length of", path, len, e))?;
         Ok(new)
@@ -234,9 +229,7 @@ impl DiskWrite for NewFile {
     fn write_parts_at(&mut self, offset: u64, parts: &[&[u8]]) -> Result<(), DiskError> {
         let failed = |e| DiskError::io("write", &self.path, offset, e);
         let len: usize = parts.iter().map(|part| part.len()).sum();
-        if self.limit.is_some_and(|limit| offset.saturating_add(len as u64) > limit) {
-            return Err(failed(io::ErrorKind::FileTooLarge.into()));
-        }
+        check_file_limit(offset.saturating_add(len as u64)).map_err(failed)?;
         self.out.write_parts_at(offset, parts).map_err(failed)
     }
 
@@ -329,6 +322,8 @@ pub struct Stream {
     out: File,
     name: &'static str,
     position: u64,
+    /// Where in a regular file it begins.
+    begins_at: Option<u64>,
 }
 
 impl Stream {
@@ -337,8 +332,17 @@ impl Stream {
     pub fn stdout() -> Result<Self, DiskError> {
         let name = "standard output";
         let owned = io::stdout().as_fd().try_clone_to_owned();
-        let out = File::from(owned.map_err(|e| DiskError::io("open", name, 0, e))?);
-        Ok(Self { out, name, position: 0 })
+        let failed = |e| DiskError::io("open", name, 0, e);
+        let mut out = File::from(owned.map_err(failed)?);
+        let found = out.metadata().map_err(failed)?;
+        let begins_at = if !found.is_file() {
+            None
+        } else if fcntl_getfl(&out).is_ok_and(|flags| flags.contains(OFlags::APPEND)) {
+            Some(found.len())
+        } else {
+            Some(out.stream_position().map_err(failed)?)
+        };
+        Ok(Self { out, name, position: 0, begins_at })
     }
 }
 
@@ -346,7 +350,9 @@ impl DiskWrite for Stream {
     fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<(), DiskError> {
         debug_assert_eq!(offset, self.position);
         self.position += bytes.len() as u64;
-        self.out.write_all(bytes).map_err(|e| DiskError::io("write", self.name, offset, e))
+        let limited = self.begins_at.map_or(Ok(()), |begin| check_file_limit(begin + self.position));
+        let written = limited.and_then(|()| self.out.write_all(bytes));
+        written.map_err(|e| DiskError::io("write", self.name, offset, e))
     }
 
     fn zero_at(&mut self, offset: u64, len: u64) -> Result<(), DiskError> {

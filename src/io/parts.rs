@@ -2,7 +2,7 @@
 //! opened with distrust.
 
 use super::disk::{DiskError, DiskWrite};
-use super::os::{no_follow, no_waiting};
+use super::os::{check_file_limit, no_follow, no_waiting};
 use super::outfile::{NewFile, make_dirs, sync_folder};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -54,6 +54,7 @@ impl NewParts {
         self.names.push(name);
         let written = file
             .set_permissions(fs::Permissions::from_mode(0o600))
+            .and_then(|()| check_file_limit(bytes.len() as u64))
             .and_then(|()| file.write_all(bytes))
             .and_then(|()| file.sync_all());
         written.map_err(|e| DiskError::io("write", path, 0, e))

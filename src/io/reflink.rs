@@ -4,7 +4,7 @@
 use super::clock::random_u64;
 use super::disk::{DiskError, DiskWrite};
 use super::filesystem::{BTRFS, XFS, is_one_of};
-use super::os::{no_follow, no_waiting};
+use super::os::{check_file_limit, no_follow, no_waiting};
 use super::rawdisk::RawDisk;
 use crate::model::changes::Changes;
 use fiemap::{Fiemap, FiemapExtent, FiemapExtentFlags, FiemapFlags};
@@ -190,6 +190,7 @@ pub fn share_all(new: &File, with: &File) -> io::Result<bool> {
 fn clone_blocks(empty: &File, with: &File) -> io::Result<bool> {
     // It may grow meanwhile.
     let len = with.metadata()?.len();
+    check_file_limit(len)?;
     match ioctl_ficlone(empty, with) {
         // XFS before Linux 6.13 says the same when it stopped half-way, for want of space for one: the file is shorter then.
         Ok(()) if empty.metadata()?.len() < len => {

@@ -3,8 +3,9 @@
 
 use super::context::Context;
 use super::error::OpsError;
+use super::register::ImageOptions;
 use crate::disk::{DiskRead, DiskWrite};
-use crate::model::image::Image;
+use crate::model::image::{Image, is_device_name};
 use std::collections::BTreeMap;
 
 /// What a bundle says of the image that it was made of, for people.
@@ -19,6 +20,38 @@ pub fn attributes_of(image: &Image) -> BTreeMap<String, String> {
     ]);
     attributes.extend(machine.boot_mode.map(|mode| ("boot-mode".to_owned(), mode.to_string())));
     attributes
+}
+
+/// Takes over what a bundle says of the machine that it is for, as EC2 does when an image is registered on one: by name what is told,
+/// what has no such value is passed over. Anybody may have written it.
+pub fn take_attributes(attributes: &BTreeMap<String, String>, options: &mut ImageOptions, given: Given) {
+    let of = |name: &str| attributes.get(name).map(String::as_str);
+    let machine = &mut options.machine;
+    if let Some(architecture) =
+        of("architecture").filter(|_| !given.architecture).and_then(|a| a.parse().ok())
+    {
+        machine.architecture = architecture;
+    }
+    if let Some(kind) =
+        of("virtualization-type").filter(|_| !given.virtualization_type).and_then(|t| t.parse().ok())
+    {
+        machine.virtualization_type = kind;
+    }
+    machine.boot_mode = machine.boot_mode.or_else(|| of("boot-mode")?.parse().ok());
+    if let Some(root) = of("root-device-name").filter(|root| !given.root_device && is_device_name(root)) {
+        root.clone_into(&mut options.root_device_name);
+    }
+}
+
+/// What the caller said: that counts.
+#[derive(Debug, Clone, Copy)]
+pub struct Given {
+    /// The architecture.
+    pub architecture: bool,
+    /// The type of virtualization.
+    pub virtualization_type: bool,
+    /// The root device's name.
+    pub root_device: bool,
 }
 
 /// Copies a disk to a target of the same length, extent by extent, and finishes it.

@@ -62,6 +62,8 @@ pub struct CreateImageOptions {
     pub no_reboot: bool,
     /// Tags of the image and of its snapshots.
     pub tags: Vec<Tag>,
+    /// The name by which the caller knows the region; if it is empty, the name that the region gives itself.
+    pub region: String,
 }
 
 /// What was captured.
@@ -169,7 +171,10 @@ pub fn create_image(
     // As in EC2, its source is the instance's image.
     image.source = Some(ImageSource {
         region_id: region.header().id,
-        region: region.header().name.clone(),
+        region: match &*options.region {
+            "" => region.header().name.clone(),
+            known => known.to_owned(),
+        },
         image_id: instance.image_id,
         owner: catalog.images.get(&instance.image_id).map_or(context.account, |image| image.owner),
     });

@@ -91,12 +91,24 @@ impl Context<'_> {
         done_bytes: u64,
         bytes_per_second: Option<u64>,
     ) -> Result<(), OpsError> {
+        self.keep_pace_while(started, done_bytes, bytes_per_second, || true)
+    }
+
+    /// The same, as long as it is asked for.
+    pub(super) fn keep_pace_while(
+        &self,
+        started: Instant,
+        done_bytes: u64,
+        bytes_per_second: Option<u64>,
+        goes_on: impl Fn() -> bool,
+    ) -> Result<(), OpsError> {
         const NAP: Duration = Duration::from_millis(100);
         let Some(rate) = bytes_per_second else { return Ok(()) };
         #[expect(clippy::cast_precision_loss, reason = "a waiting time")]
         let due =
             Duration::try_from_secs_f64(done_bytes as f64 / rate.max(1) as f64).unwrap_or(Duration::MAX);
-        while let Some(left) = due.checked_sub(started.elapsed()).filter(|left| !left.is_zero()) {
+        while let Some(left) = due.checked_sub(started.elapsed()).filter(|left| !left.is_zero() && goes_on())
+        {
             self.check_cancelled()?;
             std::thread::sleep(left.min(NAP));
         }

@@ -270,6 +270,10 @@ pub fn apply(
         // Collected at the target since the plan was made: what is missing is more than it says.
         Err(OpsError::ContentGone { .. }) => despite_collection(|| {
             // What came the last time need not come again.
+            if source.is_far() {
+                // It gives of the offer that it made last, once it was asked for its block maps.
+                source.maps(&plan.offer, context)?;
+            }
             let missing = find_missing(source, target, &plan.maps, trusted.as_ref(), context)
                 .map_err(|error| unless_deleted(source, plan.what, error, context))?;
             carry_out(source, target, plan, &missing, &mut trusted, options, context)
@@ -298,6 +302,7 @@ fn carry_out(
     transferred_bytes += if options.is_guest { plan.manifest_bytes } else { session.manifest_bytes() };
     let copier = Copier { source, target, plan, options, context };
     let copy = copier.copy(&manifests)?;
+    let codes_now = if plan.is_within { None } else { codes_offered(source, plan, context)? };
     let made = target.commit::<_, OpsError>(context.account, |catalog| {
         // The same request may have been faster, from another process.
         if let Some(made) = made_by(catalog, plan.what, plan.token.as_ref(), context)? {
@@ -307,15 +312,42 @@ fn carry_out(
         let now = plan.is_within.then(|| select(catalog, plan.what, context)).transpose()?;
         check_manifests(catalog, &session)?;
         let mut image = copier.placed(catalog, copy.image.as_ref())?;
-        if let Some((image, original)) = image.as_mut().zip(now.and_then(|now| now.image)) {
+        let codes_now = now.and_then(|now| now.image).map(|image| image.product_codes).or(codes_now.clone());
+        if let Some((image, codes)) = image.as_mut().zip(codes_now) {
             // They may have been added since the plan was made.
-            image.product_codes = original.product_codes;
+            image.product_codes = codes;
         }
         let ops = copy.ops(image.as_ref(), &check_packs(catalog, &used)?);
         let (snapshots, stored_bytes) = (copy.snapshots.clone(), session.stored_bytes());
         Ok((ops, Copied { image, snapshots, transferred_bytes, stored_bytes, was_made_before: false }))
     })?;
     Ok(made)
+}
+
+/// The product codes that the source says an image has now: moving its content may have taken hours. What somebody else gave may be
+/// theirs to give no longer; of one's own the request counts, as in EC2, and where the source does not answer any more, what it said.
+fn codes_offered(
+    source: &dyn Source,
+    plan: &CopyPlan,
+    context: &Context<'_>,
+) -> Result<Option<Vec<String>>, OpsError> {
+    let image = plan.offer.image.as_ref().map(|image| image.owner);
+    let mut owners = image.into_iter().chain(plan.offer.snapshots.iter().map(|snapshot| snapshot.owner));
+    // Who brings something to another host gives what is there to give.
+    let is_others = source.asked_as(context).is_some_and(|account| owners.any(|owner| owner != account));
+    match source.offer(plan.what, context) {
+        Ok(offer) => {
+            check_offer(&offer, plan.what)?;
+            Ok(offer.image.map(|image| image.product_codes))
+        }
+        Err(error @ OpsError::Interrupted) => Err(error),
+        Err(error)
+            if is_others && matches!(error.class(), Class::Denied | Class::NotFound | Class::Refused) =>
+        {
+            Err(error)
+        }
+        Err(_) => Ok(None),
+    }
 }
 
 /// Makes sure that every chunk of every map is at the target now, and gives the packs that hold them.

@@ -112,17 +112,23 @@ pub(super) fn check_specs(specs: &[DeviceSpec]) -> Result<(), OpsError> {
             return refuse(format!("{name}: ephemeral disks are ephemeral0 to ephemeral{EPHEMERAL_MAX}"));
         }
         if spec.volume_bytes.is_some_and(|bytes| bytes > VOLUME_BYTES_MAX) {
-            return refuse(format!("{name} is larger than {}, the largest volume", in_gib(VOLUME_BYTES_MAX)));
+            return refuse(too_large(name));
         }
     }
     check_ephemeral(specs.iter().filter_map(|spec| spec.ephemeral))
 }
 
+/// Refuses more devices than an image has. A template is one, too.
+pub(super) fn check_count(devices: usize) -> Result<(), OpsError> {
+    if devices > DEVICES_MAX {
+        return refuse(format!("{devices} devices are too many: an image has {DEVICES_MAX} at most"));
+    }
+    Ok(())
+}
+
 /// Refuses more devices than an image has, and an ephemeral disk behind two of them.
 pub(super) fn check_devices(devices: &[BlockDeviceMapping]) -> Result<(), OpsError> {
-    if devices.len() > DEVICES_MAX {
-        return refuse(format!("{} devices are too many: an image has {DEVICES_MAX} at most", devices.len()));
-    }
+    check_count(devices.len())?;
     check_ephemeral(devices.iter().filter_map(|device| match device.target {
         DeviceTarget::Ephemeral(number) => Some(number),
         DeviceTarget::Ebs(_) => None,
@@ -225,6 +231,9 @@ fn resolve(
     if volume_bytes < least {
         return refuse(too_small(volume_bytes, snapshot_id, least));
     }
+    if volume_bytes > VOLUME_BYTES_MAX {
+        return refuse(too_large(&device_name));
+    }
     let volume_type = spec.volume_type.or(before.map(|ebs| ebs.volume_type)).unwrap_or(VolumeType::Gp3);
     let kept = before.filter(|ebs| ebs.volume_type == volume_type).and_then(|ebs| ebs.iops);
     let iops = spec.iops.or(kept);
@@ -264,6 +273,10 @@ pub(super) fn too_small(volume_bytes: u64, snapshot: Option<SnapshotId>, least: 
         }
         None => format!("Volume of size {given} is too small, expect size >= {least}"),
     }
+}
+
+fn too_large(device_name: &str) -> String {
+    format!("{device_name} is larger than {}, the largest volume", in_gib(VOLUME_BYTES_MAX))
 }
 
 fn in_gib(bytes: u64) -> String {

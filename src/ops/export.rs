@@ -76,7 +76,7 @@ pub fn volume_bytes(catalog: &Catalog, id: AnyId, device: Option<&str>, root: &R
 
 /// Its block map, for exporting.
 pub fn load(region: &Region, root: &Root<'_>) -> Result<BlockMap, OpsError> {
-    region.load_map(root.manifest).map_err(|error| unless_deleted(region, root.id, error.into()))
+    region.load_root(root).map_err(|error| unless_deleted(region, root.id, error.into()))
 }
 
 /// Writes content to a target of `volume_bytes`, which may be more than its own, and finishes it. With `gaps` what is lost

@@ -107,7 +107,11 @@ pub fn preview(region: &Region, options: &GcOptions, context: &Context<'_>) -> R
     // What ends its stay in the bin comes first in a collection, too.
     let expired = |catalog: &Catalog| expire_all(catalog, context);
     let keep = Keep::InFuller(options.repack_percent);
-    let mark = despite_removals(region, || mark_after(region, &expired, Losses::Accepted, keep, context))?;
+    let mark = despite_removals(region, || {
+        let mark = mark_after(region, &expired, Losses::Accepted, keep, context)?;
+        region.check_kept(&mark, || context.check_cancelled())?;
+        Ok(mark)
+    })?;
     let kept = mark.kept_packs();
     let candidates = candidates(region, &mark, &kept, options)?;
     let mut collected = Collected {

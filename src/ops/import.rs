@@ -1,7 +1,7 @@
 //! Import: disks become snapshots and a registered image, in one atomic step.
 
 use super::context::Context;
-use super::devices::{DeviceSpec, Purpose, check_specs, device_name, lay_over};
+use super::devices::{DeviceSpec, Purpose, check_count, check_specs, device_name, lay_over};
 use super::encode::Compression;
 use super::error::{Code, OpsError};
 use super::find::{backing, check_contents, check_manifests, check_packs};
@@ -174,6 +174,7 @@ pub fn import_template(
     check_contents(&catalog, context.account, devices)?;
     let size_of = |id| backing(&catalog, id).map(|snapshot| snapshot.volume_bytes);
     let mapping = lay_over(&[], devices, root, Purpose::New, size_of)?;
+    check_count(1 + mapping.len())?;
     check_new(region, options, context)?;
     despite_collection(|| store_template(region, disk, devices, &mapping, options, compression, context))
 }

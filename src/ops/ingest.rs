@@ -141,7 +141,7 @@ fn ingest_what(
             let (order_in, order_out) = bounded(count);
             let expected =
                 if let Known::Likely(expected, stored) = known { Some((expected, stored)) } else { None };
-            let planner = Arc::new(Planner::new(disk, params, expected, context, order_in));
+            let planner = Arc::new(Planner::new(disk, params, expected, batch_bytes, context, order_in));
             for _ in 0..context.pool.current_num_threads().clamp(1, READERS_MAX) {
                 let (planner, buffers) = (planner.clone(), buffers.clone());
                 stages.push(spawn(scope, "read", move || planner.read(&buffers))?);

@@ -1,7 +1,7 @@
 //! Launch: instances of an image, each with its disks as files. Rules: EC2's RunInstances.
 
 use super::context::Context;
-use super::devices::{DeviceSpec, Purpose, check_specs, lay_over};
+use super::devices::{DeviceSpec, Purpose, check_count, check_specs, lay_over};
 use super::error::{Code, OpsError};
 use super::find::{backing, check_available, check_contents, check_tags, image as find_image};
 use super::instance::is_shown;
@@ -156,6 +156,7 @@ fn plan(
         let bytes = options.ephemeral_bytes;
         contents.push(Content::of_device(region, catalog, image, device, bytes, context.account)?);
     }
+    check_count(contents.len())?;
     Ok(contents)
 }
 
@@ -225,6 +226,9 @@ impl Launch<'_> {
             let image = find_image(catalog, self.context.account, self.image.id)?;
             check_available(image)?;
             check_contents(catalog, self.context.account, &self.options.devices)?;
+            self.contents
+                .iter()
+                .try_for_each(|content| content.check(catalog, image, self.context.account))?;
             let mut launched = launched.clone();
             // They may have been added while the disks were written.
             launched.iter_mut().for_each(|one| one.instance.product_codes.clone_from(&image.product_codes));

@@ -75,6 +75,14 @@ impl Content {
         Ok(Self { device_name, volume_bytes: ebs.volume_bytes, kind: Kind::Volume(ebs.clone()), map })
     }
 
+    /// Refuses content that the caller, by the image, may have no longer.
+    pub fn check(&self, catalog: &Catalog, image: &Image, account: AccountId) -> Result<(), OpsError> {
+        match self.map {
+            Some((RootId::Snapshot(id), _)) => content(catalog, image, id, account).map(drop),
+            _ => Ok(()),
+        }
+    }
+
     pub fn restored_bytes(&self) -> u64 {
         self.map.as_ref().map_or(0, |(_, map)| map.volume_bytes())
     }

@@ -26,6 +26,7 @@ pub mod export;
 pub mod export_image;
 pub mod filter;
 pub mod find;
+mod findings;
 pub mod gaps;
 pub mod gc;
 pub mod import;

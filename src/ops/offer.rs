@@ -2,7 +2,7 @@
 
 use super::context::Context;
 use super::copy::CopyWhat;
-use super::devices::{EPHEMERAL_MAX, check_devices, check_iops};
+use super::devices::{EPHEMERAL_MAX, check_count, check_devices, check_iops};
 use super::error::{Code, OpsError};
 use super::find::{
     check_available, check_completed, check_description, check_tags, image as find_image,
@@ -166,6 +166,7 @@ fn check_image(offer: &Offer, image: &Image, snapshots: &BTreeSet<SnapshotId>) -
         return lie("a root device that has no device's name");
     }
     check_text(check_devices(&image.devices))?;
+    check_text(check_count(usize::from(image.template.is_some()) + image.devices.len()))?;
     let root =
         image.devices.iter().find(|device| is_same_device(&device.device_name, &image.root_device_name));
     let has_snapshot = |device: &BlockDeviceMapping| matches!(&device.target, DeviceTarget::Ebs(ebs) if ebs.snapshot_id.is_some());

@@ -164,6 +164,8 @@ pub(super) struct Planner<'a> {
     total_blocks: u64,
     /// What the disk may hold.
     expected: Option<(&'a Expected, &'a Stored)>,
+    /// Bytes of a piece, the same from the first to the last: so many have the buffers.
+    piece_bytes: usize,
     /// Who waits for the batches, in the order of the disk.
     order: Sender<Receiver<Batch>>,
     next: Mutex<Next>,
@@ -189,6 +191,7 @@ impl<'a> Planner<'a> {
         disk: &'a dyn DiskRead,
         params: ChunkerParams,
         expected: Option<(&'a Expected, &'a Stored)>,
+        piece_bytes: usize,
         context: &'a Context<'a>,
         order: Sender<Receiver<Batch>>,
     ) -> Self {
@@ -201,6 +204,7 @@ impl<'a> Planner<'a> {
             context,
             total_blocks,
             expected,
+            piece_bytes,
             order,
             next: Mutex::new(Next { number: 0, block: 0, ended: 0, is_over: false }),
             turns: Turns::new(params, expected.map(|(expected, _)| expected), passed_at_once),
@@ -265,10 +269,9 @@ impl<'a> Planner<'a> {
             return Ok(None);
         }
         let is_end = next.block == self.total_blocks;
-        let room = if self.disk.is_computed() { self.context.piece_bytes() } else { READ_BYTES };
         let range = next.block..self.total_blocks;
         let expected = self.expected().map(|expected| (expected, next.ended));
-        let (plan, reached) = plan_expected(self.disk, range, room, expected, self.context)?;
+        let (plan, reached) = plan_expected(self.disk, range, self.piece_bytes, expected, self.context)?;
         let (batch, batch_out) = bounded(1);
         if self.order.send(batch_out).is_err() {
             return Ok(None);

@@ -141,9 +141,11 @@ impl Rounds<'_> {
         // What an interrupted run has moved already is not moved again: the mark keeps it where it is now.
         let mark = match self.mark.take() {
             Some(mark) => mark,
-            None => {
-                despite_removals(region, || mark(region, Losses::Refused, Keep::Outside(&self.all), context))?
-            }
+            None => despite_removals(region, || {
+                let mark = mark(region, Losses::Refused, Keep::Outside(&self.all), context)?;
+                region.check_kept(&mark, || context.check_cancelled())?;
+                Ok(mark)
+            })?,
         };
         // What would stay all the same is not stored twice.
         let stuck = mark.stuck();

@@ -19,7 +19,6 @@ use crate::model::objects::{ManifestRecord, PackName, PackState};
 use crate::model::units::block_offset;
 use crate::region::Region;
 use crate::region::audit::CheckBuffers;
-use crate::region::error::RegionError;
 use crate::region::session::Session;
 use rayon::prelude::*;
 use std::collections::{BTreeSet, HashSet};
@@ -85,19 +84,24 @@ pub fn repair(
     sources: &RepairSources<'_>,
     context: &Context<'_>,
 ) -> Result<Repaired, OpsError> {
+    let mut repaired = Repaired::default();
+    repair_into(&mut repaired, region, sources, context)?;
+    Ok(repaired)
+}
+
+/// As [`repair`], and says what was found and done also where it ends with an error.
+pub fn repair_into(
+    repaired: &mut Repaired,
+    region: &Region,
+    sources: &RepairSources<'_>,
+    context: &Context<'_>,
+) -> Result<(), OpsError> {
     let (report, mut damage) = survey(region, &VerifyOptions::default(), context)?;
-    let mut repaired = Repaired {
-        findings: report.findings,
-        is_log_broken: damage.is_log_broken,
-        lost_records: damage.lost_records,
-        ..Repaired::default()
-    };
+    repaired.findings = report.findings;
+    repaired.is_log_broken = damage.is_log_broken;
+    repaired.lost_records = damage.lost_records;
     if damage.is_log_broken {
-        return Ok(repaired);
-    }
-    if context.dry_run {
-        repaired.quarantined = damage.packs.into_iter().collect();
-        return Ok(repaired);
+        return Ok(());
     }
     // What this version does not know is no damage, and nothing that is to be given up.
     if damage.is_newer {
@@ -111,11 +115,14 @@ pub fn repair(
     if damage.missing > 1 && damage.missing * 2 > total && !sources.force {
         return Err(OpsError::MostlyMissing { missing: damage.missing, total });
     }
+    if context.dry_run {
+        repaired.quarantined = damage.packs.into_iter().collect();
+        return Ok(());
+    }
     region.look_again()?;
-    mend(region, sources, &damage, &mut repaired, context)?;
+    mend(region, sources, &damage, repaired, context)?;
     region.look_again()?;
-    repaired.lost = lost(region, &region.catalog()?)?;
-    Ok(repaired)
+    lost(region, &region.catalog()?, &mut repaired.lost)
 }
 
 /// Whether a pack does not say what it holds.
@@ -364,7 +371,7 @@ fn wanted(region: &Region) -> Result<BTreeSet<ChunkId>, OpsError> {
     let (mut wanted, mut asked) = (region.lost_bases()?.chunks, HashSet::new());
     for root in region.catalog()?.roots().filter(|root| asked.insert(root.manifest.name)) {
         // One whose map is lost wants nothing that is known.
-        let Ok(map) = region.load_map(root.manifest) else { continue };
+        let Ok(map) = region.load_root(&root) else { continue };
         let ids: Vec<ChunkId> = map.chunks().iter().map(|chunk| chunk.id).collect();
         // One in a condemned pack only would go with that, and is stored again, too.
         let lacking = ids.iter().zip(region.has_live_chunks(&ids)?).filter(|(_, has)| !has);
@@ -436,17 +443,20 @@ fn named_again(
     Ok(named)
 }
 
-/// What cannot be read: of each snapshot and template the bytes whose chunks are in no sound pack.
-fn lost(region: &Region, catalog: &Catalog) -> Result<Vec<Lost>, OpsError> {
-    let mut all = Vec::new();
+/// What cannot be read: of each snapshot and template the bytes whose chunks are in no sound pack. What may be in a pack that is
+/// out of reach is an error, which comes at the end.
+fn lost(region: &Region, catalog: &Catalog, all: &mut Vec<Lost>) -> Result<(), OpsError> {
+    let mut unknown = None;
     for root in catalog.roots() {
-        let again = |error: RegionError| {
-            if error.is_failed_read() { region.load_map(root.manifest) } else { Err(error) }
-        };
-        let ranges = match region.load_map(root.manifest).or_else(again) {
+        let ranges = match region.load_root(&root) {
             Ok(map) => {
                 let ids: Vec<ChunkId> = map.chunks().iter().map(|chunk| chunk.id).collect();
                 let places = region.try_locate_usable(&ids)?;
+                let nowhere = ids.iter().zip(&places).find(|(_, place)| place.is_none());
+                if let Some(missing) = nowhere.map(|(id, _)| region.missing(*id)).filter(|e| !e.is_loss()) {
+                    unknown = Some(missing);
+                    continue;
+                }
                 let lost = map.chunks().iter().zip(places).filter(|(_, place)| place.is_none());
                 join_ranges(lost.map(|(chunk, _)| {
                     block_offset(chunk.start_block)..block_offset(chunk.end_block()).min(root.volume_bytes)
@@ -456,12 +466,12 @@ fn lost(region: &Region, catalog: &Catalog) -> Result<Vec<Lost>, OpsError> {
             Err(error) => return Err(error.into()),
         };
         // What was deleted and collected meanwhile is not lost.
-        let is_named = |now: &Catalog| now.roots().any(|now| now.manifest.name == root.manifest.name);
-        if !ranges.is_empty() && is_named(&region.catalog()?) {
+        let is_there = |now: &Catalog| now.roots().any(|now| now.id == root.id);
+        if !ranges.is_empty() && is_there(&region.catalog()?) {
             all.push(Lost { root: root.id, images: images_on(catalog, root.id), ranges });
         }
     }
-    Ok(all)
+    unknown.map_or(Ok(()), |error| Err(error.into()))
 }
 
 /// The registered images that stand on a root, with the device that it is.

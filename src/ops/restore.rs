@@ -184,7 +184,7 @@ impl Volume<'_> {
             let ids: Vec<ChunkId> =
                 pieces.iter().flatten().filter_map(chunk_of).map(|chunk| chunk.id).collect();
             match (self.region.fetch(&ids), self.gaps) {
-                (Err(error), Some(gaps)) if error.is_loss() && rounds < ROUNDS => {
+                (Err(error), Some(gaps)) if may_be_lost(&error) && rounds < ROUNDS => {
                     rounds += 1;
                     self.leave_out_lost(pieces, gaps)?;
                 }
@@ -200,7 +200,7 @@ impl Volume<'_> {
             let Run::Chunk(chunk) = *run else { continue };
             match self.region.fetch(&[chunk.id]) {
                 Ok(_) => {}
-                Err(error) if error.is_loss() => {
+                Err(error) if may_be_lost(&error) => {
                     self.region.check_in_reach(chunk.id)?;
                     gaps.note(self.root, &chunk, self.map.volume_bytes());
                     *run = Run::Zero { start_block: chunk.start_block, blocks: u64::from(chunk.blocks) };
@@ -227,7 +227,7 @@ impl Volume<'_> {
             return Err(OpsError::ChunkLength { root, expected, found });
         }
         match (fetched.decode(self.region, frame, raw), self.gaps) {
-            (Err(error), Some(gaps)) if error.is_loss() => {
+            (Err(error), Some(gaps)) if may_be_lost(&error) => {
                 self.region.check_in_reach(chunk.id)?;
                 gaps.note(root, chunk, self.map.volume_bytes());
                 raw.fill(0);
@@ -236,6 +236,11 @@ impl Volume<'_> {
             (decoded, _) => Ok(decoded?),
         }
     }
+}
+
+/// Whether what failed may be for good: whether a chunk is lost of which nobody can tell where it is, [`Region::check_in_reach`] says.
+fn may_be_lost(error: &RegionError) -> bool {
+    matches!(error, RegionError::MissingChunk { .. }) || error.is_loss()
 }
 
 /// Runs whose chunks have so many blocks at most; one at least.

@@ -101,11 +101,20 @@ fn store(
     context: &Context<'_>,
 ) -> Result<Taken, OpsError> {
     let mut session = region.begin_unread(context.account)?;
+    let known = region.known_catalog();
+    let parent = options.parent.and_then(|parent| known.snapshots.get(&parent));
+    let is_of_another = parent.is_some_and(|parent| parent.owner != context.account);
     context.progress.begin("snapshot", disk.len_bytes());
     let (ingested, hint) = bring_in(&mut session, disk, options, context)?;
     let snapshot = describe(region, &ingested, options, context)?;
     region.commit::<_, OpsError>(context.account, |catalog| {
         check_manifests(catalog, &session)?;
+        // What was not read is the parent's: who may not have that any more gets no more of it.
+        if let (Some(HintUse::Believed), Some(parent), true) = (&hint, options.parent, is_of_another) {
+            // Then all is read, as if it had been so from the beginning.
+            find_snapshot(catalog, context.account, parent)
+                .map_err(|_| OpsError::ContentGone { what: parent.to_string() })?;
+        }
         Ok((vec![create(catalog, &snapshot, &ingested)?], ()))
     })?;
     Ok(Taken { snapshot, ingested, hint })

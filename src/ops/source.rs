@@ -8,7 +8,9 @@ use super::copy::CopyWhat;
 use super::error::OpsError;
 use super::offer::{Offer, select};
 use crate::chunk::frame::Frame;
+use crate::model::account::AccountId;
 use crate::model::blockmap::BlockMap;
+use crate::model::catalog::Root;
 use crate::model::ids::{ChunkId, RegionId};
 use crate::model::objects::PackName;
 use crate::region::Region;
@@ -91,6 +93,9 @@ pub trait Source: Sync {
     /// The name that it gives itself.
     fn name(&self) -> &str;
 
+    /// The account that it takes the caller for, if that is known.
+    fn asked_as(&self, context: &Context<'_>) -> Option<AccountId>;
+
     /// What it has of what is asked for, if the caller may have it.
     fn offer(&self, what: CopyWhat, context: &Context<'_>) -> Result<Offer, OpsError>;
 
@@ -132,12 +137,18 @@ impl Source for Region {
         &self.header().name
     }
 
+    fn asked_as(&self, context: &Context<'_>) -> Option<AccountId> {
+        Some(context.account)
+    }
+
     fn offer(&self, what: CopyWhat, context: &Context<'_>) -> Result<Offer, OpsError> {
         select(&self.catalog()?, what, context)
     }
 
     fn maps(&self, offer: &Offer, _: &Context<'_>) -> Result<Vec<BlockMap>, OpsError> {
-        offer.manifests().map(|manifest| Ok(self.load_map(manifest)?)).collect()
+        let snapshots = offer.snapshots.iter().map(Root::from);
+        let roots = snapshots.chain(offer.template.iter().map(Root::from));
+        roots.map(|root| Ok(self.load_root(&root)?)).collect()
     }
 
     fn locate(&self, ids: &[ChunkId], _: &Context<'_>) -> Result<Vec<Found>, OpsError> {

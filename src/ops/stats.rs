@@ -335,7 +335,7 @@ impl References {
         for root in catalog.roots() {
             context.check_cancelled()?;
             let owner = Owner::One(one.get(&root.id).copied().unwrap_or(root.id));
-            let map = match region.load_map(root.manifest) {
+            let map = match region.load_root(&root) {
                 Ok(map) => map,
                 Err(error) if error.is_loss() => {
                     if !has_gone(region, root.id, one)? {

@@ -8,9 +8,11 @@
 //! ```
 
 use super::context::Context;
+use super::encode::base_blocks_max;
 use super::error::OpsError;
 use super::owned::Trusted;
 use super::source::{Asked, Contents, Found, Frames, Source};
+use super::stage::spawn;
 use crate::chunk::CHUNKS_AT_ONCE;
 use crate::chunk::frame::Frame;
 use crate::model::blockmap::{BlockMap, distinct_chunks};
@@ -18,15 +20,18 @@ use crate::model::ids::ChunkId;
 use crate::model::units::{CHUNK_BLOCKS_MAX, block_offset};
 use crate::region::Region;
 use crate::region::session::Session;
-use crossbeam_channel::{Sender, bounded};
+use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
 use rayon::prelude::*;
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Batches that are fetched ahead.
 const FETCHED_AHEAD: usize = 2;
+/// How often who waits for a batch looks whether what came before was written.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Bytes of bases, and of what is stored against them, that are in memory at once: a source may name any, however little it
 /// said that a chunk takes.
 const BASES_BYTES: u64 = 32 << 20;
@@ -196,17 +201,24 @@ fn carry(
     asked: &[Asked],
     bytes_per_second: Option<u64>,
 ) -> Result<(), OpsError> {
-    let context = putter.context;
+    let (context, is_over) = (putter.context, &AtomicBool::new(false));
     thread::scope(|scope| {
         let (fetched_in, fetched_out) = bounded(FETCHED_AHEAD);
-        let fetcher = scope.spawn(move || fetch(source, asked, bytes_per_second, context, &fetched_in));
+        let fetcher = spawn(scope, "fetch", move || {
+            fetch(source, asked, bytes_per_second, is_over, context, &fetched_in)
+        })?;
         let put = (|| {
-            for frames in &fetched_out {
+            loop {
                 context.check_cancelled()?;
-                putter.put(&*frames)?;
+                match fetched_out.recv_timeout(LOOK_EVERY) {
+                    Ok(frames) => putter.put(&*frames)?,
+                    // What was put may turn out not to be written while nothing comes for a long time.
+                    Err(RecvTimeoutError::Timeout) => putter.session.check_writer()?,
+                    Err(RecvTimeoutError::Disconnected) => return Ok(()),
+                }
             }
-            Ok(())
         })();
+        is_over.store(true, Ordering::Relaxed);
         drop(fetched_out);
         let fetched = fetcher.join().unwrap_or(Err(OpsError::WorkerGone));
         // That nobody takes any more is no error of the fetcher; what it was taken for is.
@@ -218,6 +230,7 @@ fn fetch<'s>(
     source: &'s dyn Source,
     asked: &[Asked],
     bytes_per_second: Option<u64>,
+    is_over: &AtomicBool,
     context: &Context<'_>,
     fetched: &Sender<Box<dyn Frames + 's>>,
 ) -> Result<(), OpsError> {
@@ -229,7 +242,9 @@ fn fetch<'s>(
         let count = frames.ids().len();
         let is_taken = fetched.send(frames).is_ok();
         bytes += rest.by_ref().take(count).map(|asked| asked.stored_bytes).sum::<u64>();
-        context.keep_pace(started, bytes, bytes_per_second)?;
+        // Where what takes it has failed, nobody waits.
+        let goes_on = || !is_over.load(Ordering::Relaxed);
+        context.keep_pace_while(started, bytes, bytes_per_second, goes_on)?;
         Ok(is_taken)
     })
 }
@@ -317,8 +332,13 @@ impl Putter<'_> {
             if !is_new {
                 continue;
             }
+            // Whoever reads the chunk reads its base, too: one that is many times as long is for the sender to pay for, not for them.
+            let is_bulky = frames.delta(at).is_some_and(|(base, raw_blocks)| {
+                let most = block_offset(u64::from(base_blocks_max(usize::from(raw_blocks))));
+                bases.get(&base).is_some_and(|content| content.len() as u64 > most)
+            });
             match frame.base() {
-                Some(base) if self.session.base_pack(base)?.is_none() => without_base.push(at),
+                Some(base) if is_bulky || self.session.base_pack(base)?.is_none() => without_base.push(at),
                 _ => self.session.put(ids[at], frame)?,
             }
         }

@@ -3,6 +3,7 @@
 use super::context::Context;
 use super::error::{Code, OpsError};
 use super::find::{AnyId, image as find_image, snapshot as find_snapshot};
+pub use super::findings::{Finding, Report};
 use super::stage::{Stage, join_all, spawn};
 use crate::model::catalog::{Catalog, RootId};
 use crate::model::ids::ChunkId;
@@ -38,19 +39,6 @@ pub struct VerifyOptions<'a> {
     pub bytes_per_second: Option<u64>,
 }
 
-impl Report {
-    /// The report on a region that could not even be opened.
-    pub fn unopenable(error: &RegionError) -> Self {
-        let finding = Finding {
-            object: "region".into(),
-            problem: error.to_string(),
-            affected: Vec::new(),
-            affected_of_others: 0,
-        };
-        Self { findings: vec![finding], ..Self::default() }
-    }
-}
-
 impl Default for VerifyOptions<'_> {
     fn default() -> Self {
         Self {
@@ -63,34 +51,6 @@ impl Default for VerifyOptions<'_> {
             bytes_per_second: None,
         }
     }
-}
-
-/// Something that is not as it should be.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Finding {
-    /// The object.
-    pub object: String,
-    /// What is wrong with it.
-    pub problem: String,
-    /// Images and snapshots of the caller's whose content it touches.
-    pub affected: Vec<String>,
-    /// Number of other accounts' snapshots, and of deleted ones under volumes, that it touches.
-    pub affected_of_others: u64,
-}
-
-/// What was looked at and found.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Report {
-    /// What is wrong.
-    pub findings: Vec<Finding>,
-    /// Snapshots whose manifests were checked.
-    pub snapshots: u64,
-    /// Packs whose frames were checked.
-    pub packs: u64,
-    /// Frames checked.
-    pub chunks: u64,
-    /// Bytes of those packs.
-    pub pack_bytes: u64,
 }
 
 /// What is damaged, for repair.
@@ -171,7 +131,7 @@ pub(super) fn survey(
     let read: HashSet<PackName> = packs.iter().map(|record| record.name).collect();
     check.packs(&packs, options)?;
     region.look_again()?;
-    if !options.ids.is_empty() && options.sample_percent >= 100.0 {
+    if options.sample_percent >= 100.0 {
         check.packs_since(&read, options, &selected)?;
     }
     check.deltas_on_damage(&catalog)?;
@@ -275,7 +235,7 @@ impl Check<'_> {
             needed.clear();
             for root in catalog.roots().filter(|root| selected.contains(&root.id)) {
                 // A manifest that cannot be read is found again, and reported, below.
-                let Ok(map) = self.region.load_map(root.manifest) else { continue };
+                let Ok(map) = self.region.load_root(&root) else { continue };
                 let ids: Vec<ChunkId> = map.chunks().iter().map(|chunk| chunk.id).collect();
                 needed.extend(
                     self.region.try_locate(&ids)?.into_iter().flatten().map(|location| location.pack),
@@ -312,7 +272,7 @@ impl Check<'_> {
         Ok(records)
     }
 
-    /// Checks the packs that what is selected is in now, and that were not read: it was moved since, or could not be found.
+    /// Checks the packs that what is selected is in now, and that were not read: it was moved there since, or could not be found.
     fn packs_since(
         &mut self,
         read: &HashSet<PackName>,
@@ -322,6 +282,10 @@ impl Check<'_> {
         let now = self.region.catalog()?;
         let mut records = self.packs_to_read(&now, options, selected)?;
         records.retain(|record| !read.contains(&record.name));
+        if records.is_empty() {
+            return Ok(());
+        }
+        self.context.progress.begin("verify", records.iter().map(|record| record.len).sum());
         self.packs(&records, options)
     }
 
@@ -502,10 +466,10 @@ impl Check<'_> {
         for root in catalog.roots().filter(|root| selected.contains(&root.id)) {
             self.context.check_cancelled()?;
             self.report.snapshots += 1;
-            let map = match self.region.load_map(root.manifest) {
+            let map = match self.region.load_root(&root) {
                 Ok(map) => map,
                 // Deleted and collected while this check was under way.
-                Err(error) if error.is_not_found() && !self.is_still_named(root.manifest) => continue,
+                Err(error) if error.is_not_found() && !self.is_still_there(root.id) => continue,
                 Err(error) => {
                     let finding = self.add(&root.manifest.name.to_string(), &error);
                     if error.is_loss() {
@@ -522,9 +486,19 @@ impl Check<'_> {
                 self.touch(finding, root.id);
             }
             let ids: Vec<ChunkId> = map.chunks().iter().map(|chunk| chunk.id).collect();
-            let mut missing = 0;
+            let (mut missing, mut nowhere) = (0, None);
+            let places = match self.region.try_locate_usable(&ids) {
+                Ok(places) => places,
+                Err(error) => {
+                    // Without the log nothing can be told.
+                    self.region.catalog()?;
+                    let finding = self.add(&root.manifest.name.to_string(), &error);
+                    self.touch(finding, root.id);
+                    continue;
+                }
+            };
             // What is in quarantine only, is lost or still to be moved out.
-            for (chunk, location) in map.chunks().iter().zip(self.region.try_locate_usable(&ids)?) {
+            for (chunk, location) in map.chunks().iter().zip(places) {
                 if let Some(&finding) = self.bad.get(&chunk.id) {
                     self.touch(finding, root.id);
                 }
@@ -533,12 +507,18 @@ impl Check<'_> {
                 if let Some(&finding) = pack {
                     self.touch(finding, root.id);
                 }
+                if location.is_none() {
+                    nowhere.get_or_insert(chunk.id);
+                }
                 if location.is_none_or(|location| location.raw_blocks != chunk.blocks) {
                     missing += 1;
                 }
             }
-            if missing > 0 && self.is_still_named(root.manifest) {
-                let why = format!("{missing} of its chunks are in no sound pack");
+            if missing > 0 && self.is_still_there(root.id) {
+                // What a pack may hold that cannot be opened is not lost.
+                let is_lost = nowhere.is_none_or(|chunk| self.region.missing(chunk).is_damage());
+                let where_ = if is_lost { "sound pack" } else { "pack that can be read now" };
+                let why = format!("{missing} of its chunks are in no {where_}");
                 let finding = self.add_problem(&root.manifest.name.to_string(), why);
                 self.touch(finding, root.id);
             }
@@ -546,10 +526,9 @@ impl Check<'_> {
         Ok(())
     }
 
-    /// Whether something still has a block map, as far as can be told: else nothing of it is passed over.
-    fn is_still_named(&self, manifest: &ManifestRecord) -> bool {
-        let now = self.region.catalog();
-        now.map_or(true, |now| now.roots().any(|root| root.manifest.name == manifest.name))
+    /// Whether a snapshot or template is still there, as far as can be told: else nothing of it is passed over.
+    fn is_still_there(&self, id: RootId) -> bool {
+        self.region.catalog().map_or(true, |now| now.roots().any(|root| root.id == id))
     }
 
     fn touch(&mut self, finding: usize, root: RootId) {

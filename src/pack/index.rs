@@ -160,13 +160,14 @@ impl Index {
         index.standings = tables.iter().map(|table| vec![Standing::Gone; table.len()]).collect();
         let mut loose = Vec::new();
         index.baseless = catalog.on_damaged_bases().collect();
+        let unusable = catalog.unusable_condemned();
         for (&name, pack) in catalog.packs.iter() {
             // Its bytes may be gone, and nothing needs it.
             if pack.state == PackState::Sweeping {
                 continue;
             }
             // A use of a condemned pack fails if it cannot rescue those of its bases, too: that one only gives what it has.
-            let is_usable = pack.state == PackState::Live || catalog.can_be_used(name);
+            let is_usable = catalog.is_usable(name, &unusable);
             let standing = index.add_pack(name, if is_usable { pack.state } else { PackState::Sweeping });
             // Tables ascend, as the catalogue does.
             let mut is_listed = false;

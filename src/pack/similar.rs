@@ -58,21 +58,44 @@ impl Table {
     }
 
     /// Adds one to the count of every base that has one of the features.
-    fn count(&self, features: &Features, counts: &mut Vec<Candidate>) {
+    fn count(&self, features: &Features, counts: &mut Counts) {
         for &feature in features {
             for number in self.table.with_feature(self.bytes.as_ref(), feature) {
                 if let Some(base) = self.table.base(self.bytes.as_ref(), number) {
-                    count(base, counts);
+                    counts.add(base);
                 }
             }
         }
     }
 }
 
-fn count(base: u64, counts: &mut Vec<Candidate>) {
-    match counts.iter_mut().find(|(known, _)| *known == base) {
-        Some((_, count)) => *count += 1,
-        None => counts.push((base, 1)),
+/// How many bases are counted by looking through all of them.
+const FEW: usize = 32;
+
+/// Bases in the order in which they were met, and how often. Mostly a few; where many have the same features, very many.
+#[derive(Default)]
+struct Counts {
+    list: Vec<Candidate>,
+    /// The place of each in the list, if they are no few.
+    places: HashMap<u64, usize>,
+}
+
+impl Counts {
+    fn add(&mut self, base: u64) {
+        let place = match self.list.len() {
+            ..FEW => self.list.iter().position(|(known, _)| *known == base),
+            _ => self.places.get(&base).copied(),
+        };
+        if let Some(place) = place {
+            self.list[place].1 += 1;
+            return;
+        }
+        self.list.push((base, 1));
+        match self.list.len() {
+            ..FEW => {}
+            FEW => self.places.extend(self.list.iter().enumerate().map(|(place, (base, _))| (*base, place))),
+            len => _ = self.places.insert(base, len - 1),
+        }
     }
 }
 
@@ -116,18 +139,18 @@ impl Fresh {
 
 /// Chunks that have features in common with one, most first.
 pub fn candidates(features: &Features, fresh: &Fresh, tables: &[Table]) -> Vec<Candidate> {
-    let mut counts = Vec::new();
+    let mut counts = Counts::default();
     for feature in features {
         if let Some(&number) = fresh.newest.get(feature) {
-            count(fresh.bases[number as usize], &mut counts);
+            counts.add(fresh.bases[number as usize]);
         }
     }
     for table in tables {
         table.count(features, &mut counts);
     }
     // The sort is stable: of equals the one that was stored last comes first.
-    counts.sort_by_key(|(_, count)| Reverse(*count));
-    counts
+    counts.list.sort_by_key(|(_, count)| Reverse(*count));
+    counts.list
 }
 
 /// Which tables a new one takes in: from the smallest up, as long as each is at most twice what is already in, so that
@@ -273,6 +296,21 @@ mod tests {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             (state >> 33) as u32
         })
+    }
+
+    #[test]
+    fn many_bases_are_counted_as_few_are() {
+        let (mut counts, mut expected) = (Counts::default(), Vec::<Candidate>::new());
+        for number in 0..5000_u64 {
+            let base = number * number % 317;
+            counts.add(base);
+            match expected.iter_mut().find(|(known, _)| *known == base) {
+                Some((_, count)) => *count += 1,
+                None => expected.push((base, 1)),
+            }
+        }
+        assert!(expected.len() > 100);
+        assert_eq!(counts.list, expected);
     }
 
     /// Stores a table of these bases together with what it takes in.

@@ -111,11 +111,11 @@ impl Region {
     fn find_lost_bases(&self) -> Result<LostBases, RegionError> {
         let mut lost = LostBases::default();
         let catalog = self.catalog()?;
-        let mut condemned: Vec<(Located, u64)> = Vec::new();
+        let (unusable, mut condemned) = (catalog.unusable_condemned(), Vec::<(Located, u64)>::new());
         for (name, pack) in catalog.packs.iter() {
             let counts = match pack.state {
                 PackState::Live | PackState::Quarantined { .. } => true,
-                PackState::Condemned { .. } => !catalog.can_be_used(*name),
+                PackState::Condemned { .. } => unusable.contains(name),
                 PackState::Sweeping => false,
             };
             if !counts {
@@ -165,7 +165,7 @@ impl Region {
         let (mut referred, mut asked) = (HashSet::new(), HashSet::new());
         for root in catalog.roots().filter(|root| asked.insert(root.manifest.name)) {
             // One whose map is lost refers to nothing that is known.
-            let Ok(map) = self.load_map(root.manifest) else { continue };
+            let Ok(map) = self.load_root(&root) else { continue };
             referred.extend(map.chunks().iter().map(|chunk| chunk.id).filter(|id| alone.contains(id)));
         }
         loop {

@@ -42,6 +42,8 @@ pub struct Usage {
 pub struct Mark {
     /// The state.
     pub catalog: Catalog,
+    /// Its condemned packs that can be used no more.
+    unusable: HashSet<PackName>,
     index: Arc<Index>,
     /// The leading eight bytes of every chunk that is referred to, ascending. Two chunks that share them keep each
     /// other, which costs space once in a very long time.
@@ -136,7 +138,7 @@ impl Mark {
     }
 
     fn can_be_based_on(&self, bases: &BTreeSet<PackName>) -> bool {
-        bases.iter().all(|base| self.catalog.can_be_used(*base))
+        bases.iter().all(|base| self.catalog.is_usable(*base, &self.unusable))
     }
 
     /// Whether something refers to a chunk whose id begins so, or is stored against it.
@@ -161,7 +163,8 @@ impl Mark {
             let Some(known) = catalog.packs.get(&pack).filter(|known| known.state == PackState::Live) else {
                 continue;
             };
-            let stays = |base: &PackName| kept.contains(base) && self.catalog.can_be_used(*base);
+            let stays =
+                |base: &PackName| kept.contains(base) && self.catalog.is_usable(*base, &self.unusable);
             let can_be = !self.baseless.contains(&pack) && self.can_be_based_on(bases);
             if !known.record.bases.iter().all(stays) && can_be {
                 rebased.insert(pack, bases.iter().copied().collect());
@@ -227,11 +230,12 @@ impl Region {
             if !manifests.insert(root.manifest.name) {
                 continue;
             }
-            let map = self.load_map(root.manifest).map_err(|error| lost_map(&root, &catalog, error))?;
+            let map = self.load_root(&root).map_err(|error| lost_map(&root, &catalog, error))?;
             gathered.add(map.chunks().iter().map(|chunk| chunk.id.leading()));
         }
         let live = gathered.into_settled();
         let mut mark = Mark {
+            unusable: catalog.unusable_condemned(),
             catalog,
             index,
             live,

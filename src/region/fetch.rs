@@ -197,7 +197,7 @@ impl Region {
         ids.iter().zip(found).map(required).collect()
     }
 
-    /// What to say of a chunk that no readable pack holds.
+    /// What to say of a chunk that no readable pack holds: that it is damaged, or that nobody knows, since packs are out of reach.
     pub(crate) fn missing(&self, chunk: ChunkId) -> RegionError {
         let index = match self.index() {
             Ok(index) => index,

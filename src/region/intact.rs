@@ -96,9 +96,18 @@ impl Region {
             return error;
         };
         let FrameError::Base { base, .. } = fault else { return error };
+        let mut places = match self.with_index(|index| index.places_of(*base)) {
+            Ok(places) => places,
+            Err(unknown) => return unknown,
+        };
+        places.retain(|place| place.codec.is_plain());
+        let failed = places.iter().filter_map(|place| self.read_runs(&[(*base, *place)]).err());
+        if let Some(out_of_reach) = failed.map(RegionError::from).find(|error| !error.is_loss()) {
+            return out_of_reach;
+        }
         match self.missing(*base) {
-            missing if missing.is_damage() => error,
-            out_of_reach => out_of_reach,
+            out_of_reach if places.is_empty() && !out_of_reach.is_damage() => out_of_reach,
+            _ => error,
         }
     }
 

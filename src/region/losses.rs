@@ -187,7 +187,7 @@ impl Region {
         let mut roots = Vec::new();
         for root in mark.catalog.roots() {
             watch()?;
-            let map = self.load_map(root.manifest).map_err(|error| lost_map(&root, &mark.catalog, error))?;
+            let map = self.load_root(&root).map_err(|error| lost_map(&root, &mark.catalog, error))?;
             if map.chunks().iter().any(|chunk| chunks.binary_search(&chunk.id.leading()).is_ok()) {
                 roots.push(root.id);
             }

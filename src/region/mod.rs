@@ -33,7 +33,7 @@ use crate::io::os::OsFiles;
 use crate::io::storage::{Created, Storage, StorageError, read_whole};
 use crate::model::account::AccountId;
 use crate::model::blockmap::BlockMap;
-use crate::model::catalog::Catalog;
+use crate::model::catalog::{Catalog, Root};
 use crate::model::ids::{ObjectHash, RegionId, SessionId};
 use crate::model::objects::{ListName, ManifestRecord, PackName, SegmentName};
 use crate::model::op::{Author, Op};
@@ -296,6 +296,22 @@ impl Region {
             }));
         }
         Ok(map)
+    }
+
+    /// The block map of something whose content must stay: asked for again where a device failed, and under the name that it has now
+    /// where a repair has put another in its place since `root` was read.
+    pub fn load_root(&self, root: &Root<'_>) -> Result<BlockMap, RegionError> {
+        let gone = match self.load_map(root.manifest) {
+            Err(error) if error.is_failed_read() => return self.load_map(root.manifest),
+            Err(error) if error.is_not_found() => error,
+            loaded => return loaded,
+        };
+        // What cannot be told of now is as it was known to be.
+        let Ok(now) = self.catalog() else { return Err(gone) };
+        match now.roots().find(|there| there.id == root.id) {
+            Some(there) if there.manifest.name != root.manifest.name => self.load_map(there.manifest),
+            _ => Err(gone),
+        }
     }
 
     /// Where chunks are, for the state at the log's tail.

@@ -393,6 +393,16 @@ impl Session {
         }
     }
 
+    /// Whether what was put could be written so far: the error, if not, which would else be told by what is put next.
+    pub fn check_writer(&mut self) -> Result<(), RegionError> {
+        if self.writer.as_ref().is_some_and(|writer| writer.thread.is_finished()) {
+            self.has_failed = true;
+            self.join_writer()?;
+            return Err(RegionError::WriterGone);
+        }
+        Ok(())
+    }
+
     fn check_failed(&self) -> Result<(), RegionError> {
         if self.has_failed { Err(RegionError::WriterGone) } else { Ok(()) }
     }

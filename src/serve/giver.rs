@@ -82,8 +82,13 @@ impl<'a> Giver<'a> {
             return Err(LinkError::protocol("it asks for another image than it is given").into());
         }
         let offer = self.source.offer(what, context)?;
-        self.offered.clear();
-        self.bases.clear();
+        // Who asks again at the end of a copy may have to go on with it.
+        let has_same =
+            |(before, known): &(CopyWhat, Offer)| *before == what && known.manifests().eq(offer.manifests());
+        if !self.offer.as_ref().is_some_and(has_same) {
+            self.offered.clear();
+            self.bases.clear();
+        }
         let mut told = offer.clone();
         match self.to {
             GivenTo::Owner => {}

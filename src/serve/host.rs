@@ -124,21 +124,21 @@ fn pull(
         return Ok(None);
     }
     let copied = apply(&source, region, &plan, options, &context)?;
-    Ok(Some(Pulled::of(copied, region, options.is_guest)?))
+    Ok(Some(Pulled::of(copied, region, options.is_guest)))
 }
 
 impl Pulled {
-    /// What a copy made in `region`, as somebody hears of it who may be a guest.
-    pub fn of(copied: Copied, region: &Region, is_guest: bool) -> Result<Self, OpsError> {
+    /// What a copy made in `region`, as somebody hears of it who may be a guest. It is told whatever comes after it.
+    pub fn of(copied: Copied, region: &Region, is_guest: bool) -> Self {
         let template = copied.image.as_ref().and_then(|image| image.template);
-        let catalog = region.catalog()?;
+        let catalog = region.known_catalog();
         let mut template = template.and_then(|id| catalog.templates.get(&id).cloned());
         let mut snapshots = copied.snapshots;
         if is_guest {
             snapshots.iter_mut().for_each(|snapshot| hide_name(&mut snapshot.manifest));
             template.iter_mut().for_each(|template| hide_name(&mut template.manifest));
         }
-        Ok(Self {
+        Self {
             image: copied.image,
             snapshots,
             template,
@@ -146,7 +146,7 @@ impl Pulled {
             // How much of it others had already is not for a guest to know.
             stored_bytes: if is_guest { copied.transferred_bytes } else { copied.stored_bytes },
             was_made_before: copied.was_made_before,
-        })
+        }
     }
 }
 

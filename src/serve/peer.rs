@@ -8,6 +8,7 @@ use super::link::Link;
 use super::message::{FETCH_MAX, LOCATE_MAX, Message};
 use crate::chunk::frame::{Codec, CodecPool, Frame, FrameError};
 use crate::format::manifest;
+use crate::model::account::AccountId;
 use crate::model::blockmap::BlockMap;
 use crate::model::ids::{ChunkId, RegionId};
 use crate::model::objects::{ManifestRecord, PackName};
@@ -38,6 +39,8 @@ pub struct Peer<'a> {
     link: &'a Link,
     id: RegionId,
     name: String,
+    /// As whom the other side gives, if that is known.
+    account: Option<AccountId>,
     codecs: CodecPool,
     round_trips: AtomicU64,
 }
@@ -45,7 +48,13 @@ pub struct Peer<'a> {
 impl<'a> Peer<'a> {
     /// The region of that id and name, which the other side gives of.
     pub fn new(link: &'a Link, id: RegionId, name: &str) -> Self {
-        Self { link, id, name: name.to_owned(), codecs: CodecPool::new(), round_trips: AtomicU64::new(0) }
+        let (name, codecs) = (name.to_owned(), CodecPool::new());
+        Self { link, id, name, account: None, codecs, round_trips: AtomicU64::new(0) }
+    }
+
+    /// The same, of what this account may have there.
+    pub fn asking_as(self, account: AccountId) -> Self {
+        Self { account: Some(account), ..self }
     }
 
     /// How often planning waited for an answer so far before it could go on.
@@ -101,7 +110,7 @@ impl<'a> Peer<'a> {
         let is_stopped = AtomicBool::new(false);
         thread::scope(|scope| {
             let is_stopped = &is_stopped;
-            let asking = scope.spawn(move || {
+            let ask = move || {
                 for request in requests {
                     if is_stopped.load(Ordering::Relaxed) {
                         break;
@@ -111,7 +120,9 @@ impl<'a> Peer<'a> {
                     let _ = asked_in.send(());
                 }
                 Ok::<_, LinkError>(())
-            });
+            };
+            let asking = thread::Builder::new().name("ask".into()).spawn_scoped(scope, ask);
+            let asking = asking.map_err(|_| OpsError::WorkerGone)?;
             let (mut taken, mut failure) = (Vec::new(), None);
             for () in &asked {
                 match failure {
@@ -177,6 +188,10 @@ impl Source for Peer<'_> {
 
     fn name(&self) -> &str {
         &self.name
+    }
+
+    fn asked_as(&self, _: &Context<'_>) -> Option<AccountId> {
+        self.account
     }
 
     fn offer(&self, what: CopyWhat, _: &Context<'_>) -> Result<Offer, OpsError> {
@@ -267,10 +282,12 @@ impl Source for Peer<'_> {
 /// How many of the frames are asked for in one message. How much the other side says that they take is not believed.
 fn piece_len(asked: &[Asked]) -> usize {
     let (mut stored, mut raw) = (0, 0);
+    // Deltas come behind all others: their bases are put by then, and not in the same piece.
+    let is_delta = asked.first().is_some_and(|asked| asked.is_delta);
     let fits = |asked: &&Asked| {
         stored += asked.stored_bytes;
         raw += asked.raw_bytes;
-        stored <= FETCH_BYTES && raw <= FETCH_RAW_BYTES
+        asked.is_delta == is_delta && stored <= FETCH_BYTES && raw <= FETCH_RAW_BYTES
     };
     asked.iter().take(FETCH_MAX).take_while(fits).count().max(1)
 }

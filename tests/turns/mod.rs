@@ -235,12 +235,14 @@ struct Gated {
 }
 
 impl Gated {
+    /// A device may fail to give what it has, and a name may be out of reach: to `repair` these are not the same.
     fn read(&self, name: &str) -> Result<(), StorageError> {
         match self.turns.step(self.number, Step::Act) {
             Verdict::Proceed => Ok(()),
             _ => {
                 let source = std::io::Error::other("the device does not answer");
-                Err(StorageError::Io { action: "read", name: name.to_owned(), source })
+                let action = ["read", "open"][self.turns.state().draw.below(2)];
+                Err(StorageError::Io { action, name: name.to_owned(), source })
             }
         }
     }

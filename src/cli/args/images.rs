@@ -1,7 +1,7 @@
 //! Arguments of what makes and changes images and snapshots.
 
 use super::Format;
-use crate::cli::text::{parse_bytes, parse_tag};
+use crate::cli::text::{parse_tag, parse_volume_bytes};
 use clap::{ArgGroup, Args, Subcommand};
 use imgstore::model::account::{Permission, Tag};
 use imgstore::model::ids::{ImageId, SnapshotId};
@@ -18,7 +18,7 @@ pub struct DiskArgs {
     #[arg(long, value_enum)]
     pub format: Option<Format>,
     /// Refuse a disk that says that it is larger
-    #[arg(long, value_name = "BYTES", value_parser = parse_bytes, default_value = "64TiB")]
+    #[arg(long, value_name = "BYTES", value_parser = parse_volume_bytes, default_value = "64TiB")]
     pub max_size: u64,
     /// Take as zero what ext4, XFS and btrfs on the disk mark as free. Not for a disk that is in use
     #[arg(long)]
@@ -109,9 +109,9 @@ pub struct ImageArgs {
     /// The guest's platform: windows, or nothing
     #[arg(long, value_name = "NAME")]
     pub platform: Option<String>,
-    /// How the guest is virtualized: hvm, paravirtual
-    #[arg(long, value_name = "TYPE", default_value = "hvm")]
-    pub virtualization_type: VirtualizationType,
+    /// How the guest is virtualized: hvm, paravirtual [default: hvm]
+    #[arg(long, value_name = "TYPE")]
+    pub virtualization_type: Option<VirtualizationType>,
     /// The firmware that boots it: legacy-bios, uefi, uefi-preferred
     #[arg(long, value_name = "MODE")]
     pub boot_mode: Option<BootMode>,
@@ -174,7 +174,8 @@ pub struct RegisterArgs {
     /// The root device's snapshot; OPTS as for --device: size=BYTES, type=T, iops=N, keep
     #[arg(long, value_name = "SNAP[:OPTS]")]
     pub root: Option<String>,
-    /// Instead, a bundle's manifest: the image is instance-store-backed
+    /// Instead, a bundle's manifest: the image is instance-store-backed, and for the machine that the manifest names, unless options
+    /// say otherwise
     #[arg(long, value_name = "MANIFEST")]
     pub bundle: Option<PathBuf>,
     /// zstd level of new chunks of a bundle, 1 to 12 [default: the region's]

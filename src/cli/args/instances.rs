@@ -1,7 +1,7 @@
 //! Arguments of what makes instances and volumes, and images of them.
 
 use super::{Format, OutFormat};
-use crate::cli::text::{parse_bytes, parse_tag};
+use crate::cli::text::{parse_bytes, parse_tag, parse_volume_bytes};
 use clap::{ArgAction, ArgGroup, Args};
 use imgstore::model::account::Tag;
 use imgstore::model::ids::{ImageId, InstanceId, SnapshotId};
@@ -182,9 +182,9 @@ pub struct BundleArgs {
     /// The disk file's format; its bytes must agree, except for raw
     #[arg(long, value_enum)]
     pub format: Option<Format>,
-    /// Refuse a disk that says that it is larger
-    #[arg(long, value_name = "BYTES", value_parser = parse_bytes, default_value = "64TiB")]
-    pub max_size: u64,
+    /// Refuse a disk that says that it is larger [default: 64TiB]
+    #[arg(long, value_name = "BYTES", value_parser = parse_volume_bytes)]
+    pub max_size: Option<u64>,
 }
 
 #[derive(Debug, Args)]

@@ -53,7 +53,10 @@ For somebody who shall have no shell, and be one account of one region, put in t
 
   restrict,command=\"imgstore remote --account 123456789012 --region local\" ssh-ed25519 AAAA…
 
-What the caller says of region and account then counts for nothing (docs/REMOTE.md).";
+What the caller says of region and account then counts for nothing (docs/REMOTE.md).
+
+Example:
+  imgstore remote --account 123456789012 --region local";
 
 #[derive(Debug, Args)]
 pub struct Global {
@@ -107,12 +110,22 @@ pub enum Command {
     /// List images
     Images(ImagesArgs),
     /// List snapshots
+    #[command(
+        after_help = "Examples:\n  imgstore snapshots --filter tag:env=prod\n  imgstore snapshots --owner all        also what others share"
+    )]
     Snapshots(ListArgs),
     /// List volumes
+    #[command(
+        after_help = "Example:\n  imgstore volumes --filter status=available        attached to nothing"
+    )]
     Volumes(ListArgs),
     /// List instances
+    #[command(after_help = "Example:\n  imgstore instances --filter 'image-id=ami-0123…'")]
     Instances(ListArgs),
     /// Show an image, snapshot, volume or instance whole
+    #[command(
+        after_help = "Examples:\n  imgstore show ami-0123…        with its ancestry\n  imgstore show vol-0123… --json"
+    )]
     Show {
         /// What to show
         #[arg(value_name = "ID")]
@@ -127,6 +140,9 @@ pub enum Command {
     /// Deregister an image; its snapshots stay unless --delete-snapshots
     Deregister(DeregisterArgs),
     /// Delete a snapshot that no image uses
+    #[command(
+        after_help = "Examples:\n  imgstore delete-snapshot snap-0123… --dry-run        how many bytes that would free\n  imgstore delete-snapshot snap-0123…"
+    )]
     DeleteSnapshot {
         /// The snapshot
         #[arg(value_name = "SNAP")]
@@ -135,6 +151,7 @@ pub enum Command {
     /// Let others use an image or a snapshot, or no longer
     Share(ShareArgs),
     /// Set tags of an image, snapshot, volume or instance
+    #[command(after_help = "Example:\n  imgstore tag ami-0123… env=prod team=web")]
     Tag {
         /// The image, snapshot, volume or instance
         #[arg(value_name = "ID")]
@@ -144,6 +161,7 @@ pub enum Command {
         tags: Vec<Tag>,
     },
     /// Remove tags of an image, snapshot, volume or instance
+    #[command(after_help = "Example:\n  imgstore untag ami-0123… env team")]
     Untag {
         /// The image, snapshot, volume or instance
         #[arg(value_name = "ID")]
@@ -154,6 +172,9 @@ pub enum Command {
     },
     /// Mark an image as outdated from a time on: it can still be launched, others' lists hide it
     #[command(group = ArgGroup::new("when").args(["at", "cancel"]).required(true))]
+    #[command(
+        after_help = "Examples:\n  imgstore deprecate ami-0123… --at 2027-01-31T12:00:00Z\n  imgstore deprecate ami-0123… --cancel"
+    )]
     Deprecate {
         /// The image
         #[arg(value_name = "IMAGE")]
@@ -166,12 +187,14 @@ pub enum Command {
         cancel: bool,
     },
     /// Switch an image off: nobody launches it, and its launch permissions are gone
+    #[command(after_help = "Example:\n  imgstore disable ami-0123…")]
     Disable {
         /// The image
         #[arg(value_name = "IMAGE")]
         image: ImageId,
     },
     /// Switch a disabled image on again
+    #[command(after_help = "Example:\n  imgstore enable ami-0123…")]
     Enable {
         /// The image
         #[arg(value_name = "IMAGE")]
@@ -190,18 +213,23 @@ pub enum Command {
     /// Launch instances of an image: write their disks as files; print their ids
     Launch(LaunchArgs),
     /// Mark instances as stopped: their machines are shut down, nothing writes to their disks
+    #[command(after_help = "Example:\n  imgstore stop i-0123… i-0456…")]
     Stop {
         /// The instances
         #[arg(value_name = "INSTANCE", required = true)]
         instances: Vec<InstanceId>,
     },
     /// Mark instances as running: machines may write to their disks
+    #[command(after_help = "Example:\n  imgstore start i-0123…")]
     Start {
         /// The instances
         #[arg(value_name = "INSTANCE", required = true)]
         instances: Vec<InstanceId>,
     },
     /// Terminate instances: their own disks and the volumes marked for it are deleted, others detached
+    #[command(
+        after_help = "Examples:\n  imgstore terminate i-0123… --dry-run\n  imgstore terminate i-0123… i-0456…"
+    )]
     Terminate {
         /// The instances
         #[arg(value_name = "INSTANCE", required = true)]
@@ -210,12 +238,14 @@ pub enum Command {
     /// Make a volume, empty or of a snapshot; print its id
     CreateVolume(CreateVolumeArgs),
     /// Delete a volume that is attached to nothing, and its disk file
+    #[command(after_help = "Example:\n  imgstore delete-volume vol-0123…")]
     DeleteVolume {
         /// The volume
         #[arg(value_name = "VOLUME")]
         volume: VolumeId,
     },
     /// Attach a volume to an instance
+    #[command(after_help = "Example:\n  imgstore attach-volume vol-0123… i-0123… /dev/xvdf")]
     AttachVolume {
         /// The volume
         #[arg(value_name = "VOLUME")]
@@ -228,6 +258,7 @@ pub enum Command {
         device: String,
     },
     /// Detach a volume from its instance
+    #[command(after_help = "Example:\n  imgstore detach-volume vol-0123…")]
     DetachVolume {
         /// The volume
         #[arg(value_name = "VOLUME")]
@@ -242,6 +273,7 @@ pub enum Command {
     /// Where two images or snapshots hold different bytes
     Diff(DiffArgs),
     /// What the region holds, or what images and snapshots cost
+    #[command(after_help = "Examples:\n  imgstore stats\n  imgstore stats ami-0123… snap-0123…")]
     Stats {
         /// Images and snapshots; none for the whole region
         #[arg(value_name = "ID")]
@@ -265,17 +297,22 @@ pub enum Command {
     #[command(after_help = REMOTE_HELP)]
     Remote,
     /// The region's history: who did what, when
+    #[command(after_help = "Examples:\n  imgstore log\n  imgstore log --follow")]
     Log {
         /// Wait for what comes
         #[arg(long, short)]
         follow: bool,
     },
     /// Print a completion script
+    #[command(
+        after_help = "Example:\n  imgstore completions bash > ~/.local/share/bash-completion/completions/imgstore"
+    )]
     Completions {
         /// The shell
         shell: clap_complete::Shell,
     },
     /// Print the manual page
+    #[command(after_help = "Example:\n  imgstore man | man -l -")]
     Man,
 }
 
@@ -315,4 +352,56 @@ pub enum OutFormat {
     Vhdx,
     /// A whole machine in one file: description, all disks, checksums
     Ova,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Cli;
+    use clap::{CommandFactory, Parser};
+
+    /// The words of an example as a shell reads them, up to a pipe, a redirection or a remark; ids made whole.
+    fn words(example: &str) -> Vec<String> {
+        let command = example.split(" | ").next().unwrap_or("").split(" > ").next().unwrap_or("");
+        let command = command.split("      ").next().unwrap_or("");
+        let (mut words, mut is_quoted) = (vec![String::new()], false);
+        for c in command.trim().chars() {
+            match c {
+                '\'' => is_quoted = !is_quoted,
+                ' ' if !is_quoted => words.push(String::new()),
+                '…' => {
+                    let word = words.last_mut().unwrap();
+                    let digits = word.len() - word.rfind('-').unwrap() - 1;
+                    word.push_str(&"0".repeat(17 - digits));
+                }
+                _ => words.last_mut().unwrap().push(c),
+            }
+        }
+        words
+    }
+
+    fn check(command: &clap::Command, path: &str) {
+        if command.has_subcommands() {
+            command.get_subcommands().for_each(|below| check(below, &format!("{path} {}", below.get_name())));
+            return;
+        }
+        let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+        let examples: Vec<_> = help.lines().filter(|line| line.starts_with("  imgstore ")).collect();
+        assert!(
+            examples.iter().any(|example| example.contains(&path[8..])),
+            "{path} has no example of its own"
+        );
+        for example in examples {
+            if let Err(error) = Cli::try_parse_from(words(example)) {
+                panic!("{example}: {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_command_has_examples_and_they_parse() {
+        let command = Cli::command();
+        for below in command.get_subcommands() {
+            check(below, &format!("imgstore {}", below.get_name()));
+        }
+    }
 }

@@ -91,7 +91,7 @@ pub struct VerifyArgs {
     #[arg(long)]
     pub checksums: bool,
     /// Go on with a check that was interrupted: packs that it found good are not read again
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["ids", "sample"])]
     pub resume: bool,
     /// Read at most so many bytes in a second, for example 50MiB
     #[arg(long, value_name = "BYTES", value_parser = parse_rate)]
@@ -100,6 +100,9 @@ pub struct VerifyArgs {
 
 #[derive(Debug, Args)]
 #[command(
+    mut_arg("format", |arg| arg.requires("disks")),
+    mut_arg("max_size", |arg| arg.requires("disks")),
+    mut_arg("skip_free", |arg| arg.requires("disks")),
     after_help = "Damaged packs are put in quarantine, and what was in them is stored again: what is intact in them, else from other regions, else from disks that the snapshots were taken of. What stays lost is listed; exit code 5.\n\nExamples:\n  imgstore repair --dry-run\n  imgstore repair --from backup\n  imgstore repair --disk web.raw"
 )]
 pub struct RepairArgs {
@@ -132,18 +135,22 @@ pub enum RegionCommand {
         remote_path: Option<String>,
     },
     /// List the regions that this home knows
+    #[command(after_help = "Example:\n  imgstore region list")]
     List,
     /// Show a region
+    #[command(after_help = "Examples:\n  imgstore region show\n  imgstore region show backup")]
     Show {
         /// The region [default: the one in use]
         name: Option<String>,
     },
     /// Make a region the one that commands use if nothing else is said
+    #[command(after_help = "Example:\n  imgstore region default backup")]
     Default {
         /// The region
         name: String,
     },
     /// Forget a region; its data stay
+    #[command(after_help = "Example:\n  imgstore region remove backup")]
     Remove {
         /// The region
         name: String,
@@ -162,18 +169,22 @@ pub enum Kind {
 #[derive(Debug, Subcommand)]
 pub enum BinCommand {
     /// List what can be restored
+    #[command(after_help = "Example:\n  imgstore bin list")]
     List,
     /// Restore an image, with those of its snapshots that are in the bin, or a snapshot
+    #[command(after_help = "Example:\n  imgstore bin restore ami-0123…")]
     Restore {
         /// The image or snapshot
         #[arg(value_name = "ID")]
         id: AnyId,
     },
     /// List the retention rules
+    #[command(after_help = "Example:\n  imgstore bin rules")]
     Rules,
     /// Keep what is removed from now on for a time; print the rule's id
     AddRule(RuleArgs),
     /// Remove a retention rule; what is in the bin stays for its time
+    #[command(after_help = "Example:\n  imgstore bin remove-rule rule-0123…")]
     RemoveRule {
         /// The rule
         #[arg(value_name = "RULE")]
@@ -200,14 +211,17 @@ pub struct RuleArgs {
 #[derive(Debug, Subcommand)]
 pub enum AccountCommand {
     /// Show what the region knows of the account
+    #[command(after_help = "Example:\n  imgstore account show")]
     Show,
     /// Forbid that images or snapshots of this account are made public; what is public stays so
+    #[command(after_help = "Example:\n  imgstore account block-public images")]
     BlockPublic {
         /// What
         #[arg(value_enum)]
         kind: Kind,
     },
     /// Allow that images or snapshots of this account are made public
+    #[command(after_help = "Example:\n  imgstore account allow-public images")]
     AllowPublic {
         /// What
         #[arg(value_enum)]
@@ -215,6 +229,9 @@ pub enum AccountCommand {
     },
     /// Name an account: its images are found by `--owner ALIAS`. Only the region's provider does that
     #[command(group = ArgGroup::new("name").args(["alias", "remove"]).required(true))]
+    #[command(
+        after_help = "Examples:\n  imgstore account alias 123456789012 golden\n  imgstore account alias 123456789012 --remove"
+    )]
     Alias {
         /// The account
         #[arg(value_name = "ID")]

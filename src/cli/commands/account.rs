@@ -8,20 +8,23 @@ use crate::cli::error::CliError;
 use crate::cli::json;
 use imgstore::model::account::AccountId;
 use imgstore::ops::account;
+use imgstore::region::Region;
 use serde_json::{Value, json};
 
 pub fn account(session: &Session<'_>, command: &AccountCommand) -> Result<(), CliError> {
     match command {
-        AccountCommand::Show => show(session),
+        AccountCommand::Show => {
+            show(session, &session.home.open_region()?);
+            Ok(())
+        }
         AccountCommand::BlockPublic { kind } => block(session, *kind, true),
         AccountCommand::AllowPublic { kind } => block(session, *kind, false),
         AccountCommand::Alias { id, alias, remove: _ } => set_alias(session, *id, alias.as_deref()),
     }
 }
 
-fn show(session: &Session<'_>) -> Result<(), CliError> {
-    let region = session.home.open_region()?;
-    let settings = account::settings(&region.catalog()?, &session.context);
+fn show(session: &Session<'_>, region: &Region) {
+    let settings = account::settings(&region.known_catalog(), &session.context);
     let document = json!({
         "account_id": session.context.account,
         "region": session.home.region_name(),
@@ -33,13 +36,13 @@ fn show(session: &Session<'_>) -> Result<(), CliError> {
     });
     let text = fields(&document, 0);
     session.output.answer(|| document, || text);
-    Ok(())
 }
 
 fn block(session: &Session<'_>, kind: Kind, block: bool) -> Result<(), CliError> {
     let region = session.home.open_region()?;
     account::block_public_access(&region, resource(kind), block, &session.context)?;
-    show(session)
+    show(session, &region);
+    Ok(())
 }
 
 fn set_alias(session: &Session<'_>, id: AccountId, alias: Option<&str>) -> Result<(), CliError> {

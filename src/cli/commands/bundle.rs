@@ -7,7 +7,7 @@ use crate::cli::args::{BundleArgs, UnbundleArgs};
 use crate::cli::error::CliError;
 use crate::cli::text::{bytes, lossy};
 use imgstore::disk::DiskRead;
-use imgstore::disk::bundle::{BundleOptions, create_bundle, is_bundle_name, open_bundle};
+use imgstore::disk::bundle::{Bundle, BundleOptions, create_bundle, is_bundle_name, open_bundle};
 use imgstore::disk::create::check_file;
 use imgstore::disk::formats::Limits;
 use imgstore::disk::open::{
@@ -57,8 +57,9 @@ pub fn bundle(session: &Session<'_>, args: &BundleArgs) -> Result<(), CliError> 
 }
 
 fn bundle_stored(session: &Session<'_>, args: &BundleArgs) -> Result<(String, u64), CliError> {
-    if args.format.is_some() {
-        return Err(CliError::Usage("--format is of a disk file: what is stored has none".into()));
+    if args.format.is_some() || args.max_size.is_some() {
+        let why = "--format and --max-size are of a disk file: what is stored has a length, and no format";
+        return Err(CliError::Usage(why.into()));
     }
     let region = session.home.open_region()?;
     let catalog: Catalog = region.catalog()?;
@@ -83,7 +84,8 @@ fn bundle_stored(session: &Session<'_>, args: &BundleArgs) -> Result<(String, u6
 
 fn bundle_disk(session: &Session<'_>, args: &BundleArgs) -> Result<(String, u64), CliError> {
     let path = PathBuf::from(&args.what);
-    let limits = Limits { virtual_bytes: args.max_size, ..Limits::default() };
+    let standard = Limits::default();
+    let limits = Limits { virtual_bytes: args.max_size.unwrap_or(standard.virtual_bytes), ..standard };
     let opened = open_disk(&path, declared(args.format), &limits)?;
     if args.format.is_none() && opened.format != "raw" {
         // A guest may have written that.
@@ -134,8 +136,8 @@ fn check_free(args: &BundleArgs, options: &BundleOptions) -> Result<(), CliError
 }
 
 /// A bundle as a disk.
-pub fn open(manifest: &Path) -> Result<Box<dyn DiskRead>, CliError> {
-    Ok(Box::new(open_bundle(manifest)?))
+pub fn open(manifest: &Path) -> Result<Bundle, CliError> {
+    Ok(open_bundle(manifest)?)
 }
 
 pub fn unbundle(session: &Session<'_>, args: &UnbundleArgs) -> Result<(), CliError> {

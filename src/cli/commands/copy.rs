@@ -74,7 +74,10 @@ pub fn copy(session: &Session<'_>, args: &CopyArgs) -> Result<u8, CliError> {
         let random = random_u64().map_err(|e| CliError::Usage(format!("no random bytes: {e}")))?;
         options.client_token = Some(format!("imgstore-{random:016x}"));
     }
-    let made = again_if_lost(session, || {
+    // Of a copy that is made there, it may be the answer that was lost.
+    let is_open = matches!(target, Place::Far(_)) && !session.context.dry_run;
+    let stopped = || if is_open { OpsError::Unheard } else { OpsError::Interrupted };
+    let made = again_if_lost(session, stopped, || {
         let way = Way { session, source: &source, target: &target, limit: args.limit_rate };
         way.copy(what, &options)
     });
@@ -108,6 +111,7 @@ fn within_arguments(session: &Session<'_>, args: &CopyArgs) -> Vec<String> {
     let flags = [
         ("copy-tags", args.copy_tags),
         ("json", session.output.is_json()),
+        ("quiet", session.watcher.is_quiet()),
         ("dry-run", session.context.dry_run),
     ];
     words.extend(flags.iter().filter(|(_, is_set)| *is_set).map(|(name, _)| format!("--{name}")));
@@ -118,7 +122,8 @@ fn within_arguments(session: &Session<'_>, args: &CopyArgs) -> Vec<String> {
 fn note_token(session: &Session<'_>, options: &CopyOptions, args: &CopyArgs, error: &CliError) {
     let is_open = matches!(
         error,
-        CliError::Ops(OpsError::ConnectionLost { .. } | OpsError::Interrupted | OpsError::Protocol { .. })
+        CliError::Ops(OpsError::ConnectionLost { .. } | OpsError::Unheard | OpsError::Protocol { .. })
+            | CliError::NoConnection { .. }
     );
     if let Some(token) = options.client_token.as_deref().filter(|_| is_open && args.client_token.is_none()) {
         session.watcher.note(&format!("the next try makes no second copy with --client-token {token}"));
@@ -128,6 +133,7 @@ fn note_token(session: &Session<'_>, options: &CopyOptions, args: &CopyArgs, err
 /// Tries anew what ended because a connection did: what came before stays, and is not sent again.
 fn again_if_lost(
     session: &Session<'_>,
+    stopped: impl Fn() -> OpsError,
     mut attempt: impl FnMut() -> Result<Made, CliError>,
 ) -> Result<Made, CliError> {
     let (mut failed, mut is_known, mut least) = (0, false, None);
@@ -135,12 +141,14 @@ fn again_if_lost(
         session.watcher.finish();
         let error = match attempt() {
             Err(error @ CliError::Ops(OpsError::ConnectionLost { .. })) => error,
+            // By then the one before may have been done.
+            Err(CliError::Ops(OpsError::Interrupted)) if is_known => return Err(stopped().into()),
             // That it cannot be made at all is an answer at the first try only.
             Err(error @ CliError::NoConnection { .. }) if is_known => error,
             ended => return ended,
         };
         if session.watcher.is_cancelled() {
-            return Err(OpsError::Interrupted.into());
+            return Err(stopped().into());
         }
         is_known = true;
         // Not what was sent counts, but what the other side kept of it.
@@ -159,7 +167,7 @@ fn again_if_lost(
             thread::sleep(Duration::from_millis(50));
         }
         if session.watcher.is_cancelled() {
-            return Err(OpsError::Interrupted.into());
+            return Err(stopped().into());
         }
     }
 }
@@ -215,8 +223,8 @@ impl Way<'_> {
             return Ok(Made { planned, pulled: None, catalog: target.catalog()? });
         }
         let copied = apply(source, target, &plan, options, context)?;
-        let pulled = Pulled::of(copied, target, false)?;
-        Ok(Made { planned, pulled: Some(pulled), catalog: target.catalog()? })
+        let pulled = Pulled::of(copied, target, false);
+        Ok(Made { planned, pulled: Some(pulled), catalog: target.known_catalog() })
     }
 
     fn there(
@@ -228,7 +236,13 @@ impl Way<'_> {
     ) -> Result<Made, CliError> {
         let connection = self.session.connect(far, None, self.limit)?;
         let Pushed { planned, pulled } =
-            push(connection.link()?, source, what, options, &self.session.context)?;
+            push(connection.link()?, source, what, options, &self.session.context).map_err(|error| {
+                match error {
+                    // Its end may be on its way here.
+                    OpsError::Interrupted if !self.session.context.dry_run => OpsError::Unheard,
+                    error => error,
+                }
+            })?;
         let mut catalog = Catalog::default();
         let template = pulled.as_ref().and_then(|pulled| pulled.template.clone());
         catalog.templates = Arc::new(template.into_iter().map(|template| (template.id, template)).collect());
@@ -237,7 +251,8 @@ impl Way<'_> {
 }
 
 fn peer(connection: &Connection) -> Result<Peer<'_>, CliError> {
-    Ok(Peer::new(connection.link()?, connection.welcome.region, &connection.welcome.name))
+    let welcome = &connection.welcome;
+    Ok(Peer::new(connection.link()?, welcome.region, &welcome.name).asking_as(welcome.account))
 }
 
 fn show(session: &Session<'_>, target: &str, made: &Made, started: Instant) {

@@ -276,7 +276,10 @@ pub fn instances(session: &Session<'_>, args: &ListArgs) -> Result<(), CliError>
                         instance.image_id.to_string(),
                         instance.state.to_string(),
                         time(instance.launched_ms),
-                        printable(&json::place(&region, &instance.path)),
+                        match instance.is_live() {
+                            true => printable(&json::place(&region, &instance.path)),
+                            false => "-".into(),
+                        },
                     ]
                 })
                 .collect();

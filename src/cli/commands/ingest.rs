@@ -14,7 +14,8 @@ use imgstore::disk::open::{Declared, Opened, is_ova, open_disk, open_unused_disk
 use imgstore::disk::ova::open_ova;
 use imgstore::model::catalog::Catalog;
 use imgstore::model::image::Machine;
-use imgstore::model::words::Architecture;
+use imgstore::model::words::{Architecture, VirtualizationType};
+use imgstore::ops::bundle::{Given, take_attributes};
 use imgstore::ops::context::Progress;
 use imgstore::ops::devices::{DeviceSpec, device_name};
 use imgstore::ops::encode::Compression;
@@ -232,7 +233,7 @@ fn image_options(args: &ImageArgs) -> ImageOptions {
         machine: Machine {
             architecture: args.architecture.unwrap_or(host),
             platform: args.platform.clone(),
-            virtualization_type: args.virtualization_type,
+            virtualization_type: args.virtualization_type.unwrap_or(VirtualizationType::Hvm),
             boot_mode: args.boot_mode,
             tpm_support: args.tpm_support.clone(),
             ena_support: args.ena_support,
@@ -247,13 +248,19 @@ fn image_options(args: &ImageArgs) -> ImageOptions {
 }
 
 pub fn register(session: &Session<'_>, args: &RegisterArgs) -> Result<(), CliError> {
-    let options = image_options(&args.image);
+    let mut options = image_options(&args.image);
     let mut devices = args.devices.iter().map(|text| parse_device(text)).collect::<Result<Vec<_>, _>>()?;
     let region = session.home.open_region()?;
     if let Some(manifest) = &args.bundle {
         let disk = super::bundle::open(manifest)?;
+        let given = Given {
+            architecture: args.image.architecture.is_some(),
+            virtualization_type: args.image.virtualization_type.is_some(),
+            root_device: args.image.root_device.is_some(),
+        };
+        take_attributes(disk.attributes(), &mut options, given);
         let how = Compression { level: args.level, delta: !args.no_delta };
-        return import_as_template(session, &region, &*disk, &devices, &options, how);
+        return import_as_template(session, &region, &disk, &devices, &options, how);
     }
     if let Some(root) = &args.root {
         let mut spec = parse_device(&format!("{}={root}", options.root_device_name))?;

@@ -57,6 +57,7 @@ pub fn create_image(session: &Session<'_>, args: &CreateImageArgs) -> Result<(),
         devices: overrides(&args.devices)?,
         no_reboot: args.no_reboot,
         tags: args.tags.clone(),
+        region: session.home.region_name().to_owned(),
     };
     let (image, captured) = capture::create_image(&region, args.instance, &options, &session.context)?;
     let volumes: Vec<&Ingested> = captured.ingested.iter().collect();

@@ -48,7 +48,7 @@ fn add(session: &mut Session<'_>, name: &str, url: &str, remote_path: Option<&st
     let (region, is_made) = session.home.add_region(name, url)?;
     let (id, provider) = (region.header().id, region.header().provider);
     let place = printable(&session.home.known(name)?.url);
-    let images = region.catalog()?.images.len();
+    let images = region.known_catalog().images.len();
     session.watcher.note(&match is_made {
         true => format!("{place}: a new region"),
         false => {

@@ -6,6 +6,7 @@ use crate::cli::args::{Cli, Command};
 use crate::cli::error::CliError;
 use crate::cli::far::Far;
 use crate::cli::home::NewRegions;
+use crate::cli::output::plain_json;
 use crate::cli::{given_arguments, this_program};
 use clap::Parser;
 use imgstore::ops::context::Progress;
@@ -15,6 +16,7 @@ use imgstore::serve::error::LinkError;
 use imgstore::serve::host::{Doors, serve};
 use imgstore::serve::link::Link;
 use imgstore::serve::message::{Message, NewRegion, PIECE_BYTES};
+use serde_json::Value;
 use std::ffi::OsString;
 use std::io::{IsTerminal, Read, Write};
 use std::process::{Child, Stdio};
@@ -86,7 +88,13 @@ impl Doors for Program<'_> {
                 (error.map(|s| Box::new(s) as Box<dyn Read + Send>), true),
             ] {
                 if let Some(stream) = stream {
-                    scope.spawn(move || forward(stream, is_error, link));
+                    let forward = move || forward(stream, is_error, link);
+                    if let Err(error) = thread::Builder::new().spawn_scoped(scope, forward) {
+                        // Nobody would hear what it says.
+                        let _ = child.kill();
+                        let _ = child.wait();
+                        return Err(failed(&error));
+                    }
                 }
             }
             wait(&mut child, link)
@@ -218,23 +226,30 @@ pub fn run_there(session: &Session<'_>, command: &Command, far: &Far) -> Result<
     if matches!(is_for_others(command), ForOthers::Nobody) {
         return Err(CliError::Usage(format!("region {} is on another host. {NOT_FAR}", far.name)));
     }
-    if session.home.is_account_given() {
-        let why = "over ssh the account is the one that the other side lets you in with; leave out --account";
-        return Err(CliError::Usage(why.into()));
-    }
     let arguments = arguments_for_there(given_arguments())?;
     run_arguments_there(session, far, arguments)
 }
 
 /// Runs a command with these arguments where the region is.
 pub fn run_arguments_there(session: &Session<'_>, far: &Far, arguments: Vec<String>) -> Result<u8, CliError> {
+    if session.home.is_account_given() {
+        let why = "over ssh the account is the one that the other side lets you in with; leave out --account";
+        return Err(CliError::Usage(why.into()));
+    }
+    let mut document = session.output.is_json().then(|| Document::of(far));
     let connection = session.connect(far, None, None)?;
     let link = connection.link()?;
     link.send(&Message::Run(arguments)).map_err(OpsError::from)?;
     loop {
         match link.receive() {
-            Ok((Message::Output { is_error }, bytes)) => show(is_error, &bytes)?,
-            Ok((Message::Exit(code), _)) => return Ok(code),
+            Ok((Message::Output { is_error }, bytes)) => match document.as_mut().filter(|_| !is_error) {
+                Some(document) => show(false, &document.take(bytes))?,
+                None => show(is_error, &bytes)?,
+            },
+            Ok((Message::Exit(code), _)) => {
+                show(false, &document.map(Document::finish).unwrap_or_default())?;
+                return Ok(code);
+            }
             Ok((Message::Refused(refusal), _)) => return Err(refusal.into_error().into()),
             Ok(_) => return Err(OpsError::Protocol { why: "another answer than a command's".into() }.into()),
             Err(_) if session.watcher.is_cancelled() => return Err(OpsError::Unheard.into()),
@@ -244,6 +259,45 @@ pub fn run_arguments_there(session: &Session<'_>, far: &Far, arguments: Vec<Stri
                 return Err(OpsError::Protocol { why: why.into() }.into());
             }
             Err(error) => return Err(OpsError::from(error).into()),
+        }
+    }
+}
+
+/// Bytes of a document that are held at most. A longer one is shown as it comes.
+const DOCUMENT_BYTES_MAX: usize = 64 << 20;
+
+/// The document that a command prints there. In it the region has the name that it has here: there it may have that of another region
+/// of this home.
+struct Document<'a> {
+    region: &'a str,
+    bytes: Vec<u8>,
+    is_too_long: bool,
+}
+
+impl<'a> Document<'a> {
+    const fn of(far: &'a Far) -> Self {
+        Self { region: far.name.as_str(), bytes: Vec::new(), is_too_long: false }
+    }
+
+    /// Takes more of it. Gives what is to be shown at once.
+    fn take(&mut self, bytes: Vec<u8>) -> Vec<u8> {
+        if self.is_too_long {
+            return bytes;
+        }
+        self.bytes.extend(bytes);
+        self.is_too_long = self.bytes.len() > DOCUMENT_BYTES_MAX;
+        if self.is_too_long { std::mem::take(&mut self.bytes) } else { Vec::new() }
+    }
+
+    /// Gives what has not been shown yet.
+    fn finish(self) -> Vec<u8> {
+        let mut document: Value = serde_json::from_slice(&self.bytes).unwrap_or_default();
+        match document.get_mut("region") {
+            Some(region) if region.is_string() => {
+                *region = self.region.into();
+                format!("{}\n", plain_json(&document)).into_bytes()
+            }
+            _ => self.bytes,
         }
     }
 }

@@ -7,7 +7,8 @@ use crate::cli::args::RepairArgs;
 use crate::cli::error::{self, CliError};
 use crate::cli::text::{bytes, counted, lossy};
 use imgstore::ops::context::Progress;
-use imgstore::ops::repair::{Lost, RepairSources, Repaired, repair as run_repair};
+use imgstore::ops::error::OpsError;
+use imgstore::ops::repair::{Lost, RepairSources, Repaired, repair_into};
 use imgstore::region::mend::Mended;
 use serde_json::{Value, json};
 use std::ops::Range;
@@ -36,7 +37,21 @@ pub fn repair(session: &Session<'_>, args: &RepairArgs) -> Result<u8, CliError> 
         }
     })?;
     let sources = RepairSources { regions: &regions, disks: &disks, force: args.force };
-    let repaired = run_repair(&region, &sources, &session.timed(&region)?)?;
+    let mut repaired = Repaired::default();
+    let ended = repair_into(&mut repaired, &region, &sources, &session.timed(&region)?);
+    if let Err(error) = ended {
+        // What was found and done before it; but a disk that is not mounted has lost nothing.
+        if !repaired.findings.is_empty() && !matches!(error, OpsError::MostlyMissing { .. }) {
+            session.output.so_far(
+                || document(session, &mended, &repaired, started),
+                || {
+                    mended_text(&mended, session.context.dry_run)
+                        + &text(&repaired, &mended, session.context.dry_run)
+                },
+            );
+        }
+        return Err(error.into());
+    }
     let foreign = || repaired.foreign_disks.iter().filter_map(|number| args.disks.get(*number));
     for path in foreign() {
         session.watcher.note(&format!("{}: nothing of what is missing is on it", path.display()));

@@ -42,13 +42,13 @@ struct Source {
 pub fn snapshot(session: &Session<'_>, args: &SnapshotArgs) -> Result<u8, CliError> {
     let started = Instant::now();
     let (region, source) = match &args.clone {
-        // A dry run makes no clone, and needs none.
-        Some(path) if !session.context.dry_run => {
+        // Of a dry run, too: whether the disk can be cloned is known by doing it. What is not kept goes.
+        Some(path) => {
             let region = session.home.open_region()?;
             let source = cloned(session, &region, path, args)?;
             (region, source)
         }
-        _ => {
+        None => {
             let disk = open(session, &args.disk, &args.reading)?;
             let list = args.changed.as_ref();
             let changes = list.map(|list| read_changes(list, disk.len_bytes())).transpose()?.map(Ok);

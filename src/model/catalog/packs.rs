@@ -3,7 +3,7 @@
 use super::{Catalog, Pack, Rejection, insert_new, modify, remove};
 use crate::model::objects::{ManifestName, ManifestRecord, PackName, PackRecord, PackState, SegmentRecord};
 use crate::model::units::TimeMs;
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 impl Catalog {
@@ -68,6 +68,42 @@ impl Catalog {
     /// Whether [`Catalog::use_pack`] would have it.
     pub fn can_be_used(&self, name: PackName) -> bool {
         self.packs_to_name(&[name]).is_ok()
+    }
+
+    /// The condemned packs for which [`Catalog::can_be_used`] is false, all at once. Where no pack is damaged there are none: what a
+    /// condemned pack has bases in is not swept before it.
+    pub fn unusable_condemned(&self) -> HashSet<PackName> {
+        let state = |name: &PackName| self.packs.get(name).map(|pack| pack.state);
+        let is_condemned = |state| matches!(state, Some(PackState::Condemned { .. }));
+        let mut unusable = HashSet::new();
+        if !self.packs.values().any(|pack| matches!(pack.state, PackState::Quarantined { .. })) {
+            return unusable;
+        }
+        let (mut found, mut based_on) = (Vec::new(), HashMap::<PackName, Vec<PackName>>::new());
+        for (name, pack) in self.packs.iter().filter(|(_, pack)| is_condemned(Some(pack.state))) {
+            for base in &pack.record.bases {
+                match state(base) {
+                    Some(PackState::Live) => {}
+                    condemned if is_condemned(condemned) => based_on.entry(*base).or_default().push(*name),
+                    _ => found.push(*name),
+                }
+            }
+        }
+        while let Some(name) = found.pop() {
+            if unusable.insert(name) {
+                found.extend(based_on.get(&name).into_iter().flatten());
+            }
+        }
+        unusable
+    }
+
+    /// As [`Catalog::can_be_used`], with what [`Catalog::unusable_condemned`] gave.
+    pub fn is_usable(&self, name: PackName, unusable: &HashSet<PackName>) -> bool {
+        self.packs.get(&name).is_some_and(|pack| match pack.state {
+            PackState::Live => true,
+            PackState::Condemned { .. } => !unusable.contains(&name),
+            PackState::Quarantined { .. } | PackState::Sweeping => false,
+        })
     }
 
     /// Live packs that are on record with bases in damaged packs.
