@@ -46,6 +46,25 @@ fn applied(catalog: &Catalog, ops: Vec<Op>) -> Option<Catalog> {
     after.apply(&record).is_ok().then_some(after)
 }
 
+/// What a long line of deleted images leaves: thousands of condemned packs, each on many before it, on one that is damaged.
+#[test]
+fn many_condemned_packs_are_judged_at_once() {
+    let damaged = PackState::Quarantined { since_ms: 5 };
+    let before = |number: u64| (number.saturating_sub(60)..number).collect::<Vec<u64>>();
+    let bases: Vec<Vec<u64>> = (1..4000).map(before).collect();
+    let mut packs: Vec<(u64, PackState, &[u64])> = vec![(0, damaged, &[]), (5000, PackState::Live, &[])];
+    packs.extend(
+        (1..4000).zip(&bases).map(|(number, on)| (number, PackState::Condemned { since_ms: 5 }, &on[..])),
+    );
+    packs.push((5001, PackState::Condemned { since_ms: 5 }, &[5000]));
+    let catalog = catalog(&packs);
+    let started = std::time::Instant::now();
+    let unusable = catalog.unusable_condemned();
+    assert_eq!(unusable.len(), 3999, "all but one are on the damaged one");
+    // One at a time it takes minutes.
+    assert!(started.elapsed().as_secs() < 5);
+}
+
 #[test]
 fn a_pack_can_be_used_if_a_new_one_may_be_based_on_it() {
     let (condemned, damaged) = (PackState::Condemned { since_ms: 5 }, PackState::Quarantined { since_ms: 5 });

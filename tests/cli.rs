@@ -753,6 +753,8 @@ fn options_that_go_with_nothing_are_refused() {
         &["repair", "--max-size", "1GiB"],
         &["repair", "--skip-free"],
         &["import", "web.raw", "--name", "web-2", "--max-size", "65TiB"],
+        &["images", "--memory", "15MiB"],
+        &["launch", &image, "--count", "5:2"],
     ] {
         let (code, said) = place.fails(words);
         assert_eq!(code, 2, "{words:?}: {said}");
@@ -1250,6 +1252,17 @@ fn standard_output_is_written_to_or_that_is_an_error() {
     assert!(!out(fs::File::open(place.path("a.raw")).unwrap()).success(), "opened for reading");
     let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
     assert_eq!(place.command(&["images"]).stdout(full).status().unwrap().code(), Some(7), "no space");
+    // What was made is told all the same.
+    for words in [&["snapshot", "a.raw"] as &[&str], &["snapshot", "a.raw", "--json", "-q"]] {
+        let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let mut command = place.command(words);
+        let output = command.stdout(full).stderr(Stdio::piped()).spawn().unwrap().wait_with_output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(
+            output.status.code() == Some(7) && said.contains("snap-") && said.contains("No space"),
+            "{said}"
+        );
+    }
 }
 
 /// What grows beyond the limit of a process ends it by a signal: that is refused, whatever is written.

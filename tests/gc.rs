@@ -12,7 +12,7 @@ use imgstore::model::ids::SnapshotId;
 use imgstore::model::objects::{ManifestName, PackName, PackState};
 use imgstore::model::op::Op;
 use imgstore::ops::bin;
-use imgstore::ops::context::Progress;
+use imgstore::ops::context::{Context, Progress};
 use imgstore::ops::delete::delete_snapshot;
 use imgstore::ops::encode::Compression;
 use imgstore::ops::error::{Class, OpsError};
@@ -610,8 +610,14 @@ fn a_damaged_pack_that_nobody_knows_the_content_of_stays_while_it_alone_has_it()
         place.open().quarantine(&damaged, caller.account, caller.now_ms).unwrap();
         let freed = second.len() as u64 - u64::from(is_frame_damaged);
         assert_eq!(preview(&place.open(), &NOW, &caller.context()).unwrap().freed.count, freed);
-        let unsaved =
-            Amount { count: is_frame_damaged.into(), bytes: u64::from(is_frame_damaged) * len as u64 };
+        // The first says what it holds, and stays for that.
+        let mut unsaved =
+            Amount { count: 1, bytes: place.open().catalog().unwrap().packs[&first[0]].record.len };
+        if is_frame_damaged {
+            unsaved.count += 1;
+            unsaved.bytes += len as u64;
+        }
+        assert_eq!(preview(&place.open(), &NOW, &caller.context()).unwrap().unsaved, unsaved);
         assert_eq!(place.collect(NOW, &caller).unsaved, unsaved);
         assert_eq!(place.root().join(second[0].to_string()).exists(), is_frame_damaged);
         let repaired = repair(&place.open(), &RepairSources::default(), &caller.context()).unwrap();
@@ -941,4 +947,30 @@ fn a_preview_counts_what_leaves_the_bin() {
             assert!(done.freed.count > 0, "{done:?}");
         }
     }
+}
+
+/// A pack has a damaged frame, and nobody has what is lost with it: it stays for what else it holds until its snapshot goes, and
+/// is not told to be freed at any time.
+#[test]
+fn a_damaged_pack_that_is_needed_is_not_told_to_go() {
+    let (storage, caller) = (Memory::new(), Caller::new(1));
+    let region = memory_region(&storage, &small_packs());
+    let taken = caller.snapshot(&region, &MemoryDisk::new(volume(40_000, 1))).unwrap().snapshot;
+    let name = region.catalog().unwrap().packs.keys().next().unwrap().to_string();
+    let mut bytes = read_whole(&storage, &name, 1 << 24).unwrap();
+    bytes[200..260].fill(0x55);
+    storage.delete(&name).unwrap();
+    storage.restore(&name, &bytes).unwrap();
+    let region = Region::open(Arc::new(storage.clone()), session()).unwrap();
+    let repaired = repair(&region, &RepairSources::default(), &caller.context()).unwrap();
+    assert!(repaired.lost.len() == 1 && repaired.quarantined.len() == 1, "{repaired:?}");
+    let now = GcOptions { grace_ms: 0, repack_percent: 50 };
+    let asked = Context { dry_run: true, ..caller.context() };
+    for context in [asked, caller.context()] {
+        let collected = collect(&region, &now, &context).unwrap();
+        assert_eq!((collected.unsaved.count, collected.waiting.count, collected.freed.count), (1, 0, 0));
+    }
+    delete_snapshot(&region, taken.id, &caller.context()).unwrap();
+    let freed: u64 = (0..2).map(|_| collect(&region, &now, &caller.context()).unwrap().freed.count).sum();
+    assert!(freed >= 1 && region.catalog().unwrap().packs.is_empty());
 }

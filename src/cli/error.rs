@@ -78,7 +78,7 @@ pub enum CliError {
     /// The folder of a region is gone.
     #[error(
         "region {name}: there is no folder {}. If its disk is not mounted, mount it; if it was moved, \
-         `imgstore region remove {name}` and then `imgstore region add {name} PATH`",
+         `imgstore region add OTHER-NAME PATH`, `imgstore region default OTHER-NAME` and `imgstore region remove {name}`",
         path.display()
     )]
     NoFolder {

@@ -14,6 +14,9 @@ pub struct Output {
     so_far: RefCell<Option<SoFar>>,
 }
 
+/// Bytes of an answer that go to standard error where standard output takes nothing.
+const TOLD_ELSEWHERE_MAX: usize = 4096;
+
 /// What was done before an error.
 enum SoFar {
     Document(Value),
@@ -49,7 +52,13 @@ impl Output {
         let mut out = io::stdout().lock();
         out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(|e| match e.kind() {
             io::ErrorKind::BrokenPipe => CliError::ReaderGone,
-            _ => CliError::Output(e),
+            _ => {
+                // What was made is there: its id is not to be lost.
+                if text.len() <= TOLD_ELSEWHERE_MAX {
+                    let _ = io::stderr().write_all(text.as_bytes());
+                }
+                CliError::Output(e)
+            }
         })
     }
 
@@ -61,7 +70,9 @@ impl Output {
         if self.json {
             let mut document = if let Some(SoFar::Document(done)) = so_far { done } else { json!({}) };
             document["error"] = json!({ "code": error.code(), "message": message });
-            let _ = writeln!(io::stdout(), "{}", plain_json(&document));
+            if writeln!(io::stdout(), "{}", plain_json(&document)).is_err() {
+                let _ = writeln!(io::stderr(), "imgstore: {message}");
+            }
         } else {
             if let Some(SoFar::Text(done)) = so_far {
                 let _ = io::stdout().write_all(done.as_bytes());

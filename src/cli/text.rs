@@ -50,6 +50,16 @@ pub fn parse_bytes(text: &str) -> Result<u64, String> {
     number.checked_mul(factor).ok_or_else(|| format!("'{text}' is too large"))
 }
 
+/// Reads a memory budget: with less than 16 MiB nothing works.
+pub fn parse_memory(text: &str) -> Result<u64, String> {
+    const LEAST: u64 = 16 << 20;
+    let size = parse_bytes(text)?;
+    if size < LEAST {
+        return Err(format!("'{text}' is less than {}, the least", bytes(LEAST)));
+    }
+    Ok(size)
+}
+
 /// Reads the size of a volume: at most what the largest has.
 pub fn parse_volume_bytes(text: &str) -> Result<u64, String> {
     let size = parse_bytes(text)?;

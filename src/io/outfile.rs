@@ -55,8 +55,10 @@ impl NewFile {
         if path.as_os_str().as_bytes().ends_with(b"/") {
             return bad("is named like a folder; name a file");
         }
-        match fs::metadata(folder_of(path)) {
-            Ok(folder) if folder.is_dir() => Ok(()),
+        let folder = folder_of(path);
+        match fs::metadata(folder) {
+            Ok(found) if found.is_dir() => rustix::fs::access(folder, Access::WRITE_OK | Access::EXEC_OK)
+                .map_err(|e| DiskError::io("create", path, 0, e.into())),
             Err(e) if e.kind() != io::ErrorKind::NotFound => {
                 Err(DiskError::io("look for the folder of", path, 0, e))
             }

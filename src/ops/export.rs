@@ -28,9 +28,10 @@ pub fn select<'a>(
         AnyId::Image(id) => {
             of_device(catalog, find_image(catalog, context.account, id)?, device, context.account)
         }
-        AnyId::Volume(_) | AnyId::Instance(_) => {
-            Err(OpsError::rule(Code::InvalidParameterValue, "export takes an image or a snapshot"))
-        }
+        AnyId::Volume(_) | AnyId::Instance(_) => Err(OpsError::rule(
+            Code::InvalidParameterValue,
+            "an image or a snapshot is needed: ami-… or snap-…",
+        )),
     }
 }
 

@@ -148,7 +148,9 @@ pub fn preview(region: &Region, options: &GcOptions, context: &Context<'_>) -> R
             _ if pack.state == PackState::Sweeping => collected.freed.add(pack.record.len),
             Some(_) if goes.contains(name) => collected.freed.add(pack.record.len),
             Some(_) if rescued.contains(name) && !is_damaged(pack.state) => {}
-            Some(_) if mark.unsaved().contains(name) => collected.unsaved.add(pack.record.len),
+            Some(_) if mark.unsaved().contains(name) || (kept.contains(name) && is_damaged(pack.state)) => {
+                collected.unsaved.add(pack.record.len);
+            }
             Some(since) => wait(&mut collected, pack.record.len, since, options),
             None => {}
         }
@@ -214,6 +216,10 @@ pub fn collect_into(
     })? {
         collected.lost = mark.lost_roots().to_vec();
         unsaved.clone_from(mark.unsaved());
+        // What a damaged pack alone is said to hold keeps it, too.
+        let is_damaged =
+            |name: &&PackName| mark.catalog.packs.get(*name).is_some_and(|pack| is_damaged(pack.state));
+        unsaved.extend(kept.iter().filter(is_damaged));
         region.sweep(&mark, &kept, account, |_, state| is_over(state, options, context))?;
         remove_swept(region, collected, &mut failure, context)?;
         let Candidates { worn, unneeded, .. } = candidates(region, &mark, &kept, options)?;

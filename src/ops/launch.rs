@@ -114,7 +114,11 @@ pub fn launch(
 
 fn check(options: &LaunchOptions) -> Result<(), OpsError> {
     let (min, max) = (options.count_min, options.count_max);
-    if min == 0 || min > max || max > INSTANCES_MAX {
+    if min > max {
+        let why = format!("count is {min} to {max}: the first is the least, the second the most");
+        return Err(OpsError::rule(Code::InvalidParameterValue, why));
+    }
+    if min == 0 || max > INSTANCES_MAX {
         let count = if min == max { min.to_string() } else { format!("{min} to {max}") };
         let why = format!("count is {count}; 1 to {INSTANCES_MAX} instances can be launched at once");
         return Err(OpsError::rule(Code::InvalidParameterValue, why));

@@ -150,14 +150,16 @@ pub(super) fn lost_map(root: &Root<'_>, catalog: &Catalog, error: RegionError) -
     }
     let cure = match root.id {
         RootId::Snapshot(id) if catalog.binned_snapshots.contains_key(&id) => format!(
-            "take it out of the bin with `imgstore bin restore {id}`, remove the rules of `imgstore bin rules` that \
-             keep it, and delete it with `imgstore delete-snapshot {id}`"
+            "take it out of the bin with `imgstore bin restore {id}`, and an image on it that is there, too; remove the rules \
+             of `imgstore bin rules` that keep them, deregister the image, and delete it with `imgstore delete-snapshot {id}`"
         ),
         RootId::Snapshot(id) if catalog.retained_snapshots.contains_key(&id) => {
-            "delete the volumes that were made from it, with `imgstore delete-volume` or `imgstore terminate`"
+            "delete the volumes that were made from it, which may be another account's, with `imgstore delete-volume` or `imgstore terminate`"
                 .into()
         }
-        RootId::Snapshot(id) => format!("delete it with `imgstore delete-snapshot {id}`"),
+        RootId::Snapshot(id) => {
+            format!("deregister the images on it, and delete it with `imgstore delete-snapshot {id}`")
+        }
         RootId::Template(_) => "deregister its image".into(),
     };
     RegionError::LostMap { root: name_of(root.id, catalog), cure, source: Box::new(error) }

@@ -18,7 +18,7 @@ pub use places::{
     VerifyArgs,
 };
 
-use super::text::{parse_bytes, parse_tag, parse_time};
+use super::text::{parse_memory, parse_tag, parse_time};
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use imgstore::model::account::{AccountId, Tag};
 use imgstore::model::ids::{ImageId, InstanceId, SnapshotId, VolumeId};
@@ -81,8 +81,8 @@ pub struct Global {
     /// Threads for computing [default: one for each processor]
     #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
-    /// Memory budget of the pipelines, for example 512MiB
-    #[arg(long, global = true, value_name = "BYTES", value_parser = parse_bytes, default_value = "512MiB")]
+    /// Memory budget of the pipelines, for example 512MiB; 16MiB at least
+    #[arg(long, global = true, value_name = "BYTES", value_parser = parse_memory, default_value = "512MiB")]
     pub memory: u64,
     /// The command that connects to other hosts
     #[arg(

@@ -6,13 +6,13 @@ use super::{Session, parse_id};
 use crate::cli::args::{BundleArgs, UnbundleArgs};
 use crate::cli::error::CliError;
 use crate::cli::text::{bytes, lossy};
-use imgstore::disk::DiskRead;
 use imgstore::disk::bundle::{Bundle, BundleOptions, create_bundle, is_bundle_name, open_bundle};
 use imgstore::disk::create::check_file;
 use imgstore::disk::formats::Limits;
 use imgstore::disk::open::{
     TargetOptions, check_folder, check_target, open_disk, open_target, stdout_target,
 };
+use imgstore::disk::{DiskError, DiskRead};
 use imgstore::model::catalog::Catalog;
 use imgstore::model::ids::{ImageId, SnapshotId};
 use imgstore::ops::bundle::{attributes_of, copy_disk};
@@ -129,7 +129,10 @@ fn options(
 fn check_free(args: &BundleArgs, options: &BundleOptions) -> Result<(), CliError> {
     let manifest = args.dir.join(format!("{}.manifest.json", options.name));
     if args.dir.exists() {
-        Ok(check_file(&manifest, TargetOptions::default())?)
+        Ok(check_file(&manifest, TargetOptions::default()).map_err(|error| match error {
+            DiskError::Exists { path } => DiskError::BundleExists { path },
+            error => error,
+        })?)
     } else {
         Ok(check_folder(&args.dir)?)
     }

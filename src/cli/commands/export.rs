@@ -11,6 +11,8 @@ use imgstore::disk::create::{DiskFormat, check_disk, check_file, create_disk, cr
 use imgstore::disk::open::{TargetOptions, is_block_device, open_raw, stdout_target};
 use imgstore::model::catalog::RootId;
 use imgstore::model::ids::ImageId;
+use imgstore::model::image::{DeviceTarget, Image};
+use imgstore::model::words::VolumeType;
 use imgstore::ops::context::Progress;
 use imgstore::ops::error::{Class, OpsError};
 use imgstore::ops::export;
@@ -145,6 +147,25 @@ fn tell_lost(disks: &[(&str, Vec<Range<u64>>)]) -> u8 {
     code
 }
 
+/// What an OVA has no words for, and whoever imports it gets otherwise.
+fn note_left_out(session: &Session<'_>, image: &Image) {
+    let has = |wanted: fn(&DeviceTarget) -> bool| image.devices.iter().any(|device| wanted(&device.target));
+    let left_out: Vec<&str> = [
+        ("ephemeral disks", has(|target| matches!(target, DeviceTarget::Ephemeral(_)))),
+        ("which volumes are kept on termination", has(|t| matches!(t, DeviceTarget::Ebs(ebs) if !ebs.delete_on_termination))),
+        (
+            "types and iops of volumes",
+            has(|t| matches!(t, DeviceTarget::Ebs(ebs) if ebs.iops.is_some() || ebs.volume_type != VolumeType::Gp3)),
+        ),
+    ]
+    .into_iter()
+    .filter_map(|(what, is_there)| is_there.then_some(what))
+    .collect();
+    if !left_out.is_empty() {
+        session.watcher.note(&format!("an OVA does not say: {}", left_out.join(", ")));
+    }
+}
+
 /// An error, with what can be had all the same if content is lost.
 fn with_cure(session: &Session<'_>, error: OpsError, args: &ExportArgs) -> OpsError {
     let is_loss = matches!(&error, OpsError::Region(error) if error.is_loss());
@@ -275,6 +296,7 @@ fn export_whole(
                 memory_bytes: args.ram.unwrap_or(RAM_BYTES_DEFAULT),
             };
             export_ova(&region, image, &disks, file, &args.file, size, &session.context)?;
+            note_left_out(session, image);
             vec![args.file.clone()]
         }
     };

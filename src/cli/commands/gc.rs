@@ -109,8 +109,8 @@ fn text(collected: &Collected, dry_run: bool) -> String {
     line(
         collected.unsaved.count > 0,
         format!(
-            "kept        {unsaved}, which alone may hold something that is needed: run `imgstore repair`; one that cannot be \
-             read or searched whole stays until it can, or until its file is gone"
+            "kept        {unsaved}, which alone may hold something that is needed: run `imgstore repair`; for what stays lost then, \
+             delete the snapshots that it names; one that cannot be read or searched whole stays until it can, or until its file is gone"
         ),
     );
     let lost: Vec<String> = collected.lost.iter().map(ToString::to_string).collect();

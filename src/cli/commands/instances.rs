@@ -11,11 +11,21 @@ use imgstore::model::ids::InstanceId;
 use imgstore::ops::capture::{self, CreateImageOptions};
 use imgstore::ops::context::Progress;
 use imgstore::ops::devices::DeviceSpec;
+use imgstore::ops::error::{Class, OpsError};
 use imgstore::ops::ingest::Ingested;
 use imgstore::ops::instance;
 use imgstore::ops::launch::{LaunchOptions, Launched, launch as run_launch};
 use serde_json::{Value, json};
 use std::time::Instant;
+
+/// What mends damage that was met.
+pub(super) fn note_cure(session: &Session<'_>, error: &OpsError) {
+    if error.class() == Class::Damage {
+        session.watcher.note(
+            "`imgstore repair` mends what it can, with --from REGION or --disk DISK more than it has itself",
+        );
+    }
+}
 
 pub fn launch(session: &Session<'_>, args: &LaunchArgs) -> Result<(), CliError> {
     let region = session.home.open_region()?;
@@ -28,7 +38,8 @@ pub fn launch(session: &Session<'_>, args: &LaunchArgs) -> Result<(), CliError> 
         tags: args.tags.clone(),
         client_token: args.client_token.clone(),
     };
-    let launched = run_launch(&region, args.image, &options, &session.context)?;
+    let launched = run_launch(&region, args.image, &options, &session.context);
+    let launched = launched.inspect_err(|error| note_cure(session, error))?;
     for made in &launched {
         let folder = json::place(&region, &made.instance.path);
         session.watcher.note(&format!("{}: {folder}", made.instance.id));
@@ -110,7 +121,7 @@ pub fn terminate(session: &Session<'_>, ids: &[InstanceId]) -> Result<(), CliErr
         session.watcher.note(&format!("{}: kept and detached: {}", done.id, kept.join(", ")));
     }
     for left in terminated.iter().flat_map(|done| &done.left) {
-        warn(&format!("the disk file stays: {left}"));
+        warn(&format!("a disk file was not removed: {left}"));
     }
     session.output.answer(
         || {

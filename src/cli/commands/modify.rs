@@ -5,7 +5,7 @@ use crate::cli::args::{ModifyArgs, ProtectArgs, ShareArgs};
 use crate::cli::error::CliError;
 use crate::cli::json;
 use crate::cli::text::time;
-use imgstore::model::account::Tag;
+use imgstore::model::account::{Permission, Tag};
 use imgstore::model::ids::ImageId;
 use imgstore::model::image::DeregistrationProtection;
 use imgstore::ops::context::Progress;
@@ -43,7 +43,8 @@ pub fn share(session: &Session<'_>, args: &ShareArgs) -> Result<(), CliError> {
     match args.id {
         AnyId::Image(id) => {
             let shared = modify::share_image(&region, id, &change, args.snapshots, &session.context)?;
-            if !shared.unreadable_snapshots.is_empty() {
+            let own = Permission::Account(session.context.account);
+            if !shared.unreadable_snapshots.is_empty() && args.add.iter().any(|whom| *whom != own) {
                 let ids: Vec<String> = shared.unreadable_snapshots.iter().map(ToString::to_string).collect();
                 let cure = if args.snapshots {
                     "and belongs to another account; copy the image, and share the copy"

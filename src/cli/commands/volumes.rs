@@ -78,7 +78,7 @@ fn answer(session: &Session<'_>, region: &Region, id: VolumeId) -> Result<(), Cl
 
 pub fn delete(session: &Session<'_>, id: VolumeId) -> Result<(), CliError> {
     let left = volume::delete_volume(&session.home.open_region()?, id, &session.context)?;
-    left.iter().for_each(|left| warn(&format!("the disk file stays: {left}")));
+    left.iter().for_each(|left| warn(&format!("a disk file was not removed: {left}")));
     let region = session.home.region_name();
     let document = || json!({ "volume_id": id, "region": region, "state": "deleted", "left_file": left });
     session.output.answer(document, || format!("{id}\n"));
