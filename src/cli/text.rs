@@ -50,7 +50,7 @@ pub fn parse_bytes(text: &str) -> Result<u64, String> {
     number.checked_mul(factor).ok_or_else(|| format!("'{text}' is too large"))
 }
 
-/// Reads a memory budget: with less than 16 MiB nothing works.
+/// Reads a memory budget: 16 MiB at least. Less would not be kept to.
 pub fn parse_memory(text: &str) -> Result<u64, String> {
     const LEAST: u64 = 16 << 20;
     let size = parse_bytes(text)?;

@@ -8,7 +8,7 @@ use crate::disk::{DiskRead, DiskWrite};
 use crate::model::image::{Image, is_device_name};
 use std::collections::BTreeMap;
 
-/// What a bundle says of the image that it was made of, for people.
+/// What a bundle says of the image that it was made of: for people, and for [`take_attributes`].
 pub fn attributes_of(image: &Image) -> BTreeMap<String, String> {
     let machine = &image.machine;
     let mut attributes = BTreeMap::from([
@@ -22,8 +22,8 @@ pub fn attributes_of(image: &Image) -> BTreeMap<String, String> {
     attributes
 }
 
-/// Takes over what a bundle says of the machine that it is for, as EC2 does when an image is registered on one: by name what is told,
-/// what has no such value is passed over. Anybody may have written it.
+/// Takes over what a bundle says of the machine that it is for, as EC2 does when an image is registered on one. Anybody may have written
+/// it: a value that does not exist here is passed over.
 pub fn take_attributes(attributes: &BTreeMap<String, String>, options: &mut ImageOptions, given: Given) {
     let of = |name: &str| attributes.get(name).map(String::as_str);
     let machine = &mut options.machine;

@@ -269,11 +269,11 @@ pub fn apply(
     match carry_out(source, target, plan, &plan.missing, &mut trusted, options, context) {
         // Collected at the target since the plan was made: what is missing is more than it says.
         Err(OpsError::ContentGone { .. }) => despite_collection(|| {
-            // What came the last time need not come again.
             if source.is_far() {
-                // It gives of the offer that it made last, once it was asked for its block maps.
+                // It gives of the offer that it made last, and if that has other block maps by now, once it was asked for them.
                 source.maps(&plan.offer, context)?;
             }
+            // What came the last time need not come again.
             let missing = find_missing(source, target, &plan.maps, trusted.as_ref(), context)
                 .map_err(|error| unless_deleted(source, plan.what, error, context))?;
             carry_out(source, target, plan, &missing, &mut trusted, options, context)
