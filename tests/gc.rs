@@ -883,9 +883,10 @@ fn empty_folders_of_writers_that_are_gone_go() {
     place.assert_clean(&caller);
 }
 
-/// Somebody who takes a snapshot again and again, so that no mark holds.
+/// Somebody who takes a snapshot again and again while all that is needed is looked through.
 struct Restless<'a> {
     place: &'a Place,
+    content: fn(u64) -> Vec<u8>,
     looks: AtomicU64,
     taken: AtomicU64,
 }
@@ -899,21 +900,50 @@ impl Progress for Restless<'_> {
         if self.looks.fetch_add(1, Ordering::Relaxed) >= taken {
             self.looks.store(0, Ordering::Relaxed);
             self.taken.fetch_add(1, Ordering::Relaxed);
-            self.place.snapshot(&Caller::new(1), &(taken + 1).to_le_bytes());
+            self.place.snapshot(&Caller::new(1), &(self.content)(taken));
         }
         false
     }
 }
 
+impl Restless<'_> {
+    /// What a collection beside it comes to.
+    fn collect(place: &Place, content: fn(u64) -> Vec<u8>) -> Collected {
+        let caller = Caller::new(1);
+        let restless = Restless { place, content, looks: AtomicU64::new(0), taken: AtomicU64::new(0) };
+        let context = Context { progress: &restless, ..caller.context() };
+        let collected = collect(&place.open(), &NOW, &context).unwrap();
+        assert!(restless.taken.into_inner() > 0);
+        collected
+    }
+}
+
+/// What is new needs nothing of what goes.
+#[test]
+fn who_takes_snapshots_again_and_again_keeps_nothing_from_being_collected() {
+    let (place, caller) = (Place::new(), Caller::new(1));
+    let kept = place.snapshot(&caller, &volume(50_000, 34));
+    let gone = place.snapshot(&caller, &volume(300_000, 33));
+    delete_snapshot(&place.open(), gone, &caller.context()).unwrap();
+    let collected =
+        Restless::collect(&place, |taken| [volume(9000, 34), vec![taken as u8 + 1; 5000]].concat());
+    assert!(!collected.given_up && collected.freed.count > 0, "{collected:?}");
+    assert!(caller.read_back(&place.open(), kept).unwrap() == volume(50_000, 34));
+    place.assert_clean(&caller);
+}
+
+/// What is new is always just what was to go.
 #[test]
 fn a_collection_that_gives_up_says_so() {
     let (place, caller) = (Place::new(), Caller::new(1));
-    let gone = place.snapshot(&caller, &volume(300_000, 33));
-    delete_snapshot(&place.open(), gone, &caller.context()).unwrap();
-    let restless = Restless { place: &place, looks: AtomicU64::new(0), taken: AtomicU64::new(0) };
-    let context = imgstore::ops::context::Context { progress: &restless, ..caller.context() };
-    let collected = collect(&place.open(), &NOW, &context).unwrap();
+    let content = |number: u64| volume(20_000, 100 + number);
+    for number in 0..80 {
+        let gone = place.snapshot(&caller, &content(number));
+        delete_snapshot(&place.open(), gone, &caller.context()).unwrap();
+    }
+    let collected = Restless::collect(&place, |taken| volume(20_000, 100 + taken));
     assert!(collected.given_up && collected.freed.count == 0, "{collected:?}");
+    place.assert_clean(&caller);
     let collected = place.collect(NOW, &caller);
     assert!(!collected.given_up && collected.freed.count > 0, "{collected:?}");
 }

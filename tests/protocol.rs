@@ -127,6 +127,72 @@ fn a_pack_is_condemned_only_if_the_mark_holds_at_the_tail() {
     assert!(!schedule(false), "the rule does nothing");
 }
 
+/// A mark is made to hold for what came after it, if that needs nothing of what goes: neither by itself, nor the copy there of what
+/// it has elsewhere, nor what another collector lets go of meanwhile.
+#[test]
+fn a_mark_is_made_to_hold_for_what_needs_nothing_of_what_goes() {
+    let account = Stage::new().caller.account;
+    // What comes after the mark; whether it can be made to hold.
+    type After = fn(&Stage, [&Ingested; 2]) -> SnapshotId;
+    let cases: [(&str, After, bool); 4] = [
+        ("something new", |stage, _| stage.snapshot(&volume(50_000, 9)), true),
+        ("nothing new in it", |stage, _| stage.snapshot(&volume(30_000, 7)), true),
+        ("what was to go", |stage, _| stage.snapshot(&volume(120_000, 1)), false),
+        (
+            "a copy of what was to go",
+            |stage, [_, second]| stage.commit(&stage.open(), second, &second.packs).unwrap(),
+            false,
+        ),
+    ];
+    for (what, come, is_made) in cases {
+        for is_raced in [false, true] {
+            let stage = Stage::new();
+            stage.snapshot(&volume(60_000, 7));
+            stage.garbage();
+            let (one, other) = (stage.open(), stage.open());
+            let mut sessions = [&one, &other].map(|region| region.begin(account).unwrap());
+            let [first, second] =
+                sessions.each_mut().map(|session| stage.ingest(session, &volume(60_000, 2)));
+            let collector = stage.open();
+            let mut mark = collector.mark::<RegionError>(&HashSet::new(), || Ok(())).unwrap();
+            let mut kept = mark.kept_packs();
+            let stays = |pack: &PackName| kept.contains(pack) || second.packs.contains(pack);
+            let dead: Vec<PackName> =
+                mark.catalog.packs.keys().filter(|pack| !stays(pack)).copied().collect();
+            assert!(first.packs.iter().all(|pack| dead.contains(pack)) && dead.len() > first.packs.len());
+            let going: HashSet<PackName> = dead.iter().copied().collect();
+            let before: HashSet<PackName> = stage.open().catalog().unwrap().packs.keys().copied().collect();
+            let id = come(&stage, [&first, &second]);
+            assert!(
+                !collector.condemn(&mark, &kept, &dead, account, 1).unwrap(),
+                "{what}: it holds by itself"
+            );
+            let made = collector.catch_up::<RegionError>(&mut mark, &mut kept, &going, || Ok(())).unwrap();
+            assert_eq!(made, is_made, "{what}");
+            let new: Vec<PackName> = stage
+                .open()
+                .catalog()
+                .unwrap()
+                .packs
+                .keys()
+                .filter(|pack| !before.contains(pack))
+                .copied()
+                .collect();
+            let is_raced = is_raced && !new.is_empty();
+            if is_raced {
+                stage.append(vec![Op::CondemnPacks { packs: new, at_ms: 1 }]);
+            }
+            let condemned = collector.condemn(&mark, &kept, &dead, account, 1).unwrap();
+            assert_eq!(condemned, is_made && !is_raced, "{what}");
+            if !is_raced {
+                let bytes = stage.caller.read_back(&stage.open(), id).unwrap();
+                stage.sweep();
+                assert!(stage.is_whole(id, &bytes), "{what}");
+            }
+        }
+    }
+}
+
 #[test]
 fn of_two_collectors_that_keep_other_copies_one_marks_again() {
     let schedule = |by_the_rules: bool| {

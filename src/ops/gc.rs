@@ -7,7 +7,8 @@
 use super::bin::expire_all;
 use super::context::Context;
 use super::error::{Class, OpsError};
-use super::rewrite::{Keep, Rewritten, despite_others, despite_removals, mark_after, rewrite};
+use super::repack::not_merged;
+use super::rewrite::{Held, Keep, Rewritten, despite_others, despite_removals, mark_after, rewrite};
 use crate::model::catalog::{Catalog, Pack, RootId};
 use crate::model::objects::{PackName, PackState};
 use crate::model::units::TimeMs;
@@ -211,9 +212,14 @@ pub fn collect_into(
     })?;
     let keep = Keep::InFuller(options.repack_percent);
     let mut proved = Proved::new(context.memory_bytes / 2);
-    if let Some((mark, kept)) = despite_others(region, keep, Losses::Accepted, context, |mark| {
-        condemn_dead(region, mark, options, collected, &mut proved, context)
-    })? {
+    if let Some((mut mark, Parted { mut kept, going })) =
+        despite_others(region, keep, Losses::Accepted, context, |mark| {
+            condemn_dead(region, mark, options, collected, &mut proved, context)
+        })?
+    {
+        // Others may have come between: else what is due is left to the next collection.
+        Held { region, mark: &mut mark, kept: &mut kept, going: &going, context }
+            .run(|mark, kept| region.still_holds(mark, kept))?;
         collected.lost = mark.lost_roots().to_vec();
         unsaved.clone_from(mark.unsaved());
         // What a damaged pack alone is said to hold keeps it, too.
@@ -239,9 +245,7 @@ pub fn collect_into(
         match merged {
             // What was collected is collected.
             Err(error) if error.class() == Class::NoSpace => {
-                context.progress.note(&format!(
-                    "index segments were not merged, which only makes look-ups slower: {error}"
-                ));
+                context.progress.note(&not_merged(&error));
             }
             merged => merged?,
         }
@@ -252,6 +256,8 @@ pub fn collect_into(
     for (name, pack) in region.catalog()?.packs.iter() {
         match closed_since(pack.state) {
             Some(_) if unsaved.contains(name) => collected.unsaved.add(pack.record.len),
+            // Nobody has come to find out which damaged packs are needed.
+            Some(_) if collected.given_up && is_damaged(pack.state) => {}
             Some(since) => wait(collected, pack.record.len, since, options),
             None => {}
         }
@@ -343,16 +349,24 @@ fn candidates(
     Ok(candidates)
 }
 
-/// Condemns packs that nothing needs. Gives the packs that stay, or nothing if the mark did not hold.
+/// Packs, as a mark parts them.
+struct Parted {
+    /// Those that stay.
+    kept: BTreeSet<PackName>,
+    /// Those that go, now or once their grace is over.
+    going: HashSet<PackName>,
+}
+
+/// Condemns packs that nothing needs. Gives the packs that stay and those that go, or nothing if the mark did not hold.
 fn condemn_dead(
     region: &Region,
-    mark: &Mark,
+    mark: &mut Mark,
     options: &GcOptions,
     collected: &mut Collected,
     proved: &mut Proved,
     context: &Context<'_>,
-) -> Result<Option<BTreeSet<PackName>>, OpsError> {
-    let kept = mark.kept_packs();
+) -> Result<Option<Parted>, OpsError> {
+    let mut kept = mark.kept_packs();
     let Candidates { dead, in_progress, .. } = candidates(region, mark, &kept, options)?;
     collected.in_progress = in_progress;
     // Copies go only if those that stay are good: also those that were condemned before and go now.
@@ -364,20 +378,22 @@ fn condemn_dead(
     region.prove_unwanted(mark, going.iter().copied(), || context.check_cancelled())?;
     region.prove_kept(mark, &going, proved, context.pool, || context.check_cancelled())?;
     // Before that a base on record may be the better copy.
-    if !region.rebase(mark, &kept, context.account)? {
+    let mut held = Held { region, mark, kept: &mut kept, going: &going, context };
+    if !held.run(|mark, kept| region.rebase(mark, kept, context.account))? {
         return Ok(None);
     }
-    if dead.is_empty() {
-        // With nothing to remove it need not.
-        let holds = going.is_empty() || region.still_holds(mark, &kept)?;
-        return Ok(holds.then_some(kept));
-    }
-    let going: Vec<PackName> = dead.iter().copied().collect();
-    if !region.condemn(mark, &kept, &going, context.account, context.now_ms)? {
+    // With nothing to remove it need not hold.
+    let condemned: Vec<PackName> = dead.iter().copied().collect();
+    let is_done = going.is_empty()
+        || held.run(|mark, kept| match condemned.is_empty() {
+            true => region.still_holds(mark, kept),
+            false => region.condemn(mark, kept, &condemned, context.account, context.now_ms),
+        })?;
+    if !is_done {
         return Ok(None);
     }
     dead.iter().for_each(|name| collected.condemned.add(len_of(mark, name)));
-    Ok(Some(kept))
+    Ok(Some(Parted { kept, going }))
 }
 
 /// Worn packs that are to be rewritten.

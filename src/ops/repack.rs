@@ -5,7 +5,7 @@
 
 use super::context::Context;
 use super::encode::{Compression, Encoder, NewChunk, features_of};
-use super::error::OpsError;
+use super::error::{Class, OpsError};
 use super::gc::Amount;
 use super::rewrite::{Keep, despite_removals, mark, rewrite};
 use crate::model::objects::{PackName, PackState};
@@ -62,9 +62,21 @@ struct Candidates {
 
 /// Compresses anew what is needed of every pack that had less effort. With a dry run nothing is changed.
 pub fn repack(region: &Region, options: &RepackOptions, context: &Context<'_>) -> Result<Repacked, OpsError> {
+    let mut repacked = Repacked::default();
+    repack_into(&mut repacked, region, options, context)?;
+    Ok(repacked)
+}
+
+/// Repacks as [`repack`] does, and says what was done also where it ends with an error.
+pub fn repack_into(
+    repacked: &mut Repacked,
+    region: &Region,
+    options: &RepackOptions,
+    context: &Context<'_>,
+) -> Result<(), OpsError> {
     region.check_appendable()?;
     let Candidates { cold, in_progress } = candidates(region, options.level)?;
-    let mut repacked = Repacked { in_progress, ..Repacked::default() };
+    *repacked = Repacked { in_progress, ..Repacked::default() };
     // A limit below the first pack's length is no reason never to begin.
     let at_least = cold.len().min(usize::from(options.limit_bytes > 0));
     let (mut rest, beyond) = cold.split_at(fitting(&cold, options.limit_bytes).max(at_least));
@@ -78,13 +90,25 @@ pub fn repack(region: &Region, options: &RepackOptions, context: &Context<'_>) -
     let round_bytes = if context.dry_run { u64::MAX } else { ROUND_BYTES.max(bytes_of(rest) / ROUNDS_MAX) };
     while !rest.is_empty() {
         let (round, after) = rest.split_at(fitting(rest, round_bytes).max(1));
-        rounds.run(round, &mut repacked)?;
+        rounds.run(round, repacked)?;
         rest = after;
     }
-    if !context.dry_run {
-        region.compact_index(context.account)?;
+    if context.dry_run {
+        return Ok(());
     }
-    Ok(repacked)
+    match region.compact_index(context.account).map_err(OpsError::from) {
+        // What was made anew is there.
+        Err(error) if error.class() == Class::NoSpace => {
+            context.progress.note(&not_merged(&error));
+            Ok(())
+        }
+        compacted => compacted,
+    }
+}
+
+/// Says that there was no space for a cache.
+pub(super) fn not_merged(error: &OpsError) -> String {
+    format!("index segments were not merged, which only makes look-ups slower: {error}")
 }
 
 fn bytes_of(packs: &[(PackName, u64)]) -> u64 {

@@ -8,6 +8,7 @@ use crate::model::op::Op;
 use crate::region::Region;
 use crate::region::collect::Mark;
 use crate::region::doubles::Proved;
+use crate::region::error::RegionError;
 use crate::region::losses::Losses;
 use std::collections::{BTreeSet, HashSet};
 
@@ -55,7 +56,7 @@ pub(super) fn rewrite(
     let mut proved = Proved::new(context.memory_bytes / 2);
     let (mut emptied, account, now_ms) = (Vec::new(), context.account, context.now_ms);
     let condemned = despite_others(region, Keep::Outside(avoided), Losses::Refused, context, |mark| {
-        let kept = mark.kept_packs();
+        let mut kept = mark.kept_packs();
         let live =
             || mark.catalog.packs.iter().filter(|(_, p)| p.state == PackState::Live).map(|(name, _)| *name);
         // A pack that nothing needs yet, or any more, still has its bases somewhere.
@@ -66,8 +67,10 @@ pub(super) fn rewrite(
             .collect();
         let going = emptied.iter().copied().collect();
         region.prove_kept(mark, &going, &mut proved, context.pool, || context.check_cancelled())?;
-        let is_done = region.rebase(mark, &kept, account)?
-            && (emptied.is_empty() || region.condemn(mark, &kept, &emptied, account, now_ms)?);
+        let mut held = Held { region, mark, kept: &mut kept, going: &going, context };
+        let is_done = held.run(|mark, kept| region.rebase(mark, kept, account))?
+            && (emptied.is_empty()
+                || held.run(|mark, kept| region.condemn(mark, kept, &emptied, account, now_ms))?);
         Ok(is_done.then_some(kept))
     })?;
     Ok(condemned.map(|(mark, kept)| Rewritten { mark, kept, emptied }))
@@ -142,6 +145,37 @@ pub(super) fn despite_removals<T>(
     read()
 }
 
+/// How often a mark is made to hold for what came since, before another is made.
+const CATCHES_UP: usize = 100;
+
+/// A mark, what it keeps, and packs that are to go by it.
+pub(super) struct Held<'a, 'c> {
+    pub(super) region: &'a Region,
+    pub(super) mark: &'a mut Mark,
+    pub(super) kept: &'a mut BTreeSet<PackName>,
+    pub(super) going: &'a HashSet<PackName>,
+    pub(super) context: &'a Context<'c>,
+}
+
+impl Held<'_, '_> {
+    /// Runs a step that is done if the mark holds, also if it does not and can be made to; whether it is done.
+    pub(super) fn run(
+        &mut self,
+        mut step: impl FnMut(&Mark, &BTreeSet<PackName>) -> Result<bool, RegionError>,
+    ) -> Result<bool, OpsError> {
+        for _ in 0..CATCHES_UP {
+            if step(self.mark, self.kept)? {
+                return Ok(true);
+            }
+            let context = self.context;
+            if !self.region.catch_up(self.mark, self.kept, self.going, || context.check_cancelled())? {
+                return Ok(false);
+            }
+        }
+        Ok(false)
+    }
+}
+
 /// Marks, and runs a step on the mark, again if others commit or collect meanwhile, but not for ever: then what is left
 /// is left to the next collection. The step gives nothing if the mark did not hold.
 pub(super) fn despite_others<T>(
@@ -149,14 +183,14 @@ pub(super) fn despite_others<T>(
     keep: Keep<'_>,
     losses: Losses,
     context: &Context<'_>,
-    mut step: impl FnMut(&Mark) -> Result<Option<T>, OpsError>,
+    mut step: impl FnMut(&mut Mark) -> Result<Option<T>, OpsError>,
 ) -> Result<Option<(Mark, T)>, OpsError> {
     for attempt in 1..=ATTEMPTS {
         context.check_cancelled()?;
         let before = region.catalog()?.sequence;
-        let done = mark(region, losses, keep, context).and_then(|mark| {
+        let done = mark(region, losses, keep, context).and_then(|mut mark| {
             region.check_kept(&mark, || context.check_cancelled())?;
-            Ok(step(&mark)?.map(|done| (mark, done)))
+            Ok(step(&mut mark)?.map(|done| (mark, done)))
         });
         match done {
             Ok(Some(done)) => return Ok(Some(done)),

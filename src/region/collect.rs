@@ -1,7 +1,7 @@
 //! What of a region is still referred to, and the steps by which the rest goes: condemn, sweep, delete, forget.
 //!
 //! Safety does not hang on clocks or locks. A *mark* is made of one state of the log; a pack is condemned only if the
-//! mark still holds at the tail where the record is appended. A commit that uses a condemned pack rescues it. The
+//! mark still holds, or was made to hold, at the tail where the record is appended. A commit that uses a condemned pack rescues it. The
 //! record that says that packs are swept comes before their bytes go, and after it no commit may use them.
 
 use super::Region;
@@ -49,7 +49,7 @@ pub struct Mark {
     /// other, which costs space once in a very long time.
     live: Vec<u64>,
     /// The manifests that were read.
-    manifests: BTreeSet<ManifestName>,
+    pub(super) manifests: BTreeSet<ManifestName>,
     /// Packs that are to be emptied.
     avoided: HashSet<PackName>,
     /// The leading bytes of every chunk that a delta in a kept pack has as its base, ascending.

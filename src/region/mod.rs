@@ -6,6 +6,7 @@
 
 pub mod audit;
 pub mod bases;
+mod catch_up;
 pub mod collect;
 mod compact;
 pub mod doubles;

@@ -5,7 +5,7 @@ use crate::cli::args::RepackArgs;
 use crate::cli::error::CliError;
 use crate::cli::text::{bytes, counted};
 use imgstore::ops::context::Progress;
-use imgstore::ops::repack::{RepackOptions, Repacked, repack as run_repack};
+use imgstore::ops::repack::{RepackOptions, Repacked, repack_into};
 use serde_json::{Value, json};
 use std::time::Instant;
 
@@ -13,7 +13,14 @@ pub fn repack(session: &Session<'_>, args: &RepackArgs) -> Result<(), CliError> 
     let started = Instant::now();
     let options = RepackOptions { level: args.level, limit_bytes: args.limit.unwrap_or(u64::MAX) };
     let region = session.home.open_region()?;
-    let repacked = run_repack(&region, &options, &session.timed(&region)?)?;
+    let mut repacked = Repacked::default();
+    let ended = repack_into(&mut repacked, &region, &options, &session.timed(&region)?);
+    if let Err(error) = ended {
+        if repacked.emptied.count > 0 || repacked.stored_bytes > 0 {
+            session.output.so_far(|| document(session, &repacked, started), || text(&repacked, false));
+        }
+        return Err(error.into());
+    }
     session
         .output
         .answer(|| document(session, &repacked, started), || text(&repacked, session.context.dry_run));
