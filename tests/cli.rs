@@ -1238,6 +1238,19 @@ fn what_something_is_called_is_not_believed_against_what_it_is() {
     fs::rename(place.path("backup"), place.path("moved")).unwrap();
     let (code, message) = place.fails(&["--region", "backup", "images"]);
     assert!(code == 3 && message.contains("region remove backup"), "{code} {message}");
+    // As it says; of the default region, too.
+    place.ok(&["region", "add", "moved", "moved"]);
+    place.ok(&["region", "remove", "backup"]);
+    place.ok(&["region", "default", "moved"]);
+    fs::rename(place.path("moved"), place.path("again")).unwrap();
+    let (code, message) = place.fails(&["images"]);
+    assert!(
+        code == 3 && message.contains("`imgstore region default OTHER-NAME` between"),
+        "{code} {message}"
+    );
+    place.ok(&["region", "add", "again", "again"]);
+    place.ok(&["region", "default", "again"]);
+    place.ok(&["region", "remove", "moved"]);
 }
 
 /// Standard output that is a file is durable, and one that cannot be written to is an error.

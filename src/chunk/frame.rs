@@ -369,6 +369,30 @@ mod tests {
         }
     }
 
+    /// What an encoder or the memory made of it that is not the chunk any more never becomes a frame.
+    #[test]
+    fn what_an_encoder_spoils_is_not_proved() {
+        let pool = CodecPool::new();
+        for (raw, codec) in [(text(2), Codec::Zstd), (noise(1), Codec::Raw)] {
+            let id = chunk_id(&raw);
+            let good = pool.compress(&raw, 3).unwrap();
+            assert_eq!(good.0.codec, codec);
+            let mut refused = 0;
+            for bit in 0..good.0.body.len() * 8 {
+                let mut body = good.0.body.clone();
+                body[bit / 8] ^= 1 << (bit % 8);
+                let spoiled = Draft(Frame { body, ..good.0.clone() });
+                match pool.prove(spoiled, id, None) {
+                    Ok(frame) => assert_eq!(decode(&pool, &frame, id).unwrap(), raw, "bit {bit}"),
+                    Err(_) => refused += 1,
+                }
+            }
+            // Some bits of zstd's header stand for nothing.
+            assert!(refused * 10 > good.0.body.len() * 8 * 9, "{refused} refused");
+            assert_eq!(pool.prove(good, id, None).unwrap().codec, codec);
+        }
+    }
+
     #[test]
     fn every_flipped_bit_of_a_frame_is_noticed() {
         let pool = CodecPool::new();

@@ -78,7 +78,8 @@ pub enum CliError {
     /// The folder of a region is gone.
     #[error(
         "region {name}: there is no folder {}. If its disk is not mounted, mount it; if it was moved, \
-         `imgstore region add OTHER-NAME PATH`, `imgstore region default OTHER-NAME` and `imgstore region remove {name}`",
+         `imgstore region add OTHER-NAME PATH` and `imgstore region remove {name}` (if {name} is the default, \
+         `imgstore region default OTHER-NAME` between the two)",
         path.display()
     )]
     NoFolder {
@@ -107,7 +108,7 @@ pub enum CliError {
     },
     /// Another region answers than the one that was added.
     #[error(
-        "region {name}: at {destination} there is now another region, {found}; when it was added, it was {expected}. Nothing was asked of it. If that is as it should be: `imgstore region remove {name}`, and add it again"
+        "region {name}: at {destination} there is now another region, {found}; when it was added, it was {expected}. Nothing was asked of it. If that is as it should be: `imgstore region remove {name}`, and add it again (if {name} is the default, make another one that first: `imgstore region default OTHER-NAME`)"
     )]
     OtherRegion {
         /// Its name in this home.

@@ -79,7 +79,7 @@ pub fn run() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return wrong_call(&error),
     };
-    let output = Output::new(cli.global.json);
+    let output = Output::new(cli.global.json).of_something_made(commands::makes_something(&cli.command));
     let watcher = Arc::new(Watcher::new(cli.global.quiet));
     watcher.stop_on_signals();
     let result = commands::run(&cli, &output, &watcher);

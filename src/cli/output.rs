@@ -2,6 +2,7 @@
 
 use super::error::CliError;
 use super::text;
+use imgstore::io::outfile::check_stdout_limit;
 use serde_json::{Value, json};
 use std::cell::RefCell;
 use std::io::{self, Write};
@@ -12,10 +13,9 @@ pub struct Output {
     json: bool,
     text: RefCell<String>,
     so_far: RefCell<Option<SoFar>>,
+    /// Whether the answer can be had again, by the same command.
+    is_repeatable: bool,
 }
-
-/// Bytes of an answer that go to standard error where standard output takes nothing.
-const TOLD_ELSEWHERE_MAX: usize = 4096;
 
 /// What was done before an error.
 enum SoFar {
@@ -26,7 +26,13 @@ enum SoFar {
 impl Output {
     /// For people, or for machines.
     pub fn new(json: bool) -> Self {
-        Self { json, text: RefCell::default(), so_far: RefCell::default() }
+        Self { json, text: RefCell::default(), so_far: RefCell::default(), is_repeatable: true }
+    }
+
+    /// The same, of a command that makes something: ids that standard output does not take go to standard error.
+    #[must_use]
+    pub fn of_something_made(self, is_made: bool) -> Self {
+        Self { is_repeatable: !is_made, ..self }
     }
 
     /// Whether machines read it.
@@ -50,14 +56,14 @@ impl Output {
     pub fn finish(&self) -> Result<(), CliError> {
         let text = self.text.take();
         let mut out = io::stdout().lock();
-        out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(|e| match e.kind() {
-            io::ErrorKind::BrokenPipe => CliError::ReaderGone,
-            _ => {
-                // What was made is there: its id is not to be lost.
-                if text.len() <= TOLD_ELSEWHERE_MAX {
-                    let _ = io::stderr().write_all(text.as_bytes());
-                }
-                CliError::Output(e)
+        let written = check_stdout_limit(text.len()).and_then(|()| out.write_all(text.as_bytes()));
+        written.and_then(|()| out.flush()).map_err(|e| {
+            if !self.is_repeatable {
+                let _ = io::stderr().write_all(text.as_bytes());
+            }
+            match e.kind() {
+                io::ErrorKind::BrokenPipe => CliError::ReaderGone,
+                _ => CliError::Output(e),
             }
         })
     }

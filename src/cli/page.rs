@@ -1,6 +1,6 @@
 //! The page of `bench dedup`: one file that needs nothing else, for a screen, a phone, and paper.
 
-use super::text::bytes;
+use super::text::{bytes, is_reordering};
 use imgstore::ops::assess::{Assessment, Cell, DiskFigures};
 use std::fmt::Write;
 
@@ -176,8 +176,10 @@ fn escaped(text: &str) -> String {
             '<' => safe += "&lt;",
             '>' => safe += "&gt;",
             '"' => safe += "&quot;",
-            // Not allowed in XML at all.
-            c if c.is_control() => safe.push('\u{fffd}'),
+            // Not allowed in XML at all, or what turns the text around it.
+            c if c.is_control() || is_reordering(c) || matches!(c, '\u{fffe}' | '\u{ffff}') => {
+                safe.push('\u{fffd}')
+            }
             c => safe.push(c),
         }
     }

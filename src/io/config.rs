@@ -2,7 +2,7 @@
 //! process at a time.
 
 use super::clock::random_u64;
-use super::os::no_follow;
+use super::os::{check_file_limit, no_follow};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
@@ -73,6 +73,7 @@ fn put(path: &Path, text: &str, is_private: bool) -> io::Result<()> {
         if is_private {
             file.set_permissions(fs::Permissions::from_mode(0o600))?;
         }
+        check_file_limit(text.len() as u64)?;
         file.write_all(text.as_bytes())?;
         file.sync_all()?;
         fs::rename(&temporary, path)

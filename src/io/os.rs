@@ -4,7 +4,7 @@ use super::direct::Direct;
 use super::files::{DirEntry, Files, ReadFile, Space, WriteFile};
 use super::filesystem::{AFS, CEPH, FUSE, NFS, PLAN9, SMB, is_one_of};
 use super::map::{Bytes, map_sealed};
-use rustix::fs::{CWD, OFlags, RenameFlags, renameat_with, statfs};
+use rustix::fs::{Access, AtFlags, CWD, OFlags, RenameFlags, accessat, renameat_with, statfs};
 use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit};
 use std::fs::{self, File, OpenOptions};
@@ -32,6 +32,16 @@ pub(super) fn check_file_limit(end: u64) -> io::Result<()> {
     match getrlimit(Resource::Fsize).current {
         Some(limit) if end > limit => Err(io::ErrorKind::FileTooLarge.into()),
         _ => Ok(()),
+    }
+}
+
+/// Refuses what this process may not do with a path, judged as the system judges its calls: by its effective user, with what
+/// capabilities that has.
+pub(super) fn check_access(path: &Path, access: Access) -> io::Result<()> {
+    match accessat(CWD, path, access, AtFlags::EACCESS) {
+        // Where nobody can tell, the call itself does.
+        Err(Errno::NOSYS | Errno::INVAL | Errno::PERM) => Ok(()),
+        answer => Ok(answer?),
     }
 }
 

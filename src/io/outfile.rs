@@ -2,7 +2,7 @@
 
 use super::clock::random_u64;
 use super::disk::{DiskError, DiskWrite, FileWrite};
-use super::os::{check_file_limit, no_follow};
+use super::os::{check_access, check_file_limit, no_follow};
 use super::reflink::share_all;
 use super::write_behind::WriteBehind;
 use crate::model::ids::{InstanceId, VolumeId};
@@ -57,8 +57,8 @@ impl NewFile {
         }
         let folder = folder_of(path);
         match fs::metadata(folder) {
-            Ok(found) if found.is_dir() => rustix::fs::access(folder, Access::WRITE_OK | Access::EXEC_OK)
-                .map_err(|e| DiskError::io("create", path, 0, e.into())),
+            Ok(found) if found.is_dir() => check_access(folder, Access::WRITE_OK | Access::EXEC_OK)
+                .map_err(|e| DiskError::io("create", path, 0, e)),
             Err(e) if e.kind() != io::ErrorKind::NotFound => {
                 Err(DiskError::io("look for the folder of", path, 0, e))
             }
@@ -268,7 +268,7 @@ impl BlockDevice {
 
     /// Refuses what [`BlockDevice::open`] refuses. Nothing is opened for writing: who closes such a device makes the system look at it anew.
     pub fn check(path: &Path, len: u64) -> Result<(), DiskError> {
-        rustix::fs::access(path, Access::WRITE_OK).map_err(|e| DiskError::io("open", path, 0, e.into()))?;
+        check_access(path, Access::WRITE_OK).map_err(|e| DiskError::io("open", path, 0, e))?;
         Self::open_exclusively(path, len, OpenOptions::new().read(true)).map(drop)
     }
 
@@ -336,16 +336,27 @@ impl Stream {
         let owned = io::stdout().as_fd().try_clone_to_owned();
         let failed = |e| DiskError::io("open", name, 0, e);
         let mut out = File::from(owned.map_err(failed)?);
-        let found = out.metadata().map_err(failed)?;
-        let begins_at = if !found.is_file() {
-            None
-        } else if fcntl_getfl(&out).is_ok_and(|flags| flags.contains(OFlags::APPEND)) {
-            Some(found.len())
-        } else {
-            Some(out.stream_position().map_err(failed)?)
-        };
+        let begins_at = place_in_file(&mut out).map_err(failed)?;
         Ok(Self { out, name, position: 0, begins_at })
     }
+}
+
+/// Where in a file the next byte goes; none for what is no regular file.
+fn place_in_file(out: &mut File) -> io::Result<Option<u64>> {
+    let found = out.metadata()?;
+    if !found.is_file() {
+        return Ok(None);
+    }
+    match fcntl_getfl(&*out).is_ok_and(|flags| flags.contains(OFlags::APPEND)) {
+        true => Ok(Some(found.len())),
+        false => out.stream_position().map(Some),
+    }
+}
+
+/// Refuses what a limit of the file size keeps from standard output, if that is a file: the system would end the program.
+pub fn check_stdout_limit(len: usize) -> io::Result<()> {
+    let mut out = File::from(io::stdout().as_fd().try_clone_to_owned()?);
+    place_in_file(&mut out)?.map_or(Ok(()), |begin| check_file_limit(begin.saturating_add(len as u64)))
 }
 
 impl DiskWrite for Stream {
@@ -393,8 +404,8 @@ pub fn check_folder(path: &Path) -> Result<(), DiskError> {
     if !there.is_dir() {
         return Err(DiskError::BadTarget { path: there, why: "is no folder; name another" });
     }
-    let allowed = rustix::fs::access(&there, Access::WRITE_OK | Access::EXEC_OK);
-    allowed.map_err(|e| DiskError::io("write into", there, 0, e.into()))
+    let allowed = check_access(&there, Access::WRITE_OK | Access::EXEC_OK);
+    allowed.map_err(|e| DiskError::io("write into", there, 0, e))
 }
 
 /// Makes a directory, for its owner only, and those above it that are missing; their names are durable.

@@ -209,4 +209,17 @@ mod tests {
         fallocate(file.as_file(), punch, 3 * STEP, 2 * STEP).unwrap();
         assert_eq!(disk.extent_at(3 * STEP).unwrap(), extent(3, 6, true));
     }
+
+    /// Where a file system may tell a hole although there is data, everything is read.
+    #[test]
+    fn holes_are_not_believed_everywhere() {
+        let (zfs, fuse, smb, cifs) = (0x2fc1_2fc1, 0x6573_5546, 0xfe53_4d42, 0xff53_4d42);
+        assert!([zfs, fuse, smb, cifs].iter().all(|kind| !TELLS_HOLES.contains(kind)));
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(9 * STEP).unwrap();
+        let mut disk = RawDisk::open(file.path()).unwrap();
+        disk.tells_holes = false;
+        let all = |start| Extent { start, end: 9 * STEP, is_zero: false };
+        assert_eq!([0, STEP].map(|at| disk.extent_at(at).unwrap()), [0, STEP].map(all));
+    }
 }

@@ -54,6 +54,22 @@ pub enum Verdict {
     FailPartWay(io::ErrorKind),
 }
 
+/// Something about to be read, as a hook sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SimRead<'a> {
+    /// A file is opened.
+    Open(&'a Path),
+    /// The bytes of an open file, some or all of them.
+    Bytes(&'a Path),
+    /// The names in a folder.
+    List(&'a Path),
+    /// Whether somebody holds a lock.
+    IsLocked(&'a Path),
+}
+
+/// What fails when it is read: the error that a hook gives.
+pub type ReadHook = Arc<dyn Fn(SimRead<'_>) -> io::Result<()> + Send + Sync>;
+
 /// How a crash chooses among the possible disks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CrashMode {
@@ -70,6 +86,7 @@ pub enum CrashMode {
 pub struct SimFiles {
     state: Arc<Mutex<State>>,
     hook: Option<Hook>,
+    read_hook: Option<ReadHook>,
 }
 
 #[derive(Default)]
@@ -96,7 +113,12 @@ impl SimFiles {
 
     /// A handle on the same files whose operations go through a hook first.
     pub fn with_hook(&self, hook: Hook) -> Self {
-        Self { state: self.state.clone(), hook: Some(hook) }
+        Self { hook: Some(hook), ..self.clone() }
+    }
+
+    /// A handle on the same files what is read of which goes through a hook first.
+    pub fn with_read_hook(&self, hook: ReadHook) -> Self {
+        Self { read_hook: Some(hook), ..self.clone() }
     }
 
     /// Operations done so far.
@@ -112,7 +134,7 @@ impl SimFiles {
     /// One of the disks that a crash after the first `count` operations may leave, freshly mounted.
     pub fn crash(&self, count: usize, mode: CrashMode) -> Self {
         let disk = crashed(&self.log(count), mode);
-        Self { state: Arc::new(Mutex::new(disk)), hook: None }
+        Self { state: Arc::new(Mutex::new(disk)), ..Self::default() }
     }
 
     /// What is there, as if it had been written and synced just now: so that what a crash has left can be
@@ -175,6 +197,10 @@ impl SimFiles {
             Verdict::Fail(kind) | Verdict::FailAfter(kind) | Verdict::FailPartWay(kind) => Err(kind.into()),
         }
     }
+}
+
+fn admit_read(hook: Option<&ReadHook>, read: SimRead<'_>) -> io::Result<()> {
+    hook.map_or(Ok(()), |hook| hook(read))
 }
 
 impl State {
@@ -316,12 +342,15 @@ impl Files for SimFiles {
     }
 
     fn open(&self, path: &Path) -> io::Result<Arc<dyn ReadFile>> {
+        admit_read(self.read_hook.as_ref(), SimRead::Open(path))?;
         let state = self.state();
         let inode = state.file(path)?;
-        Ok(Arc::new(SimReadFile(state.contents.get(&inode).cloned().unwrap_or_default())))
+        let bytes = state.contents.get(&inode).cloned().unwrap_or_default();
+        Ok(Arc::new(SimReadFile { bytes, path: path.to_owned(), hook: self.read_hook.clone() }))
     }
 
     fn list(&self, path: &Path) -> io::Result<Vec<DirEntry>> {
+        admit_read(self.read_hook.as_ref(), SimRead::List(path))?;
         let state = self.state();
         state.require_dir(Some(path))?;
         let below = state.names.iter().filter(|(name, _)| name.parent() == Some(path));
@@ -358,6 +387,7 @@ impl Files for SimFiles {
     }
 
     fn is_locked(&self, path: &Path) -> io::Result<bool> {
+        admit_read(self.read_hook.as_ref(), SimRead::IsLocked(path))?;
         Ok(self.state().locks.contains(path))
     }
 }
@@ -418,22 +448,28 @@ impl WriteFile for SimWriteFile {
     }
 }
 
-struct SimReadFile(Arc<Vec<u8>>);
+struct SimReadFile {
+    bytes: Arc<Vec<u8>>,
+    path: PathBuf,
+    hook: Option<ReadHook>,
+}
 
 impl ReadFile for SimReadFile {
     fn len_bytes(&self) -> u64 {
-        self.0.len() as u64
+        self.bytes.len() as u64
     }
 
     fn read_exact_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        admit_read(self.hook.as_ref(), SimRead::Bytes(&self.path))?;
         let start = usize::try_from(offset).map_err(io::Error::other)?;
-        let bytes = self.0.get(start..start.saturating_add(buffer.len()));
+        let bytes = self.bytes.get(start..start.saturating_add(buffer.len()));
         buffer.copy_from_slice(bytes.ok_or(io::ErrorKind::UnexpectedEof)?);
         Ok(())
     }
 
     fn bytes(&self, _map: bool) -> io::Result<Bytes> {
-        Ok(Bytes::Owned(self.0.clone()))
+        admit_read(self.hook.as_ref(), SimRead::Bytes(&self.path))?;
+        Ok(Bytes::Owned(self.bytes.clone()))
     }
 }
 

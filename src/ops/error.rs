@@ -167,7 +167,7 @@ pub enum OpsError {
     },
     /// Most packs are not there: it is more likely that a disk is not, than that they are lost.
     #[error(
-        "{missing} of {total} packs are not there, so nothing was changed; is the disk that they are on mounted? If they are lost, say --force"
+        "{missing} of {total} packs are not there, so nothing was stored anew or given up; is the disk that they are on mounted? If they are lost, say --force"
     )]
     MostlyMissing {
         /// Packs that are not there.

@@ -196,6 +196,7 @@ impl Volume<'_> {
     fn leave_out_lost(&self, pieces: &mut [Vec<Run>], gaps: &Gaps) -> Result<(), RegionError> {
         // What is wrong with the log is no loss of content.
         self.region.catalog()?;
+        self.region.look_again()?;
         for run in pieces.iter_mut().flatten() {
             let Run::Chunk(chunk) = *run else { continue };
             match self.region.fetch(&[chunk.id]) {
@@ -228,7 +229,15 @@ impl Volume<'_> {
         }
         match (fetched.decode(self.region, frame, raw), self.gaps) {
             (Err(error), Some(gaps)) if may_be_lost(&error) => {
+                self.region.look_again()?;
                 self.region.check_in_reach(chunk.id)?;
+                // What a device did not give once may be there.
+                let again = self.region.fetch(&[chunk.id]);
+                if again.is_ok_and(|again| {
+                    again.frames().first().is_some_and(|frame| again.decode(self.region, *frame, raw).is_ok())
+                }) {
+                    return Ok(());
+                }
                 gaps.note(root, chunk, self.map.volume_bytes());
                 raw.fill(0);
                 Ok(())

@@ -157,10 +157,14 @@ pub(super) fn lost_map(root: &Root<'_>, catalog: &Catalog, error: RegionError) -
             "delete the volumes that were made from it, which may be another account's, with `imgstore delete-volume` or `imgstore terminate`"
                 .into()
         }
-        RootId::Snapshot(id) => {
-            format!("deregister the images on it, and delete it with `imgstore delete-snapshot {id}`")
-        }
-        RootId::Template(_) => "deregister its image".into(),
+        RootId::Snapshot(id) => format!(
+            "remove the rules of `imgstore bin rules` that would keep images on it, take those out of the bin that are there \
+             (`imgstore bin restore`), deregister them all, which may be another account's, too, and delete it with \
+             `imgstore delete-snapshot {id}`"
+        ),
+        RootId::Template(_) => "remove the rules of `imgstore bin rules` that would keep its image, take that out of the bin if it \
+            is there (`imgstore bin restore`), deregister it, and terminate the instances of it, which may be another account's"
+            .into(),
     };
     RegionError::LostMap { root: name_of(root.id, catalog), cure, source: Box::new(error) }
 }

@@ -230,11 +230,13 @@ impl Similar {
         // Others may have taken in some of them meanwhile.
         self.tables = open_tables(storage, header.id);
         let chosen = choose(&self.tables, self.fresh.len());
-        let bytes = merge(header.id, chosen, &self.fresh, is_there)
-            // One of them is damaged: nothing is lost without them.
-            .or_else(|_| merge(header.id, &[], &self.fresh, is_there))
-            .map_err(|error| RegionError::damaged(&name.to_string(), error))?;
-        match store(storage, Some((name, &bytes)), chosen) {
+        // One of them is damaged: the others stay as they are, and `gc` has that one away.
+        let (bytes, replaced) = match merge(header.id, chosen, &self.fresh, is_there) {
+            Ok(bytes) => (Ok(bytes), chosen),
+            Err(_) => (merge(header.id, &[], &self.fresh, is_there), &[][..]),
+        };
+        let bytes = bytes.map_err(|error| RegionError::damaged(&name.to_string(), error))?;
+        match store(storage, Some((name, &bytes)), replaced) {
             // What is stored later does without it.
             Err(error) if error.is_no_space() => {}
             stored => stored?,

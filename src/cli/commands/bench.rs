@@ -31,7 +31,11 @@ pub fn dedup(session: &Session<'_>, args: &DedupArgs) -> Result<(), CliError> {
     let assessment = assess(&disks, &session.context)?;
     if let Some(path) = args.html.as_ref().filter(|_| !session.context.dry_run) {
         let page = page(&names, &assessment);
-        config::replace_page(path, &page, BEGIN).map_err(|source| unwritten(path, source))?;
+        if let Err(source) = config::replace_page(path, &page, BEGIN) {
+            // Hours of reading may have gone into it.
+            session.output.so_far(|| document(&names, &assessment, started), || text(&names, &assessment));
+            return Err(unwritten(path, source));
+        }
         session.watcher.note(&format!("{} was written", path.display()));
     }
     session.output.answer(|| document(&names, &assessment, started), || text(&names, &assessment));

@@ -12,7 +12,7 @@ use imgstore::disk::open::{TargetOptions, is_block_device, open_raw, stdout_targ
 use imgstore::model::catalog::RootId;
 use imgstore::model::ids::ImageId;
 use imgstore::model::image::{DeviceTarget, Image};
-use imgstore::model::words::VolumeType;
+use imgstore::model::words::{BootMode, VirtualizationType, VolumeType};
 use imgstore::ops::context::Progress;
 use imgstore::ops::error::{Class, OpsError};
 use imgstore::ops::export;
@@ -157,6 +157,15 @@ fn note_left_out(session: &Session<'_>, image: &Image) {
             "types and iops of volumes",
             has(|t| matches!(t, DeviceTarget::Ebs(ebs) if ebs.iops.is_some() || ebs.volume_type != VolumeType::Gp3)),
         ),
+        ("support of a TPM", image.machine.tpm_support.is_some()),
+        ("IMDS support", image.machine.imds_support.is_some()),
+        ("ENA support", image.machine.ena_support),
+        ("that it is paravirtual", image.machine.virtualization_type == VirtualizationType::Paravirtual),
+        ("kernel and ramdisk", image.machine.kernel_id.is_some() || image.machine.ramdisk_id.is_some()),
+        ("that UEFI is only preferred", image.machine.boot_mode == Some(BootMode::UefiPreferred)),
+        ("product codes", !image.product_codes.is_empty()),
+        ("the description", !image.description.is_empty()),
+        ("tags", !image.tags.is_empty()),
     ]
     .into_iter()
     .filter_map(|(what, is_there)| is_there.then_some(what))

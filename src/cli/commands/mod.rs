@@ -115,6 +115,23 @@ pub fn run(cli: &Cli, output: &Output, watcher: &Arc<Watcher>) -> Result<u8, Cli
     if cli.global.dry_run { end_dry_run(&session, result) } else { result }
 }
 
+/// Whether a command makes something new each time: an id that is lost with its answer is not told again.
+pub const fn makes_something(command: &Command) -> bool {
+    matches!(
+        command,
+        Command::Snapshot(_)
+            | Command::Import(_)
+            | Command::Bundle(_)
+            | Command::Unbundle(_)
+            | Command::Register(_)
+            | Command::Copy(_)
+            | Command::CreateImage(_)
+            | Command::CreateSnapshot(_)
+            | Command::CreateVolume(_)
+            | Command::Launch(_)
+    )
+}
+
 /// Whether a command is of use where nothing is yet: it makes something, or is about a region that it names by its path.
 fn makes_a_home(cli: &Cli) -> bool {
     let is_path = |name: &Option<String>| name.as_ref().is_some_and(|name| name.contains('/'));

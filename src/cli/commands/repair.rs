@@ -41,13 +41,16 @@ pub fn repair(session: &Session<'_>, args: &RepairArgs) -> Result<u8, CliError> 
     let ended = repair_into(&mut repaired, &region, &sources, &session.timed(&region)?);
     if let Err(error) = ended {
         // What was found and done before it; but a disk that is not mounted has lost nothing.
-        if !repaired.findings.is_empty() && !matches!(error, OpsError::MostlyMissing { .. }) {
+        if matches!(error, OpsError::MostlyMissing { .. }) {
+            repaired = Repaired::default();
+        }
+        let has_found = !repaired.findings.is_empty();
+        if has_found || !mended.restored.is_empty() || mended.twins > 0 {
+            let dry_run = session.context.dry_run;
+            let found = || if has_found { text(&repaired, &mended, dry_run) } else { String::new() };
             session.output.so_far(
                 || document(session, &mended, &repaired, started),
-                || {
-                    mended_text(&mended, session.context.dry_run)
-                        + &text(&repaired, &mended, session.context.dry_run)
-                },
+                || mended_text(&mended, dry_run) + &found(),
             );
         }
         return Err(error.into());

@@ -66,6 +66,7 @@ pub fn snapshot(session: &Session<'_>, args: &SnapshotArgs) -> Result<u8, CliErr
     };
     let taken = run_snapshot(&region, &*source.disk, &options, &session.context)?;
     session.watcher.note(&cost(&[&taken.ingested], started));
+    let is_believed = matches!(taken.hint, Some(HintUse::Believed));
     let told = told(&source, taken.hint);
     if let Some(hint) = &told {
         tell_of_hint(session, hint, taken.ingested.read_bytes);
@@ -80,15 +81,16 @@ pub fn snapshot(session: &Session<'_>, args: &SnapshotArgs) -> Result<u8, CliErr
         document
     };
     let id = || format!("{}\n", taken.snapshot.id);
-    let differs = match args.verify.then(|| verify(session, &region, &*source.disk, &taken.snapshot)) {
-        Some(Err(error)) => {
-            // The snapshot is there.
-            session.output.so_far(document, id);
-            return Err(error);
-        }
-        Some(Ok(differs)) => Some(differs),
-        None => None,
-    };
+    let differs =
+        match args.verify.then(|| verify(session, &region, &*source.disk, &taken.snapshot, is_believed)) {
+            Some(Err(error)) => {
+                // The snapshot is there.
+                session.output.so_far(document, id);
+                return Err(error);
+            }
+            Some(Ok(differs)) => Some(differs),
+            None => None,
+        };
     let is_other = differs.as_ref().is_some_and(|differs| !differs.is_empty());
     if let Some(clone) = source.clone.filter(|_| !is_other) {
         let (region, manifest) = (region.header().id, taken.snapshot.manifest.hash);
@@ -116,6 +118,7 @@ fn verify(
     region: &Region,
     disk: &dyn DiskRead,
     taken: &Snapshot,
+    is_hint_believed: bool,
 ) -> Result<Vec<Range<u64>>, CliError> {
     let differs = differences(disk, &region.load_map(&taken.manifest)?, &session.context)?;
     session.watcher.finish();
@@ -123,12 +126,16 @@ fn verify(
         session.watcher.note("read again: the snapshot is what the disk holds");
     } else {
         let sum = differs.iter().map(|range| range.end - range.start).sum();
-        warn(&format!(
-            "the disk is other than {} in {}: {}. Either something wrote to it meanwhile, or it is told wrongly where it has holes",
-            taken.id,
-            bytes(sum),
-            range_lines(&differs).join(", ")
-        ));
+        let id = taken.id;
+        let why = if is_hint_believed {
+            format!(
+                "Most likely the hint is wrong, or something wrote to the disk meanwhile: delete {id}, and take it again without the hint"
+            )
+        } else {
+            "Either something wrote to it meanwhile, or it is told wrongly where it has holes".to_owned()
+        };
+        let where_it_is = range_lines(&differs).join(", ");
+        warn(&format!("the disk is other than {id} in {}: {where_it_is}. {why}", bytes(sum)));
     }
     Ok(differs)
 }
@@ -166,7 +173,11 @@ fn cloned(
         Some(snapshot) if snapshot.manifest.hash != base.manifest => {
             Err(format!("{of} is not what the clone is of"))
         }
-        Some(_) => clone.changes()?.map_err(ToOwned::to_owned),
+        // What cannot be told is read.
+        Some(_) => match clone.changes() {
+            Ok(known) => known.map_err(ToOwned::to_owned),
+            Err(error) => Err(error.to_string()),
+        },
     };
     let parent = args.parent.or(known.filter(|_| is_here).map(|snapshot| snapshot.id));
     Ok(Source { disk, clone: Some(clone), parent, changes: Some(changes) })

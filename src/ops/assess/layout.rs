@@ -12,7 +12,7 @@ use crate::model::units::{BLOCK_BYTES, CHUNK_BLOCKS_MAX, block_offset};
 use crate::ops::encode::{KEPT_TENTHS, base_blocks_max};
 use crate::ops::error::OpsError;
 use crate::region::fetch::ENTRY_BYTES;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 /// Chunks that a layout keeps in mind.
@@ -95,6 +95,8 @@ pub(super) struct Layout {
     /// Chunks of the last window: where, how long, and their keys.
     taken: Vec<(u64, u32, u64)>,
     newest: HashMap<u32, Place>,
+    /// The features in the order in which they came first.
+    order: VecDeque<u32>,
     trials: Trials,
     /// Bytes of new chunks of this disk.
     seen: u64,
@@ -110,6 +112,7 @@ impl Layout {
             read: (0, 0),
             taken: Vec::new(),
             newest: HashMap::new(),
+            order: VecDeque::new(),
             trials: Trials::default(),
             seen: 0,
         }
@@ -203,6 +206,7 @@ impl Layout {
             first: u8::try_from(window.disk.min(DISKS_MAX)).unwrap_or(u8::MAX),
             count: 0,
         };
+        let one_in = self.chunks.one_in();
         let (chunk, is_new) = self.chunks.entry(key, make);
         chunk.disks |= 1 << window.disk;
         chunk.count = chunk.count.saturating_add(1);
@@ -211,15 +215,16 @@ impl Layout {
         }
         self.seen += raw.len() as u64;
         chunk.is_chosen = self.seen >= MEASURED_BYTES && (key >> 32).is_multiple_of(MEASURED);
-        let weight = if self.seen < MEASURED_BYTES { 1 } else { MEASURED };
+        // One of those that are kept in mind stands for those that are not.
+        let weight = one_in * if self.seen < MEASURED_BYTES { 1 } else { MEASURED };
         let mut measured = None;
-        if chunk.is_chosen || weight == 1 {
+        if chunk.is_chosen || self.seen < MEASURED_BYTES {
             let stored = compressed(raw, LEVEL, codecs)?;
             measured = Some((stored, weight));
             chunk.stored = u32::try_from(stored).ok();
             let is_early = self.seen < LEVELS_BYTES;
             if self.is_own && (is_early || (key >> 32).is_multiple_of(MEASURED_AT_LEVELS)) {
-                self.trials.levels(raw, if is_early { 1 } else { MEASURED_AT_LEVELS }, codecs)?;
+                self.trials.levels(raw, one_in * if is_early { 1 } else { MEASURED_AT_LEVELS }, codecs)?;
             }
         }
         if self.is_own {
@@ -256,8 +261,14 @@ impl Layout {
             return Ok(());
         }
         for feature in found {
-            if self.newest.len() < FEATURES_MAX || self.newest.contains_key(&feature) {
-                self.newest.insert(feature, place);
+            if self.newest.insert(feature, place).is_none() {
+                self.order.push_back(feature);
+            }
+            // The oldest goes: what resembles another disk mostly comes soon after it.
+            if self.newest.len() > FEATURES_MAX
+                && let Some(oldest) = self.order.pop_front()
+            {
+                self.newest.remove(&oldest);
             }
         }
         Ok(())

@@ -93,7 +93,9 @@ impl Mapper {
 
     /// The map of each disk and its blocks that are not zero, by what a layout knows of the chunks.
     pub(super) fn finish(self, layout: &Layout) -> Vec<(Vec<Cell>, u64)> {
-        let of_disk = |(number, (_, parts)): (usize, (u64, Vec<Part>))| {
+        let of_disk = |(number, (_, mut parts)): (usize, (u64, Vec<Part>))| {
+            // Else those that came last would count for more than those before them.
+            parts.iter_mut().for_each(Part::thin);
             let data = parts.iter().map(|part| part.data_blocks).sum();
             (parts.iter().map(|part| cell(number, part, layout)).collect(), data)
         };
