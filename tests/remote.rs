@@ -944,6 +944,133 @@ fn what_is_taken_back_at_the_last_moment_is_not_copied_if_it_is_others() {
     }
 }
 
+/// Does something once when a copy begins to move content.
+struct Meanwhile<F>(F);
+
+impl<F: Fn() + Send + Sync> Progress for Meanwhile<F> {
+    fn begin(&self, _: &'static str, _: u64) {
+        (self.0)();
+    }
+    fn advance(&self, _: u64) {}
+    fn note(&self, _: &str) {}
+    fn is_cancelled(&self) -> bool {
+        false
+    }
+}
+
+/// The same of what is brought to another host.
+#[test]
+fn what_is_taken_back_while_it_is_brought_is_not_copied_if_it_is_others() {
+    for is_own in [true, false] {
+        let (pair, target, friend) = (Pair::new(), region(), guest());
+        let change = PermissionChange { add: vec![Permission::All], ..Default::default() };
+        share_snapshot(&pair.region, pair.first.0, &change, &pair.caller.context()).unwrap();
+        let line = call(&target, AccountId::from_random(77), false, NEVER, NEVER);
+        let take_back = Meanwhile(|| {
+            let change = PermissionChange { remove: vec![Permission::All], ..Default::default() };
+            share_snapshot(&pair.region, pair.first.0, &change, &pair.caller.context()).unwrap();
+            if is_own {
+                delete_snapshot(&pair.region, pair.first.0, &pair.caller.context()).unwrap();
+            }
+        });
+        let who = if is_own { &pair.caller } else { &friend };
+        let context = Context { progress: &take_back, ..who.context() };
+        let what = CopyWhat::Snapshot(pair.first.0);
+        let pushed = push(&line.link, &pair.region, what, &CopyOptions::default(), &context);
+        match pushed {
+            Ok(pushed) => assert!(is_own && pushed.pulled.is_some()),
+            Err(error) => {
+                assert!(!is_own && error.class() == Class::Denied, "{error}");
+                assert!(target.catalog().unwrap().snapshots.is_empty());
+            }
+        }
+    }
+}
+
+/// A guest counts on what another shows it, and that is taken back while it brings the rest: then it brings that, too.
+#[test]
+fn what_a_guest_may_no_longer_count_on_it_brings() {
+    for is_taken_back in [false, true] {
+        let (target, own, owner, guest) = (region(), region(), Caller::new(1), guest());
+        let shown = volume(400_000, 31);
+        let id = owner.snapshot(&target, &MemoryDisk::new(shown.clone())).unwrap().snapshot.id;
+        let whom = vec![Permission::Account(guest.account)];
+        let change = PermissionChange { add: whom.clone(), ..Default::default() };
+        share_snapshot(&target, id, &change, &owner.context()).unwrap();
+        let disk = [shown, volume(50_000, 32)].concat();
+        let mine = guest.snapshot(&own, &MemoryDisk::new(disk.clone())).unwrap().snapshot.id;
+        let take_back = Meanwhile(|| {
+            let change = PermissionChange { remove: whom.clone(), ..Default::default() };
+            if is_taken_back {
+                share_snapshot(&target, id, &change, &owner.context()).unwrap();
+            }
+        });
+        let context = Context { progress: &take_back, ..guest.context() };
+        let line = call(&target, guest.account, true, NEVER, NEVER);
+        let what = CopyWhat::Snapshot(mine);
+        let pushed = push(&line.link, &own, what, &CopyOptions::default(), &context).unwrap();
+        assert!(pushed.planned.new_chunks * 2 < pushed.planned.chunks, "{:?}", pushed.planned);
+        let copy = pushed.pulled.unwrap().snapshots.remove(0).id;
+        assert!(guest.read_back(&target, copy).unwrap() == disk);
+        let sent = line.link.sent_bytes();
+        assert_eq!(
+            2 * sent > 3 * pushed.planned.transfer_bytes,
+            is_taken_back,
+            "{sent} {:?}",
+            pushed.planned
+        );
+    }
+}
+
+/// A guest names block maps that no host has memory for.
+#[test]
+fn a_guest_brings_so_many_block_maps_at_most() {
+    let pair = Pair::new();
+    let line = liar(&pair.region, |message, _| {
+        if let Message::Offered(offer) = message {
+            offer.snapshots[0].manifest.len = 2 << 30;
+        }
+    });
+    let target = region();
+    let plan_as = |is_guest| {
+        let options = CopyOptions { is_guest, ..CopyOptions::default() };
+        let what = CopyWhat::Snapshot(pair.first.0);
+        plan(&line.peer(), &target, what, &options, &pair.caller.context()).map(drop).unwrap_err()
+    };
+    let refused = plan_as(true);
+    assert!(refused.code() == Code::InvalidParameterValue.as_str(), "{refused}");
+}
+
+/// Of a line that died nothing is heard; of a slow one a byte now and then.
+#[test]
+fn a_host_does_not_wait_for_ever() {
+    let patience = Duration::from_millis(1200);
+    let (here, _silent) = UnixStream::pair().unwrap();
+    let link = plain_link(here).giving_up_after(patience, || false);
+    let started = std::time::Instant::now();
+    assert!(matches!(link.receive(), Err(LinkError::Lost { .. })));
+    assert!((1..20).contains(&started.elapsed().as_secs()));
+    // A message of which a byte comes each second.
+    let (mut slow, other) = UnixStream::pair().unwrap();
+    let link = plain_link(other).giving_up_after(patience, || false);
+    let (mut whole, (mut ear, mouth)) = (Vec::new(), UnixStream::pair().unwrap());
+    plain_link(mouth).send(&Message::Maps).unwrap();
+    ear.read_to_end(&mut whole).unwrap();
+    let sender = thread::spawn(move || {
+        for byte in whole.chunks(whole.len().div_ceil(4)) {
+            thread::sleep(Duration::from_millis(700));
+            slow.write_all(byte).unwrap();
+        }
+        slow
+    });
+    assert!(matches!(link.receive(), Ok((Message::Maps, _))));
+    drop(sender.join().unwrap());
+    // Nor for what is not wanted any more.
+    let (here, _there) = UnixStream::pair().unwrap();
+    let link = plain_link(here).giving_up_after(Duration::from_secs(3600), || true);
+    assert!(matches!(link.receive(), Err(LinkError::Lost { .. })));
+}
+
 /// Whoever reads a chunk reads what it is stored against. A base that is many times as long is not taken over with a copy: who sends
 /// one could make everybody who reads it pay.
 #[test]

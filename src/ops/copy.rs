@@ -7,7 +7,7 @@ use super::context::Context;
 use super::error::{Class, Code, OpsError};
 use super::find::{check_description, check_manifests, check_packs};
 use super::gc::despite_collection;
-use super::offer::{Offer, check as check_offer, select};
+use super::offer::{Offer, check as check_offer, check_guests_maps, select};
 use super::owned::Trusted;
 use super::register::{check_image_name, check_name_free};
 use super::source::Source;
@@ -198,6 +198,13 @@ fn plan_of(
     context: &Context<'_>,
 ) -> Result<CopyPlan, OpsError> {
     let there = target.catalog()?;
+    // A try before this one may have been done by now, whose line was lost.
+    if made_by(&there, what, token.as_ref(), context)?.is_some() {
+        return Ok(CopyPlan::of_nothing(what, token));
+    }
+    if options.is_guest {
+        check_guests_maps(&offer)?;
+    }
     let maps = source.maps(&offer, context)?;
     let is_there = match what {
         CopyWhat::Image(id) => there.images.contains_key(&id),
@@ -269,9 +276,8 @@ pub fn apply(
     match carry_out(source, target, plan, &plan.missing, &mut trusted, options, context) {
         // Collected at the target since the plan was made: what is missing is more than it says.
         Err(OpsError::ContentGone { .. }) => despite_collection(|| {
-            if source.is_far() {
-                // It gives of the offer that it made last, and if that has other block maps by now, once it was asked for them.
-                source.maps(&plan.offer, context)?;
+            if let Some(trusted) = trusted.as_mut() {
+                trusted.renew(target, &plan.maps, context)?;
             }
             // What came the last time need not come again.
             let missing = find_missing(source, target, &plan.maps, trusted.as_ref(), context)
@@ -309,6 +315,9 @@ fn carry_out(
             return Ok((vec![], made));
         }
         // Within a region what is copied must still be there and the caller's to copy.
+        if trusted.as_ref().is_some_and(|trusted| trusted.is_withdrawn(catalog, context.account)) {
+            return Err(OpsError::ContentGone { what: "what another account showed".into() });
+        }
         let now = plan.is_within.then(|| select(catalog, plan.what, context)).transpose()?;
         check_manifests(catalog, &session)?;
         let mut image = copier.placed(catalog, copy.image.as_ref())?;
@@ -331,21 +340,21 @@ fn codes_offered(
     plan: &CopyPlan,
     context: &Context<'_>,
 ) -> Result<Option<Vec<String>>, OpsError> {
-    let image = plan.offer.image.as_ref().map(|image| image.owner);
-    let mut owners = image.into_iter().chain(plan.offer.snapshots.iter().map(|snapshot| snapshot.owner));
-    // Who brings something to another host gives what is there to give.
-    let is_others = source.asked_as(context).is_some_and(|account| owners.any(|owner| owner != account));
+    // Whether it is others' the side knows that brings something to another host: of those it denies what is taken back.
+    let is_final = |class| match source.asked_as(context) {
+        Some(account) => {
+            plan.offer.is_of_others(account)
+                && matches!(class, Class::Denied | Class::NotFound | Class::Refused)
+        }
+        None => class == Class::Denied,
+    };
     match source.offer(plan.what, context) {
         Ok(offer) => {
             check_offer(&offer, plan.what)?;
             Ok(offer.image.map(|image| image.product_codes))
         }
         Err(error @ OpsError::Interrupted) => Err(error),
-        Err(error)
-            if is_others && matches!(error.class(), Class::Denied | Class::NotFound | Class::Refused) =>
-        {
-            Err(error)
-        }
+        Err(error) if is_final(error.class()) => Err(error),
         Err(_) => Ok(None),
     }
 }

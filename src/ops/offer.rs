@@ -40,6 +40,12 @@ impl Offer {
         snapshots.chain(self.template.iter().map(|template| &template.manifest))
     }
 
+    /// Whether anything of it is another account's.
+    pub fn is_of_others(&self, account: AccountId) -> bool {
+        let image = self.image.iter().map(|image| image.owner);
+        image.chain(self.snapshots.iter().map(|snapshot| snapshot.owner)).any(|owner| owner != account)
+    }
+
     /// The same, to change what is told of them.
     pub fn manifests_mut(&mut self) -> impl Iterator<Item = &mut ManifestRecord> {
         let snapshots = self.snapshots.iter_mut().map(|snapshot| &mut snapshot.manifest);
@@ -136,6 +142,13 @@ pub(super) fn check(offer: &Offer, what: CopyWhat) -> Result<(), OpsError> {
     if distinct.len() != offer.snapshots.len() {
         return lie("a snapshot twice");
     }
+    let lens = offer.snapshots.iter().map(|snapshot| snapshot.volume_bytes);
+    if lens
+        .chain(offer.template.iter().map(|template| template.volume_bytes))
+        .any(|len| len > VOLUME_BYTES_MAX)
+    {
+        return lie("a volume of an impossible size");
+    }
     for snapshot in &offer.snapshots {
         check_text(check_description(&snapshot.description))?;
         check_text(check_tags(&snapshot.tags))?;
@@ -146,6 +159,22 @@ pub(super) fn check(offer: &Offer, what: CopyWhat) -> Result<(), OpsError> {
         None if offer.template.is_some() => lie("a template that belongs to no image"),
         None => Ok(()),
     }
+}
+
+/// Bytes of block maps that somebody who is only let in may bring at once: of 1.1 TB in chunks of the default length. They are held
+/// in memory as long as the copy takes.
+const GUEST_MAPS_BYTES: u64 = 1 << 30;
+
+/// Refuses more block maps of a guest than a host has memory for.
+pub(super) fn check_guests_maps(offer: &Offer) -> Result<(), OpsError> {
+    let bytes = offer.manifests().fold(0_u64, |sum, manifest| sum.saturating_add(manifest.len));
+    if bytes <= GUEST_MAPS_BYTES {
+        return Ok(());
+    }
+    let why = format!(
+        "its block maps have {bytes} bytes; {GUEST_MAPS_BYTES} is the most that a guest may bring at once: copy its snapshots one by one"
+    );
+    Err(OpsError::rule(Code::InvalidParameterValue, why))
 }
 
 fn check_image(offer: &Offer, image: &Image, snapshots: &BTreeSet<SnapshotId>) -> Result<(), OpsError> {

@@ -10,9 +10,10 @@ use super::transfer::ASKED_AT_ONCE;
 use crate::model::account::AccountId;
 use crate::model::blockmap::{BlockMap, distinct_chunks};
 use crate::model::catalog::Catalog;
-use crate::model::ids::ChunkId;
+use crate::model::ids::{ChunkId, SnapshotId};
 use crate::model::objects::{ManifestName, ManifestRecord};
 use crate::model::op::Op;
+use crate::model::units::TimeMs;
 use crate::region::Region;
 use std::collections::{BTreeSet, HashMap, HashSet};
 
@@ -32,19 +33,42 @@ fn present(target: &Region, maps: &[BlockMap], context: &Context<'_>) -> Result<
     Ok(present)
 }
 
-/// The block maps that an account may read, the newest first, and whether they are its own: those come before others'.
-fn readable(catalog: &Catalog, account: AccountId) -> Vec<(bool, &ManifestRecord)> {
+/// A block map that an account may read.
+struct Readable<'a> {
+    is_own: bool,
+    created_ms: TimeMs,
+    /// Of a snapshot; none of a template.
+    id: Option<SnapshotId>,
+    manifest: &'a ManifestRecord,
+}
+
+/// The block maps that an account may read, the newest first; its own come before others'.
+fn readable(catalog: &Catalog, account: AccountId) -> Vec<Readable<'_>> {
     let snapshots = catalog.snapshots.values().filter(|snapshot| snapshot.readable_by(account));
-    let snapshots = snapshots.map(|s| (s.owner == account, s.created_ms, &s.manifest));
+    let snapshots = snapshots.map(|s| Readable {
+        is_own: s.owner == account,
+        created_ms: s.created_ms,
+        id: Some(s.id),
+        manifest: &s.manifest,
+    });
     let own = catalog.templates.values().filter(|template| template.owner == account);
-    let mut found: Vec<_> = snapshots.chain(own.map(|t| (true, t.created_ms, &t.manifest))).collect();
-    found.sort_by_key(|(is_own, created_ms, _)| std::cmp::Reverse((*is_own, *created_ms)));
-    found.into_iter().map(|(is_own, _, manifest)| (is_own, manifest)).collect()
+    let own =
+        own.map(|t| Readable { is_own: true, created_ms: t.created_ms, id: None, manifest: &t.manifest });
+    let mut found: Vec<_> = snapshots.chain(own).collect();
+    found.sort_by_key(|readable| std::cmp::Reverse((readable.is_own, readable.created_ms)));
+    found
 }
 
 /// Chunks that a caller may count on, of those that it wants to.
 #[derive(Debug, Clone, Default)]
-pub struct Trusted(HashSet<ChunkId>);
+pub struct Trusted {
+    /// Those that it may read, and those that it brought before.
+    there: HashSet<ChunkId>,
+    /// Others' snapshots that some of these are in.
+    shown_in: BTreeSet<SnapshotId>,
+    /// Those that it has shown to have since.
+    shown: HashSet<ChunkId>,
+}
 
 impl Trusted {
     /// Of the chunks of some maps those that are in a snapshot which the caller may read, or that the caller itself has
@@ -55,7 +79,7 @@ impl Trusted {
         let (mut trusted, mut others_bytes) = (Self::default(), 0_u64);
         let catalog = target.catalog()?;
         let mut seen = BTreeSet::<ManifestName>::new();
-        for (is_own, manifest) in readable(&catalog, context.account) {
+        for Readable { is_own, id, manifest, .. } in readable(&catalog, context.account) {
             if open.is_empty() {
                 return Ok(trusted);
             }
@@ -75,7 +99,11 @@ impl Trusted {
                 Err(error) if error.is_damage() || error.is_failed_read() => continue,
                 Err(error) => return Err(error.into()),
             };
-            trusted.0.extend(map.chunks().iter().map(|chunk| chunk.id).filter(|id| open.remove(id)));
+            let before = trusted.there.len();
+            trusted.there.extend(map.chunks().iter().map(|chunk| chunk.id).filter(|id| open.remove(id)));
+            if trusted.there.len() > before && !is_own {
+                trusted.shown_in.extend(id);
+            }
         }
         trusted.add_brought(target, catalog.sequence, &open, context)?;
         Ok(trusted)
@@ -120,17 +148,36 @@ impl Trusted {
         brought.retain(|_, session| !upkeep.contains(session));
         let in_brought = open.iter().zip(&places);
         let in_brought = in_brought.filter(|(_, place)| place.is_some_and(|p| brought.contains_key(&p.pack)));
-        self.0.extend(in_brought.map(|(id, _)| *id));
+        self.there.extend(in_brought.map(|(id, _)| *id));
         Ok(())
     }
 
     /// Whether the caller may count on a chunk.
     pub fn has(&self, id: ChunkId) -> bool {
-        self.0.contains(&id)
+        self.there.contains(&id) || self.shown.contains(&id)
     }
 
     /// The caller has shown that it has a chunk.
     pub fn add(&mut self, id: ChunkId) {
-        self.0.insert(id);
+        self.shown.insert(id);
+    }
+
+    /// Whether somebody takes back what the caller was to count on.
+    pub fn is_withdrawn(&self, catalog: &Catalog, account: AccountId) -> bool {
+        let may_read = |id| catalog.snapshots.get(id).is_some_and(|snapshot| snapshot.readable_by(account));
+        !self.shown_in.iter().all(may_read)
+    }
+
+    /// The same by what the caller may read now, if something was taken back; what it has shown to have stays.
+    pub fn renew(
+        &mut self,
+        target: &Region,
+        maps: &[BlockMap],
+        context: &Context<'_>,
+    ) -> Result<(), OpsError> {
+        if self.is_withdrawn(&target.catalog()?, context.account) {
+            *self = Self { shown: std::mem::take(&mut self.shown), ..Self::of(target, maps, context)? };
+        }
+        Ok(())
     }
 }

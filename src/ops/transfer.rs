@@ -136,7 +136,9 @@ fn arrange(
     for found in found {
         let (mut stored_bytes, raw_bytes) =
             (u64::from(found.stored_bytes), block_offset(u64::from(found.raw_blocks)));
-        let plain = match found.base {
+        // Of what is no delta a base says nothing, and would only ask what is here.
+        let base = found.base.filter(|_| found.is_delta);
+        let plain = match base {
             Some(base) if coming.contains(&base) => false,
             Some(base) => match target.find_base(base)? {
                 Some((id, _)) => trusted.is_some_and(|trusted| !trusted.has(id)),
@@ -145,7 +147,7 @@ fn arrange(
             None => false,
         };
         let mut expected_bytes = stored_bytes;
-        if let Some(base) = found.base.filter(|_| plain) {
+        if let Some(base) = base.filter(|_| plain) {
             let of_base = source.base_bytes(base)?.map(|(stored, raw)| share(stored, raw));
             #[expect(
                 clippy::cast_precision_loss,

@@ -11,7 +11,7 @@ use crate::model::objects::{ManifestName, ManifestRecord, PackName};
 use crate::model::units::{BLOCK_BYTES, CHUNK_BLOCKS_MAX};
 use crate::ops::context::Context;
 use crate::ops::copy::CopyWhat;
-use crate::ops::error::OpsError;
+use crate::ops::error::{Class, Code, OpsError};
 use crate::ops::offer::Offer;
 use crate::ops::source::{Asked, Contents, Found, Frames, Source};
 use std::collections::hash_map::Entry;
@@ -81,10 +81,13 @@ impl<'a> Giver<'a> {
         if matches!(self.to, GivenTo::Host { what: only, .. } if only != what) {
             return Err(LinkError::protocol("it asks for another image than it is given").into());
         }
-        let offer = self.source.offer(what, context)?;
+        let offer =
+            self.source.offer(what, context).map_err(|error| self.told_again(what, error, context))?;
         // Who asks again at the end of a copy may have to go on with it.
+        let hashes = |offer: &Offer| offer.manifests().map(|manifest| manifest.hash).collect::<Vec<_>>();
+        // A block map that was made anew has the same hash under another name.
         let has_same =
-            |(before, known): &(CopyWhat, Offer)| *before == what && known.manifests().eq(offer.manifests());
+            |(before, known): &(CopyWhat, Offer)| *before == what && hashes(known) == hashes(&offer);
         if !self.offer.as_ref().is_some_and(has_same) {
             self.offered.clear();
             self.bases.clear();
@@ -98,6 +101,19 @@ impl<'a> Giver<'a> {
         link.send(&Message::Offered(Box::new(told)))?;
         self.offer = Some((what, offer));
         Ok(())
+    }
+
+    /// What was offered, and is not there any more to be given: others' was taken back, which the host cannot tell from one's own.
+    fn told_again(&self, what: CopyWhat, error: OpsError, context: &Context<'_>) -> OpsError {
+        let account = self.source.asked_as(context);
+        let is_others = |offer: &Offer| account.is_some_and(|account| offer.is_of_others(account));
+        let was_others = self.offer.as_ref().is_some_and(|(of, offer)| *of == what && is_others(offer));
+        match error.class() {
+            Class::NotFound | Class::Refused if was_others => {
+                OpsError::rule(Code::OperationNotPermitted, format!("it was taken back meanwhile: {error}"))
+            }
+            _ => error,
+        }
     }
 
     /// A guest keeps a connection for as long as it likes, and what it was offered may be no longer its to have.

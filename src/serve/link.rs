@@ -2,7 +2,7 @@
 
 use super::error::LinkError;
 use super::message::{BODY_BYTES_MAX, HEAD_BYTES_MAX, Message};
-use crossbeam_channel::{Receiver, bounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
 use std::io::{BufReader, BufWriter, ErrorKind, Read, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -62,6 +62,15 @@ pub struct Link {
     waiting: Arc<Waiting>,
     sent: AtomicU64,
     received: Arc<AtomicU64>,
+    /// Bytes that came, also of a message that has not come whole.
+    came: Arc<AtomicU64>,
+    patience: Option<Patience>,
+}
+
+/// How long is waited for a sign of the other side.
+struct Patience {
+    most: Duration,
+    is_cancelled: Box<dyn Fn() -> bool + Send + Sync>,
 }
 
 impl Link {
@@ -76,7 +85,9 @@ impl Link {
         let (came, incoming) = bounded(TAKEN_IN);
         let waiting = Arc::new(Waiting::default());
         let (counter, room) = (received.clone(), waiting.clone());
-        let mut reader = BufReader::with_capacity(READ_BYTES, Paced::new(reader, bytes_per_second));
+        let came_bytes = Arc::<AtomicU64>::default();
+        let stream = Counted { stream: Paced::new(reader, bytes_per_second), bytes: came_bytes.clone() };
+        let mut reader = BufReader::with_capacity(READ_BYTES, stream);
         let read = move || loop {
             let next = read_message(&mut reader, &counter);
             let is_end = next.is_err();
@@ -89,7 +100,20 @@ impl Link {
         };
         thread::Builder::new().name("link".into()).spawn(read).map_err(|e| LinkError::lost(&e))?;
         let writer = BufWriter::with_capacity(READ_BYTES, Paced::new(writer, bytes_per_second));
-        Ok(Self { writer: Mutex::new(writer), incoming, waiting, sent: AtomicU64::new(0), received })
+        let (sent, patience) = (AtomicU64::new(0), None);
+        Ok(Self { writer: Mutex::new(writer), incoming, waiting, sent, received, came: came_bytes, patience })
+    }
+
+    /// The same, which is taken for lost once nothing has come for so long while something is waited for, or if `is_cancelled`
+    /// says that nothing is to be waited for any more. For the side that nobody looks at: of a line that died it hears nothing.
+    #[must_use]
+    pub fn giving_up_after(
+        mut self,
+        most: Duration,
+        is_cancelled: impl Fn() -> bool + Send + Sync + 'static,
+    ) -> Self {
+        self.patience = Some(Patience { most, is_cancelled: Box::new(is_cancelled) });
+        self
     }
 
     /// Sends a message without a body.
@@ -129,11 +153,34 @@ impl Link {
 
     /// The next message with its body; waits for it.
     pub fn receive(&self) -> Result<(Message, Vec<u8>), LinkError> {
-        let gone = |_| LinkError::Lost { why: "it ended before".into() };
-        let raw = self.incoming.recv().map_err(gone)??;
+        let raw = self.next()?;
         self.waiting.release(len_of(&raw));
         let (head, body) = raw;
         Ok((Message::decode(&head, body.len())?, body))
+    }
+
+    fn next(&self) -> Came {
+        let lost = |why: &str| Err(LinkError::Lost { why: why.into() });
+        let (mut heard, mut came) = (Instant::now(), self.came.load(Ordering::Relaxed));
+        loop {
+            let Some(patience) = &self.patience else {
+                return self.incoming.recv().unwrap_or_else(|_| lost("it ended before"));
+            };
+            match self.incoming.recv_timeout(LOOK) {
+                Ok(next) => return next,
+                Err(RecvTimeoutError::Disconnected) => return lost("it ended before"),
+                Err(RecvTimeoutError::Timeout) if (patience.is_cancelled)() => {
+                    return lost("this side was told to end");
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            let now = self.came.load(Ordering::Relaxed);
+            if now != came {
+                (heard, came) = (Instant::now(), now);
+            } else if heard.elapsed() >= patience.most {
+                return lost("nothing was heard of it for too long");
+            }
+        }
     }
 
     /// Waits until the other side says something that nobody expects, which is as a rule that it is gone.
@@ -222,6 +269,20 @@ impl<S> Paced<S> {
 
     fn limit(&self, len: usize) -> usize {
         if self.bytes_per_second.is_some() { len.min(PACE_BYTES) } else { len }
+    }
+}
+
+/// A stream that says how much came over it.
+struct Counted<R> {
+    stream: R,
+    bytes: Arc<AtomicU64>,
+}
+
+impl<R: Read> Read for Counted<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let read = self.stream.read(buffer)?;
+        self.bytes.fetch_add(read as u64, Ordering::Relaxed);
+        Ok(read)
     }
 }
 

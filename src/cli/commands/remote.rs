@@ -9,6 +9,7 @@ use crate::cli::home::NewRegions;
 use crate::cli::output::plain_json;
 use crate::cli::{given_arguments, this_program};
 use clap::Parser;
+use imgstore::io::outfile::check_stdout_limit;
 use imgstore::ops::context::Progress;
 use imgstore::ops::error::{Code, OpsError};
 use imgstore::region::Region;
@@ -25,6 +26,9 @@ use std::time::Duration;
 
 /// How often a command that runs for a caller is looked at.
 const WATCH: Duration = Duration::from_millis(20);
+/// How long a caller may say nothing while it is asked: of a line that died sshd may hear nothing for hours, and the copy would
+/// keep its memory, and its packs from being collected.
+const PATIENCE: Duration = Duration::from_secs(15 * 60);
 /// Options that are the other side's own, with a value each: where, as whom, and how much of that host.
 const OWN_OPTIONS: [&str; 6] = ["--home", "--region", "--account", "--ssh", "--threads", "--memory"];
 
@@ -36,6 +40,8 @@ pub fn remote(session: &Session<'_>) -> Result<(), CliError> {
         return Err(CliError::Usage(why.into()));
     }
     let link = Link::new(Box::new(reader), Box::new(writer), None).map_err(OpsError::from)?;
+    let watcher = session.watcher.clone();
+    let link = link.giving_up_after(PATIENCE, move || watcher.is_cancelled());
     let is_guest = session.home.is_account_given();
     Ok(serve(&link, &Program { session, is_guest }, is_guest, &session.context)?)
 }
@@ -250,16 +256,27 @@ pub fn run_arguments_there(session: &Session<'_>, far: &Far, arguments: Vec<Stri
                 show(false, &document.map(Document::finish).unwrap_or_default())?;
                 return Ok(code);
             }
-            Ok((Message::Refused(refusal), _)) => return Err(refusal.into_error().into()),
-            Ok(_) => return Err(OpsError::Protocol { why: "another answer than a command's".into() }.into()),
-            Err(_) if session.watcher.is_cancelled() => return Err(OpsError::Unheard.into()),
-            Err(LinkError::Lost { .. }) => {
-                let why = "the connection was lost before the end of the command was heard of: look whether it was done \
-                           before you run it again";
-                return Err(OpsError::Protocol { why: why.into() }.into());
+            ended => {
+                // What it had said already is not to be lost.
+                show(true, &document.map(Document::finish).unwrap_or_default())?;
+                return Err(unanswered(session, ended));
             }
-            Err(error) => return Err(OpsError::from(error).into()),
         }
+    }
+}
+
+/// Why a command that ran on another host has no end.
+fn unanswered(session: &Session<'_>, ended: Result<(Message, Vec<u8>), LinkError>) -> CliError {
+    match ended {
+        Ok((Message::Refused(refusal), _)) => refusal.into_error().into(),
+        Ok(_) => OpsError::Protocol { why: "another answer than a command's".into() }.into(),
+        Err(_) if session.watcher.is_cancelled() => OpsError::Unheard.into(),
+        Err(LinkError::Lost { .. }) => {
+            let why = "the connection was lost before the end of the command was heard of: look whether it was done \
+                       before you run it again";
+            OpsError::Protocol { why: why.into() }.into()
+        }
+        Err(error) => OpsError::from(error).into(),
     }
 }
 
@@ -313,9 +330,14 @@ fn show(is_error: bool, bytes: &[u8]) -> Result<(), CliError> {
         return Ok(());
     }
     let mut out = std::io::stdout().lock();
-    out.write_all(&harmless).and_then(|()| out.flush()).map_err(|e| match e.kind() {
+    let shown = check_stdout_limit(harmless.len()).and_then(|()| out.write_all(&harmless));
+    shown.and_then(|()| out.flush()).map_err(|e| match e.kind() {
         std::io::ErrorKind::BrokenPipe => CliError::ReaderGone,
-        _ => CliError::Output(e),
+        _ => {
+            // The id of what was made may be in it.
+            let _ = std::io::stderr().write_all(&harmless);
+            CliError::Output(e)
+        }
     })
 }
 
