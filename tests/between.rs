@@ -210,72 +210,134 @@ fn copy(from: &Region, to: &Region, id: SnapshotId, caller: &Caller) -> Result<S
     Ok(apply(from, to, &plan, &options, &caller.context())?.snapshots[0].id)
 }
 
-#[test]
-fn a_collection_between_any_two_steps_harms_no_command() {
-    type Command = fn(&World, &Region, &Caller, &str);
-    let commands: [(&str, Command); 9] = [
-        ("verify", |_, region, caller, what| {
-            let report = verify(region, &VerifyOptions::default(), &caller.context()).unwrap();
-            assert!(report.findings.is_empty(), "{what}: {:?}", report.findings);
-        }),
-        ("verify of trailers", |_, region, caller, what| {
-            let none = VerifyOptions { sample_percent: 0.0, ..VerifyOptions::default() };
-            let report = verify(region, &none, &caller.context()).unwrap();
-            assert!(report.findings.is_empty(), "{what}: {:?}", report.findings);
-        }),
-        ("repair", |_, region, caller, what| {
-            let done = repair(region, &RepairSources::default(), &caller.context()).unwrap();
-            assert!(done.findings.is_empty() && done.lost.is_empty(), "{what}: {done:?}");
-        }),
-        ("collect", |_, region, caller, what| {
-            let done = collect(region, &NOW, &caller.context());
-            assert!(done.is_ok(), "{what}: {done:?}");
-        }),
-        ("collect, dry run", |_, region, caller, what| {
-            let done = preview(region, &NOW, &caller.context());
-            assert!(done.is_ok(), "{what}: {done:?}");
-        }),
-        ("repack", |_, region, caller, what| {
-            let done = repack(region, &RepackOptions::default(), &caller.context());
-            assert!(done.is_ok(), "{what}: {done:?}");
-        }),
-        ("copy", |world, region, caller, what| {
-            let (id, bytes) = &world.kept[0];
-            let target = memory_region(&Memory::new(), &small_packs());
-            let copy = copy(region, &target, *id, caller).unwrap();
-            assert!(caller.read_back(&target, copy).unwrap() == *bytes, "{what}");
-        }),
-        ("export", |world, region, caller, what| {
-            let (id, bytes) = &world.kept[0];
-            assert!(caller.read_back(region, *id).unwrap() == *bytes, "{what}");
-        }),
-        ("snapshot", |world, region, caller, what| {
-            let bytes = &world.kept[0].1;
-            let id = caller.snapshot(region, &MemoryDisk::new(bytes.clone())).unwrap().snapshot.id;
-            assert!(caller.read_back(region, id).unwrap() == *bytes, "{what}");
-        }),
-    ];
-    let (world, caller) = (World::new(), Caller::new(1));
+type Command = fn(&World, &Region, &Caller, &str);
+
+/// Commands, each of which must end well.
+const COMMANDS: [(&str, Command); 9] = [
+    ("verify", |_, region, caller, what| {
+        let report = verify(region, &VerifyOptions::default(), &caller.context()).unwrap();
+        assert!(report.findings.is_empty(), "{what}: {:?}", report.findings);
+    }),
+    ("verify of trailers", |_, region, caller, what| {
+        let none = VerifyOptions { sample_percent: 0.0, ..VerifyOptions::default() };
+        let report = verify(region, &none, &caller.context()).unwrap();
+        assert!(report.findings.is_empty(), "{what}: {:?}", report.findings);
+    }),
+    ("repair", |_, region, caller, what| {
+        let done = repair(region, &RepairSources::default(), &caller.context()).unwrap();
+        assert!(done.findings.is_empty() && done.lost.is_empty(), "{what}: {done:?}");
+    }),
+    ("collect", |_, region, caller, what| {
+        let done = collect(region, &NOW, &caller.context());
+        assert!(done.is_ok(), "{what}: {done:?}");
+    }),
+    ("collect, dry run", |_, region, caller, what| {
+        let done = preview(region, &NOW, &caller.context());
+        assert!(done.is_ok(), "{what}: {done:?}");
+    }),
+    ("repack", |_, region, caller, what| {
+        let done = repack(region, &RepackOptions::default(), &caller.context());
+        assert!(done.is_ok(), "{what}: {done:?}");
+    }),
+    ("copy", |world, region, caller, what| {
+        let (id, bytes) = &world.kept[0];
+        let target = memory_region(&Memory::new(), &small_packs());
+        let copy = copy(region, &target, *id, caller).unwrap();
+        assert!(caller.read_back(&target, copy).unwrap() == *bytes, "{what}");
+    }),
+    ("export", |world, region, caller, what| {
+        let (id, bytes) = &world.kept[0];
+        assert!(caller.read_back(region, *id).unwrap() == *bytes, "{what}");
+    }),
+    ("snapshot", |world, region, caller, what| {
+        let bytes = &world.kept[0].1;
+        let id = caller.snapshot(region, &MemoryDisk::new(bytes.clone())).unwrap().snapshot.id;
+        assert!(caller.read_back(region, id).unwrap() == *bytes, "{what}");
+    }),
+];
+
+/// The same, with what is at hand.
+type AnyCommand<'a> = &'a dyn Fn(&World, &Region, &Caller, &str);
+
+/// What happens to a copy of the world after some steps of a command.
+type Between<'a> = &'a dyn Fn() -> Act;
+
+/// Runs a command with an event at one after another of its steps. Gives how often it happened.
+fn run_with(
+    world: &World,
+    (name, command): (&str, AnyCommand<'_>),
+    prefixes: &[&str],
+    event: Between<'_>,
+) -> usize {
+    let (caller, mut happened) = (Caller::new(1), 0);
+    for prefix in prefixes {
+        for skip in [0, 1, 2, 3, 4, 5, 10, 20, 40, 60, 80, 120, 160] {
+            let stage = world.stage();
+            let region = stage.region();
+            stage.plan(prefix, skip, event());
+            let what = format!("{name}, {prefix} {skip}");
+            command(world, &region, &caller, &what);
+            if !stage.has_happened() {
+                break;
+            }
+            happened += 1;
+            world.assert_whole(&stage, &what);
+        }
+    }
+    happened
+}
+
+/// The pack that has the first chunk of the first snapshot.
+fn worn_pack(world: &World) -> String {
     let region = world.stage().region();
     let kept = &region.catalog().unwrap().snapshots[&world.kept[0].0];
     let chunk = region.load_map(&kept.manifest).unwrap().chunks()[0].id;
-    let worn = region.locate(&[chunk]).unwrap()[0].1.pack.to_string();
-    for (name, command) in commands {
-        let mut happened = 0;
-        for prefix in [&*worn, "packs/", "manifests/", "index/", "log/"] {
-            for skip in [0, 1, 2, 3, 4, 5, 10, 20, 40, 60, 80, 120, 160] {
-                let stage = world.stage();
-                let region = stage.region();
-                stage.plan(prefix, skip, world.delete_and_collect());
-                let what = format!("{name}, {prefix} {skip}");
-                command(&world, &region, &caller, &what);
-                if !stage.has_happened() {
-                    break;
-                }
-                happened += 1;
-                world.assert_whole(&stage, &what);
-            }
-        }
+    region.locate(&[chunk]).unwrap()[0].1.pack.to_string()
+}
+
+#[test]
+fn a_collection_between_any_two_steps_harms_no_command() {
+    let world = World::new();
+    let worn = worn_pack(&world);
+    for (name, command) in COMMANDS {
+        let prefixes = [&*worn, "packs/", "manifests/", "index/", "log/"];
+        let happened =
+            run_with(&world, (name, &command), &prefixes, &|| Box::new(world.delete_and_collect()));
+        assert!(happened > 3, "{name}: {happened}");
+    }
+}
+
+/// A pack rots and a repair puts it into quarantine, having stored anew what was in it: commands read that.
+#[test]
+fn a_repair_between_any_two_steps_harms_no_command() {
+    let world = World::new();
+    let (worn, disk) = (worn_pack(&world), world.kept[0].1.clone());
+    let event = || -> Act {
+        let (worn, disk) = (worn.clone(), disk.clone());
+        Box::new(move |stage| {
+            let mut bytes = read_whole(&stage.inner, &worn, 1 << 24).unwrap();
+            bytes[200..300].iter_mut().for_each(|byte| *byte ^= 0x55);
+            stage.inner.delete(&worn).unwrap();
+            stage.inner.restore(&worn, &bytes).unwrap();
+            let disks: [Box<dyn DiskRead>; 1] = [Box::new(MemoryDisk::new(disk.clone()))];
+            let sources = RepairSources { disks: &disks, ..RepairSources::default() };
+            let repaired = repair(&stage.other(), &sources, &Caller::new(1).context()).unwrap();
+            assert!(repaired.lost.is_empty() && repaired.quarantined.len() == 1, "{repaired:?}");
+        })
+    };
+    // Those tell of what they met themselves, and of nothing else.
+    let check = |_: &World, region: &Region, caller: &Caller, what: &str| {
+        let report = verify(region, &VerifyOptions::default(), &caller.context()).unwrap();
+        assert!(report.findings.iter().all(|found| found.object == worn), "{what}: {:?}", report.findings);
+    };
+    let mend = |_: &World, region: &Region, caller: &Caller, what: &str| {
+        let done = repair(region, &RepairSources::default(), &caller.context()).unwrap();
+        assert!(done.lost.is_empty() && done.quarantined.len() < 2, "{what}: {done:?}");
+    };
+    let others = COMMANDS.iter().filter(|(name, _)| !name.starts_with("verify") && *name != "repair");
+    let others = others.map(|(name, command)| (*name, command as AnyCommand<'_>));
+    for (name, command) in others.chain([("verify", &check as _), ("repair", &mend as _)]) {
+        let happened = run_with(&world, (name, command), &[&*worn, "packs/", "manifests/", "log/"], &event);
         assert!(happened > 3, "{name}: {happened}");
     }
 }
@@ -670,6 +732,30 @@ fn what_could_not_be_read_once_is_not_called_lost() {
         assert!(whole > 0, "{prefix}: nothing was asked for again");
         assert!(happened > 3 && happened < 100, "{prefix}: {happened}");
     }
+}
+
+/// Nor are zeros written for it.
+#[test]
+fn what_could_not_be_read_once_is_no_gap() {
+    let (stage, id, bytes, _) = going(3);
+    let (mut happened, mut whole) = (0, 0);
+    for skip in 0..60 {
+        let region = stage.region();
+        stage.plan("packs/", skip, |stage| stage.refuse_once("packs/", no_answer));
+        let gaps = Gaps::default();
+        let read = Caller::new(1).read_with(&region, id, Some(&gaps));
+        let has_happened = stage.has_happened();
+        happened += usize::from(has_happened);
+        stage.refuse("none", no_answer);
+        match read {
+            Ok(read) => {
+                assert!(gaps.is_empty() && read == bytes, "{skip}: zeros were written");
+                whole += usize::from(has_happened);
+            }
+            Err(error) => assert_eq!(error.class(), Class::Failed, "{skip}: {error}"),
+        }
+    }
+    assert!(happened > 3 && happened < 60 && whole > 0, "{happened}, {whole}");
 }
 
 /// A pack that could not be found the first time is read all the same.

@@ -9,7 +9,7 @@ mod crash_harness;
 
 use common::Caller;
 use crash_harness::{AWAY, Ack, HOME, History, Player, World, acks_at, crash_everywhere, honest, violation};
-use imgstore::io::sim::{CrashMode, Hook, SimFiles, SimOp, Verdict};
+use imgstore::io::sim::{CrashMode, Hook, ReadHook, SimFiles, SimOp, Verdict};
 use imgstore::model::ids::SnapshotId;
 use imgstore::ops::repair::{RepairSources, repair};
 use imgstore::ops::verify::{VerifyOptions, verify};
@@ -71,6 +71,45 @@ fn every_operation_may_fail_once_and_nothing_acknowledged_suffers() {
             }
         }
     }
+}
+
+/// A medium that does not give something back once: what was acknowledged is there, nothing goes that is needed.
+#[test]
+fn every_read_may_fail_once_and_nothing_acknowledged_suffers() {
+    let reads = Arc::new(AtomicUsize::new(0));
+    let play = |fails_at: Option<usize>| {
+        let (files, count) = (SimFiles::new(), reads.clone());
+        count.store(0, Ordering::SeqCst);
+        let hook: ReadHook = Arc::new(move |_| {
+            let at = count.fetch_add(1, Ordering::SeqCst);
+            if fails_at == Some(at) {
+                Err(std::io::Error::other("the medium does not answer"))
+            } else {
+                Ok(())
+            }
+        });
+        let seen = files.with_read_hook(hook);
+        crash_harness::record_on(files, &seen, &honest(), &AtomicBool::new(false))
+    };
+    assert_eq!(play(None).acks.len(), 10);
+    let honest = reads.load(Ordering::SeqCst);
+    assert!(honest > 200, "{honest} reads");
+    let step = if std::env::var_os("IMGSTORE_CRASH_STATES").is_some() { 1 } else { 3 };
+    let (caller, mut failed) = (Caller::new(1), 0);
+    for at in (0..honest).step_by(step) {
+        let history = play(Some(at));
+        let end = history.files.operations();
+        let acks = acks_at(&history, end);
+        failed += usize::from(acks.len() < 10);
+        for mode in [CrashMode::DropUnsynced, CrashMode::KeepAll] {
+            let disk = history.files.crash(end, mode);
+            let fault = violation(&caller, &disk, &acks, &history.contents, true);
+            assert_eq!(fault, None, "read {at} of {honest} failed, then {mode:?}");
+        }
+    }
+    let tried = honest.div_ceil(step);
+    assert!(failed * 3 > tried, "only {failed} of {tried} made a command fail");
+    println!("{tried} of {honest} reads failed once, {failed} commands with them");
 }
 
 /// Two snapshots at home that share content, and copies of both away.

@@ -10,9 +10,11 @@ use imgstore::io::storage::{Created, Listed, Object, Storage, StorageError};
 use imgstore::model::ids::SnapshotId;
 use imgstore::model::words::VolumeType;
 use imgstore::ops::error::OpsError;
+use imgstore::ops::launch::{LaunchOptions, launch};
 use imgstore::ops::volume::{VolumeOptions, create_volume};
 use imgstore::region::error::RegionError;
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -301,6 +303,28 @@ fn the_answer_to_a_repeated_request_is_durable() {
     let after = files.crash(files.operations(), CrashMode::DropUnsynced);
     let catalog = World::honest(&after).open(HOME).unwrap().catalog().unwrap();
     assert!(catalog.volumes.contains_key(&made.id), "it was acknowledged");
+    assert!(
+        Path::new(&made.path).exists(),
+        "the first request left the disk to the record that may be there"
+    );
+}
+
+/// The same of instances: their disks are those that the request wrote which did not know how it ended.
+#[test]
+fn the_disks_of_a_launch_whose_answer_was_lost_stay() {
+    let files = SimFiles::new();
+    let (caller, disks) = (Caller::new(1), tempfile::tempdir().unwrap());
+    World::honest(&files).create(HOME).unwrap();
+    let bytes = volume(20_000, 1);
+    let home = World::honest(&files).open(HOME).unwrap();
+    let image = common::import_disks(&home, &caller, "machine", vec![bytes.clone()]);
+    let options = LaunchOptions { client_token: Some("nightly".into()), ..LaunchOptions::one(disks.path()) };
+    let dying = World::honest(&files.with_hook(die_before_the_sync())).open(HOME).unwrap();
+    assert!(launch(&dying, image.id, &options, &caller.context()).is_err());
+    let again = World::honest(&files).open(HOME).unwrap();
+    let launched = launch(&again, image.id, &options, &caller.context()).unwrap();
+    assert!(std::fs::read(&launched[0].volumes[0].path).unwrap().starts_with(&bytes));
+    assert_eq!(again.catalog().unwrap().instances.len(), 1, "nothing was launched twice");
 }
 
 /// Two writers race for one place in the log: the slower one must see it taken.

@@ -1,4 +1,4 @@
-//! Power loss while caches of the index and the log are written, while a damaged log is mended and while a damaged region is
+//! Power loss while caches of the index and the log and long records are written, while a damaged log is mended and while a damaged region is
 //! repaired: by the oracle of `crash_harness`, and by one that mends first.
 //!
 //! `IMGSTORE_CRASH_STATES=5000000 cargo test --release --test crash_upkeep` is the long run.
@@ -8,7 +8,8 @@ mod crash_harness;
 
 use common::{Caller, Draw, MemoryDisk};
 use crash_harness::{AWAY, Ack, Crash, HOME, History, Player, World, contents, crash_with, honest};
-use imgstore::io::sim::{Hook, SimFiles, SimOp, Verdict};
+use imgstore::io::sim::{CrashMode, Hook, SimFiles, SimOp, Verdict};
+use imgstore::model::ids::SessionId;
 use imgstore::model::op::Op;
 use imgstore::ops::error::OpsError;
 use imgstore::ops::gc::{GcOptions, collect};
@@ -24,7 +25,7 @@ const NOW: GcOptions = GcOptions { grace_ms: 0, repack_percent: 90 };
 
 fn states_wanted() -> usize {
     let wanted = std::env::var("IMGSTORE_CRASH_STATES").ok().and_then(|text| text.parse().ok());
-    wanted.map_or(2000, |states: usize| states / 10)
+    wanted.map_or(1500, |states: usize| states / 10)
 }
 
 /// Two regions as they are before the first crash, with so many packs and records at home that the next command writes a segment
@@ -88,7 +89,7 @@ fn first_snapshot(region: &Region, content: &[u8]) -> imgstore::model::ids::Snap
     of_length.unwrap().id
 }
 
-/// Snapshots that write a segment and checkpoints, and a collection that frees the one that was deleted.
+/// Snapshots that write a segment and checkpoints, a collection that frees the one that was deleted, and a record with a list.
 fn write_caches(player: &mut Player<'_>) -> Result<(), OpsError> {
     for at in [4, 1] {
         let home = player.world.open(HOME)?;
@@ -99,6 +100,11 @@ fn write_caches(player: &mut Player<'_>) -> Result<(), OpsError> {
         let home = player.world.open(HOME)?;
         player.take(&home, at)?;
     }
+    // More than stands in a record.
+    let sessions = (0..20_000).map(|number: u128| SessionId(number.to_be_bytes())).collect();
+    let fenced = [Op::FenceSessions { sessions }];
+    let home = player.world.open(HOME)?;
+    home.commit::<_, RegionError>(player.caller.account, |_| Ok((fenced.to_vec(), ())))?;
     player.reached(HOME)
 }
 
@@ -124,7 +130,9 @@ fn no_crash_while_segments_and_checkpoints_are_written_loses_anything() {
         let ops = history.files.log(history.files.operations());
         ops.iter().filter(|op| matches!(op, SimOp::Rename(_, to) if to.starts_with(&folder))).count()
     };
-    assert!(named("index") > 0 && named("checkpoints") > 0, "both were written");
+    for folder in ["index", "checkpoints", "lists"] {
+        assert!(named(folder) > 0, "nothing was written to {folder}");
+    }
     assert!(matches!(history.acks.last(), Some((_, Ack::Reached(..)))), "the honest run comes to its end");
     let (tried, violations) = crash_with(&not_whole, &history, states_wanted(), false);
     assert!(violations.is_empty(), "{} violations, the first: {}", violations.len(), violations[0]);
@@ -134,7 +142,11 @@ fn no_crash_while_segments_and_checkpoints_are_written_loses_anything() {
 /// Files of a folder are never synced.
 fn skip_sync_in(folder: &'static str) -> Hook {
     let staged: Mutex<std::collections::BTreeMap<u64, Vec<u8>>> = Mutex::default();
-    let magic: &[u8] = if folder == "index" { b"IMGSSEGM" } else { b"IMGSCKPT" };
+    let magic: &[u8] = match folder {
+        "index" => b"IMGSSEGM",
+        "lists" => b"IMGSLIST",
+        _ => b"IMGSCKPT",
+    };
     Arc::new(move |op| match op {
         SimOp::Write(inode, bytes) => {
             staged.lock().unwrap().entry(*inode).or_insert_with(|| bytes.iter().copied().take(8).collect());
@@ -148,8 +160,8 @@ fn skip_sync_in(folder: &'static str) -> Hook {
 }
 
 #[test]
-fn caches_that_are_not_synced_are_caught() {
-    for folder in ["index", "checkpoints"] {
+fn caches_and_lists_that_are_not_synced_are_caught() {
+    for folder in ["index", "checkpoints", "lists"] {
         let history = Full::new().play(Some(skip_sync_in(folder)), write_caches);
         let (tried, violations) = crash_with(&not_whole, &history, states_wanted(), true);
         assert!(!violations.is_empty(), "{folder} not synced: not caught in {tried} states");
@@ -260,15 +272,19 @@ fn every_call_of_a_repair_may_fail_once() {
     damaged().play(Some(hook), mend_and_repair);
     let calls = calls.load(Ordering::SeqCst);
     let caller = Caller::new(1);
-    let step = if std::env::var_os("IMGSTORE_CRASH_STATES").is_some() { 1 } else { 5 };
-    for at in (0..calls).step_by(step) {
-        let count = AtomicUsize::new(0);
-        let kinds = [
-            Verdict::Fail(std::io::ErrorKind::Other),
-            Verdict::FailPartWay(std::io::ErrorKind::StorageFull),
-            Verdict::FailAfter(std::io::ErrorKind::TimedOut),
-        ];
-        let verdict = kinds[at / step % kinds.len()];
+    let step = if std::env::var_os("IMGSTORE_CRASH_STATES").is_some() { 1 } else { 8 };
+    let kinds = [
+        Verdict::Fail(std::io::ErrorKind::Other),
+        Verdict::FailPartWay(std::io::ErrorKind::StorageFull),
+        Verdict::FailAfter(std::io::ErrorKind::TimedOut),
+    ];
+    // Each call of the sample fails in one way, in a long run in all.
+    let cases = (0..calls)
+        .step_by(step)
+        .flat_map(|at| (0..kinds.len()).map(move |kind| (at, kind)))
+        .filter(|(at, kind)| step == 1 || at / step % kinds.len() == *kind);
+    for (at, kind) in cases {
+        let (count, verdict) = (AtomicUsize::new(0), kinds[kind]);
         let hook: Hook =
             Arc::new(
                 move |_| {
@@ -278,11 +294,12 @@ fn every_call_of_a_repair_may_fail_once() {
         let history = damaged().play(Some(hook), mend_and_repair);
         let end = history.files.operations();
         let acks = crash_harness::acks_at(&history, end);
-        let files = history.files.crash(end, imgstore::io::sim::CrashMode::KeepAll);
-        let crash =
-            Crash { caller: &caller, files: &files, acks: &acks, contents: &history.contents, go_on: true };
-        let fault = not_mended(&crash);
-        assert_eq!(fault, None, "{verdict:?} at call {at} of {calls}");
+        for mode in [CrashMode::KeepAll, CrashMode::DropUnsynced] {
+            let files = &history.files.crash(end, mode);
+            let (caller, acks, contents) = (&caller, &acks, &history.contents);
+            let fault = not_mended(&Crash { caller, files, acks, contents, go_on: true });
+            assert_eq!(fault, None, "{verdict:?} at call {at} of {calls}, then {mode:?}");
+        }
     }
 }
 

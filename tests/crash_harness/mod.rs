@@ -208,8 +208,13 @@ fn play(player: &mut Player<'_>, collecting: &AtomicBool) -> Result<(), OpsError
 pub fn record(wrap: &Wrap, hook: Option<Hook>, collecting: &AtomicBool) -> History {
     let files = SimFiles::new();
     let seen = hook.map_or_else(|| files.clone(), |hook| files.with_hook(hook));
+    record_on(files, &seen, wrap, collecting)
+}
+
+/// The same on files as `seen` shows them.
+pub fn record_on(files: SimFiles, seen: &SimFiles, wrap: &Wrap, collecting: &AtomicBool) -> History {
     let mut acks = Vec::new();
-    let world = World { files: seen, wrap: wrap.clone() };
+    let world = World { files: seen.clone(), wrap: wrap.clone() };
     // A seeded bug may make the run itself fail; what it acknowledged until then still counts.
     let _ = play(&mut Player::new(world, contents(), &mut acks), collecting);
     History { files, start: 0, acks, contents: contents() }
@@ -251,6 +256,25 @@ fn region_violation(
     contents: &[Arc<Vec<u8>>],
     go_on: bool,
 ) -> Option<String> {
+    if let Some(fault) = not_as_acknowledged(caller, root, region, acks, contents) {
+        return Some(fault);
+    }
+    if !go_on {
+        return None;
+    }
+    // What a crash has left is what a collection finds.
+    does_not_go_on(caller, region, &contents[1])
+        .or_else(|| not_as_acknowledged(caller, root, region, acks, contents))
+}
+
+/// What is missing of what was acknowledged, is back, or is not what anybody wrote.
+fn not_as_acknowledged(
+    caller: &Caller,
+    root: &str,
+    region: &Region,
+    acks: &[Ack],
+    contents: &[Arc<Vec<u8>>],
+) -> Option<String> {
     let catalog = match region.catalog() {
         Ok(catalog) => catalog,
         Err(error) => return Some(error.to_string()),
@@ -290,10 +314,11 @@ fn region_violation(
             Err(error) => return Some(format!("{id} is listed and cannot be read: {error}")),
         }
     }
-    go_on.then(|| does_not_go_on(caller, region, &contents[1])).flatten()
+    None
 }
 
-/// What is wrong with what comes after the crash: a snapshot, and a check of everything.
+/// What is wrong with what comes after the crash: a snapshot, a check of everything, a collection of what the crash has
+/// left and a few packs anew, and another check.
 fn does_not_go_on(caller: &Caller, region: &Region, content: &[u8]) -> Option<String> {
     let disk = MemoryDisk::new(content.to_vec());
     let id = match caller.snapshot(region, &disk) {
@@ -303,6 +328,17 @@ fn does_not_go_on(caller: &Caller, region: &Region, content: &[u8]) -> Option<St
     if !caller.read_directly(region, id).is_ok_and(|bytes| bytes == content) {
         return Some("a snapshot after the crash is not whole".into());
     }
+    if let Some(fault) = check_finds(caller, region) {
+        return Some(fault);
+    }
+    let options = GcOptions { grace_ms: 0, repack_percent: 90 };
+    if let Err(error) = collect(region, &options, &caller.context()) {
+        return Some(format!("it cannot be collected: {error}"));
+    }
+    check_finds(caller, region).map(|fault| format!("after a collection: {fault}"))
+}
+
+fn check_finds(caller: &Caller, region: &Region) -> Option<String> {
     match verify(region, &VerifyOptions::default(), &caller.context()) {
         Ok(report) if report.findings.is_empty() => None,
         Ok(report) => Some(format!("verify: {:?}", report.findings)),
