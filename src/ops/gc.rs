@@ -131,11 +131,14 @@ pub fn preview(region: &Region, options: &GcOptions, context: &Context<'_>) -> R
     });
     let mut go_at_last = BTreeSet::new();
     if options.grace_ms == 0 {
-        // What live packs have in those that are rewritten, moves. Those that are used again are live then.
-        let is_live = |(name, pack): &(&PackName, &Pack)| {
-            pack.state == PackState::Live || (rescued.contains(*name) && !is_damaged(pack.state))
+        // What live packs have in those that are rewritten, moves. Those that are used again are live then, those that are
+        // rewritten are not: if one stays, what it is on record with does, too.
+        let stays_live = |(name, pack): &(&PackName, &Pack)| {
+            let is_live =
+                pack.state == PackState::Live || (rescued.contains(*name) && !is_damaged(pack.state));
+            is_live && !candidates.worn.contains(*name)
         };
-        for (name, pack) in mark.catalog.packs.iter().filter(is_live) {
+        for (name, pack) in mark.catalog.packs.iter().filter(stays_live) {
             let bases = rebased.get(name).unwrap_or(&pack.record.bases);
             let stay = bases.iter().copied().filter(|base| !candidates.worn.contains(base)).collect();
             rebased.insert(*name, stay);
