@@ -62,6 +62,9 @@ struct Both {
     power_failures: [usize; 2],
     /// How often each fault happened.
     faults: BTreeMap<Fault, usize>,
+    /// The same on copies of the disk; and how often what failed was done there.
+    faults_on_copies: BTreeMap<Fault, usize>,
+    done_on_copies: usize,
 }
 
 /// What happens to an operation.
@@ -193,6 +196,8 @@ impl Both {
             done: BTreeMap::new(),
             power_failures: [0, 0],
             faults: BTreeMap::new(),
+            faults_on_copies: BTreeMap::new(),
+            done_on_copies: 0,
         }
     }
 
@@ -273,12 +278,16 @@ impl Both {
         self.note(what, found.is_ok());
     }
 
-    /// Sometimes power fails while something is done, before its record has a name: then nothing was done.
+    /// Sometimes power fails while something is done, before its record has a name: then nothing was done. Or it fails later, or
+    /// an answer is lost: then it may have been, which the reference cannot know, so that is tried on a copy of the disk.
     fn fail_before<T>(&mut self, at: usize, real: impl Fn(&Region) -> Result<T, OpsError>) {
-        if !self.is(60) {
+        if !self.is(45) {
             return;
         }
-        let fault = Fault::PowerBeforeName;
+        let fault = FAULTS[self.draw.below(FAULTS.len())];
+        if fault != Fault::PowerBeforeName {
+            return self.fail_on_a_copy(fault, at, real);
+        }
         let trouble = Trouble::new(fault, CALLS);
         let region = open(&self.files.with_hook(trouble.hook()), ROOTS[at]);
         trouble.arm();
@@ -291,6 +300,39 @@ impl Both {
         self.restart(CrashMode::Mixed(seed));
         let found = differences(&self.references[at], &self.regions[at].catalog().unwrap(), self.now);
         assert!(found.is_empty() || answer.is_ok(), "done without a record: {found:#?}");
+    }
+
+    fn fail_on_a_copy<T>(&mut self, fault: Fault, at: usize, real: impl Fn(&Region) -> Result<T, OpsError>) {
+        let left = if fault == Fault::PowerAnywhere { self.draw.below(CALLS) } else { CALLS };
+        let files = self.files.crash(self.files.operations(), CrashMode::KeepAll).settled();
+        let trouble = Trouble::new(fault, left);
+        let region = open(&files.with_hook(trouble.hook()), ROOTS[at]);
+        trouble.arm();
+        let answer = real(&region).map(drop);
+        if !trouble.end() {
+            return;
+        }
+        *self.faults_on_copies.entry(fault).or_default() += 1;
+        let files = match fault {
+            Fault::LostAnswer => files,
+            _ => files.crash(files.operations(), CrashMode::Mixed(self.draw.next())),
+        };
+        let region = open(&files, ROOTS[at]);
+        let (catalog, known) = (region.catalog().unwrap(), &self.references[at]);
+        let is_done = !differences(known, &catalog, self.now).is_empty();
+        assert!(is_done || answer.is_err(), "{fault:?}: acknowledged and gone");
+        // What is on record is there, whole, with its disks.
+        for id in catalog.snapshots.keys().filter(|id| !known.snapshots.contains_key(id)) {
+            assert!(Caller::new(1).read_directly(&region, *id).is_ok(), "{fault:?}: {id}, {answer:?}");
+        }
+        for volume in catalog.volumes.values().filter(|volume| !known.volumes.contains_key(&volume.id)) {
+            assert!(Path::new(&volume.path).exists(), "{fault:?}: {} without a disk, {answer:?}", volume.id);
+        }
+        let new = catalog.instances.values().filter(|instance| !known.instances.contains_key(&instance.id));
+        for disk in new.flat_map(|instance| &instance.local_disks) {
+            assert!(Path::new(&disk.path).exists(), "{fault:?}: {} is gone, {answer:?}", disk.path);
+        }
+        self.done_on_copies += usize::from(is_done);
     }
 
     fn fail_power_in<T: PartialEq + std::fmt::Debug>(
@@ -1135,6 +1177,7 @@ fn the_library_does_what_the_reference_says() {
     let both = run(1, operations.min(LONG_RUN));
     println!("[succeeded, refused] of each: {:#?}", both.done);
     println!("faults that happened: {:?}", both.faults);
+    println!("on copies: {:?}, done all the same: {}", both.faults_on_copies, both.done_on_copies);
     println!("power failed in {:?} operations: [did not happen, happened]", both.power_failures);
     if operations >= LONG_RUN {
         // A test whose operations are all refused would test nothing.
@@ -1144,9 +1187,12 @@ fn the_library_does_what_the_reference_says() {
                 "{what}"
             );
         }
+        assert!(both.done_on_copies >= 8, "{}", both.done_on_copies);
         assert!(both.power_failures.iter().all(|count| *count >= 20), "{:?}", both.power_failures);
         for fault in FAULTS {
             assert!(both.faults.get(&fault).is_some_and(|count| *count >= 5), "{fault:?}: {:?}", both.faults);
+            let on_copies = both.faults_on_copies.get(&fault).is_some_and(|count| *count >= 5);
+            assert!(on_copies || fault == Fault::PowerBeforeName, "{fault:?}: {:?}", both.faults_on_copies);
         }
     }
     // More is had by other draws: what a long history makes slow, it does not make likelier.

@@ -2,9 +2,10 @@
 
 usage: run.py IMGSTORE FOLDER
 
-For each command, each kind of call and each of its calls in turn, strace lets that one call fail with EIO or ENOSPC. The
-command may fail, with a sentence and not by a signal; what was acknowledged before and by it reads as it was taken, the
-disks of instances on record are those of their image, a check finds nothing, and the next command works.
+For each command, each kind of call and up to 14 of its calls in turn, strace lets that one call fail with EIO, ENOSPC or what
+else it can fail with: the n-th of its kind in each thread, as strace counts. The command may fail, with a sentence and not by a
+signal; what was acknowledged before and by it, in both regions, reads as it was taken or is gone if it was deleted, the disks of
+instances on record are those of their image, a check finds nothing, and the next command works. Only calls that did fail count.
 """
 
 import json
@@ -26,6 +27,11 @@ CALLS = {
     # A disk is made to share the blocks of another by it, on XFS and btrfs.
     "ioctl": ["EIO", "ENOSPC", "EOPNOTSUPP", "EINTR"],
     "renameat2": ["EIO"],
+    "rename": ["EIO"],
+    "openat": ["EIO", "ENOSPC", "EMFILE"],
+    "rmdir": ["EIO"],
+    "getdents64": ["EIO"],
+    "read": ["EIO", "EINTR"],
     "mkdir": ["ENOSPC"],
     "unlink": ["EIO"],
     "fchmod": ["EIO"],
@@ -34,7 +40,7 @@ CALLS = {
 # Calls of one kind that are tried in one command: the first ones, and then some of the rest.
 EACH_MAX = 14
 failures = []
-checks = injected = 0
+checks = injected = in_vain = 0
 machines = None
 
 
@@ -109,33 +115,65 @@ def command_of(kind, kept, draw):
     return ["repair", "--from", "backup"], None
 
 
-def count(kind, call, kept, draw):
-    """How often the command makes a call, by a run that is not disturbed. A deletion is counted by its dry run's like."""
+def count(kind, call, known, draw):
+    """How often the busiest thread of the command makes a call, by a run that is not disturbed."""
     log = f"{FOLDER}/strace"
-    args, gone = command_of(kind, kept, draw)
+    args, gone = command_of(kind, known.kept, draw)
     done = run(*args, strace=["strace", "-f", "-qq", "-o", log, "-e", f"trace={call}"])
     check(done.returncode == 0, f"{args}: {done.stderr.decode()}")
-    if gone:
-        del kept[gone]
-    return done, sum(1 for line in open(log) if re.search(rf"\b{call}\(", line))
+    known.learn(f"{kind}, undisturbed", kind, args, gone, done)
+    threads = [line.split()[0] for line in open(log) if re.search(rf"\b{call}\(", line)]
+    return done, max(map(threads.count, set(threads)), default=0)
 
 
-def after(what, kept, draw):
-    for id in draw.sample(list(kept), min(2, len(kept))):
-        exported = run("export", id, "-")
-        check(exported.returncode == 0 and exported.stdout == kept[id], f"{what}: {id}: {exported.stderr.decode()}")
-    checked = run("verify")
-    check(checked.returncode == 0, f"{what}: {checked.stdout.decode()}{checked.stderr.decode()}")
+class Known:
+    """What was acknowledged: snapshots here, copies in the other region, deletions."""
+
+    def __init__(self):
+        self.kept, self.copies, self.deleted = {}, {}, []
+
+    def learn(self, what, kind, args, gone, done, content=None):
+        """Takes in what a command says that it did."""
+        printed = re.fullmatch(r"snap-[0-9a-f]{17}", done.stdout.decode().strip())
+        if kind in ("snapshot", "copy") and done.returncode == 0:
+            check(printed, f"{what}: it succeeded and said {done.stdout!r}")
+        if printed and kind == "snapshot" and content is not None:
+            self.kept[printed.group()] = content
+        if printed and kind == "copy":
+            self.copies[printed.group()] = self.kept[args[1]]
+        if gone:
+            # One whose deletion failed may be there or not.
+            del self.kept[gone]
+            if done.returncode == 0:
+                self.deleted.append(gone)
+
+    def forget_some(self):
+        """Of many copies the last ones are enough."""
+        self.copies = dict(list(self.copies.items())[-6:])
+        self.deleted = self.deleted[-3:]
+
+    def check(self, what, draw):
+        self.forget_some()
+        for region, there in (("local", self.kept), ("backup", self.copies)):
+            for id in draw.sample(list(there), min(2, len(there))):
+                exported = run("--region", region, "export", id, "-")
+                is_it = exported.returncode == 0 and exported.stdout == there[id]
+                check(is_it, f"{what}: {id} in {region}: {exported.stderr.decode()}")
+            checked = run("--region", region, "verify")
+            check(checked.returncode == 0, f"{what}: {region}: {checked.stdout.decode()}{checked.stderr.decode()}")
+        for id in self.deleted:
+            check(run("show", id).returncode == 3, f"{what}: {id} was deleted and is there")
 
 
 def main():
-    global injected, machines
+    global injected, in_vain, machines
     draw = random.Random(5)
     shutil.rmtree(f"{FOLDER}/home", ignore_errors=True)
     shutil.rmtree(f"{FOLDER}/away", ignore_errors=True)
     with open(f"{FOLDER}/disk.raw", "wb") as file:
         file.write(draw.randbytes(1 << 20))
-    kept = {}
+    known = Known()
+    kept, log = known.kept, f"{FOLDER}/strace"
 
     def take():
         content = write_disk(draw)
@@ -150,7 +188,7 @@ def main():
             while len(kept) < 5:
                 take()
             content = write_disk(draw)
-            done, calls = count(kind, call, kept, draw)
+            done, calls = count(kind, call, known, draw)
             if kind == "snapshot":
                 kept[done.stdout.decode().strip()] = content
             if kind == "launch":
@@ -167,29 +205,29 @@ def main():
                         gone = draw.choice(list(kept)[:-1])
                         must("delete-snapshot", gone)
                         del kept[gone]
+                        known.deleted.append(gone)
                     content = write_disk(draw)
                     args, gone = command_of(kind, kept, draw)
                     fault = f"inject={call}:error={error}:when={place}"
-                    done = run(*args, strace=["strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={call}", "-e", fault])
+                    done = run(*args, strace=["strace", "-f", "-qq", "-o", log, "-e", f"trace={call}", "-e", fault])
                     what = f"{kind}, {call} {place} of {calls} {error}"
                     if done.returncode == 127 and b"shared libraries" in done.stderr:
                         # It was the loader's call: the program never began.
                         continue
-                    injected += 1
+                    has_failed = "(INJECTED)" in open(log).read()
+                    injected += has_failed
+                    in_vain += not has_failed
                     check(done.returncode in range(0, 9), f"{what}: exit {done.returncode}: {done.stderr.decode()}")
                     if done.returncode != 0 and call != "write":
                         # A write that fails may be that of the sentence. Findings are on standard output.
                         said = done.stderr + done.stdout
                         check(said.strip() != b"", f"{what}: it failed and said nothing")
-                    printed = re.fullmatch(r"snap-[0-9a-f]{17}", done.stdout.decode().strip())
-                    if kind == "snapshot" and done.returncode == 0 and printed:
-                        kept[printed.group()] = content
-                    if gone:
-                        del kept[gone]
+                    known.learn(what, kind, args, gone, done, content)
                     if kind == "launch":
                         launched = machines.end(what, may_leave=call == "unlink")
                         check(launched == 3 or (done.returncode != 0 and launched == 0), f"{what}: {launched} instances")
-                    after(what, kept, draw)
+                    known.check(what, draw)
+    check(injected > 4 * in_vain, f"{in_vain} of {injected + in_vain} runs met no call that failed")
     print(f"{injected} calls failed once")
     print(f"{checks - len(failures)} passed, {len(failures)} failed")
     sys.exit(bool(failures))
