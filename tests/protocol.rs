@@ -127,6 +127,8 @@ fn a_pack_is_condemned_only_if_the_mark_holds_at_the_tail() {
     assert!(!schedule(false), "the rule does nothing");
 }
 
+const AGAINST_A_COPY: &str = "something stored against a copy of what was to go";
+
 /// A mark is made to hold for what came after it, if that needs nothing of what goes: neither by itself, nor the copy there of what
 /// it has elsewhere, nor what another collector lets go of meanwhile.
 #[test]
@@ -134,7 +136,7 @@ fn a_mark_is_made_to_hold_for_what_needs_nothing_of_what_goes() {
     let account = Stage::new().caller.account;
     // What comes after the mark; whether it can be made to hold.
     type After = fn(&Stage, [&Ingested; 2]) -> SnapshotId;
-    let cases: [(&str, After, bool); 4] = [
+    let cases: [(&str, After, bool); 5] = [
         ("something new", |stage, _| stage.snapshot(&volume(50_000, 9)), true),
         ("nothing new in it", |stage, _| stage.snapshot(&volume(30_000, 7)), true),
         ("what was to go", |stage, _| stage.snapshot(&volume(120_000, 1)), false),
@@ -143,6 +145,7 @@ fn a_mark_is_made_to_hold_for_what_needs_nothing_of_what_goes() {
             |stage, [_, second]| stage.commit(&stage.open(), second, &second.packs).unwrap(),
             false,
         ),
+        (AGAINST_A_COPY, |stage, _| stage.snapshot(&common::changed(&volume(200_000, 2), 50_000)), false),
     ];
     for (what, come, is_made) in cases {
         for is_raced in [false, true] {
@@ -152,7 +155,7 @@ fn a_mark_is_made_to_hold_for_what_needs_nothing_of_what_goes() {
             let (one, other) = (stage.open(), stage.open());
             let mut sessions = [&one, &other].map(|region| region.begin(account).unwrap());
             let [first, second] =
-                sessions.each_mut().map(|session| stage.ingest(session, &volume(60_000, 2)));
+                sessions.each_mut().map(|session| stage.ingest(session, &volume(200_000, 2)));
             let collector = stage.open();
             let mut mark = collector.mark::<RegionError>(&HashSet::new(), || Ok(())).unwrap();
             let mut kept = mark.kept_packs();
@@ -178,6 +181,9 @@ fn a_mark_is_made_to_hold_for_what_needs_nothing_of_what_goes() {
                 .filter(|pack| !before.contains(pack))
                 .copied()
                 .collect();
+            let catalog = stage.open().catalog().unwrap();
+            let has_bases = new.iter().any(|pack| !catalog.packs[pack].record.bases.is_empty());
+            assert!(has_bases || what != AGAINST_A_COPY, "{what}");
             let is_raced = is_raced && !new.is_empty();
             if is_raced {
                 stage.append(vec![Op::CondemnPacks { packs: new, at_ms: 1 }]);

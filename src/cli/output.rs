@@ -54,16 +54,22 @@ impl Output {
 
     /// Prints what was held back.
     pub fn finish(&self) -> Result<(), CliError> {
-        let text = self.text.take();
+        self.print(self.text.take().as_bytes()).map_err(|e| match e.kind() {
+            io::ErrorKind::BrokenPipe => CliError::ReaderGone,
+            _ => CliError::Output(e),
+        })
+    }
+
+    /// Prints to standard output; what cannot be had again to standard error, if that takes nothing.
+    pub fn print(&self, bytes: &[u8]) -> io::Result<()> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
         let mut out = io::stdout().lock();
-        let written = check_stdout_limit(text.len()).and_then(|()| out.write_all(text.as_bytes()));
-        written.and_then(|()| out.flush()).map_err(|e| {
+        let written = check_stdout_limit(bytes.len()).and_then(|()| out.write_all(bytes));
+        written.and_then(|()| out.flush()).inspect_err(|_| {
             if !self.is_repeatable {
-                let _ = io::stderr().write_all(text.as_bytes());
-            }
-            match e.kind() {
-                io::ErrorKind::BrokenPipe => CliError::ReaderGone,
-                _ => CliError::Output(e),
+                let _ = io::stderr().write_all(bytes);
             }
         })
     }
@@ -76,12 +82,13 @@ impl Output {
         if self.json {
             let mut document = if let Some(SoFar::Document(done)) = so_far { done } else { json!({}) };
             document["error"] = json!({ "code": error.code(), "message": message });
-            if writeln!(io::stdout(), "{}", plain_json(&document)).is_err() {
+            let is_done = self.print(format!("{}\n", plain_json(&document)).as_bytes()).is_ok();
+            if !is_done && self.is_repeatable {
                 let _ = writeln!(io::stderr(), "imgstore: {message}");
             }
         } else {
             if let Some(SoFar::Text(done)) = so_far {
-                let _ = io::stdout().write_all(done.as_bytes());
+                let _ = self.print(done.as_bytes());
             }
             let _ = writeln!(io::stderr(), "imgstore: {message}");
         }

@@ -234,7 +234,7 @@ fn unless_deleted(source: &dyn Source, what: CopyWhat, error: OpsError, context:
     }
     match source.offer(what, context) {
         // Of its own image that was deregistered a caller is told that.
-        Err(gone) if matches!(gone.class(), Class::NotFound | Class::Refused) => gone,
+        Err(gone) if matches!(gone.class(), Class::NotFound | Class::Refused | Class::Denied) => gone,
         _ => error,
     }
 }

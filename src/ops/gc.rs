@@ -205,7 +205,7 @@ pub fn collect_into(
     }
     let is_full = region.admit_collector()?;
     let account = context.account;
-    let (mut failure, mut unsaved) = (None, BTreeSet::new());
+    let (mut failure, mut unsaved, mut is_marked) = (None, BTreeSet::new(), true);
     // What a collection before this one had on record as swept goes first: on a full disk it makes room.
     remove_swept(region, collected, &mut failure, context)?;
     collected.expired = region.commit(account, |catalog| {
@@ -229,14 +229,16 @@ pub fn collect_into(
         let is_damaged =
             |name: &&PackName| mark.catalog.packs.get(*name).is_some_and(|pack| is_damaged(pack.state));
         unsaved.extend(kept.iter().filter(is_damaged));
-        region.sweep(&mark, &kept, account, |_, state| is_over(state, options, context))?;
+        // What others condemned since is for a collection that knows it.
+        let is_due = |name: &PackName, state| going.contains(name) && is_over(state, options, context);
+        region.sweep(&mark, &kept, account, is_due)?;
         remove_swept(region, collected, &mut failure, context)?;
         let Candidates { worn, unneeded, .. } = candidates(region, &mark, &kept, options)?;
         collected.unneeded = unneeded;
         let worn = Worn { packs: worn.into_iter().collect(), mark, is_full };
         worn.rewrite(region, options, collected, &mut failure, context)?;
     } else {
-        collected.given_up = true;
+        (collected.given_up, is_marked) = (true, false);
     }
     let removed = region.remove_orphans(&region.find_orphans()?, account)?;
     collected.orphans = Amount { count: removed.count, bytes: removed.bytes };
@@ -260,7 +262,7 @@ pub fn collect_into(
         match closed_since(pack.state) {
             Some(_) if unsaved.contains(name) => collected.unsaved.add(pack.record.len),
             // Nobody has come to find out which damaged packs are needed.
-            Some(_) if collected.given_up && is_damaged(pack.state) => {}
+            Some(_) if !is_marked && is_damaged(pack.state) => {}
             Some(since) => wait(collected, pack.record.len, since, options),
             None => {}
         }
@@ -329,6 +331,11 @@ fn candidates(
     let in_progress = mark.catalog.with_bases(unkept);
     let stuck = mark.stuck();
     for (&name, pack) in live() {
+        // It is kept for what came after the mark, which does not know how much of it is needed.
+        let is_unknown = !mark.has_losses() && mark.usage(&name).frames == 0 && !stuck.contains(&name);
+        if kept.contains(&name) && is_unknown {
+            continue;
+        }
         if kept.contains(&name) {
             let is_worn = mark.needed_percent(&pack.record) < u64::from(options.repack_percent);
             // Who is at work may be moving things into it. Nor is anything moved that may be lost, nor what would stay

@@ -22,6 +22,7 @@ use crate::region::fetch::{Fetched, FetchedFrame};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use std::iter::Peekable;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 /// Bytes of chunks that a thread decodes at a time at most: a huge page.
@@ -56,6 +57,8 @@ struct Batch {
     fetched: Fetched,
     /// Of each chunk.
     frames: Vec<FetchedFrame>,
+    /// Whether it was asked again for packs that a device did not give: on a bad sector that takes seconds.
+    has_looked_again: AtomicBool,
 }
 
 /// A piece on its way to whoever writes it. Given up, it says that nothing comes: to who waits in the order in which it was
@@ -164,7 +167,8 @@ fn fetch(
         let fetched = volume.fetch(&mut pieces)?;
         let mut frames = fetched.frames();
         frames.sort_unstable_by_key(|frame| frame.wanted);
-        let (batch, mut first) = (Arc::new(Batch { fetched, frames }), 0);
+        let (batch, mut first) =
+            (Arc::new(Batch { fetched, frames, has_looked_again: AtomicBool::new(false) }), 0);
         for runs in pieces {
             let chunks = runs.iter().filter_map(chunk_of).count();
             if !send(Piece { runs, batch: batch.clone(), first }) {
@@ -229,7 +233,9 @@ impl Volume<'_> {
         }
         match (fetched.decode(self.region, frame, raw), self.gaps) {
             (Err(error), Some(gaps)) if may_be_lost(&error) => {
-                self.region.look_again()?;
+                if !piece.batch.has_looked_again.swap(true, Ordering::Relaxed) {
+                    self.region.look_again()?;
+                }
                 self.region.check_in_reach(chunk.id)?;
                 // What a device did not give once may be there.
                 let again = self.region.fetch(&[chunk.id]);

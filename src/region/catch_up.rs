@@ -4,7 +4,10 @@
 use super::Region;
 use super::collect::Mark;
 use super::error::RegionError;
-use crate::model::objects::{PackName, PackState};
+use crate::model::ids::ChunkId;
+use crate::model::objects::{PackName, PackRecord, PackState};
+use crate::pack::index::{Index, Location};
+use crate::pack::trailer::read_trailer;
 use std::collections::{BTreeSet, HashSet};
 
 /// Chunks that are looked up between two looks at whether to go on.
@@ -12,8 +15,8 @@ const WATCH_CHUNKS: usize = 1 << 12;
 
 impl Region {
     /// Has a mark hold for what refers to content since, too: if all of that is needed by the mark, or lies in live packs, and
-    /// nowhere in packs that are `going`, of which a copy may be the only good one. Those packs are `kept` from then on, with what
-    /// they are based on. Whether it did; if not, or if there is nothing new, it takes another mark.
+    /// nowhere in packs that are `going`, of which a copy may be the only good one, nor do bases of deltas there. Those packs are
+    /// `kept` from then on, with what they are based on. Whether it did; if not, or if there is nothing new, it takes another mark.
     pub fn catch_up<E: From<RegionError>>(
         &self,
         mark: &mut Mark,
@@ -54,8 +57,42 @@ impl Region {
         if read.is_empty() || stay.iter().any(|pack| going.contains(pack) || !is_live(pack)) {
             return Ok(false);
         }
+        for pack in stay.iter().filter(|pack| !kept.contains(*pack)) {
+            watch()?;
+            let is_sound = catalog.packs.get(pack).is_some_and(|pack| {
+                self.needs_nothing_of(&pack.record, mark, going, &index).unwrap_or(false)
+            });
+            if !is_sound {
+                return Ok(false);
+            }
+        }
         kept.extend(stay);
         mark.manifests.extend(read);
+        Ok(true)
+    }
+
+    /// Whether a pack is there, and no base of its deltas lies in packs that are going, but for those that the mark needs: of these a
+    /// good copy stays.
+    fn needs_nothing_of(
+        &self,
+        pack: &PackRecord,
+        mark: &Mark,
+        going: &HashSet<PackName>,
+        index: &Index,
+    ) -> Result<bool, RegionError> {
+        if self.0.storage.open(&pack.name.to_string())?.len() != pack.len {
+            return Ok(false);
+        }
+        if pack.bases.is_empty() {
+            return Ok(true);
+        }
+        let trailer = read_trailer(&*self.0.storage, self.0.header.id, pack)?;
+        for (_, base) in trailer.deltas() {
+            let is_going = |(_, place): &(ChunkId, Location)| going.contains(&place.pack);
+            if !mark.is_needed(base) && index.places_leading(base)?.iter().any(is_going) {
+                return Ok(false);
+            }
+        }
         Ok(true)
     }
 }

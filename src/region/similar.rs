@@ -230,13 +230,18 @@ impl Similar {
         // Others may have taken in some of them meanwhile.
         self.tables = open_tables(storage, header.id);
         let chosen = choose(&self.tables, self.fresh.len());
-        // One of them is damaged: the others stay as they are, and `gc` has that one away.
-        let (bytes, replaced) = match merge(header.id, chosen, &self.fresh, is_there) {
-            Ok(bytes) => (Ok(bytes), chosen),
-            Err(_) => (merge(header.id, &[], &self.fresh, is_there), &[][..]),
+        let merged = merge(header.id, chosen, &self.fresh, is_there);
+        let stored = match &merged {
+            Ok(bytes) => store(storage, Some((name, bytes)), chosen),
+            // One of them is damaged: that one goes, the others do not with it.
+            Err(_) => {
+                let bytes = merge(header.id, &[], &self.fresh, is_there)
+                    .map_err(|error| RegionError::damaged(&name.to_string(), error))?;
+                let renewed = chosen.chunks(1).try_for_each(|one| self.region.renew(one, is_there));
+                renewed.and_then(|()| store(storage, Some((name, &bytes)), &[]))
+            }
         };
-        let bytes = bytes.map_err(|error| RegionError::damaged(&name.to_string(), error))?;
-        match store(storage, Some((name, &bytes)), replaced) {
+        match stored {
             // What is stored later does without it.
             Err(error) if error.is_no_space() => {}
             stored => stored?,

@@ -9,7 +9,6 @@ use crate::cli::home::NewRegions;
 use crate::cli::output::plain_json;
 use crate::cli::{given_arguments, this_program};
 use clap::Parser;
-use imgstore::io::outfile::check_stdout_limit;
 use imgstore::ops::context::Progress;
 use imgstore::ops::error::{Code, OpsError};
 use imgstore::region::Region;
@@ -249,16 +248,16 @@ pub fn run_arguments_there(session: &Session<'_>, far: &Far, arguments: Vec<Stri
     loop {
         match link.receive() {
             Ok((Message::Output { is_error }, bytes)) => match document.as_mut().filter(|_| !is_error) {
-                Some(document) => show(false, &document.take(bytes))?,
-                None => show(is_error, &bytes)?,
+                Some(document) => show(session, false, &document.take(bytes))?,
+                None => show(session, is_error, &bytes)?,
             },
             Ok((Message::Exit(code), _)) => {
-                show(false, &document.map(Document::finish).unwrap_or_default())?;
+                show(session, false, &document.map(Document::finish).unwrap_or_default())?;
                 return Ok(code);
             }
             ended => {
                 // What it had said already is not to be lost.
-                show(true, &document.map(Document::finish).unwrap_or_default())?;
+                show(session, true, &document.map(Document::finish).unwrap_or_default())?;
                 return Err(unanswered(session, ended));
             }
         }
@@ -320,7 +319,7 @@ impl<'a> Document<'a> {
 }
 
 /// What the other side printed. A terminal is not for it to control.
-fn show(is_error: bool, bytes: &[u8]) -> Result<(), CliError> {
+fn show(session: &Session<'_>, is_error: bool, bytes: &[u8]) -> Result<(), CliError> {
     let is_terminal =
         if is_error { std::io::stderr().is_terminal() } else { std::io::stdout().is_terminal() };
     let harmless = if is_terminal { without_controls(bytes) } else { bytes.to_vec() };
@@ -329,15 +328,9 @@ fn show(is_error: bool, bytes: &[u8]) -> Result<(), CliError> {
         let _ = std::io::stderr().write_all(&harmless);
         return Ok(());
     }
-    let mut out = std::io::stdout().lock();
-    let shown = check_stdout_limit(harmless.len()).and_then(|()| out.write_all(&harmless));
-    shown.and_then(|()| out.flush()).map_err(|e| match e.kind() {
+    session.output.print(&harmless).map_err(|e| match e.kind() {
         std::io::ErrorKind::BrokenPipe => CliError::ReaderGone,
-        _ => {
-            // The id of what was made may be in it.
-            let _ = std::io::stderr().write_all(&harmless);
-            CliError::Output(e)
-        }
+        _ => CliError::Output(e),
     })
 }
 
