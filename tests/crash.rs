@@ -22,7 +22,7 @@ fn record(hook: Option<Hook>) -> History {
 }
 
 fn states_wanted() -> usize {
-    std::env::var("IMGSTORE_CRASH_STATES").ok().and_then(|text| text.parse().ok()).unwrap_or(100_000)
+    std::env::var("IMGSTORE_CRASH_STATES").ok().and_then(|text| text.parse().ok()).unwrap_or(60_000)
 }
 
 #[test]

@@ -1,6 +1,6 @@
 """Every system call that a command writes with fails once, on a real file system: nothing acknowledged is lost.
 
-usage: run.py IMGSTORE FOLDER
+usage: run.py IMGSTORE FOLDER [KIND...]
 
 For each command, each kind of call and up to 14 of its calls in turn, strace lets that one call fail with EIO, ENOSPC or what
 else it can fail with: the n-th of its kind in each thread, as strace counts. The command may fail, with a sentence and not by a
@@ -39,6 +39,7 @@ CALLS = {
 }
 # Calls of one kind that are tried in one command: the first ones, and then some of the rest.
 EACH_MAX = 14
+KINDS = ["snapshot", "copy", "delete", "gc", "repair", "launch"]
 failures = []
 checks = injected = in_vain = 0
 machines = None
@@ -49,7 +50,7 @@ def check(holds, what):
     checks += 1
     if not holds:
         failures.append(what)
-        print(f"FAILED: {what}")
+        print(f"FAILED: {what}", flush=True)
 
 
 def run(*args, strace=()):
@@ -183,7 +184,7 @@ def main():
     machines = Machines(f"{FOLDER}/disk.raw")
     must("region", "add", "backup", f"{FOLDER}/away")
     must("copy", machines.image, "--to", "backup")
-    for kind in ["snapshot", "copy", "delete", "gc", "repair", "launch"]:
+    for kind in sys.argv[3:] or KINDS:
         for call, errors in CALLS.items():
             while len(kept) < 5:
                 take()
