@@ -69,7 +69,8 @@ impl Output {
         let written = check_stdout_limit(bytes.len()).and_then(|()| out.write_all(bytes));
         written.and_then(|()| out.flush()).inspect_err(|_| {
             if !self.is_repeatable {
-                let _ = io::stderr().write_all(bytes);
+                // Another host may have written it, and this may be a terminal.
+                let _ = io::stderr().write_all(&text::without_controls(bytes));
             }
         })
     }

@@ -130,6 +130,13 @@ pub const fn is_reordering(c: char) -> bool {
     matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
+/// Text without what a terminal would obey.
+pub fn without_controls(bytes: &[u8]) -> Vec<u8> {
+    let text = String::from_utf8_lossy(bytes);
+    let harmless = |c: char| if c.is_control() && !matches!(c, '\n' | '\t') { '?' } else { c };
+    text.chars().map(harmless).collect::<String>().into_bytes()
+}
+
 /// A text from outside made safe for a terminal: control characters are shown, not obeyed.
 pub fn printable(text: &str) -> String {
     text.chars()

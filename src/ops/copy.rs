@@ -314,10 +314,11 @@ fn carry_out(
         if let Some(made) = made_by(catalog, plan.what, plan.token.as_ref(), context)? {
             return Ok((vec![], made));
         }
-        // Within a region what is copied must still be there and the caller's to copy.
+        // What a guest counts on must still be its to read.
         if trusted.as_ref().is_some_and(|trusted| trusted.is_withdrawn(catalog, context.account)) {
             return Err(OpsError::ContentGone { what: "what another account showed".into() });
         }
+        // Within a region what is copied must still be there and the caller's to copy.
         let now = plan.is_within.then(|| select(catalog, plan.what, context)).transpose()?;
         check_manifests(catalog, &session)?;
         let mut image = copier.placed(catalog, copy.image.as_ref())?;

@@ -7,6 +7,7 @@ use crate::cli::error::CliError;
 use crate::cli::far::Far;
 use crate::cli::home::NewRegions;
 use crate::cli::output::plain_json;
+use crate::cli::text::without_controls;
 use crate::cli::{given_arguments, this_program};
 use clap::Parser;
 use imgstore::ops::context::Progress;
@@ -332,13 +333,6 @@ fn show(session: &Session<'_>, is_error: bool, bytes: &[u8]) -> Result<(), CliEr
         std::io::ErrorKind::BrokenPipe => CliError::ReaderGone,
         _ => CliError::Output(e),
     })
-}
-
-/// Text without what a terminal would obey.
-fn without_controls(bytes: &[u8]) -> Vec<u8> {
-    let text = String::from_utf8_lossy(bytes);
-    let harmless = |c: char| if c.is_control() && !matches!(c, '\n' | '\t') { '?' } else { c };
-    text.chars().map(harmless).collect::<String>().into_bytes()
 }
 
 /// This call's arguments without those that are about this side.
