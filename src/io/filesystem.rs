@@ -5,7 +5,6 @@ use rustix::fs::StatFs;
 pub(super) const EXT: u64 = 0xef53;
 pub(super) const XFS: u64 = 0x5846_5342;
 pub(super) const BTRFS: u64 = 0x9123_683e;
-pub(super) const F2FS: u64 = 0xf2f5_2010;
 pub(super) const TMPFS: u64 = 0x0102_1994;
 pub(super) const OVERLAY: u64 = 0x794c_7630;
 pub(super) const NFS: u64 = 0x6969;

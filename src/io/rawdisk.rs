@@ -2,7 +2,7 @@
 
 use super::device::DeviceReads;
 use super::disk::{DiskError, DiskRead, Extent};
-use super::filesystem::{BTRFS, EXT, F2FS, NFS, OVERLAY, TMPFS, XFS, is_one_of};
+use super::filesystem::{BTRFS, EXT, NFS, OVERLAY, TMPFS, XFS, is_one_of};
 use super::os::no_waiting;
 use rustix::fs::SeekFrom;
 use std::fs::File;
@@ -26,8 +26,8 @@ pub struct RawDisk {
 }
 
 /// File systems of which that is so, also of what was only just written. OpenZFS up to 2.2.1 tells a hole where there is data
-/// that is on its way to the disk, and what stands behind FUSE does not know what has not come to it.
-const TELLS_HOLES: [u64; 7] = [EXT, XFS, BTRFS, F2FS, TMPFS, OVERLAY, NFS];
+/// that is on its way to the disk; F2FS did of compressed files (Linux 5.6 to 6.8); and what stands behind FUSE does not know what has not come to it.
+const TELLS_HOLES: [u64; 6] = [EXT, XFS, BTRFS, TMPFS, OVERLAY, NFS];
 
 fn tells_holes(file: &File) -> bool {
     rustix::fs::fstatfs(file).is_ok_and(|found| is_one_of(&found, &TELLS_HOLES))
