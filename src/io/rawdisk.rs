@@ -26,7 +26,8 @@ pub struct RawDisk {
 }
 
 /// File systems of which that is so, also of what was only just written. OpenZFS up to 2.2.1 tells a hole where there is data
-/// that is on its way to the disk; F2FS did of compressed files (Linux 5.6 to 6.8); and what stands behind FUSE does not know what has not come to it.
+/// that is on its way to the disk, F2FS of Linux 5.6 to 6.8 one at the start of each compressed cluster, and what stands behind
+/// FUSE does not know what has not come to it.
 const TELLS_HOLES: [u64; 6] = [EXT, XFS, BTRFS, TMPFS, OVERLAY, NFS];
 
 fn tells_holes(file: &File) -> bool {
@@ -213,8 +214,8 @@ mod tests {
     /// Where a file system may tell a hole although there is data, everything is read.
     #[test]
     fn holes_are_not_believed_everywhere() {
-        let (zfs, fuse, smb, cifs) = (0x2fc1_2fc1, 0x6573_5546, 0xfe53_4d42, 0xff53_4d42);
-        assert!([zfs, fuse, smb, cifs].iter().all(|kind| !TELLS_HOLES.contains(kind)));
+        let (zfs, fuse, smb, cifs, f2fs) = (0x2fc1_2fc1, 0x6573_5546, 0xfe53_4d42, 0xff53_4d42, 0xf2f5_2010);
+        assert!([zfs, fuse, smb, cifs, f2fs].iter().all(|kind| !TELLS_HOLES.contains(kind)));
         let file = tempfile::NamedTempFile::new().unwrap();
         file.as_file().set_len(9 * STEP).unwrap();
         let mut disk = RawDisk::open(file.path()).unwrap();
