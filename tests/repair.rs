@@ -9,7 +9,7 @@ use imgstore::io::memory::Memory;
 use imgstore::io::storage::Storage;
 use imgstore::model::catalog::RootId;
 use imgstore::model::ids::{SessionId, SnapshotId};
-use imgstore::model::objects::PackRecord;
+use imgstore::model::objects::{PackRecord, PackState};
 use imgstore::model::op::Op;
 use imgstore::ops::copy::{CopyOptions, CopyWhat, apply, plan};
 use imgstore::ops::delete::delete_snapshot;
@@ -363,6 +363,21 @@ fn repair_asks_when_most_packs_are_gone() {
         }
         let sources = RepairSources { force: true, ..RepairSources::default() };
         assert_eq!(repair(&region, &sources, &caller.context()).unwrap().lost.len(), missing);
+        // What was given up does not count among those that are there.
+        for number in 200..203 {
+            caller.snapshot(&region, &MemoryDisk::new(vec![number; 4096])).unwrap();
+        }
+        let live: Vec<String> = (region.catalog().unwrap().packs.values())
+            .filter(|pack| pack.state == PackState::Live)
+            .map(|pack| pack.record.name.to_string())
+            .collect();
+        live.iter().for_each(|pack| storage.delete(pack).unwrap());
+        match repair(&region, &RepairSources::default(), &caller.context()) {
+            Err(OpsError::MostlyMissing { missing: told, total: of }) => {
+                assert_eq!((told, of), (live.len(), live.len()));
+            }
+            done => panic!("{done:?}"),
+        }
     }
 }
 

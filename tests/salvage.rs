@@ -18,6 +18,7 @@ use imgstore::ops::context::Context;
 use imgstore::ops::copy::{CopyOptions, CopyWhat, apply, plan};
 use imgstore::ops::delete::delete_snapshot;
 use imgstore::ops::encode::Compression;
+use imgstore::ops::gaps::Gaps;
 use imgstore::ops::gc::{Collected, GcOptions, collect, preview};
 use imgstore::ops::ingest::ingest;
 use imgstore::ops::repack::{RepackOptions, repack};
@@ -230,6 +231,22 @@ fn a_pack_with_a_bad_sector_in_its_own_index_is_emptied_and_goes() {
     let repaired = place.repair();
     assert!(repaired.lost.is_empty() && repaired.moved > 100, "{repaired:?}");
     place.assert_whole();
+}
+
+/// Nor are there zeros for it, if the device did not give that sector once only.
+#[test]
+fn what_a_pack_in_quarantine_has_is_asked_for_again_before_it_counts_as_lost() {
+    let [disk, _] = alike(1_500_000);
+    let place = Place::new(&[disk]);
+    let [pack] = place.packs()[..] else { panic!("more than one pack") };
+    place.quarantine(pack);
+    place.wear(&pack, place.len(&pack) - 100..place.len(&pack));
+    let (region, (id, bytes)) = (place.open(), &place.taken[0]);
+    assert!(place.caller.read_back(&region, *id).is_err());
+    place.bad.lock().unwrap().clear();
+    let gaps = Gaps::default();
+    let read = place.caller.read_with(&region, *id, Some(&gaps)).unwrap();
+    assert!(read == *bytes && gaps.is_empty());
 }
 
 /// A bad sector among the frames, too: what is in it may be read later, so the pack stays, and it is said.

@@ -8,7 +8,7 @@ use super::context::Context;
 use super::error::{Code, OpsError};
 use super::gaps::join_ranges;
 use super::reread::reread;
-use super::verify::{Damage, Finding, VerifyOptions, survey};
+use super::verify::{Damage, Finding, VerifyOptions, readable, survey};
 use crate::chunk::CHUNKS_AT_ONCE;
 use crate::chunk::frame::Frame;
 use crate::disk::DiskRead;
@@ -109,7 +109,7 @@ pub fn repair_into(
         return Err(OpsError::rule(Code::UnsupportedOperation, why));
     }
     leave_readable(region, &mut damage, context)?;
-    let total = region.catalog()?.packs.len();
+    let total = readable(&region.catalog()?).count();
     // Nor are those there that a device gives nothing of.
     damage.missing += damage.unread.iter().filter(|pack| is_silent(region, **pack)).count();
     if damage.missing > 1 && damage.missing * 2 > total && !sources.force {
@@ -185,7 +185,11 @@ fn mend(
     loop {
         gather(&mut session, sources, &mut disks, &mut lost_maps, repaired, context)?;
         // Deltas whose bases nobody has, in packs that were sound by themselves when they were checked, or came since: they
-        // are not to be counted on, and may be had whole from elsewhere. Each round closes a pack.
+        // are not to be counted on, and may be had whole from elsewhere. Each round closes a pack. Where packs are out of reach only,
+        // nobody knows what nobody has.
+        if region.keeps_packs_away()? {
+            break;
+        }
         let baseless = region.lost_bases()?.packs;
         let closed = region.quarantine_baseless(&baseless, context.account, context.now_ms)?;
         if closed.is_empty() {

@@ -164,7 +164,7 @@ fn check_packs<'c>(
 
 /// The packs that are to be intact: one that is being swept may be gone already, and of one in quarantine it is known
 /// that it is not.
-fn readable(catalog: &Catalog) -> impl Iterator<Item = &PackRecord> {
+pub(super) fn readable(catalog: &Catalog) -> impl Iterator<Item = &PackRecord> {
     let is_sound = |state| matches!(state, PackState::Live | PackState::Condemned { .. });
     catalog.packs.values().filter(move |pack| is_sound(pack.state)).map(|pack| &pack.record)
 }

@@ -5,6 +5,7 @@ use crate::format::error::FormatError;
 use crate::io::storage::StorageError;
 use crate::model::ids::ChunkId;
 use crate::model::objects::PackName;
+use std::io::ErrorKind;
 
 /// What can go wrong with packs and segments.
 #[derive(Debug, thiserror::Error)]
@@ -54,5 +55,22 @@ impl PackError {
     /// Whether a newer version has written it: it is no damage.
     pub const fn is_newer(&self) -> bool {
         matches!(self, Self::Damaged { source: FormatError::Newer { .. }, .. })
+    }
+
+    /// Whether what could not be read is out of reach only: it cannot be opened here, or a newer version has written it. What a
+    /// device does not give is lost.
+    pub fn is_kept_away(&self) -> bool {
+        match self {
+            Self::Storage(StorageError::Io { action, source, .. }) => {
+                *action != "read"
+                    || matches!(source.kind(), ErrorKind::PermissionDenied | ErrorKind::IsADirectory)
+            }
+            error => error.is_newer(),
+        }
+    }
+
+    /// Whether the storage failed, so that it may do what it was asked the next time.
+    pub const fn is_io(&self) -> bool {
+        matches!(self, Self::Storage(StorageError::Io { .. }))
     }
 }

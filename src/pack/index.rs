@@ -68,6 +68,30 @@ pub struct Unreadable {
     pub error: Arc<PackError>,
 }
 
+/// The same of a pack in quarantine.
+#[derive(Debug, Clone)]
+struct Silent {
+    error: Arc<PackError>,
+    /// How often it was left out since: a read that fails takes long.
+    left_out: u32,
+    /// Whether it was asked for once more than that.
+    was_asked_again: bool,
+}
+
+impl Silent {
+    fn new(error: PackError, before: Option<&Self>, asks: bool) -> Self {
+        let was_asked_again = before.is_some_and(|before| asks || before.was_asked_again);
+        Self { error: Arc::new(error), left_out: 0, was_asked_again }
+    }
+
+    /// The same left out once more; none if it is time to ask for it.
+    fn left_out_again(&self, asks: bool) -> Option<Self> {
+        let is_asked = asks && self.error.is_io() && !self.was_asked_again;
+        (self.left_out < LEFT_OUT_MAX && !is_asked)
+            .then(|| Self { left_out: self.left_out + 1, ..self.clone() })
+    }
+}
+
 /// What the word of a segment's filter counts that a chunk is not there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Filters {
@@ -114,8 +138,8 @@ pub struct Index {
     /// Of those the ones that a segment lists a part of: a new segment would list no more of them.
     partial: HashSet<PackName>,
     unreadable: Vec<Unreadable>,
-    /// Packs in quarantine whose trailers could not be read, and how often they were left out since: a read that fails takes long.
-    silent: HashMap<PackName, u32>,
+    /// Packs in quarantine whose trailers could not be read.
+    silent: HashMap<PackName, Silent>,
     /// Packs that something new may refer to without having to rescue them.
     live: QuickSet<PackName>,
     /// Packs that a use would rescue.
@@ -128,7 +152,8 @@ pub struct Index {
 
 impl Index {
     /// The index for a state of the catalogue; reuses what `previous` has open and the trailers
-    /// of packs that were just `written`, but none of `bad_segments`.
+    /// of packs that were just `written`, but none of `bad_segments`. `asks_silent` asks a device once more for what it did not
+    /// give of packs in quarantine.
     pub fn refresh(
         previous: &Self,
         written: &HashMap<PackName, Arc<Vec<Entry>>>,
@@ -136,6 +161,7 @@ impl Index {
         region: RegionId,
         catalog: &Catalog,
         bad_segments: &HashSet<SegmentName>,
+        asks_silent: bool,
     ) -> Self {
         let mut index = Self::default();
         for record in catalog.segments.values() {
@@ -185,10 +211,9 @@ impl Index {
                 continue;
             }
             let is_damaged = matches!(pack.state, PackState::Quarantined { .. });
-            if let Some(left_out) = previous.silent.get(&name).filter(|count| **count < LEFT_OUT_MAX)
-                && is_damaged
-            {
-                index.silent.insert(name, left_out + 1);
+            let silent = previous.silent.get(&name).filter(|_| is_damaged);
+            if let Some(silent) = silent.and_then(|silent| silent.left_out_again(asks_silent)) {
+                index.silent.insert(name, silent);
                 continue;
             }
             let known = previous.loose().get(&name).or_else(|| written.get(&name)).cloned().map_or_else(
@@ -198,14 +223,24 @@ impl Index {
             match known {
                 Ok(entries) => loose.push((name, standing, entries)),
                 // That something is wrong with it is known.
-                Err(_) if is_damaged => {
-                    index.silent.insert(name, 0);
+                Err(error) if is_damaged => {
+                    index.silent.insert(name, Silent::new(error, silent, asks_silent));
                 }
                 Err(error) => index.unreadable.push(Unreadable { pack: name, error: Arc::new(error) }),
             }
         }
         index.loose = Loose::new(loose);
         index
+    }
+
+    /// Why packs in quarantine could not be read.
+    pub fn silent(&self) -> impl Iterator<Item = &PackError> {
+        self.silent.values().map(|silent| &*silent.error)
+    }
+
+    /// Whether packs are there that are out of reach only.
+    pub fn keeps_away(&self) -> bool {
+        self.unreadable.iter().map(|pack| &*pack.error).chain(self.silent()).any(PackError::is_kept_away)
     }
 
     /// Registered segments that are damaged or gone. One that only cannot be read now is not among them.

@@ -213,7 +213,10 @@ impl Region {
             !io || matches!(error, PackError::Storage(StorageError::Short { .. }))
         };
         let damaged = index.unreadable().iter().filter(|pack| is_damage(&pack.error)).count();
-        RegionError::MissingChunk { chunk, damaged, out_of_reach: index.unreadable().len() - damaged }
+        // Of those in quarantine it is known that something is wrong with them: what a device does not give of them is lost.
+        let out_of_reach = index.silent().filter(|error| error.is_kept_away()).count();
+        let out_of_reach = index.unreadable().len() - damaged + out_of_reach;
+        RegionError::MissingChunk { chunk, damaged, out_of_reach }
     }
 
     /// Where chunks are, those that are anywhere.

@@ -4,12 +4,10 @@ use super::Region;
 use super::bases::Content;
 use super::error::RegionError;
 use crate::chunk::frame::{Frame, FrameError};
-use crate::io::storage::StorageError;
 use crate::model::ids::ChunkId;
 use crate::model::objects::PackName;
 use crate::pack::error::{FrameFault, PackError};
 use crate::pack::index::Location;
-use std::io::ErrorKind;
 
 /// How often all places of a chunk are tried before it counts as lost.
 const ROUNDS: usize = 3;
@@ -62,16 +60,7 @@ impl Region {
     /// Refuses if a chunk that nobody could read may be somewhere that is out of reach only, or what it is stored against: such a
     /// one is not lost.
     pub fn check_in_reach(&self, id: ChunkId) -> Result<(), RegionError> {
-        let is_kept_away = |error: &PackError| match error {
-            error if error.is_newer() => true,
-            // What a device does not give is lost.
-            PackError::Storage(StorageError::Io { action, source, .. }) => {
-                *action != "read"
-                    || matches!(source.kind(), ErrorKind::PermissionDenied | ErrorKind::IsADirectory)
-            }
-            _ => false,
-        };
-        if self.index()?.unreadable().iter().any(|pack| is_kept_away(&pack.error)) {
+        if self.index()?.keeps_away() {
             return Err(self.missing(id));
         }
         let out_of_reach = |error: RegionError| if error.is_loss() { Ok(()) } else { Err(error) };

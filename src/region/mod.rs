@@ -31,7 +31,7 @@ use crate::format::{manifest, record, region as region_file};
 use crate::io::clock::{now_ms, random_bytes, random_u64};
 use crate::io::directory::{Directory, DirectoryOptions};
 use crate::io::os::OsFiles;
-use crate::io::storage::{Created, Storage, StorageError, read_whole};
+use crate::io::storage::{Created, Storage, read_whole};
 use crate::model::account::AccountId;
 use crate::model::blockmap::BlockMap;
 use crate::model::catalog::{Catalog, Root};
@@ -40,7 +40,7 @@ use crate::model::objects::{ListName, ManifestRecord, PackName, SegmentName};
 use crate::model::op::{Author, Op};
 use crate::model::region::{ChunkerParams, RegionHeader};
 use crate::pack::error::PackError;
-use crate::pack::index::{Index, Unreadable};
+use crate::pack::index::Index;
 use crate::pack::read::PackReader;
 use error::RegionError;
 use log::{Head, Race};
@@ -132,6 +132,8 @@ struct CachedIndex {
     /// Trailers of packs that this handle wrote, so that they need not be read back.
     written: HashMap<PackName, Arc<Vec<Entry>>>,
     bad_segments: HashSet<SegmentName>,
+    /// Whether packs in quarantine that a device did not give are asked for again.
+    asks_silent: bool,
 }
 
 /// The storage of a directory region at `root`, with a fresh writer's name; and that name.
@@ -369,13 +371,21 @@ impl Region {
     /// Asks again for packs that a device did not give when the index was made, if there are any: it may have failed once. For
     /// who is about to say that something is lost.
     pub fn look_again(&self) -> Result<(), RegionError> {
-        let was_kept_away =
-            |pack: &Unreadable| matches!(&*pack.error, PackError::Storage(StorageError::Io { .. }));
-        if self.index()?.unreadable().iter().any(was_kept_away) {
+        let index = self.index()?;
+        let asks_silent = index.silent().any(PackError::is_io);
+        if asks_silent || index.unreadable().iter().any(|pack| pack.error.is_io()) {
             // What could be read stays.
-            self.cached_index().sequence = None;
+            let mut cached = self.cached_index();
+            cached.sequence = None;
+            cached.asks_silent |= asks_silent;
         }
         Ok(())
+    }
+
+    /// Whether packs are there that cannot be opened here, or that this version cannot read: what is in none of the others may be
+    /// in those.
+    pub fn keeps_packs_away(&self) -> Result<bool, RegionError> {
+        Ok(self.index()?.keeps_away())
     }
 
     /// Makes the index anew from nothing: what could not be read a while ago may be there.
@@ -391,6 +401,7 @@ impl Region {
             self.0.header.id,
             catalog,
             &cached.bad_segments,
+            std::mem::take(&mut cached.asks_silent),
         );
         cached.written.retain(|pack, _| index.loose().contains_key(pack));
         cached.index = Arc::new(index);
