@@ -15,6 +15,7 @@ use imgstore::model::ids::{ChunkId, ObjectHash, SessionId};
 use imgstore::model::objects::{PackName, SegmentName, SegmentRecord};
 use imgstore::model::op::{Author, Op};
 use imgstore::ops::error::OpsError;
+use imgstore::ops::repair::{RepairSources, repair};
 use imgstore::ops::verify::{VerifyOptions, verify};
 use imgstore::pack::trailer::read_trailer;
 use imgstore::region::audit::CheckBuffers;
@@ -756,6 +757,28 @@ fn a_checkpoint_that_says_something_else_is_found() {
         assert_eq!(opened.catalog().unwrap().fenced_sessions.len(), usize::from(is_used));
     }
     assert!(region.catalog().unwrap().fenced_sessions.is_empty());
+}
+
+/// Nobody goes on with a state that a whole replay has just contradicted.
+#[test]
+fn repair_goes_on_with_what_the_log_says() {
+    let (storage, _, name) = with_checkpoint();
+    let mut forged = checkpoint::decode(&read_whole(&storage, &name, 1 << 20).unwrap()).unwrap();
+    forged.catalog.fenced_sessions = Arc::new([SessionId([1; 16])].into());
+    storage.restore(&name, &checkpoint::encode(&forged).unwrap()).unwrap();
+    let fenced = |region: &Region| region.catalog().unwrap().fenced_sessions.len();
+    let opened = Region::open(Arc::new(storage.clone()), session()).unwrap();
+    assert_eq!(fenced(&opened), 1);
+    let repaired = repair(&opened, &RepairSources::default(), &Caller::new(1).context()).unwrap();
+    assert!(repaired.caches == 1 && repaired.lost.is_empty(), "{repaired:?}");
+    assert_eq!(fenced(&opened), 0);
+    // Nor is that made a checkpoint again.
+    for _ in 0..70 {
+        append(&opened).unwrap();
+    }
+    assert!(!storage.list("checkpoints").unwrap().is_empty());
+    assert_eq!(findings(&storage), [""; 0]);
+    assert_eq!(fenced(&Region::open(Arc::new(storage.clone()), session()).unwrap()), 0);
 }
 
 /// Files that are named by a number which no log comes to are no records and no checkpoints of it.

@@ -6,12 +6,14 @@
 
 use super::files::{DirEntry, Files, ReadFile, Space};
 use super::map::Bytes;
-use super::storage::{Created, Fill, Listed, Object, Storage, StorageError, check_name, is_full, twin_of};
+use super::storage::{
+    Created, Fill, FirstFailure, Listed, Object, Storage, StorageError, check_name, is_full, twin_of,
+};
 use std::collections::HashSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 const STAGING: &str = "staging";
 const SESSIONS: &str = "sessions";
@@ -95,7 +97,7 @@ pub struct Directory<F> {
     /// Distinguishes this handle's staging files from every other's.
     writer: String,
     staged: AtomicU64,
-    latched: AtomicBool,
+    latched: OnceLock<FirstFailure>,
     /// Whether what is kept back may be given up for what this handle writes.
     may_use_reserves: AtomicBool,
     /// Directories whose own names this handle made durable.
@@ -112,7 +114,7 @@ impl<F: Files> Directory<F> {
             options,
             writer,
             staged: AtomicU64::new(0),
-            latched: AtomicBool::new(false),
+            latched: OnceLock::new(),
             may_use_reserves: AtomicBool::new(false),
             durable_dirs: Mutex::default(),
             sign: Mutex::new(None),
@@ -257,10 +259,8 @@ impl<F: Files> Directory<F> {
     }
 
     fn check_latch(&self, name: &str) -> Result<(), StorageError> {
-        if self.latched.load(Ordering::SeqCst) {
-            return Err(StorageError::Latched { name: name.to_owned() });
-        }
-        Ok(())
+        let latched = |first| StorageError::Latched { name: name.to_owned(), first: Some(first) };
+        self.latched.get().map_or(Ok(()), |first| Err(latched(first.clone())))
     }
 
     /// Runs a step of writing: its failure latches this handle.
@@ -271,7 +271,7 @@ impl<F: Files> Directory<F> {
         step: impl FnOnce() -> io::Result<T>,
     ) -> Result<T, StorageError> {
         step().map_err(|e| {
-            self.latched.store(true, Ordering::SeqCst);
+            self.latched.get_or_init(|| FirstFailure::new(action, name, &e));
             StorageError::io(action, name, e)
         })
     }
@@ -398,7 +398,7 @@ impl<F: Files> Directory<F> {
 
     /// A failed write after which the object may be there.
     fn unknown(&self, action: &'static str, name: &str, source: io::Error) -> StorageError {
-        self.latched.store(true, Ordering::SeqCst);
+        self.latched.get_or_init(|| FirstFailure::new(action, name, &source));
         StorageError::UnknownOutcome { action, name: name.to_owned(), source }
     }
 

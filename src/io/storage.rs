@@ -164,11 +164,14 @@ pub enum StorageError {
     },
     /// An earlier write failed, so this handle writes no more.
     #[error(
-        "not writing {name}: an earlier write failed, so nothing after it may count; run the command again"
+        "not writing {name}: an earlier write failed{}, so nothing after it may count; run the command again",
+        first.as_ref().map(|first| format!(" ({})", first.what)).unwrap_or_default()
     )]
     Latched {
         /// What was to be written.
         name: String,
+        /// The write that failed first; none if it may have been done.
+        first: Option<FirstFailure>,
     },
     /// Fewer bytes than the object should have.
     #[error("{name} ends at byte {len}, but bytes {offset} to {end} were expected")]
@@ -190,6 +193,19 @@ pub enum StorageError {
     },
 }
 
+/// The write that failed first of those of a handle: whoever met it may have gone on without.
+#[derive(Debug, Clone)]
+pub struct FirstFailure {
+    what: String,
+    is_full: bool,
+}
+
+impl FirstFailure {
+    pub(super) fn new(action: &str, name: &str, source: &std::io::Error) -> Self {
+        Self { what: format!("{action} {name}: {source}"), is_full: is_full(source) }
+    }
+}
+
 impl StorageError {
     /// Whether the object may exist in spite of the error.
     pub const fn is_unknown_outcome(&self) -> bool {
@@ -203,7 +219,12 @@ impl StorageError {
 
     /// Whether there is no space.
     pub const fn is_no_space(&self) -> bool {
-        matches!(self, Self::NoSpace { .. } | Self::Full { .. })
+        matches!(
+            self,
+            Self::NoSpace { .. }
+                | Self::Full { .. }
+                | Self::Latched { first: Some(FirstFailure { is_full: true, .. }), .. }
+        )
     }
 
     pub(super) fn io(action: &'static str, name: &str, source: std::io::Error) -> Self {

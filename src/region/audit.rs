@@ -175,13 +175,26 @@ impl Region {
             let why = format!("its checkpoint is there, but the log ends at {tail}");
             return Err(RegionError::BrokenLog { sequence, why });
         }
-        let mut head = self.head();
+        self.go_on(is_contradicted.then(|| (catalog.clone(), position)))?;
+        Ok(LogAudit { catalog, caches, is_contradicted, lost })
+    }
+
+    /// Goes on behind an audit, from what the log says where that contradicted a checkpoint: this handle may have begun with it.
+    fn go_on(&self, contradicting: Option<(Catalog, LogPosition)>) -> Result<(), RegionError> {
+        let (storage, mut head) = (&*self.0.storage, self.head());
+        let is_contradicted = contradicting.is_some();
+        if let Some((catalog, position)) = contradicting {
+            head.replace(catalog, position);
+        }
         head.advance(storage)?;
         if head.has_lost_next(storage) {
             return Err(head.lost_next());
         }
         drop(head);
-        Ok(LogAudit { catalog, caches, is_contradicted, lost })
+        if is_contradicted {
+            self.forget_index();
+        }
+        Ok(())
     }
 
     /// The number of the last record that can be seen; 0 if there is none.

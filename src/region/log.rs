@@ -178,6 +178,12 @@ impl Head {
         self.position
     }
 
+    /// Goes on from the state of a whole replay, which contradicts a checkpoint that this one may have come from.
+    pub(super) fn replace(&mut self, catalog: Catalog, position: LogPosition) {
+        (self.catalog, self.position) = (catalog, position);
+        self.unsynced.insert(shard(position.sequence));
+    }
+
     /// Replays what others appended.
     pub(super) fn advance(&mut self, storage: &dyn Storage) -> Result<(), RegionError> {
         while let Some(read) = read_record(storage, self.position.sequence + 1)? {
@@ -302,9 +308,9 @@ impl Head {
         match storage.create(&name, &[&bytes]) {
             Ok(Created::Existed) => match read_record(storage, sequence).map_err(undecided(sequence))? {
                 Some(read) if read.record.nonce == nonce => Ok(()),
-                _ => Err(StorageError::Latched { name }.into()),
+                _ => Err(StorageError::Latched { name, first: None }.into()),
             },
-            Ok(Created::New) => Err(StorageError::Latched { name }.into()),
+            Ok(Created::New) => Err(StorageError::Latched { name, first: None }.into()),
             Err(_) => Err(unknown.into()),
         }
     }
@@ -328,7 +334,11 @@ impl Head {
             return;
         }
         let checkpoint = Checkpoint { record_hash: self.position.hash, catalog: self.catalog.clone() };
-        let Ok(bytes) = checkpoint::encode(&checkpoint) else { return };
+        let Ok(bytes) = checkpoint::encode(&checkpoint) else {
+            // It is too large, and will be the next time.
+            self.next_checkpoint = next_checkpoint(sequence, u64::MAX);
+            return;
+        };
         // Where there is no space for it, what is written next may still have some.
         if storage.create_from(&checkpoint_name(sequence), &mut |write| write(&bytes)).is_err() {
             return;

@@ -236,6 +236,10 @@ impl Region {
             self.0.storage.delete(&listed.name)?;
             renewed += 1;
         }
+        if audit.is_contradicted {
+            // What comes back after a crash would be believed again.
+            self.0.storage.persist("checkpoints")?;
+        }
         Ok(renewed)
     }
 }
