@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Caller, MemoryDisk, changed, pass_on, session, small_packs, text};
+use common::{Caller, MemoryDisk, NOW_MS, changed, pass_on, session, small_packs, text};
 use imgstore::io::directory::DirectoryOptions;
 use imgstore::io::memory::Memory;
 use imgstore::io::storage::{Created, Listed, Object, Storage, StorageError};
@@ -18,7 +18,7 @@ use imgstore::ops::find::AnyId;
 use imgstore::ops::gaps::Gaps;
 use imgstore::ops::gc::{Collected, GcOptions, collect};
 use imgstore::ops::ingest::ingest;
-use imgstore::ops::repair::{RepairSources, repair};
+use imgstore::ops::repair::{RepairSources, Repaired, repair, repair_into};
 use imgstore::ops::snapshot::{SnapshotOptions, snapshot};
 use imgstore::ops::stats::item_stats;
 use imgstore::ops::verify::{Report, VerifyOptions, verify};
@@ -28,6 +28,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 const NOW: GcOptions = GcOptions { grace_ms: 0, repack_percent: 50 };
@@ -136,6 +137,29 @@ impl Storage for Counted {
     pass_on!(create list restore delete persist admit_writer admit_collector is_writer_gone);
 }
 
+/// Refuses manifests, if it is to.
+#[derive(Default)]
+struct Refusing {
+    inner: Memory,
+    refuses: AtomicBool,
+}
+
+impl Storage for Refusing {
+    fn create(&self, name: &str, parts: &[&[u8]]) -> Result<Created, StorageError> {
+        if name.starts_with("manifests/") && self.refuses.load(Ordering::SeqCst) {
+            let source = std::io::Error::other("refused");
+            return Err(StorageError::Io { action: "write", name: name.into(), source });
+        }
+        self.inner.create(name, parts)
+    }
+
+    fn open(&self, name: &str) -> Result<Arc<dyn Object>, StorageError> {
+        self.inner.open(name)
+    }
+
+    pass_on!(list restore delete persist admit_writer admit_collector is_writer_gone);
+}
+
 /// Flips a bit of a file.
 fn flip(path: &Path, at: usize) {
     let mut bytes = fs::read(path).unwrap();
@@ -188,6 +212,49 @@ fn without_feature_tables_nothing_is_lost_but_size() {
         place.assert_has("here", one, &first);
         place.assert_has("here", two, &second);
     }
+    place.assert_clean("here");
+}
+
+/// A snapshot that failed has stored what the next try finds; what resembles that is stored against it.
+#[test]
+fn what_a_snapshot_that_failed_has_stored_is_a_base() {
+    let (caller, storage) = (Caller::new(2), Arc::new(Refusing::default()));
+    let region = Region::create(storage.clone(), session(), &small_packs()).unwrap();
+    let first = text(1_000_000, 1);
+    storage.refuses.store(true, Ordering::SeqCst);
+    assert!(caller.snapshot(&region, &MemoryDisk::new(first.clone())).is_err());
+    storage.refuses.store(false, Ordering::SeqCst);
+    let region = Region::open(storage.clone(), session()).unwrap();
+    let again = caller.snapshot(&region, &MemoryDisk::new(first.clone())).unwrap().ingested;
+    assert_eq!(again.new_chunks, 0, "all was stored");
+    let stored = || region.catalog().unwrap().packs.values().map(|pack| pack.record.len).sum::<u64>();
+    let before = stored();
+    caller.snapshot(&region, &MemoryDisk::new(changed(&first, 3000))).unwrap();
+    let more = stored() - before;
+    assert!(more * 3 < before, "{more} bytes after {before}");
+}
+
+#[test]
+fn a_damaged_feature_table_goes_and_takes_no_sound_one_along() {
+    let place = Place::new();
+    place.take(&text(500_000, 1), true);
+    let tables = || {
+        let folders = fs::read_dir(place.root("here").join("features")).unwrap();
+        let files = folders.flat_map(|folder| fs::read_dir(folder.unwrap().path()).unwrap());
+        files.map(|file| file.unwrap().path()).collect::<Vec<_>>()
+    };
+    let [damaged] = &tables()[..] else { panic!("{:?}", tables()) };
+    let bytes = fs::read(damaged).unwrap();
+    // Two of the same content, of which the one that is looked at first has slots that no longer ascend.
+    let sound = damaged.with_file_name("900000");
+    fs::write(&sound, &bytes).unwrap();
+    let mut spoiled = bytes.clone();
+    let last_slots = spoiled.len() - 64;
+    spoiled[last_slots..].fill(0);
+    fs::write(damaged, &spoiled).unwrap();
+    place.take(&text(500_000, 2), true);
+    assert!(fs::read(&sound).unwrap() == bytes, "the sound one was written anew");
+    assert!(!damaged.exists() && tables().len() == 2, "{:?}", tables());
     place.assert_clean("here");
 }
 
@@ -526,14 +593,29 @@ fn what_is_out_of_reach_is_not_written_as_zeros() {
         let read = place.caller.read_with(&place.open(), two, Some(&gaps));
         (read, gaps)
     };
+    let is_kept_away = || {
+        let (out_of_reach, gaps) = read();
+        assert!(out_of_reach.is_err() && gaps.is_empty(), "{:?}", gaps.of(RootId::Snapshot(two)));
+    };
     for base in &bases {
         let path = place.root("here").join(base.to_string());
         fs::remove_file(&path).unwrap();
         // As one of another user's would be to whoever is not root: there, and not to be read.
         fs::create_dir(&path).unwrap();
     }
-    let (out_of_reach, gaps) = read();
-    assert!(out_of_reach.is_err() && gaps.is_empty(), "{:?}", gaps.of(RootId::Snapshot(two)));
+    is_kept_away();
+    // The same in quarantine, as an interrupted repair leaves one: it may be all that has what is intact of it.
+    let region = place.open();
+    region.quarantine(&bases, place.caller.account, NOW_MS).unwrap();
+    is_kept_away();
+    let mut repaired = Repaired::default();
+    let none = RepairSources::default();
+    let ended = repair_into(&mut repaired, &place.open(), &none, &place.caller.context());
+    assert!(ended.is_err() && repaired.lost.is_empty(), "{ended:?} {repaired:?}");
+    let open = |state| matches!(state, PackState::Live);
+    let catalog = place.open().catalog().unwrap();
+    assert!(catalog.packs.iter().all(|(name, pack)| open(pack.state) != bases.contains(name)), "only those");
+    is_kept_away();
     for base in &bases {
         fs::remove_dir(place.root("here").join(base.to_string())).unwrap();
     }

@@ -213,6 +213,13 @@ impl Encoder {
         Ok(self.similar.as_mut().map_or(Ok(()), Similar::save)?)
     }
 
+    /// The same as far as it can be done, where something failed.
+    pub(super) fn keep_new(&mut self) {
+        if let Some(similar) = &mut self.similar {
+            similar.keep_new();
+        }
+    }
+
     /// What the first chunks are to be stored against, as many as there is memory for that. One that is like none before it
     /// is there for those after it.
     fn choose<'a>(

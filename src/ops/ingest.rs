@@ -127,7 +127,7 @@ fn ingest_what(
     session.set_effort(encoder.effort());
     // One for each reader, and some that wait.
     let count = put.batches_max() + READERS_MAX + 2;
-    thread::scope(|scope| {
+    let brought_in = thread::scope(|scope| {
         let (back, buffers) = buffers(count);
         let mut stages = Vec::new();
         let stored = if let Known::Changed(changed) = known {
@@ -154,10 +154,14 @@ fn ingest_what(
         // Who waits for a buffer sees that none comes back any more.
         drop(back);
         join_all(stages, stored)
-    })?;
-    check_whole("taken in", block_offset(blocks_for_bytes(put.volume_bytes)), put.passed_bytes)?;
-    let map = put.map.finish();
-    let manifest = session.place_manifest(&map)?;
+    });
+    let placed = brought_in.and_then(|()| {
+        check_whole("taken in", block_offset(blocks_for_bytes(put.volume_bytes)), put.passed_bytes)?;
+        let map = put.map.finish();
+        Ok((session.place_manifest(&map)?, map))
+    });
+    // What was stored is there for the next try, and so is what resembles it.
+    let (manifest, map) = placed.inspect_err(|_| encoder.keep_new())?;
     encoder.finish()?;
     Ok(Ingested {
         manifest,

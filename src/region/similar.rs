@@ -218,6 +218,19 @@ impl Similar {
         if self.fresh.len() < FRESH_MAX { Ok(()) } else { self.save() }
     }
 
+    /// Writes a table of what is new alone, if it can: who was stopped does not wait for more.
+    pub fn keep_new(&mut self) {
+        if self.fresh.is_empty() {
+            return;
+        }
+        let fresh = std::mem::take(&mut self.fresh);
+        let (storage, region) = (&*self.region.0.storage, self.region.0.header.id);
+        let name = FeatureTableName { session: self.region.0.session, number: self.region.next_number() };
+        if let Ok(bytes) = merge(region, &[], &fresh, |_| true) {
+            let _ = store(storage, Some((name, &bytes)), &[]);
+        }
+    }
+
     /// Writes a feature table of what is new, so that later sessions find it.
     pub fn save(&mut self) -> Result<(), RegionError> {
         if self.fresh.is_empty() {
@@ -233,12 +246,14 @@ impl Similar {
         let merged = merge(header.id, chosen, &self.fresh, is_there);
         let stored = match &merged {
             Ok(bytes) => store(storage, Some((name, bytes)), chosen),
-            // One of them is damaged: that one goes, the others do not with it.
+            // Some are damaged: those go, the others stay as they are.
             Err(_) => {
                 let bytes = merge(header.id, &[], &self.fresh, is_there)
                     .map_err(|error| RegionError::damaged(&name.to_string(), error))?;
-                let renewed = chosen.chunks(1).try_for_each(|one| self.region.renew(one, is_there));
-                renewed.and_then(|()| store(storage, Some((name, &bytes)), &[]))
+                let is_damaged = |one: &&[Table]| merge(header.id, one, &Fresh::default(), is_there).is_err();
+                let dropped =
+                    chosen.chunks(1).filter(is_damaged).try_for_each(|one| store(storage, None, one));
+                dropped.and_then(|()| store(storage, Some((name, &bytes)), &[]))
             }
         };
         match stored {
