@@ -47,6 +47,14 @@ impl Context<'_> {
         self.buffer_bytes().min((OF_THREAD * self.pool.current_num_threads()).max(MIN))
     }
 
+    /// The same later by the whole minutes since something `began`: what a long operation does at its end is not on record with
+    /// the time at which it was asked for.
+    pub(super) fn after(&self, began: Instant) -> Self {
+        const MINUTE_MS: u64 = 60_000;
+        let minutes = began.elapsed().as_secs() / 60;
+        Self { now_ms: self.now_ms.saturating_add(minutes.saturating_mul(MINUTE_MS)), ..*self }
+    }
+
     /// What `work` gives for each of so many chunks, in their order, on all threads of the pool. The first error ends it.
     pub fn for_each_chunk<T: Send>(
         &self,

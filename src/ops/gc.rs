@@ -18,6 +18,7 @@ use crate::region::doubles::Proved;
 use crate::region::error::RegionError;
 use crate::region::losses::Losses;
 use std::collections::{BTreeSet, HashSet};
+use std::time::Instant;
 
 /// How long a condemned pack stays at least if nothing else is said, in milliseconds: a day.
 pub const GRACE_MS_DEFAULT: u64 = 86_400_000;
@@ -203,7 +204,7 @@ pub fn collect_into(
         *collected = preview(region, options, context)?;
         return Ok(());
     }
-    let is_full = region.admit_collector()?;
+    let (is_full, began) = (region.admit_collector()?, Instant::now());
     let account = context.account;
     let (mut failure, mut unsaved, mut is_marked) = (None, BTreeSet::new(), true);
     // What a collection before this one had on record as swept goes first: on a full disk it makes room.
@@ -217,7 +218,7 @@ pub fn collect_into(
     let mut proved = Proved::new(context.memory_bytes / 2);
     if let Some((mut mark, Parted { mut kept, going })) =
         despite_others(region, keep, Losses::Accepted, context, |mark| {
-            condemn_dead(region, mark, options, collected, &mut proved, context)
+            condemn_dead(region, mark, options, collected, &mut proved, &context.after(began))
         })?
     {
         // Others may have come between: else what is due is left to the next collection.
@@ -377,6 +378,7 @@ fn condemn_dead(
     context: &Context<'_>,
 ) -> Result<Option<Parted>, OpsError> {
     let mut kept = mark.kept_packs();
+    let began = Instant::now();
     let Candidates { dead, in_progress, .. } = candidates(region, mark, &kept, options)?;
     collected.in_progress = in_progress;
     // Copies go only if those that stay are good: also those that were condemned before and go now.
@@ -393,11 +395,12 @@ fn condemn_dead(
         return Ok(None);
     }
     // With nothing to remove it need not hold.
+    let now_ms = context.after(began).now_ms;
     let condemned: Vec<PackName> = dead.iter().copied().collect();
     let is_done = going.is_empty()
         || held.run(|mark, kept| match condemned.is_empty() {
             true => region.still_holds(mark, kept),
-            false => region.condemn(mark, kept, &condemned, context.account, context.now_ms),
+            false => region.condemn(mark, kept, &condemned, context.account, now_ms),
         })?;
     if !is_done {
         return Ok(None);
@@ -427,6 +430,7 @@ impl Worn {
         context: &Context<'_>,
     ) -> Result<(), OpsError> {
         let Self { packs, mut mark, mut is_full } = self;
+        let began = Instant::now();
         let avoided: HashSet<PackName> = packs.iter().copied().collect();
         let mut rest = &packs[..];
         if !rest.is_empty() && !is_full {
@@ -434,6 +438,7 @@ impl Worn {
             context.progress.begin("repack", total);
         }
         while !rest.is_empty() {
+            let context = &context.after(began);
             // Rewriting needs space before it gives any back.
             if is_full {
                 rest.iter().for_each(|name| collected.left_worn.add(len_of(&mark, name)));

@@ -16,6 +16,7 @@ use crate::region::losses::Losses;
 use crate::region::moving::StoredChunk;
 use crate::region::session::Session;
 use std::collections::HashSet;
+use std::time::Instant;
 
 /// The zstd level if nothing else is said.
 pub const LEVEL_DEFAULT: i32 = 12;
@@ -84,8 +85,8 @@ pub fn repack_into(
     if !context.dry_run {
         context.progress.begin("repack", bytes_of(rest));
     }
-    let mut rounds =
-        Rounds { region, options, all: rest.iter().map(|(name, _)| *name).collect(), mark: None, context };
+    let (all, began) = (rest.iter().map(|(name, _)| *name).collect(), Instant::now());
+    let mut rounds = Rounds { region, options, all, mark: None, began, context };
     // Each looks at what is needed of the whole region.
     let round_bytes = if context.dry_run { u64::MAX } else { ROUND_BYTES.max(bytes_of(rest) / ROUNDS_MAX) };
     while !rest.is_empty() {
@@ -155,12 +156,14 @@ struct Rounds<'a> {
     all: HashSet<PackName>,
     /// What is needed; none if others may have changed it.
     mark: Option<Mark>,
+    began: Instant,
     context: &'a Context<'a>,
 }
 
 impl Rounds<'_> {
     fn run(&mut self, round: &[(PackName, u64)], repacked: &mut Repacked) -> Result<(), OpsError> {
-        let Self { region, options, context, .. } = *self;
+        let Self { region, options, .. } = *self;
+        let context = &self.context.after(self.began);
         context.check_cancelled()?;
         // What an interrupted run has moved already is not moved again: the mark keeps it where it is now.
         let mark = match self.mark.take() {

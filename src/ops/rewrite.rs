@@ -11,6 +11,7 @@ use crate::region::doubles::Proved;
 use crate::region::error::RegionError;
 use crate::region::losses::Losses;
 use std::collections::{BTreeSet, HashSet};
+use std::time::Instant;
 
 /// Attempts to condemn while others commit, before it is left to the next collection.
 const ATTEMPTS: usize = 8;
@@ -45,6 +46,7 @@ pub(super) fn rewrite(
     context: &Context<'_>,
     move_needed: impl FnOnce() -> Result<(), OpsError>,
 ) -> Result<Option<Rewritten>, OpsError> {
+    let began = Instant::now();
     match move_needed() {
         Err(error) if is_gone(&error) || error.class() == Class::Damage && !are_live(region, packs)? => {
             // Others took them, or deleted what they hold; or something is lost, which a new mark tells.
@@ -54,7 +56,7 @@ pub(super) fn rewrite(
         moved => moved?,
     }
     let mut proved = Proved::new(context.memory_bytes / 2);
-    let (mut emptied, account, now_ms) = (Vec::new(), context.account, context.now_ms);
+    let (mut emptied, account) = (Vec::new(), context.account);
     let condemned = despite_others(region, Keep::Outside(avoided), Losses::Refused, context, |mark| {
         let mut kept = mark.kept_packs();
         let live =
@@ -67,6 +69,7 @@ pub(super) fn rewrite(
             .collect();
         let going = emptied.iter().copied().collect();
         region.prove_kept(mark, &going, &mut proved, context.pool, || context.check_cancelled())?;
+        let now_ms = context.after(began).now_ms;
         let mut held = Held { region, mark, kept: &mut kept, going: &going, context };
         let is_done = held.run(|mark, kept| region.rebase(mark, kept, account))?
             && (emptied.is_empty()

@@ -382,21 +382,23 @@ impl Region {
             match self.0.storage.delete(&pack.record.name.to_string()) {
                 Ok(()) => {
                     removed.insert(pack.record.name);
-                    done.count += 1;
-                    done.bytes += pack.record.len;
                 }
                 Err(error) => done.failure = Some(error.into()),
             }
         }
-        self.commit(account, |catalog| {
-            // Another collector may have been here, too.
+        let forgotten = self.commit(account, |catalog| {
+            // Another collector may have been here, too, and counts them.
             let is_swept = |pack: &&PackName| {
                 catalog.packs.get(*pack).is_some_and(|pack| pack.state == PackState::Sweeping)
             };
             let packs: Vec<PackName> = removed.iter().filter(is_swept).copied().collect();
-            Ok((if packs.is_empty() { vec![] } else { vec![Op::ForgetPacks { packs }] }, ()))
-        })
-        .map_err(|error: RegionError| E::from(error))?;
+            let ops = if packs.is_empty() { vec![] } else { vec![Op::ForgetPacks { packs: packs.clone() }] };
+            Ok::<_, RegionError>((ops, packs))
+        });
+        for pack in forgotten?.iter().filter_map(|name| catalog.packs.get(name)) {
+            done.count += 1;
+            done.bytes += pack.record.len;
+        }
         Ok(done)
     }
 
