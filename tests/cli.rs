@@ -780,6 +780,42 @@ fn a_copy_that_was_made_before_has_its_own_size() {
         assert_eq!(first[key], second[key], "{key}");
     }
     assert_eq!(second["transferred_bytes"], 0);
+    // Two devices on one snapshot are one snapshot.
+    let data = format!("/dev/xvdb={snapshot}");
+    let register = ["register", "--name", "two-devices", "--root", &snapshot, "--device", &data];
+    let image = one_line(&place.ok(&register), "ami-");
+    let copy = || place.json(&["copy", &image, "--to", "backup", "--client-token", "u"]);
+    let (first, second) = (copy(), copy());
+    for key in ["image_id", "volume_bytes", "data_bytes", "chunks"] {
+        assert_eq!(first[key], second[key], "{key}");
+    }
+}
+
+/// What is said about the snapshots that stay can be done.
+#[test]
+fn what_becomes_of_the_snapshots_of_an_image_that_went_is_said() {
+    let place = Place::new();
+    place.disk("web.raw", 1 << 20, 1);
+    let import = |name: &str| {
+        let image = one_line(&place.ok(&["import", "web.raw", "--name", name]), "ami-");
+        let snapshot = place.json(&["show", &image])["devices"][0]["snapshot_id"].clone();
+        (image, snapshot.as_str().unwrap().to_owned())
+    };
+    let said = |args: &[&str]| String::from_utf8(place.run(args).stderr).unwrap();
+    let (image, snapshot) = import("web-1");
+    let dry = said(&["deregister", &image, "--dry-run"]);
+    assert!(dry.contains("--delete-snapshots"), "{dry}");
+    let done = said(&["deregister", &image]);
+    assert!(done.contains(&snapshot) && done.contains("imgstore delete-snapshot ID"), "{done}");
+    place.ok(&["delete-snapshot", &snapshot]);
+    // In the bin it keeps its snapshots.
+    place.ok(&["bin", "add-rule", "images", "--days", "1"]);
+    let (image, snapshot) = import("web-2");
+    let done = said(&["deregister", &image]);
+    assert!(done.contains(&format!("{snapshot} stays with it")), "{done}");
+    assert!(!place.run(&["delete-snapshot", &snapshot]).status.success());
+    place.ok(&["bin", "restore", &image]);
+    place.ok(&["deregister", &image, "--delete-snapshots"]);
 }
 
 #[test]

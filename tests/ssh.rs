@@ -248,6 +248,27 @@ fn nobody_there_is_told_from_no_imgstore_there() {
     assert!(code == 1 && said.contains("OpenSSH"), "{said}");
 }
 
+/// What is wrong with the other host is not the caller's mistake.
+#[test]
+fn a_disk_that_is_not_mounted_there_has_the_same_code_here() {
+    let hosts = Hosts::with_script(&format!("exec '{PROGRAM}' remote"));
+    let disk = hosts.disk("disk.raw", 100_000, 1);
+    hosts.run("there", &["import", &disk, "--name", "web-1"]);
+    hosts.run("here", &["region", "add", "far", "ssh://far.example/"]);
+    hosts.run("here", &["--region", "far", "images"]);
+    let (folder, aside) = (hosts.path("there/regions/local"), hosts.path("aside"));
+    fs::rename(&folder, &aside).unwrap();
+    let copy = ["copy", "ami-0123456789abcdef0", "--from", "far", "--to", "local"];
+    for words in [&["--region", "far", "images"] as &[&str], &copy] {
+        let (code, said) = hosts.fail("here", words);
+        assert!(code == 3 && said.contains("If its disk is not mounted"), "{code}: {said}");
+        // That host says so in its own words, and so does this one.
+        assert_eq!(said.matches("the other side:").count(), 1, "{said}");
+    }
+    fs::rename(&aside, &folder).unwrap();
+    hosts.run("here", &["--region", "far", "images"]);
+}
+
 #[test]
 fn a_forced_command_makes_a_guest_of_whoever_calls() {
     let forced = format!("exec '{PROGRAM}' remote --account 000000000042");

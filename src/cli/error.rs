@@ -227,46 +227,51 @@ fn cure(error: &OpsError) -> &'static str {
     }
 }
 
-/// Exit code and code of an answer of the system.
-fn of_system(error: &std::io::Error) -> (u8, &'static str) {
+/// What kind of answer one of the system is, and its code.
+fn of_system(error: &std::io::Error) -> (Class, &'static str) {
     match error.kind() {
-        ErrorKind::PermissionDenied => (DENIED, "UnauthorizedOperation"),
-        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => (NO_SPACE, "NoSpace"),
-        _ => (FAILED, "InternalError"),
+        ErrorKind::PermissionDenied => (Class::Denied, "UnauthorizedOperation"),
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => (Class::NoSpace, "NoSpace"),
+        _ => (Class::Failed, "InternalError"),
     }
 }
 
 impl CliError {
     /// The program's exit code.
     pub fn exit_code(&self) -> u8 {
+        match self.class() {
+            Class::Failed => FAILED,
+            Class::Usage => USAGE,
+            Class::NotFound => NOT_FOUND,
+            Class::Denied => DENIED,
+            Class::Damage => DAMAGE,
+            Class::Refused => REFUSED,
+            Class::NoSpace => NO_SPACE,
+            Class::Interrupted => INTERRUPTED,
+            Class::DryRun => 0,
+        }
+    }
+
+    /// What kind of answer it is.
+    pub fn class(&self) -> Class {
         match self {
             Self::Ops(error)
             | Self::LeftHalf { error, .. }
             | Self::StaysBroken { source: error, .. }
             | Self::Region { source: error, .. }
-            | Self::Far { source: error, .. } => match error.class() {
-                Class::Failed => FAILED,
-                Class::Usage => USAGE,
-                Class::NotFound => NOT_FOUND,
-                Class::Denied => DENIED,
-                Class::Damage => DAMAGE,
-                Class::Refused => REFUSED,
-                Class::NoSpace => NO_SPACE,
-                Class::Interrupted => INTERRUPTED,
-                Class::DryRun => 0,
-            },
-            Self::HalfWritten { .. } => INTERRUPTED,
-            Self::Usage(_) | Self::Config { .. } => USAGE,
+            | Self::Far { source: error, .. } => error.class(),
+            Self::HalfWritten { .. } => Class::Interrupted,
+            Self::Usage(_) | Self::Config { .. } => Class::Usage,
             Self::NoRegion { .. } | Self::NoHome { .. } | Self::NoFolder { .. } | Self::Unmendable { .. } => {
-                NOT_FOUND
+                Class::NotFound
             }
-            Self::OtherRegion { .. } => REFUSED,
-            Self::ForeignHome { .. } => DENIED,
-            Self::Page { source, .. } if source.kind() == ErrorKind::AlreadyExists => USAGE,
+            Self::OtherRegion { .. } => Class::Refused,
+            Self::ForeignHome { .. } => Class::Denied,
+            Self::Page { source, .. } if source.kind() == ErrorKind::AlreadyExists => Class::Usage,
             Self::Page { source, .. } | Self::Home { source, .. } | Self::Output(source) => {
                 of_system(source).0
             }
-            Self::NoConnection { .. } | Self::Ssh { .. } | Self::ReaderGone => FAILED,
+            Self::NoConnection { .. } | Self::Ssh { .. } | Self::ReaderGone => Class::Failed,
         }
     }
 

@@ -88,6 +88,11 @@ pub fn restore_image(region: &Region, id: ImageId, context: &Context<'_>) -> Res
     context.commit(region, |catalog| {
         let binned = images(catalog, context).into_iter().find(|binned| binned.item.id == id);
         let Some(binned) = binned else {
+            let is_over = |binned: &Binned<Image>| binned.item.owner == context.account;
+            if catalog.binned_images.get(&id).is_some_and(is_over) {
+                let why = "deregistered, and its time in the recycle bin is over";
+                return Err(OpsError::image_unavailable(id, why));
+            }
             // One that is registered is not in the bin; what a caller may not see does not exist for it.
             own_image(catalog, context.account, id)?;
             let why = format!("The image ID '{id}' is not in the recycle bin");

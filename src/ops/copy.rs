@@ -25,7 +25,7 @@ use crate::model::units::block_offset;
 use crate::region::Region;
 use crate::region::session::Session;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Longest name of a source region: that of a path.
 const SOURCE_REGION_BYTES_MAX: usize = 4096;
@@ -430,7 +430,9 @@ fn made_by(
         let own = catalog.images.values().filter(|image| image.owner == account);
         let copies = made_before(token, own, |image| image.client_token.as_ref())?;
         let Some(&copy) = copies.first() else { return Ok(None) };
-        let snapshots = copy.snapshot_ids().filter_map(|id| catalog.snapshots.get(&id).cloned()).collect();
+        // Several devices may stand on one.
+        let ids: BTreeSet<SnapshotId> = copy.snapshot_ids().collect();
+        let snapshots = ids.iter().filter_map(|id| catalog.snapshots.get(id).cloned()).collect();
         return Ok(Some(made(Some(copy.clone()), snapshots)));
     }
     let own = catalog.snapshots.values().filter(|snapshot| snapshot.owner == account);

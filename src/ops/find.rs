@@ -81,8 +81,9 @@ pub fn image(catalog: &Catalog, account: AccountId, id: ImageId) -> Result<&Imag
     }
     if catalog.was_deregistered(id, account) {
         let is_binned = catalog.binned_images.contains_key(&id);
-        let cure =
-            format!("deregistered, and in the recycle bin: `imgstore bin restore {id}` brings it back");
+        let cure = format!(
+            "deregistered, and in the recycle bin: until its time there is over `imgstore bin restore {id}` brings it back"
+        );
         return Err(OpsError::image_unavailable(id, if is_binned { &cure } else { "deregistered" }));
     }
     Err(OpsError::image_not_found(id))

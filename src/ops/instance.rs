@@ -42,7 +42,7 @@ pub fn stop(region: &Region, ids: &[InstanceId], context: &Context<'_>) -> Resul
         check_instances_exist(catalog, context.account, context.now_ms, ids.iter().copied())?;
         for &id in ids {
             let instance = live(catalog, id, context)?;
-            check_stoppable(instance)?;
+            check_has_states(instance, "stopped")?;
             if instance.state != InstanceState::Stopped {
                 ops.push(Op::ModifyInstance { id, change: InstanceChange::Stop });
             }
@@ -58,6 +58,7 @@ pub fn start(region: &Region, ids: &[InstanceId], context: &Context<'_>) -> Resu
         check_instances_exist(catalog, context.account, context.now_ms, ids.iter().copied())?;
         for &id in ids {
             let instance = live(catalog, id, context)?;
+            check_has_states(instance, "started")?;
             check_has_root(instance, catalog)?;
             if instance.state != InstanceState::Running {
                 ops.push(Op::ModifyInstance { id, change: InstanceChange::Start });
@@ -220,12 +221,12 @@ fn live<'a>(catalog: &'a Catalog, id: InstanceId, context: &Context<'_>) -> Resu
     Err(OpsError::rule(Code::IncorrectInstanceState, why))
 }
 
-fn check_stoppable(instance: &Instance) -> Result<(), OpsError> {
+fn check_has_states(instance: &Instance, target: &str) -> Result<(), OpsError> {
     if instance.root_device_type() == RootDeviceType::Ebs {
         return Ok(());
     }
     let id = instance.id;
-    let why = format!("The instance '{id}' does not have an 'ebs' root device type and cannot be stopped.");
+    let why = format!("The instance '{id}' does not have an 'ebs' root device type and cannot be {target}.");
     Err(OpsError::rule(Code::UnsupportedOperation, why))
 }
 

@@ -78,13 +78,15 @@ pub fn share_image(
         let mut ops =
             vec![Op::ModifyImage { id, change: ImageChange::LaunchPermissions(permissions.clone()) }];
         let mut unreadable_snapshots = Vec::new();
-        for snapshot in image.snapshot_ids().filter_map(|id| catalog.snapshots.get(&id)) {
+        // Several devices may stand on one.
+        let ids: BTreeSet<SnapshotId> = image.snapshot_ids().collect();
+        for snapshot in ids.iter().filter_map(|id| catalog.snapshots.get(id)) {
             let after = changed(&snapshot.create_volume_permissions, change);
             if with_snapshots && snapshot.owner == context.account {
                 check_snapshot_change(catalog, snapshot, change, context)?;
                 let change = SnapshotChange::CreateVolumePermissions(after);
                 ops.push(Op::ModifySnapshot { id: snapshot.id, change });
-            } else if change.add.iter().any(|added| !admitted(&snapshot.create_volume_permissions, *added)) {
+            } else if change.add.iter().any(|added| !can_read(snapshot, *added)) {
                 unreadable_snapshots.push(snapshot.id);
             }
         }
@@ -325,6 +327,9 @@ fn changed(before: &[Permission], change: &PermissionChange) -> Vec<Permission> 
     all.into_iter().filter(|permission| !change.remove.contains(permission)).collect()
 }
 
-fn admitted(permissions: &[Permission], wanted: Permission) -> bool {
-    permissions.contains(&Permission::All) || permissions.contains(&wanted)
+fn can_read(snapshot: &Snapshot, whom: Permission) -> bool {
+    match whom {
+        Permission::Account(account) => snapshot.readable_by(account),
+        Permission::All => snapshot.is_public(),
+    }
 }

@@ -11,7 +11,7 @@ use crate::cli::text::without_controls;
 use crate::cli::{given_arguments, this_program};
 use clap::Parser;
 use imgstore::ops::context::Progress;
-use imgstore::ops::error::{Code, OpsError};
+use imgstore::ops::error::{Class, Code, OpsError};
 use imgstore::region::Region;
 use imgstore::serve::error::LinkError;
 use imgstore::serve::host::{Doors, serve};
@@ -21,6 +21,7 @@ use serde_json::Value;
 use std::ffi::OsString;
 use std::io::{IsTerminal, Read, Write};
 use std::process::{Child, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -43,12 +44,18 @@ pub fn remote(session: &Session<'_>) -> Result<(), CliError> {
     let watcher = session.watcher.clone();
     let link = link.giving_up_after(PATIENCE, move || watcher.is_cancelled());
     let is_guest = session.home.is_account_given();
-    Ok(serve(&link, &Program { session, is_guest }, is_guest, &session.context)?)
+    let program = Program { session, is_guest, refused: Mutex::default() };
+    serve(&link, &program, is_guest, &session.context).map_err(|error| {
+        let refused = program.refused.into_inner().unwrap_or_else(PoisonError::into_inner);
+        refused.unwrap_or_else(|| error.into())
+    })
 }
 
 struct Program<'a> {
     session: &'a Session<'a>,
     is_guest: bool,
+    /// Why there is no region for the caller, in this side's words.
+    refused: Mutex<Option<CliError>>,
 }
 
 impl Doors for Program<'_> {
@@ -65,11 +72,21 @@ impl Doors for Program<'_> {
             }
             _ => home.open_named(name),
         };
-        opened.map_err(told)
+        opened.map_err(|error| match error {
+            CliError::Ops(error) | CliError::Region { source: error, .. } => error,
+            error => {
+                // This host's configuration is not the caller's mistake.
+                let is_config = matches!(error, CliError::Config { .. });
+                let class = if is_config { Class::Failed } else { error.class() };
+                let heard = OpsError::Peer { class, message: error.to_string() };
+                *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+                heard
+            }
+        })
     }
 
     fn run(&self, arguments: &[String], link: &Link) -> Result<u8, OpsError> {
-        check_arguments(arguments, self.is_guest).map_err(told)?;
+        check_arguments(arguments, self.is_guest)?;
         let program = this_program().map_err(|e| failed(&e))?;
         let home = &self.session.home;
         let mut command = std::process::Command::new(program);
@@ -108,15 +125,6 @@ impl Doors for Program<'_> {
     }
 }
 
-/// A command's error, as a caller hears of it.
-fn told(error: CliError) -> OpsError {
-    match error {
-        CliError::Ops(error) => error,
-        CliError::Region { source, .. } => source,
-        error => OpsError::Rule { code: Code::InvalidParameterValue, message: error.to_string() },
-    }
-}
-
 fn failed(error: &std::io::Error) -> OpsError {
     OpsError::Protocol { why: format!("the command cannot be run there: {error}") }
 }
@@ -146,30 +154,31 @@ fn wait(child: &mut Child, link: &Link) -> Result<u8, OpsError> {
 }
 
 /// Refuses what a caller may not have done here: commands that are about files, or of another region or account.
-fn check_arguments(arguments: &[String], is_guest: bool) -> Result<(), CliError> {
+fn check_arguments(arguments: &[String], is_guest: bool) -> Result<(), OpsError> {
+    let usage = |message| OpsError::Rule { code: Code::InvalidParameterValue, message };
     let is_own = |argument: &String| {
         OWN_OPTIONS.iter().any(|own| {
             argument.strip_prefix(own).is_some_and(|rest| rest.is_empty() || rest.starts_with('='))
         })
     };
     if arguments.iter().any(is_own) {
-        return Err(CliError::Usage("region, home and account are the other side's to say".into()));
+        return Err(usage("region, home and account are the other side's to say".into()));
     }
     let words = std::iter::once("imgstore").chain(arguments.iter().map(String::as_str));
-    let cli = Cli::try_parse_from(words).map_err(|e| CliError::Usage(e.render().to_string()))?;
+    let cli = Cli::try_parse_from(words).map_err(|e| usage(e.render().to_string()))?;
     let previews = matches!(cli.command, Command::Deregister(_) | Command::DeleteSnapshot { .. });
     match is_for_others(&cli.command) {
         ForOthers::Everybody if is_guest && cli.global.dry_run && previews => {
             let message = "a preview says what others have: guests delete without one".into();
-            Err(OpsError::Rule { code: Code::OperationNotPermitted, message }.into())
+            Err(OpsError::Rule { code: Code::OperationNotPermitted, message })
         }
         ForOthers::Everybody => Ok(()),
         ForOthers::Operators if !is_guest => Ok(()),
         ForOthers::Operators => {
             let message = "this is for those who run the region, not for its guests".into();
-            Err(OpsError::Rule { code: Code::OperationNotPermitted, message }.into())
+            Err(OpsError::Rule { code: Code::OperationNotPermitted, message })
         }
-        ForOthers::Nobody => Err(CliError::Usage(NOT_FAR.into())),
+        ForOthers::Nobody => Err(usage(NOT_FAR.into())),
     }
 }
 
@@ -239,7 +248,7 @@ pub fn run_there(session: &Session<'_>, command: &Command, far: &Far) -> Result<
 /// Runs a command with these arguments where the region is.
 pub fn run_arguments_there(session: &Session<'_>, far: &Far, arguments: Vec<String>) -> Result<u8, CliError> {
     if session.home.is_account_given() {
-        let why = "over ssh the account is the one that the other side lets you in with; leave out --account";
+        let why = "over ssh the account is the one that the other side lets you in with: leave out --account, or run the command on that host";
         return Err(CliError::Usage(why.into()));
     }
     let mut document = session.output.is_json().then(|| Document::of(far));

@@ -60,7 +60,16 @@ fn tell(session: &Session<'_>, done: &Deregistration) {
     }
     if !done.snapshots_left.is_empty() {
         let ids: Vec<String> = done.snapshots_left.iter().map(ToString::to_string).collect();
-        note(format!("{} stays; --delete-snapshots deletes what no other image uses", ids.join(", ")));
+        let (stays, ids) = (if ids.len() == 1 { "stays" } else { "stay" }, ids.join(", "));
+        note(match done.restorable_until_ms {
+            _ if session.context.dry_run => {
+                format!("{ids} would stay; --delete-snapshots deletes what no other image uses")
+            }
+            Some(_) => format!("{ids} {stays} with it"),
+            None => {
+                format!("{ids} {stays}; `imgstore delete-snapshot ID` removes one that no other image uses")
+            }
+        });
     }
     if let Some(until) = done.restorable_until_ms {
         let is = if session.context.dry_run { "would be" } else { "is" };
