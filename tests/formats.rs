@@ -107,6 +107,20 @@ fn what_is_declared_must_be_what_is_found() {
     fs::write(place.path("both.img"), both).unwrap();
     let message = place.refused(&["snapshot", "both.img"]);
     assert!(message.contains("qcow2") && message.contains("VHD"), "{message}");
+    // Whoever knows which it is says so; it is told what else it looks like.
+    let mut both = fs::read(place.path("a.qcow2")).unwrap();
+    both.resize(both.len().next_multiple_of(65536) + 65536 - 512, 0);
+    both.extend(&vhd[vhd.len() - 512..]);
+    fs::write(place.path("both.img"), both).unwrap();
+    assert!(place.refused(&["snapshot", "both.img"]).contains("say which it is with --format"));
+    let message = place.refused(&["snapshot", "both.img", "--format", "vmdk"]);
+    assert!(message.contains("qcow2"), "{message}");
+    let told = place.run(&["snapshot", "both.img", "--format", "qcow2"]);
+    assert!(told.status.success() && String::from_utf8_lossy(&told.stderr).contains("VHD, too"), "{told:?}");
+    let [one, other] =
+        ["a.qcow2", "both.img"].map(|disk| place.json(&["snapshot", disk, "--format", "qcow2"]));
+    assert_eq!((&one["chunks"], &one["volume_bytes"]), (&other["chunks"], &other["volume_bytes"]));
+    assert_eq!(other["new_chunks"], 0);
 }
 
 #[test]

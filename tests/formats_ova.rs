@@ -80,7 +80,8 @@ fn written() -> (Vec<u8>, Vec<Vec<u8>>) {
         disks: vec![
             disk("/dev/sda1", 3 * MIB, true),
             disk("/dev/xvdf", 5 << 30, false),
-            disk("/dev/xvdg", MIB, true),
+            // The same as with /dev/ before it.
+            disk("xvdg", MIB, true),
         ],
     };
     let (file, pool) = (MemoryFile::default(), pool());
@@ -246,6 +247,44 @@ fn machines_of_others_are_understood() {
     let ova = checked(archive(&[("m.ovf", vbox.as_bytes()), ("a.vmdk", &first)])).unwrap();
     assert!(ova.is_windows);
     assert_eq!((ova.architecture, ova.boot_mode), (Some(Architecture::X86_64), Some(BootMode::LegacyBios)));
+}
+
+/// Where a machine comes in several configurations, it is the one that says that it is meant.
+#[test]
+fn the_default_configuration_of_a_machine_is_taken() {
+    let vmdks = [vmdk_of(&volume(1 << 20, 1)), vmdk_of(&volume(2 << 20, 2))];
+    let options = |default: &str| {
+        format!(
+            r#"<DeploymentOptionSection><Info/><Configuration ovf:id="small"/><Configuration ovf:id="large" {default}/></DeploymentOptionSection>"#
+        )
+    };
+    let of = |configuration: &str, item: String| {
+        item.replacen("<Item>", &format!(r#"<Item ovf:configuration="{configuration}">"#), 1)
+    };
+    let disk_at =
+        |id: u32, disk: &str| item(id, 17, &[("AddressOnParent", &id.to_string()), ("HostResource", disk)]);
+    let system = hardware(&[
+        item(2, 4, &[("VirtualQuantity", "77")]),
+        of("small", item(1, 3, &[("VirtualQuantity", "2")])),
+        of("large huge", item(1, 3, &[("VirtualQuantity", "8")])),
+        disk_at(5, "ovf:/disk/d1"),
+        of("huge large", disk_at(6, "ovf:/disk/d2")),
+    ]);
+    let text = ovf(
+        &(file("f1", "a.vmdk") + &file("f2", "b.vmdk")),
+        &(disk("d1", r#"ovf:fileRef="f1""#) + &disk("d2", r#"ovf:fileRef="f2""#)),
+        &system,
+    );
+    for (default, disks, processors) in
+        [("", 1, "2 processors"), (r#"ovf:default="true""#, 2, "8 processors")]
+    {
+        let text = text.replace("<VirtualSystem ", &(options(default) + "<VirtualSystem "));
+        let members = [("m.ovf", text.as_bytes()), ("a.vmdk", &vmdks[0]), ("b.vmdk", &vmdks[1])];
+        let ova = checked(archive(&members)).unwrap();
+        assert_eq!(ova.disks.len(), disks, "{:?}", ova.notes);
+        assert!(ova.notes.iter().any(|note| note.contains(processors)), "{:?}", ova.notes);
+        assert!(ova.notes.iter().any(|note| note.contains("of its 2 configurations")), "{:?}", ova.notes);
+    }
 }
 
 /// Asserts that an archive is refused, and why.

@@ -22,7 +22,7 @@ pub enum Declared {
     Nothing,
     /// It is raw, whatever its bytes look like.
     Raw,
-    /// It has this format, and its bytes must say so, too.
+    /// It has this format, and its bytes must say so, whatever else they say.
     As(Foreign),
 }
 
@@ -86,18 +86,25 @@ pub fn open_file(
             raw(file)
         }
         (Declared::Nothing, [one]) => open_as(*one, file, path, limits),
-        (Declared::As(format), [one]) if *one == format => open_as(format, file, path, limits),
+        (Declared::As(format), found) if found.contains(&format) => {
+            let mut opened = open_as(format, file, path, limits)?;
+            let others = found.iter().filter(|other| **other != format);
+            opened
+                .notes
+                .extend(others.map(|other| format!("its bytes say that it is {}, too", other.as_str())));
+            Ok(opened)
+        }
         (Declared::As(format), []) => {
             let why = "its bytes do not say that it has that format";
             Err(refused(path, format.as_str(), why, "leave --format out"))
         }
-        (Declared::As(format), [one]) => {
+        (Declared::As(format), [one, ..]) => {
             let why = format!("its bytes say that it is {}", one.as_str());
             Err(refused(path, format.as_str(), why, "leave --format out"))
         }
-        (_, [one, two, ..]) => {
+        (Declared::Nothing, [one, two, ..]) => {
             let why = format!("its bytes say that it is {}, too", two.as_str());
-            let cure = "say --format raw if it is a raw disk, and mistrust it otherwise";
+            let cure = "say which it is with --format, raw if it is a raw disk, and mistrust it otherwise";
             Err(refused(path, one.as_str(), why, cure))
         }
         (Declared::Raw, _) => raw(file),
@@ -137,8 +144,16 @@ fn open_as(
             Box::new(disk)
         }
         Foreign::Vmdk => Box::new(vmdk::open(file, path, limits)?),
-        Foreign::Vhd => Box::new(vhd::open(file, path, limits)?),
-        Foreign::Vhdx => Box::new(vhdx::open(file, path, limits)?),
+        Foreign::Vhd => {
+            let disk = vhd::open(file, path, limits)?;
+            notes = disk.notes();
+            Box::new(disk)
+        }
+        Foreign::Vhdx => {
+            let disk = vhdx::open(file, path, limits)?;
+            notes = disk.notes();
+            Box::new(disk)
+        }
         Foreign::Ova => {
             let why = "it is a whole machine, or another tar archive, not a disk";
             let cure = "import takes an OVA, alone; for the archive's own bytes say --format raw";

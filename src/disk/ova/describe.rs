@@ -140,7 +140,9 @@ fn hardware(machine: &Machine, stem: &str, out: &mut Text) {
         let parent = (CONTROLLERS + number / PLACES).to_string();
         let resource = format!("ovf:/disk/disk{}", number + 1);
         let fields = [("AddressOnParent", place.as_str()), ("HostResource", &resource), ("Parent", &parent)];
-        out.item(DISKS + number, "17", &disk.device_name, &fields);
+        // With which it is the same device, and told from what others call their disks.
+        let device = format!("/dev/{}", disk.device_name.strip_prefix("/dev/").unwrap_or(&disk.device_name));
+        out.item(DISKS + number, "17", &device, &fields);
     }
     let fields =
         [("AutomaticAllocation", "true"), ("Connection", "VM Network"), ("ResourceSubType", "E1000")];

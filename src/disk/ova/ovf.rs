@@ -72,7 +72,8 @@ pub(super) fn read(text: &str, path: &Path) -> Result<Described, DiskError> {
     described.boot_mode = firmware(system)
         .or_else(|| (described.architecture == Some(Architecture::Arm64)).then_some(BootMode::Uefi));
     let hardware = child(system, "VirtualHardwareSection");
-    let items: Vec<Item<'_>> = hardware.map(items).unwrap_or_default();
+    let configuration = configuration(envelope, &mut described.notes);
+    let items: Vec<Item<'_>> = hardware.map(|node| items(node, configuration)).unwrap_or_default();
     sizes(&items, &mut described.notes);
     described.disks = disks(envelope, &items, path, &mut described.notes)?;
     if described.disks.iter().all(|disk| disk.file.is_none()) {
@@ -156,8 +157,24 @@ struct Item<'a> {
     resource: &'a str,
 }
 
-fn items<'a>(hardware: Node<'a, 'a>) -> Vec<Item<'a>> {
-    let is_item = |node: &Node<'_, '_>| matches!(node.tag_name().name(), "Item" | "StorageItem");
+/// The configuration that is meant where nobody chooses one: which says so, or the first (DSP0243, 9.8).
+fn configuration<'a>(envelope: Node<'a, 'a>, notes: &mut Vec<String>) -> Option<&'a str> {
+    let section = child(envelope, "DeploymentOptionSection")?;
+    let listed = || children(section, "Configuration");
+    let is_default = |node: &Node<'_, '_>| matches!(attribute(*node, "default"), Some("true" | "1"));
+    let id = attribute(listed().find(is_default).or_else(|| listed().next())?, "id")?;
+    notes.push(format!("of its {} configurations '{}' is taken", listed().count(), id.escape_debug()));
+    Some(id)
+}
+
+/// The hardware of a configuration: what names none is in all.
+fn items<'a>(hardware: Node<'a, 'a>, configuration: Option<&str>) -> Vec<Item<'a>> {
+    let is_meant = |node: &Node<'_, '_>| {
+        let names = attribute(*node, "configuration").map(str::split_whitespace);
+        names.is_none_or(|mut names| names.any(|name| configuration == Some(name)))
+    };
+    let is_item =
+        |node: &Node<'_, '_>| matches!(node.tag_name().name(), "Item" | "StorageItem") && is_meant(node);
     let item = |node: Node<'a, 'a>| {
         let text = |name: &str| text_of(node, name).unwrap_or("");
         Item {

@@ -10,7 +10,9 @@
 //! A footer has two sizes: one in bytes, and a geometry (cylinders, heads, sectors), whose product can be less.
 //! Which of them a program means is told by its name in the footer. This follows QEMU 10.0 (`block/vpc.c`): the
 //! geometry counts if the name is one of [`GEOMETRY_SIZED`], unless the geometry is the largest that there is,
-//! which stands for all larger disks; else the size in bytes does.
+//! which stands for all larger disks; else the size in bytes does. Other than there, a geometry does not count that
+//! lacks more than a cylinder of those bytes: a program that made the disk larger left it as it was, or wrote the
+//! one that stands for "large" elsewhere (16383, 16, 63), under the name of the one before it.
 
 pub mod write;
 
@@ -47,7 +49,19 @@ pub struct Vhd {
     file: Arc<dyn DiskRead>,
     path: PathBuf,
     len: u64,
+    left_over_bytes: u64,
     layout: Layout,
+}
+
+impl Vhd {
+    /// What of the file is not on the disk, for people.
+    pub fn notes(&self) -> Vec<String> {
+        let bytes = self.left_over_bytes;
+        let why = format!(
+            "the last {bytes} bytes of the size in its footer are no part of the disk: its cylinders, heads and sectors end before"
+        );
+        if bytes == 0 { vec![] } else { vec![why] }
+    }
 }
 
 /// How the disk lies in the file.
@@ -72,6 +86,8 @@ struct Footer {
     kind: u32,
     header_at: u64,
     disk_bytes: u64,
+    /// What the size in bytes has more.
+    left_over_bytes: u64,
 }
 
 /// A fixed disk, a dynamic one, one that has a parent.
@@ -114,7 +130,7 @@ pub fn open(file: Arc<dyn DiskRead>, path: &Path, limits: &Limits) -> Result<Vhd
         }
         kind => return Err(bad(path, format!("it is of the unknown type {kind}"))),
     };
-    Ok(Vhd { file, path: path.to_owned(), len, layout })
+    Ok(Vhd { file, path: path.to_owned(), len, left_over_bytes: footer.left_over_bytes, layout })
 }
 
 fn bad(path: &Path, why: impl Into<String>) -> DiskError {
@@ -152,12 +168,15 @@ fn parse_footer(bytes: &[u8]) -> Result<Footer, &'static str> {
     let [heads, per_track] = field(bytes, 58).map(|byte: u8| u64::from(byte));
     let geometry_sectors = cylinders * heads * per_track;
     let creator: [u8; 4] = field(bytes, 28);
-    let is_geometry_sized = GEOMETRY_SIZED.contains(&&creator) && geometry_sectors != GEOMETRY_SECTORS_MAX;
+    let is_geometry_sized = GEOMETRY_SIZED.contains(&&creator)
+        && geometry_sectors != GEOMETRY_SECTORS_MAX
+        && current_sectors.saturating_sub(geometry_sectors) <= LEFT_OVER_MAX / SECTOR_BYTES;
     let sectors = if is_geometry_sized { geometry_sectors } else { current_sectors };
     Ok(Footer {
         kind: u32::from_be_bytes(field(bytes, 60)),
         header_at: u64::from_be_bytes(field(bytes, 16)),
         disk_bytes: sectors.saturating_mul(SECTOR_BYTES),
+        left_over_bytes: current_sectors.saturating_sub(sectors).saturating_mul(SECTOR_BYTES),
     })
 }
 

@@ -28,6 +28,7 @@ pub struct Vhdx {
     path: PathBuf,
     len: u64,
     block_bytes: u64,
+    sector_bytes: u64,
     /// Of each block the MiB of the file that it begins at; 0, where the headers are, if it reads as zeros.
     blocks: Vec<u32>,
 }
@@ -43,8 +44,8 @@ pub fn open(file: Arc<dyn DiskRead>, path: &Path, limits: &Limits) -> Result<Vhd
         return Err(refused(path, FORMAT, why, COPY_AGAIN));
     }
     let blocks = read_table(&*file, path, &parts, &metadata, limits)?;
-    let Metadata { disk_bytes: len, block_bytes, .. } = metadata;
-    let vhdx = Vhdx { file, path: path.to_owned(), len, block_bytes, blocks };
+    let Metadata { disk_bytes: len, block_bytes, sector_bytes } = metadata;
+    let vhdx = Vhdx { file, path: path.to_owned(), len, block_bytes, sector_bytes, blocks };
     vhdx.check_blocks(&parts)?;
     Ok(vhdx)
 }
@@ -93,8 +94,8 @@ fn read_table(
 /// What an entry of the table says: the MiB of the file that its block begins at, or 0.
 fn place_of(path: &Path, entry: u64, number: usize) -> Result<u32, DiskError> {
     let why = match entry & 7 {
-        // Not present, undefined, zero, unmapped: without a parent, all of them are zeros.
-        0..=3 => return Ok(0),
+        // Not present, undefined, zero, unmapped, and that of version 0.95: without a parent, all of them are zeros.
+        0..=3 | 5 => return Ok(0),
         6 => match u32::try_from(entry >> 20) {
             Ok(place) if place > 0 => return Ok(place),
             _ => format!("block {number} lies at MiB {} of the file", entry >> 20),
@@ -113,6 +114,15 @@ fn truncated(path: &Path) -> DiskError {
 }
 
 impl Vhdx {
+    /// What is to be known of it, for people.
+    pub fn notes(&self) -> Vec<String> {
+        let bytes = self.sector_bytes;
+        let why = format!(
+            "it has sectors of {bytes} bytes, which nothing keeps: give it to a machine as a disk with such sectors"
+        );
+        if bytes == 512 { vec![] } else { vec![why] }
+    }
+
     /// Checks each block's place against the file's length, its other parts, and the other blocks.
     fn check_blocks(&self, parts: &FileParts) -> Result<(), DiskError> {
         let bad = |why| refused(&self.path, FORMAT, why, COPY_AGAIN);

@@ -17,7 +17,8 @@ const REDUNDANT_TABLES: u32 = 1 << 1;
 const ZEROED_GRAINS: u32 = 1 << 2;
 const COMPRESSED: u32 = 1 << 16;
 const MARKERS: u32 = 1 << 17;
-const KNOWN_FLAGS: u32 = NEWLINES_VALID | REDUNDANT_TABLES | ZEROED_GRAINS | COMPRESSED | MARKERS;
+/// Whoever does not know one of the flags from here on cannot read the file (Virtual Disk Format 5.0).
+const INCOMPATIBLE_FLAGS: u32 = 0xffff << 16;
 const DEFLATE: u16 = 1;
 const FOOTER_MARKER: u32 = 3;
 /// Sectors of a grain: the format's least, and 1 MiB, sixteen times what VMware writes.
@@ -70,8 +71,9 @@ fn check_signature(bytes: &[u8]) -> Result<(), Fault> {
 /// Which of the flags are set: redundant tables, zeroed grains, compressed grains.
 fn check_flags(bytes: &[u8]) -> Result<(bool, bool, bool), Fault> {
     let flags = u32_at(bytes, 8);
-    if flags & !KNOWN_FLAGS != 0 {
-        return Err(Fault::variant(format!("it has unknown flags ({:#x})", flags & !KNOWN_FLAGS)));
+    let unknown = flags & INCOMPATIBLE_FLAGS & !(COMPRESSED | MARKERS);
+    if unknown != 0 {
+        return Err(Fault::variant(format!("it has unknown flags ({unknown:#x})")));
     }
     let newlines: [u8; 4] = field(bytes, 73);
     if flags & NEWLINES_VALID != 0 && newlines != *b"\n \r\n" {

@@ -132,7 +132,7 @@ fn headers_are_refused() {
             set("only a descriptor", 0, *b"# Disk DescriptorFile"),
             set("version is 0", 4, 0u32.to_le_bytes()),
             set("version is 4", 4, 4u32.to_le_bytes()),
-            set("unknown flags", 8, 8u32.to_le_bytes()),
+            set("unknown flags", 8, (1u32 << 18).to_le_bytes()),
             set("unknown flags", 8, (1u32 << 31).to_le_bytes()),
             set("without markers", 8, (1u32 << 16).to_le_bytes()),
             set("markers without", 8, (1u32 << 17).to_le_bytes()),
