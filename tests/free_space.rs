@@ -722,6 +722,15 @@ fn partitions_are_found() {
         }
         image.write_all_at(&[0; 8], swap).unwrap();
         image.write_all_at(b"SWAPSPACE2", swap + 4086).unwrap();
+        // The footer of Android's verified boot ends the last partition: that one stays as it is, the other does not.
+        let (end, mut before) = ((51200 + 40960) * 512, [0; 4]);
+        fs::File::open(&tried.image).unwrap().read_exact_at(&mut before, end - 64).unwrap();
+        image.write_all_at(b"AVBf", end - 64).unwrap();
+        let (_, parts) = skip(&tried.image);
+        let said = parts[count - 1].to_string();
+        assert!(said.contains("left alone: dm-verity has hashes"), "{said}");
+        assert!(matches!(parts[0].outcome, Outcome::Skipped { .. }), "{}", parts[0]);
+        image.write_all_at(&before, end - 64).unwrap();
         let copy = tried.folder.path().join("copy");
         write_out(&*disk, &tried.image, &copy);
         let bytes = fs::read(&copy).unwrap();
@@ -765,6 +774,40 @@ fn partitions_are_found() {
             image.write_all_at(b"XFSB", 0).unwrap();
             assert!(why(&tried.image).contains("signature"));
         }
+    }
+}
+
+/// Flatcar's partitions have a file system and behind it, in the same one, hashes of all of its blocks.
+#[test]
+fn a_file_system_with_hashes_behind_it_is_left_alone() {
+    if !have(&["mke2fs", "mkfs.xfs", "mkfs.btrfs"]) {
+        return;
+    }
+    // The smallest that all three make.
+    let fs_bytes = 320 * MIB;
+    for system in ["ext", "xfs", "btrfs"] {
+        let tried = Tried::new(fs_bytes, 3);
+        match system {
+            "ext" => mkfs_ext(tried.image(), &[]),
+            "xfs" => mkfs_xfs(tried.image(), &[]),
+            _ => mkfs_btrfs(tried.image(), &[]),
+        }
+        let image = fs::OpenOptions::new().write(true).open(&tried.image).unwrap();
+        let is_skipped = || matches!(skip(&tried.image).1[0].outcome, Outcome::Skipped { .. });
+        assert!(is_skipped(), "{system}: {}", why(&tried.image));
+        image.set_len(fs_bytes + 9 * MIB).unwrap();
+        assert!(is_skipped(), "{system} in a larger partition: {}", why(&tried.image));
+        for (at, bytes, expected) in [
+            (0, &b"verity\0\0"[..], "dm-verity has hashes of its free blocks"),
+            (4096, b"verity\0\0", "dm-verity has hashes of its free blocks"),
+            (4096, b"hashes", "something lies behind its end"),
+        ] {
+            image.write_all_at(bytes, fs_bytes + at).unwrap();
+            let found = why(&tried.image);
+            assert!(found.contains(expected), "{system}, {at}: {found}");
+            image.write_all_at(&[0; 8], fs_bytes + at).unwrap();
+        }
+        assert!(is_skipped(), "{system}: {}", why(&tried.image));
     }
 }
 

@@ -50,8 +50,8 @@ struct Device {
     used: u64,
 }
 
-/// Collects what is free.
-pub(super) fn find_free(view: View<'_>, limits: &Limits, free: &mut Ranges) -> Found<()> {
+/// Collects what is free; gives the file system's end.
+pub(super) fn find_free(view: View<'_>, limits: &Limits, free: &mut Ranges) -> Found<u64> {
     let bytes = view.read(SUPERS[0], SUPER_BYTES)?;
     check_state(&bytes)?;
     check_copies(view, &bytes)?;
@@ -88,7 +88,7 @@ pub(super) fn find_free(view: View<'_>, limits: &Limits, free: &mut Ranges) -> F
         at = end;
     }
     free.push(at, device.len);
-    Ok(())
+    Ok(device.len)
 }
 
 /// Features and flags that this code knows, and nothing left to do.

@@ -78,8 +78,8 @@ impl Super {
     }
 }
 
-/// Collects what is free.
-pub(super) fn find_free(view: View<'_>, limits: &Limits, free: &mut Ranges) -> Found<()> {
+/// Collects what is free; gives the file system's end.
+pub(super) fn find_free(view: View<'_>, limits: &Limits, free: &mut Ranges) -> Found<u64> {
     let bytes = view.read(SUPER_AT, SUPER_BYTES)?;
     check_state(&bytes)?;
     let fs = parse(&bytes, view)?;
@@ -88,7 +88,8 @@ pub(super) fn find_free(view: View<'_>, limits: &Limits, free: &mut Ranges) -> F
     }
     let groups = ext4_groups::Groups::read(view, fs)?;
     check_journal(view, &fs, &groups)?;
-    groups.find_free(view, free)
+    groups.find_free(view, free)?;
+    Ok(fs.blocks.saturating_mul(fs.block_bytes))
 }
 
 /// Features and flags that this code knows, and nothing left to do.

@@ -216,11 +216,12 @@ fn leave_all(parts: &mut [Part], why: &str) {
 
 fn free_of(view: View<'_>, system: System, limits: &Limits) -> Found<Vec<(u64, u64)>> {
     let mut free = Ranges::new(limits.ranges);
-    match system {
+    let end = match system {
         System::Ext => ext4::find_free(view, limits, &mut free)?,
         System::Xfs => xfs::find_free(view, limits, &mut free)?,
         System::Btrfs => btrfs::find_free(view, limits, &mut free)?,
-    }
+    };
+    signatures::check_no_hashes(view, end)?;
     Ok(free.into_sorted())
 }
 

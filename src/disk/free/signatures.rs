@@ -130,6 +130,35 @@ pub(super) fn guard_of(view: View<'_>) -> Result<Option<&'static str>, DiskError
     Ok(None)
 }
 
+/// What dm-verity's superblock begins with, at any sector (cryptsetup, lib/verity/verity.c).
+const VERITY_MAGIC: &[u8] = b"verity\0\0";
+/// The footer of Android's verified boot, which ends a partition (external/avb/libavb/avb_footer.h).
+const AVB_MAGIC: &[u8] = b"AVBf";
+const AVB_FOOTER_BYTES: u64 = 64;
+
+/// Doubts a file system with something behind its `end` that may be hashes of all of its blocks: of dm-verity, of
+/// Android's verified boot, or without a mark of their own.
+pub(super) fn check_no_hashes(view: View<'_>, end: u64) -> Found<()> {
+    const LOOKED_AT: u64 = 1 << 20;
+    const SECTOR: usize = 512;
+    /// How much less than what they hash hashes are at least: 16 bytes for 4 KiB. A file system that fills its partition leaves
+    /// over less, with what was there before it.
+    const OF_HASHES: u64 = 256;
+    let has_footer = match view.len.checked_sub(AVB_FOOTER_BYTES) {
+        Some(at) => view.has(at, AVB_MAGIC)?,
+        None => false,
+    };
+    let left_over = view.len.saturating_sub(end);
+    let behind = view.part(end, usize::try_from(left_over.min(LOOKED_AT)).unwrap_or(0))?.unwrap_or_default();
+    if has_footer || behind.chunks(SECTOR).any(|sector| sector.starts_with(VERITY_MAGIC)) {
+        return doubt("dm-verity has hashes of its free blocks, too");
+    }
+    if left_over >= end / OF_HASHES && behind.iter().any(|&byte| byte != 0) {
+        return doubt("something lies behind its end in the partition, hashes of its free blocks perhaps");
+    }
+    Ok(())
+}
+
 /// Whether a ring of ZFS's uberblocks is there, which fills the second half of its label.
 fn is_zfs(view: View<'_>) -> Result<bool, DiskError> {
     const MAGIC: u32 = 0x00ba_b10c;

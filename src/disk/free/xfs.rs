@@ -55,8 +55,8 @@ impl Super {
     }
 }
 
-/// Collects what is free.
-pub(super) fn find_free(view: View<'_>, _limits: &Limits, free: &mut Ranges) -> Found<()> {
+/// Collects what is free; gives the file system's end.
+pub(super) fn find_free(view: View<'_>, _limits: &Limits, free: &mut Ranges) -> Found<u64> {
     let fs = read_super(view)?;
     xfs_log::check(view, &fs)?;
     let mut counted = 0;
@@ -66,7 +66,7 @@ pub(super) fn find_free(view: View<'_>, _limits: &Limits, free: &mut Ranges) -> 
     if counted != fs.free {
         return doubt(format!("it has {counted} free blocks but counts {}; run xfs_repair", fs.free));
     }
-    Ok(())
+    Ok(fs.blocks.saturating_mul(fs.block_bytes))
 }
 
 fn read_super(view: View<'_>) -> Found<Super> {
