@@ -580,6 +580,13 @@ fn a_pack_is_not_looked_for_with_each_that_is_based_on_it() {
 /// A base is in a pack that cannot be opened, and in no other: what is stored against it is not lost, and not zeros.
 #[test]
 fn what_is_out_of_reach_is_not_written_as_zeros() {
+    for is_listed in [false, true] {
+        keep_bases_away(is_listed);
+    }
+}
+
+/// The index knows what is in those packs by itself, or not.
+fn keep_bases_away(is_listed: bool) {
     let place = Place::new();
     let first = text(1_000_000, 1);
     let second = changed(&first, 3000);
@@ -588,6 +595,10 @@ fn what_is_out_of_reach_is_not_written_as_zeros() {
     let bases: BTreeSet<PackName> =
         place.packs_with_bases("here").into_iter().flat_map(|(_, bases)| bases).collect();
     assert!(!bases.is_empty());
+    for seed in 0..if is_listed { 70 } else { 0 } {
+        place.take(&text(4096, 1000 + seed), false);
+    }
+    assert_eq!(place.open().catalog().unwrap().segments.is_empty(), !is_listed);
     let read = || {
         let gaps = Gaps::default();
         let read = place.caller.read_with(&place.open(), two, Some(&gaps));

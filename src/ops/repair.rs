@@ -23,6 +23,7 @@ use crate::region::session::Session;
 use rayon::prelude::*;
 use std::collections::{BTreeSet, HashSet};
 use std::ops::Range;
+use std::time::Instant;
 
 /// Chunks that are looked for together.
 const ASKED_AT_ONCE: usize = 256;
@@ -96,6 +97,7 @@ pub fn repair_into(
     sources: &RepairSources<'_>,
     context: &Context<'_>,
 ) -> Result<(), OpsError> {
+    let began = Instant::now();
     let (report, mut damage) = survey(region, &VerifyOptions::default(), context)?;
     repaired.findings = report.findings;
     repaired.is_log_broken = damage.is_log_broken;
@@ -120,7 +122,7 @@ pub fn repair_into(
         return Ok(());
     }
     region.look_again()?;
-    mend(region, sources, &damage, repaired, context)?;
+    mend(region, sources, &damage, repaired, &context.after(began))?;
     region.look_again()?;
     lost(region, &region.catalog()?, &mut repaired.lost)
 }
@@ -187,11 +189,11 @@ fn mend(
         // Deltas whose bases nobody has, in packs that were sound by themselves when they were checked, or came since: they
         // are not to be counted on, and may be had whole from elsewhere. Each round closes a pack. Where packs are out of reach only,
         // nobody knows what nobody has.
-        if region.keeps_packs_away()? {
+        let lost = region.lost_bases()?;
+        if region.keeps_bases_away(lost.chunks)? {
             break;
         }
-        let baseless = region.lost_bases()?.packs;
-        let closed = region.quarantine_baseless(&baseless, context.account, context.now_ms)?;
+        let closed = region.quarantine_baseless(&lost.packs, context.account, context.now_ms)?;
         if closed.is_empty() {
             break;
         }
@@ -456,8 +458,8 @@ fn lost(region: &Region, catalog: &Catalog, all: &mut Vec<Lost>) -> Result<(), O
             Ok(map) => {
                 let ids: Vec<ChunkId> = map.chunks().iter().map(|chunk| chunk.id).collect();
                 let places = region.try_locate_usable(&ids)?;
-                let nowhere = ids.iter().zip(&places).find(|(_, place)| place.is_none());
-                if let Some(missing) = nowhere.map(|(id, _)| region.missing(*id)).filter(|e| !e.is_loss()) {
+                let nowhere = ids.iter().zip(&places).filter(|(_, place)| place.is_none());
+                if let Some(missing) = nowhere.map(|(id, _)| region.missing(*id)).find(|e| !e.is_loss()) {
                     unknown = Some(missing);
                     continue;
                 }

@@ -361,7 +361,8 @@ impl References {
                         break;
                     }
                     let missing = region.missing(id);
-                    if !missing.is_loss() {
+                    // What a pack may hold that is out of reach is left out and told of, too.
+                    if !matches!(missing, RegionError::MissingChunk { .. }) {
                         return Err(missing.into());
                     }
                     unread.insert(name);

@@ -486,7 +486,7 @@ impl Check<'_> {
                 self.touch(finding, root.id);
             }
             let ids: Vec<ChunkId> = map.chunks().iter().map(|chunk| chunk.id).collect();
-            let (mut missing, mut nowhere) = (0, None);
+            let (mut missing, mut is_lost) = (0, true);
             let places = match self.region.try_locate_usable(&ids) {
                 Ok(places) => places,
                 Err(error) => {
@@ -507,16 +507,15 @@ impl Check<'_> {
                 if let Some(&finding) = pack {
                     self.touch(finding, root.id);
                 }
-                if location.is_none() {
-                    nowhere.get_or_insert(chunk.id);
+                // What a pack may hold that cannot be opened is not lost.
+                if location.is_none() && is_lost {
+                    is_lost = self.region.missing(chunk.id).is_damage();
                 }
                 if location.is_none_or(|location| location.raw_blocks != chunk.blocks) {
                     missing += 1;
                 }
             }
             if missing > 0 && self.is_still_there(root.id) {
-                // What a pack may hold that cannot be opened is not lost.
-                let is_lost = nowhere.is_none_or(|chunk| self.region.missing(chunk).is_damage());
                 let where_ = if is_lost { "sound pack" } else { "pack that can be read now" };
                 let why = format!("{missing} of its chunks are in no {where_}");
                 let finding = self.add_problem(&root.manifest.name.to_string(), why);

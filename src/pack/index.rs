@@ -238,7 +238,12 @@ impl Index {
         self.silent.values().map(|silent| &*silent.error)
     }
 
-    /// Whether packs are there that are out of reach only.
+    /// Whether packs in quarantine are to be asked for once more: those that a device did not give.
+    pub fn asks_silent(&self) -> bool {
+        self.silent.values().any(|silent| silent.error.is_io() && !silent.was_asked_again)
+    }
+
+    /// Whether packs are there that are out of reach only, and not listed.
     pub fn keeps_away(&self) -> bool {
         self.unreadable.iter().map(|pack| &*pack.error).chain(self.silent()).any(PackError::is_kept_away)
     }

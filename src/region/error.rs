@@ -45,7 +45,8 @@ pub enum RegionError {
     /// No pack holds the chunk.
     #[error(
         "chunk {chunk} is in no readable pack ({damaged} packs are damaged or gone, {out_of_reach} cannot be \
-         read now); `imgstore verify` says what is affected"
+         read now{}); `imgstore verify` says what is affected",
+        first.as_ref().map(|why| format!(": {why}")).unwrap_or_default()
     )]
     MissingChunk {
         /// The chunk.
@@ -54,6 +55,8 @@ pub enum RegionError {
         damaged: usize,
         /// Packs that the storage could not read: they may hold it.
         out_of_reach: usize,
+        /// What the storage said of the first of those.
+        first: Option<String>,
     },
     /// A chunk that others were stored against is not there any more.
     #[error("chunk {base}, which others were stored against, was collected meanwhile; run the command again")]

@@ -197,28 +197,6 @@ impl Region {
         ids.iter().zip(found).map(required).collect()
     }
 
-    /// What to say of a chunk that no readable pack holds: that it is damaged, or that nobody knows, since packs are out of reach.
-    pub(crate) fn missing(&self, chunk: ChunkId) -> RegionError {
-        let index = match self.index() {
-            Ok(index) => index,
-            // Then nobody knows whether it is missing.
-            Err(error) => return error,
-        };
-        let is_damage = |error: &PackError| {
-            // What a newer version has written may have it.
-            if error.is_newer() {
-                return false;
-            }
-            let io = matches!(error, PackError::Storage(e) if !e.is_not_found());
-            !io || matches!(error, PackError::Storage(StorageError::Short { .. }))
-        };
-        let damaged = index.unreadable().iter().filter(|pack| is_damage(&pack.error)).count();
-        // Of those in quarantine it is known that something is wrong with them: what a device does not give of them is lost.
-        let out_of_reach = index.silent().filter(|error| error.is_kept_away()).count();
-        let out_of_reach = index.unreadable().len() - damaged + out_of_reach;
-        RegionError::MissingChunk { chunk, damaged, out_of_reach }
-    }
-
     /// Where chunks are, those that are anywhere.
     pub fn try_locate(&self, ids: &[ChunkId]) -> Result<Vec<Option<Location>>, RegionError> {
         self.unless_moved(|| {

@@ -57,27 +57,6 @@ impl Region {
         })
     }
 
-    /// Refuses if a chunk that nobody could read may be somewhere that is out of reach only, or what it is stored against: such a
-    /// one is not lost.
-    pub fn check_in_reach(&self, id: ChunkId) -> Result<(), RegionError> {
-        if self.index()?.keeps_away() {
-            return Err(self.missing(id));
-        }
-        let out_of_reach = |error: RegionError| if error.is_loss() { Ok(()) } else { Err(error) };
-        for place in self.with_index(|index| index.places_of(id))? {
-            self.read_runs(&[(id, place)]).map(drop).map_err(RegionError::from).or_else(out_of_reach)?;
-            for base in self.bases_named(&[(id, place)]) {
-                for place in self.with_index(|index| index.places_of(base))? {
-                    self.read_runs(&[(base, place)])
-                        .map(drop)
-                        .map_err(RegionError::from)
-                        .or_else(out_of_reach)?;
-                }
-            }
-        }
-        Ok(())
-    }
-
     /// The error of a delta whose base is not at hand: if that is only out of reach, the delta is not damaged.
     pub fn unless_out_of_reach(&self, error: RegionError) -> RegionError {
         let RegionError::Pack(PackError::DamagedFrame { source: FrameFault::Decoded(fault), .. }) = &error

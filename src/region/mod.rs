@@ -20,6 +20,7 @@ pub mod mend;
 pub mod moving;
 pub mod orphans;
 mod place;
+mod reach;
 mod rebase;
 pub mod salvage;
 pub mod session;
@@ -372,7 +373,7 @@ impl Region {
     /// who is about to say that something is lost.
     pub fn look_again(&self) -> Result<(), RegionError> {
         let index = self.index()?;
-        let asks_silent = index.silent().any(PackError::is_io);
+        let asks_silent = index.asks_silent();
         if asks_silent || index.unreadable().iter().any(|pack| pack.error.is_io()) {
             // What could be read stays.
             let mut cached = self.cached_index();
@@ -380,12 +381,6 @@ impl Region {
             cached.asks_silent |= asks_silent;
         }
         Ok(())
-    }
-
-    /// Whether packs are there that cannot be opened here, or that this version cannot read: what is in none of the others may be
-    /// in those.
-    pub fn keeps_packs_away(&self) -> Result<bool, RegionError> {
-        Ok(self.index()?.keeps_away())
     }
 
     /// Makes the index anew from nothing: what could not be read a while ago may be there.
