@@ -126,6 +126,17 @@ impl Fresh {
         self.ids.get(&leading).copied()
     }
 
+    /// Those of some chunks, given by how their ids begin.
+    pub fn of(self, is_wanted: impl Fn(u64) -> bool) -> Self {
+        let mut wanted = Self::default();
+        for (base, features) in self.bases.iter().zip(&self.features).filter(|(base, _)| is_wanted(**base)) {
+            if let Some(id) = self.id(*base) {
+                wanted.add(id, features);
+            }
+        }
+        wanted
+    }
+
     /// How many there are.
     pub fn len(&self) -> usize {
         self.bases.len()

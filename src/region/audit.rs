@@ -175,7 +175,9 @@ impl Region {
             let why = format!("its checkpoint is there, but the log ends at {tail}");
             return Err(RegionError::BrokenLog { sequence, why });
         }
-        self.go_on(is_contradicted.then(|| (catalog.clone(), position)))?;
+        // Behind a lost record nobody knows which of two checkpoints is wrong.
+        let is_known = is_contradicted && lost.is_empty();
+        self.go_on(is_known.then(|| (catalog.clone(), position)))?;
         Ok(LogAudit { catalog, caches, is_contradicted, lost })
     }
 

@@ -223,7 +223,10 @@ impl Similar {
         if self.fresh.is_empty() {
             return;
         }
-        let fresh = std::mem::take(&mut self.fresh);
+        let Ok(index) = self.region.index() else { return };
+        // What was under way in a pack that was not finished is stored anew.
+        let is_there = |leading| !matches!(index.find_leading(leading, Filters::Doubted), Ok(None));
+        let fresh = std::mem::take(&mut self.fresh).of(is_there);
         let (storage, region) = (&*self.region.0.storage, self.region.0.header.id);
         let name = FeatureTableName { session: self.region.0.session, number: self.region.next_number() };
         if let Ok(bytes) = merge(region, &[], &fresh, |_| true) {
