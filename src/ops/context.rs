@@ -19,7 +19,8 @@ pub const MEMORY_BYTES_DEFAULT: u64 = 512 << 20;
 pub struct Context<'a> {
     /// On whose behalf.
     pub account: AccountId,
-    /// When: the time that the request's decisions are made by and that what it makes bears.
+    /// When: the time that the request's decisions are made by and that what it makes bears (but for what a long operation does at its
+    /// end, as condemning packs: then that time).
     pub now_ms: TimeMs,
     /// Whether only to say if the request would succeed: it then ends in EC2's `DryRunOperation`, or in the
     /// error that it would end in, and changes nothing.
@@ -154,5 +155,27 @@ impl Progress for Unwatched {
     fn note(&self, _message: &str) {}
     fn is_cancelled(&self) -> bool {
         false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_done_later_is_on_record_as_later() {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+        let context = Context {
+            account: "000000000001".parse().unwrap(),
+            now_ms: 1_000_000,
+            dry_run: false,
+            pool: &pool,
+            memory_bytes: 0,
+            progress: &Unwatched,
+        };
+        let now = Instant::now();
+        assert_eq!(context.after(now).now_ms, 1_000_000);
+        let ago = now.checked_sub(Duration::from_secs(3 * 60 + 5)).unwrap();
+        assert_eq!(context.after(ago).now_ms, 1_000_000 + 3 * 60_000);
     }
 }

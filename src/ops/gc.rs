@@ -237,7 +237,7 @@ pub fn collect_into(
         let Candidates { worn, unneeded, .. } = candidates(region, &mark, &kept, options)?;
         collected.unneeded = unneeded;
         let worn = Worn { packs: worn.into_iter().collect(), mark, is_full };
-        worn.rewrite(region, options, collected, &mut failure, context)?;
+        worn.rewrite(region, options, collected, &mut failure, &context.after(began))?;
     } else {
         (collected.given_up, is_marked) = (true, false);
     }
