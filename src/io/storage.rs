@@ -170,7 +170,7 @@ pub enum StorageError {
     Latched {
         /// What was to be written.
         name: String,
-        /// The write that failed first; none if it may have been done.
+        /// The write that failed first; none if that is not known.
         first: Option<FirstFailure>,
     },
     /// Fewer bytes than the object should have.

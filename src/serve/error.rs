@@ -72,7 +72,7 @@ impl Refusal {
     /// An error, to be sent.
     pub fn of(error: &OpsError) -> Self {
         let class = CLASSES.iter().position(|class| *class == error.class()).unwrap_or(0);
-        // Whose answer it is, the other side says itself.
+        // That it is another side's answer is said where it arrives.
         let message = if let OpsError::Peer { message, .. } = error { message } else { &error.to_string() };
         let message = message.chars().take(MESSAGE_CHARS_MAX).collect();
         Self { class: u8::try_from(class).unwrap_or(0), code: error.code().to_owned(), message }

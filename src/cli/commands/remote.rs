@@ -45,7 +45,10 @@ pub fn remote(session: &Session<'_>) -> Result<(), CliError> {
     let link = link.giving_up_after(PATIENCE, move || watcher.is_cancelled());
     let is_guest = session.home.is_account_given();
     let program = Program { session, is_guest, refused: Mutex::default() };
-    serve(&link, &program, is_guest, &session.context).map_err(|error| {
+    let served = serve(&link, &program, is_guest, &session.context);
+    // The line is given up then, as one that was lost.
+    session.context.check_cancelled()?;
+    served.map_err(|error| {
         let refused = program.refused.into_inner().unwrap_or_else(PoisonError::into_inner);
         refused.unwrap_or_else(|| error.into())
     })

@@ -65,7 +65,7 @@ fn tell(session: &Session<'_>, done: &Deregistration) {
             _ if session.context.dry_run => {
                 format!("{ids} would stay; --delete-snapshots deletes what no other image uses")
             }
-            Some(_) => format!("{ids} {stays} with it"),
+            Some(_) => format!("{ids} {stays} with the image"),
             None => {
                 format!("{ids} {stays}; `imgstore delete-snapshot ID` removes one that no other image uses")
             }
