@@ -812,7 +812,7 @@ fn what_becomes_of_the_snapshots_of_an_image_that_went_is_said() {
     place.ok(&["bin", "add-rule", "images", "--days", "1"]);
     let (image, snapshot) = import("web-2");
     let done = said(&["deregister", &image]);
-    assert!(done.contains(&format!("{snapshot} stays with it")), "{done}");
+    assert!(done.contains(&format!("{snapshot} stays with the image")), "{done}");
     assert!(!place.run(&["delete-snapshot", &snapshot]).status.success());
     place.ok(&["bin", "restore", &image]);
     place.ok(&["deregister", &image, "--delete-snapshots"]);
@@ -1322,16 +1322,17 @@ fn a_limit_of_the_file_size_is_an_error_that_leaves_nothing() {
     let noise: Vec<u8> = (0..4 << 17).flat_map(|_| draw.next().to_le_bytes()).collect();
     fs::write(place.path("a.raw"), noise).unwrap();
     let snapshot = one_line(&place.ok(&["snapshot", "a.raw"]), "snap-");
-    let limited = |args: &[&str], out: Stdio| {
+    let limited_to = |blocks: u32, args: &[&str], out: Stdio| {
         let command = place.command(args);
         let mut shell = common::clean(Command::new("sh"));
         shell.env("IMGSTORE_HOME", place.path("home")).stdout(out).current_dir(place.path(""));
-        shell.args(["-c", "ulimit -f 1000; exec \"$@\"", "sh"]);
+        shell.args(["-c", &format!("ulimit -f {blocks}; exec \"$@\""), "sh"]);
         let output = shell.arg(command.get_program()).args(command.get_args()).output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(1), "{args:?}: {said}");
         assert!(said.contains("too large"), "{args:?}: {said}");
     };
+    let limited = |args: &[&str], out: Stdio| limited_to(1000, args, out);
     for format in ["raw", "qcow2", "vmdk", "vhd"] {
         let name = &*format!("out.{format}");
         limited(&["export", &snapshot, name, "--format", format], Stdio::null());
@@ -1343,6 +1344,11 @@ fn a_limit_of_the_file_size_is_an_error_that_leaves_nothing() {
             fs::OpenOptions::new().write(true).create(true).append(is_appended).open(place.path("stream"));
         limited(&["export", &snapshot, "-"], stream.unwrap().into());
     }
+    // Pages, and answers in files.
+    limited_to(1, &["bench", "dedup", "a.raw", "--html", "page.html"], Stdio::null());
+    assert!(!place.path("page.html").exists());
+    let answer = fs::File::create(place.path("answer")).unwrap();
+    limited_to(1, &["completions", "bash"], answer.into());
     limited(&["bundle", &snapshot, "bundles", "--name", "a"], Stdio::null());
     assert!(!place.path("bundles").exists());
     let before = place.ok(&["images", "--json"]) + &place.ok(&["snapshots", "--json"]);

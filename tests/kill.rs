@@ -4,7 +4,7 @@
 
 mod common;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
@@ -23,6 +23,28 @@ fn output(home: &Path, args: &[&str]) -> Vec<u8> {
     output.stdout
 }
 
+/// Also those that nobody was told of.
+fn snapshots(home: &Path) -> Vec<String> {
+    let listed: serde_json::Value = serde_json::from_slice(&output(home, &["snapshots", "--json"])).unwrap();
+    let ids =
+        listed["snapshots"].as_array().unwrap().iter().map(|listed| listed["snapshot_id"].as_str().unwrap());
+    ids.map(str::to_owned).collect()
+}
+
+/// Flips a bit of one pack. Whatever an imgstore has mapped stays as it was: the file is another one.
+fn damage_a_pack(region: &Path, draw: &mut common::Draw) {
+    let folders = fs::read_dir(region.join("packs")).unwrap().map(|folder| folder.unwrap().path());
+    let mut packs: Vec<_> =
+        folders.flat_map(|folder| fs::read_dir(folder).unwrap()).map(|file| file.unwrap().path()).collect();
+    packs.sort();
+    let pack = &packs[draw.below(packs.len())];
+    let mut bytes = fs::read(pack).unwrap();
+    let at = draw.below(bytes.len());
+    bytes[at] ^= 1 << draw.below(8);
+    fs::remove_file(pack).unwrap();
+    fs::write(pack, bytes).unwrap();
+}
+
 #[test]
 fn a_killed_process_loses_nothing_that_it_acknowledged() {
     let rounds: u64 = std::env::var("IMGSTORE_KILL_ROUNDS").ok().and_then(|t| t.parse().ok()).unwrap_or(100);
@@ -37,6 +59,7 @@ fn a_killed_process_loses_nothing_that_it_acknowledged() {
     let mut kept: Vec<(String, Vec<u8>)> = Vec::new();
     let (mut copies, mut gone): (Vec<(String, Vec<u8>)>, Vec<String>) = (Vec::new(), Vec::new());
     let instances = folder.path().join("instances").to_string_lossy().into_owned();
+    let (mut safe, mut mended) = (BTreeSet::<String>::new(), 0);
     let (mut killed, mut acknowledged, mut told) = (0, 0, BTreeMap::<String, u64>::new());
     fs::write(&disk, &bytes).unwrap();
     let started = Instant::now();
@@ -69,7 +92,15 @@ fn a_killed_process_loses_nothing_that_it_acknowledged() {
             (_, _, Some((id, _))) => vec!["launch", id, "--output", &instances],
             _ if round % 4 == 2 => vec!["gc", "--grace", "0s"],
             _ if round % 16 == 8 => vec!["repack", "--limit", "1MiB"],
-            _ if round % 16 == 12 => vec!["repair"],
+            _ if round % 16 == 12 => {
+                // All that is there is in the other region before something is damaged here.
+                for id in snapshots(&home).into_iter().filter(|id| !safe.contains(id)).collect::<Vec<_>>() {
+                    output(&home, &["copy", &id, "--to", "backup"]);
+                    safe.insert(id);
+                }
+                damage_a_pack(&home.join("regions/local"), &mut draw);
+                vec!["repair", "--from", "backup"]
+            }
             _ if round % 4 == 0 && round % 3 == 0 => vec!["import", &disk_arg, "--name", &name],
             _ => vec!["snapshot", &disk_arg],
         };
@@ -83,6 +114,12 @@ fn a_killed_process_loses_nothing_that_it_acknowledged() {
         limit_us = if in_time { limit_us * 9 / 8 } else { limit_us * 8 / 9 }.max(1000);
         let printed = child.wait_with_output().unwrap().stdout;
         let id = String::from_utf8(printed).unwrap().trim().to_owned();
+        if args[0] == "repair" {
+            // Wherever it was killed: another one comes to the end of it.
+            output(&home, &args);
+            assert_eq!(output(&home, &["verify"]), b"", "{args:?} in round {round}");
+            mended += 1;
+        }
         let is_acknowledged = !id.is_empty() && !["gc", "repack", "repair"].contains(&args[0]);
         *told.entry(args[0].to_owned()).or_default() += u64::from(is_acknowledged);
         acknowledged += u64::from(is_acknowledged);
@@ -125,5 +162,7 @@ fn a_killed_process_loses_nothing_that_it_acknowledged() {
     assert!(killed * 5 > rounds, "only {killed} of {rounds} were killed in time");
     assert!(acknowledged > 0, "none came to its end");
     assert!(rounds < 100 || (!copies.is_empty() && !gone.is_empty()), "{told:?}");
-    println!("{rounds} rounds, {killed} killed, {acknowledged} acknowledged ({told:?}), none lost");
+    println!(
+        "{rounds} rounds, {killed} killed, {acknowledged} acknowledged ({told:?}), {mended} repaired, none lost"
+    );
 }

@@ -248,6 +248,29 @@ fn nobody_there_is_told_from_no_imgstore_there() {
     assert!(code == 1 && said.contains("OpenSSH"), "{said}");
 }
 
+/// Whoever stops a host does not wait for its callers.
+#[test]
+fn a_host_ends_on_sigterm_while_its_caller_says_nothing() {
+    let hosts = Hosts::new();
+    let disk = hosts.disk("disk.raw", 100_000, 1);
+    hosts.run("there", &["snapshot", &disk]);
+    let mut host = hosts.command("there", &["remote"]);
+    let mut host = host.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    thread::sleep(Duration::from_millis(500));
+    assert!(host.try_wait().unwrap().is_none(), "it waits for its caller");
+    let kill = Command::new("kill").args(["-TERM", &host.id().to_string()]).status().unwrap();
+    assert!(kill.success());
+    let began = Instant::now();
+    let status = loop {
+        match host.try_wait().unwrap() {
+            Some(status) => break status,
+            None if began.elapsed() > Duration::from_secs(20) => panic!("it goes on"),
+            None => thread::sleep(Duration::from_millis(20)),
+        }
+    };
+    assert_eq!(status.code(), Some(8), "{status}");
+}
+
 /// What is wrong with the other host is not the caller's mistake.
 #[test]
 fn a_disk_that_is_not_mounted_there_has_the_same_code_here() {

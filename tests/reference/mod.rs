@@ -367,11 +367,9 @@ impl Reference {
     pub fn set_running(&mut self, account: Account, id: InstanceId, running: bool, now: u64) -> Answer<()> {
         let instance = self.see_instance(account, id, now)?;
         demand(instance.terminated.is_none(), "IncorrectInstanceState")?;
+        demand(!instance.local, "UnsupportedOperation")?;
         if running {
-            let has_root = instance.local || self.volumes_of(id).contains_key("/dev/xvda");
-            demand(has_root, "IncorrectState")?;
-        } else {
-            demand(!instance.local, "UnsupportedOperation")?;
+            demand(self.volumes_of(id).contains_key("/dev/xvda"), "IncorrectState")?;
         }
         self.instances.get_mut(&id).unwrap().running = running;
         Ok(())
