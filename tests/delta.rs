@@ -634,6 +634,44 @@ fn keep_bases_away(is_listed: bool) {
     assert!(lost.is_ok() && !gaps.is_empty(), "now it is gone");
 }
 
+/// What a pack has is known without it, from the index: while it is there and cannot be opened, nothing of it is lost.
+#[test]
+fn what_is_listed_in_a_pack_out_of_reach_is_not_lost() {
+    let place = Place::new();
+    let (one, _) = place.take(&text(300_000, 1), false);
+    let packs: BTreeSet<PackName> = place.open().catalog().unwrap().packs.keys().copied().collect();
+    for seed in 0..70 {
+        place.take(&text(4096, 1000 + seed), false);
+    }
+    let region = place.open();
+    assert!(!region.catalog().unwrap().segments.is_empty());
+    region.quarantine(&packs, place.caller.account, NOW_MS).unwrap();
+    for pack in &packs {
+        let path = place.root("here").join(pack.to_string());
+        fs::remove_file(&path).unwrap();
+        fs::create_dir(&path).unwrap();
+    }
+    let repaired = || {
+        let mut repaired = Repaired::default();
+        let none = RepairSources::default();
+        let ended = repair_into(&mut repaired, &place.open(), &none, &place.caller.context());
+        (ended, repaired.lost)
+    };
+    let (ended, lost) = repaired();
+    let said = ended.unwrap_err().to_string();
+    assert!(
+        lost.is_empty() && said.contains("cannot be read now") && said.contains("packs/"),
+        "{said} {lost:?}"
+    );
+    let found = format!("{:?}", place.verify("here", false).findings);
+    assert!(found.contains("pack that can be read now"), "{found}");
+    for pack in &packs {
+        fs::remove_dir(place.root("here").join(pack.to_string())).unwrap();
+    }
+    let (ended, lost) = repaired();
+    assert!(ended.is_ok() && lost.len() == 1 && lost[0].root == RootId::Snapshot(one), "{ended:?} {lost:?}");
+}
+
 /// An image is copied without what it is stored against: the plan says about what it will take.
 #[test]
 fn a_plan_says_what_deltas_take_without_their_bases() {
