@@ -2,10 +2,11 @@
 
 mod common;
 
-use common::{Caller, Draw, MemoryDisk, memory_region, session, small_packs, volume};
-use imgstore::io::directory::DirectoryOptions;
+use common::{Caller, Draw, MemoryDisk, memory_region, pass_on, session, small_packs, volume};
+use imgstore::io::directory::{Directory, DirectoryOptions};
 use imgstore::io::memory::Memory;
-use imgstore::io::storage::{Storage, read_whole};
+use imgstore::io::os::OsFiles;
+use imgstore::io::storage::{Created, Listed, Object, Storage, StorageError, read_whole};
 use imgstore::model::account::Resource;
 use imgstore::model::catalog::{Rejection, RootId};
 use imgstore::model::ids::SnapshotId;
@@ -21,10 +22,10 @@ use imgstore::ops::repair::{RepairSources, repair};
 use imgstore::ops::verify::{VerifyOptions, verify};
 use imgstore::region::error::RegionError;
 use imgstore::region::losses::Losses;
-use imgstore::region::{Region, RegionOptions};
+use imgstore::region::{Region, RegionOptions, directory_storage};
 use std::collections::{BTreeSet, HashSet};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 const NOW: GcOptions = GcOptions { grace_ms: 0, repack_percent: 50 };
 const HOUR: GcOptions = GcOptions { grace_ms: 3_600_000, repack_percent: 50 };
@@ -726,6 +727,50 @@ fn what_is_left_of_a_damaged_snapshot_stays_and_the_rest_goes() {
         );
         assert_eq!(caller.read_back(&open(), damaged_id).unwrap(), damaged);
     }
+}
+
+/// Does something before the first pack goes.
+struct BeforePacksGo {
+    inner: Directory<OsFiles>,
+    first: Mutex<Option<Box<dyn FnOnce() + Send>>>,
+}
+
+impl Storage for BeforePacksGo {
+    fn open(&self, name: &str) -> Result<Arc<dyn Object>, StorageError> {
+        self.inner.open(name)
+    }
+
+    fn delete(&self, name: &str) -> Result<(), StorageError> {
+        let first = self.first.lock().unwrap().take_if(|_| name.starts_with("packs/"));
+        if let Some(first) = first {
+            first();
+        }
+        self.inner.delete(name)
+    }
+
+    pass_on!(create list restore persist admit_writer admit_collector is_writer_gone);
+}
+
+/// Both remove the same packs; one of them tells of each.
+#[test]
+fn of_two_collections_at_once_one_tells_of_each_pack() {
+    let (caller, place) = (Caller::new(2), Place::new());
+    let taken = place.snapshot(&caller, &volume(1 << 20, 1));
+    let other = place.open();
+    delete_snapshot(&other, taken, &caller.context()).unwrap();
+    let packs: Vec<u64> = other.catalog().unwrap().packs.values().map(|pack| pack.record.len).collect();
+    assert!(packs.len() > 3);
+    let freed = Arc::new(Mutex::new(Amount::default()));
+    let (told, second) = (freed.clone(), Caller::new(1));
+    let first = move || *told.lock().unwrap() = collect(&other, &NOW, &second.context()).unwrap().freed;
+    let (inner, session) = directory_storage(&place.root(), Place::options()).unwrap();
+    let storage = BeforePacksGo { inner, first: Mutex::new(Some(Box::new(first))) };
+    let region = Region::open(Arc::new(storage), session).unwrap();
+    let mine = collect(&region, &NOW, &caller.context()).unwrap().freed;
+    let others = *freed.lock().unwrap();
+    assert_eq!(mine.count + others.count, packs.len() as u64, "{mine:?} {others:?}");
+    assert_eq!(mine.bytes + others.bytes, packs.iter().sum::<u64>());
+    assert!(others.count > 0 && region.catalog().unwrap().packs.is_empty());
 }
 
 /// Packs and block maps go and come back, or are damaged and then as they were; between that everybody collects, stores and
