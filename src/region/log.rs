@@ -29,6 +29,7 @@ const CHECKPOINT_RECORDS_MAX: u64 = 1000;
 /// written in all would grow with the square of theirs from the beginning.
 const CHECKPOINT_BYTES_A_RECORD: u64 = 8 << 10;
 pub(super) const CHECKPOINTS: &str = "checkpoints";
+const MANIFESTS: &str = "manifests";
 /// Checkpoints that stay when a new one is written.
 const CHECKPOINTS_KEPT: usize = 2;
 /// Largest object that a list or checkpoint may be.
@@ -145,7 +146,22 @@ impl Head {
         let mut head = Self { catalog, position, unsynced, known_checkpoint, next_checkpoint };
         head.advance(storage)?;
         head.check_tail(storage, known_checkpoint)?;
+        head.check_begun(storage)?;
         Ok(head)
+    }
+
+    /// A log without any record is one that is lost, if block maps are there: none is written before the first record.
+    fn check_begun(&mut self, storage: &dyn Storage) -> Result<(), RegionError> {
+        if self.position.sequence > 0 || storage.list(MANIFESTS)?.is_empty() {
+            return Ok(());
+        }
+        // Others may have begun it meanwhile.
+        self.advance(storage)?;
+        if self.position.sequence > 0 {
+            return Ok(());
+        }
+        let why = "it is missing, but block maps are there, which are written after it";
+        Err(RegionError::BrokenLog { sequence: 1, why: why.into() })
     }
 
     /// Where the log seems to end it must end: a later record, or a checkpoint of one, means that one is

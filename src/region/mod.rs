@@ -285,6 +285,17 @@ impl Region {
         unreachable!("the loop ends by returning")
     }
 
+    /// Sees to it that the log has a record: a log without one where block maps are is one that is lost.
+    fn begin_log(&self, account: AccountId) -> Result<(), RegionError> {
+        if self.catalog()?.sequence > 0 {
+            return Ok(());
+        }
+        self.commit(account, |catalog| {
+            let is_begun = catalog.sequence > 0;
+            Ok((if is_begun { vec![] } else { vec![Op::NoOp] }, ()))
+        })
+    }
+
     /// A manifest's block map, checked against the log's hash.
     pub fn load_map(&self, manifest: &ManifestRecord) -> Result<BlockMap, RegionError> {
         let name = manifest.name.to_string();

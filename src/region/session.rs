@@ -310,6 +310,7 @@ impl Session {
             self.shared.push(known.clone());
             return Ok(known);
         }
+        self.region.begin_log(self.account)?;
         let name = ManifestName { session: self.region.0.session, number: self.region.next_number() };
         if self.region.0.storage.create(&name.to_string(), &[&bytes])? == Created::Existed {
             return Err(RegionError::NameReused(name.to_string()));
