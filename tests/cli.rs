@@ -791,6 +791,66 @@ fn a_copy_that_was_made_before_has_its_own_size() {
     }
 }
 
+/// A pack that cannot be opened is told of until it can be, or was taken away.
+#[test]
+fn a_repair_is_not_done_while_a_pack_cannot_be_opened() {
+    let place = Place::new();
+    place.disk("web.raw", 1 << 20, 1);
+    let snapshot = one_line(&place.ok(&["snapshot", "web.raw"]), "snap-");
+    let backup = place.path("backup");
+    place.ok(&["region", "add", "backup", backup.to_str().unwrap()]);
+    place.ok(&["copy", &snapshot, "--to", "backup"]);
+    let packs = files_in(&place.path("home/regions/local/packs"));
+    let [pack] = &packs[..] else { panic!("{packs:?}") };
+    fs::remove_file(pack).unwrap();
+    fs::create_dir(pack).unwrap();
+    for _ in 0..2 {
+        let output = place.run(&["repair", "--from", "backup"]);
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(output.status.code(), Some(5), "{said}");
+        assert!(said.contains("out of reach  packs/") && said.contains("take its file away"), "{said}");
+        let refused = place.run(&["gc"]);
+        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(refused.status.code() == Some(5) && said.contains("take their files away"), "{said}");
+    }
+    // What it says is the way out.
+    fs::remove_dir(pack).unwrap();
+    place.ok(&["repair", "--from", "backup"]);
+    place.ok(&["verify"]);
+    place.ok(&["gc", "--grace", "0s"]);
+    assert!(place.run(&["export", &snapshot, "-"]).stdout == fs::read(place.path("web.raw")).unwrap());
+}
+
+/// Whoever copied a folder and left out all that is called `log` has no empty region that a collection may clear.
+#[test]
+fn a_region_without_its_log_is_not_an_empty_one() {
+    for bytes in [100_000, 0] {
+        let place = Place::new();
+        place.disk("web.raw", bytes, 1);
+        if bytes == 0 {
+            fs::write(place.path("web.raw"), vec![0; 1 << 20]).unwrap();
+        }
+        place.ok(&["snapshot", "web.raw"]);
+        let region = place.path("home/regions/local");
+        for lost in ["log", "twins/log"] {
+            fs::rename(region.join(lost), place.path(&lost.replace('/', "-"))).unwrap();
+        }
+        for words in ["images", "stats", "verify", "gc", "repair", "snapshot web.raw", "gc --dry-run"] {
+            let output = place.run(&words.split(' ').collect::<Vec<_>>());
+            let said = String::from_utf8_lossy(&output.stderr).into_owned()
+                + &String::from_utf8_lossy(&output.stdout);
+            assert_eq!(output.status.code(), Some(5), "{words}: {said}");
+            assert!(said.contains("log record 1"), "{words}: {said}");
+        }
+        for lost in ["log", "twins/log"] {
+            fs::rename(place.path(&lost.replace('/', "-")), region.join(lost)).unwrap();
+        }
+        place.ok(&["verify"]);
+        place.ok(&["gc"]);
+        assert_eq!(place.json(&["snapshots"])["snapshots"].as_array().unwrap().len(), 1);
+    }
+}
+
 /// What is said about the snapshots that stay can be done.
 #[test]
 fn what_becomes_of_the_snapshots_of_an_image_that_went_is_said() {

@@ -73,6 +73,8 @@ pub struct Repaired {
     pub stored_bytes: u64,
     /// What stays lost.
     pub lost: Vec<Lost>,
+    /// Packs that are there and cannot be opened: to be made readable, or taken away.
+    pub out_of_reach: Vec<PackName>,
     /// Records of the log that are lost behind a checkpoint, and that only the history needs.
     pub lost_records: u64,
     /// Whether the log is broken, so that nothing could be done.
@@ -122,6 +124,7 @@ pub fn repair_into(
         return Ok(());
     }
     region.look_again()?;
+    repaired.out_of_reach = damage.kept_away.iter().copied().collect();
     mend(region, sources, &damage, repaired, &context.after(began))?;
     region.look_again()?;
     lost(region, &region.catalog()?, &mut repaired.lost)

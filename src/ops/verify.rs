@@ -60,6 +60,8 @@ pub(super) struct Damage {
     pub(super) packs: BTreeSet<PackName>,
     /// Those of them that the device did not give.
     pub(super) unread: BTreeSet<PackName>,
+    /// Others that are there and cannot be opened: nothing is known of them.
+    pub(super) kept_away: BTreeSet<PackName>,
     /// Manifests that cannot be read.
     pub(super) manifests: BTreeMap<ManifestName, ManifestRecord>,
     /// Segments that cannot be read or do not say what the packs say.
@@ -407,6 +409,8 @@ impl Check<'_> {
         }
         if error.is_failed_read() {
             self.damage.unread.insert(name);
+        } else if !error.is_loss() {
+            self.damage.kept_away.insert(name);
         }
     }
 

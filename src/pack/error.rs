@@ -69,6 +69,11 @@ impl PackError {
         }
     }
 
+    /// What to do about that, behind what is wrong; nothing if it is another kind of error.
+    pub fn way_out(&self) -> &'static str {
+        if self.is_kept_away() { "; make those readable, or take their files away" } else { "" }
+    }
+
     /// Whether the storage failed, so that it may do what it was asked the next time.
     pub const fn is_io(&self) -> bool {
         matches!(self, Self::Storage(StorageError::Io { .. }))

@@ -220,7 +220,8 @@ impl Region {
         let catalog = catalog.after(&ops(&catalog)).map_err(RegionError::Rejected)?;
         let index = self.index_of(&catalog);
         if let Some(pack) = index.unreadable().first() {
-            let why = format!("packs cannot be read: {} ({})", index.unreadable().len(), pack.error);
+            let (count, cure) = (index.unreadable().len(), pack.error.way_out());
+            let why = format!("packs cannot be read: {count} ({}){cure}", pack.error);
             return Err(RegionError::Uncollectable { why }.into());
         }
         let mut gathered = Gathered::new();

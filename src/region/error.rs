@@ -45,8 +45,13 @@ pub enum RegionError {
     /// No pack holds the chunk.
     #[error(
         "chunk {chunk} is in no readable pack ({damaged} packs are damaged or gone, {out_of_reach} cannot be \
-         read now{}); `imgstore verify` says what is affected",
-        first.as_ref().map(|why| format!(": {why}")).unwrap_or_default()
+         read now{}); {}",
+        first.as_ref().map(|why| format!(": {why}")).unwrap_or_default(),
+        if *out_of_reach == 0 {
+            "`imgstore verify` says what is affected"
+        } else {
+            "make those readable, or take their files away: then `imgstore repair` says what is lost"
+        }
     )]
     MissingChunk {
         /// The chunk.

@@ -57,7 +57,12 @@ pub fn repair(session: &Session<'_>, args: &RepairArgs) -> Result<u8, CliError> 
     }
     let foreign = || repaired.foreign_disks.iter().filter_map(|number| args.disks.get(*number));
     for path in foreign() {
-        session.watcher.note(&format!("{}: nothing of what is missing is on it", path.display()));
+        let how = if args.reading.skip_free {
+            ""
+        } else {
+            "; if it was stored with --skip-free, read it so here, too"
+        };
+        session.watcher.note(&format!("{}: nothing of what is missing is on it{how}", path.display()));
     }
     session.output.answer(
         || {
@@ -74,6 +79,7 @@ pub fn repair(session: &Session<'_>, args: &RepairArgs) -> Result<u8, CliError> 
         session.watcher.note("nothing was changed");
     }
     let is_well = repaired.lost.is_empty()
+        && repaired.out_of_reach.is_empty()
         && repaired.lost_records == 0
         && !repaired.is_log_broken
         && (!session.context.dry_run || repaired.findings.is_empty());
@@ -106,6 +112,7 @@ fn document(session: &Session<'_>, mended: &Mended, repaired: &Repaired, started
         "caches": repaired.caches,
         "stored_bytes": repaired.stored_bytes,
         "lost": repaired.lost.iter().map(lost).collect::<Value>(),
+        "out_of_reach": repaired.out_of_reach.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "lost_records": repaired.lost_records,
         "elapsed_seconds": started.elapsed().as_secs_f64(),
     })
@@ -118,7 +125,7 @@ fn mended_text(mended: &Mended, dry_run: bool) -> String {
     let conflict = |name: &String| format!("left alone    {name}: its twin is whole, too, and another\n");
     let mut text: String = restored.chain(mended.conflicts.iter().map(conflict)).collect();
     if mended.twins > 0 {
-        text += &format!("{would}made anew     {} twins of the log\n", mended.twins);
+        text += &format!("{would}made anew     {} of region file or log\n", counted(mended.twins, "twin"));
     }
     text
 }
@@ -160,6 +167,9 @@ fn text(repaired: &Repaired, mended: &Mended, dry_run: bool) -> String {
             text += &format!("              {line}\n");
         }
     }
+    for pack in &repaired.out_of_reach {
+        text += &format!("out of reach  {pack}: make it readable, or take its file away, and repair again\n");
+    }
     if repaired.lost_records > 0 {
         text += &format!(
             "LOST          {} of the log, with twins: only the history lacks them; a copy of the region's folder may have them\n",
@@ -168,7 +178,8 @@ fn text(repaired: &Repaired, mended: &Mended, dry_run: bool) -> String {
     }
     if !lost.is_empty() {
         text += "try again with --from REGION or --disk DISK; `imgstore export --zero-lost` writes what is left where the block map is there; then delete the \
-                 snapshots that are affected\n";
+                 snapshots that are affected (of an image in the recycle bin: restore it, remove the rule that keeps it, and \
+                 deregister it with --delete-snapshots)\n";
     }
     text
 }

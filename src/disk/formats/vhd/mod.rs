@@ -115,7 +115,8 @@ pub fn open(file: Arc<dyn DiskRead>, path: &Path, limits: &Limits) -> Result<Vhd
             let data_bytes = file.len_bytes().saturating_sub(FOOTER_BYTES as u64);
             if len > data_bytes {
                 let why = format!("it says that it has {len} bytes, the file has {data_bytes} of them");
-                return Err(bad(path, why));
+                let cure = "copy it here again, or export the disk anew; if it is a raw disk that only ends like a VHD, say --format raw";
+                return Err(refused(path, FORMAT, why, cure));
             }
             if data_bytes - len > LEFT_OVER_MAX {
                 let why = format!("it says that it has {len} bytes, the file has {} more", data_bytes - len);
