@@ -55,7 +55,8 @@ impl DeviceSpec {
     }
 }
 
-/// The name of an image's disk `number`: the root device's, then the letters after it. None where they end.
+/// The name of an image's disk `number`: the root device's, then the letters after it, after `xvdz` those of `xvdaa` to `xvddz`, as
+/// EC2 has them. None where they end.
 pub fn device_name(root: &str, number: usize) -> Option<String> {
     if number == 0 {
         return Some(root.to_owned());
@@ -69,8 +70,15 @@ pub fn device_name(root: &str, number: usize) -> Option<String> {
         return Some(format!("{kind}{next}{}", &root[disk.len()..]));
     }
     let last = stem.bytes().next_back().filter(u8::is_ascii_lowercase)?;
-    let next = last.checked_add(u8::try_from(number).ok()?).filter(u8::is_ascii_lowercase)?;
-    Some(format!("{}{}", &stem[..stem.len() - 1], char::from(next)))
+    let (stem, index) = (&stem[..stem.len() - 1], usize::from(last - b'a').checked_add(number)?);
+    let letter = |index: usize| u8::try_from(index).map_or('a', |index| char::from(b'a' + index));
+    match index {
+        0..26 => Some(format!("{stem}{}", letter(index))),
+        26..130 if stem.ends_with('d') => {
+            Some(format!("{stem}{}{}", letter(index / 26 - 1), letter(index % 26)))
+        }
+        _ => None,
+    }
 }
 
 /// What a mapping is laid over for.
@@ -299,7 +307,9 @@ mod tests {
         assert_eq!(name("/dev/xvda", 2), "/dev/xvdc");
         assert_eq!(name("/dev/sda1", 1), "/dev/sdb");
         assert_eq!((name("/dev/nvme0n1", 1), name("nvme9n1", 2)), ("/dev/nvme1n1".into(), "nvme11n1".into()));
-        assert!(device_name("/dev/xvdz", 1).is_none());
-        assert!(device_name("/dev/xvda", 400).is_none());
+        assert_eq!(name("/dev/xvdz", 1), "/dev/xvdaa");
+        assert_eq!((name("/dev/sda1", 52), name("xvda", 129)), ("/dev/sdba".into(), "xvddz".into()));
+        assert!(device_name("/dev/xvda", 130).is_none() && device_name("/dev/xvdaz", 1).is_none());
+        assert!(device_name("/dev/xvda", usize::MAX).is_none());
     }
 }

@@ -40,9 +40,16 @@ pub fn launch(session: &Session<'_>, args: &LaunchArgs) -> Result<(), CliError> 
     };
     let launched = run_launch(&region, args.image, &options, &session.context);
     let launched = launched.inspect_err(|error| note_cure(session, error))?;
+    if launched.iter().any(|made| made.instance.launched_ms < session.context.now_ms) {
+        session.watcher.note("this token was used before: nothing was launched again");
+    }
     for made in &launched {
+        let (id, state) = (made.instance.id, made.instance.state.as_str());
         let folder = json::place(&region, &made.instance.path);
-        session.watcher.note(&format!("{}: {folder}", made.instance.id));
+        session.watcher.note(&match made.instance.terminated_ms {
+            Some(_) => format!("{id} is {state}"),
+            None => format!("{id}: {folder}"),
+        });
     }
     session.output.answer(
         || {
