@@ -791,6 +791,25 @@ fn a_copy_that_was_made_before_has_its_own_size() {
     }
 }
 
+/// A path was mistyped: no home is made among what is there.
+#[test]
+fn no_home_is_made_in_a_folder_with_other_things() {
+    let place = Place::new();
+    place.disk("web.raw", 4096, 1);
+    let documents = place.path("documents");
+    fs::create_dir(&documents).unwrap();
+    fs::write(documents.join("letter.txt"), "dear").unwrap();
+    let home = documents.to_str().unwrap();
+    let output = place.run(&["--home", home, "snapshot", "web.raw"]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(2) && said.contains("letter.txt"), "{said}");
+    assert_eq!(files_in(&documents), [documents.join("letter.txt")]);
+    // What a file system has by itself is in nobody's way.
+    fs::remove_file(documents.join("letter.txt")).unwrap();
+    fs::create_dir(documents.join("lost+found")).unwrap();
+    place.ok(&["--home", home, "snapshot", "web.raw"]);
+}
+
 /// A pack that cannot be opened is told of until it can be, or was taken away.
 #[test]
 fn a_repair_is_not_done_while_a_pack_cannot_be_opened() {

@@ -115,6 +115,7 @@ impl Home {
             Some(config) => (config, Mended::default()),
             None if !makes && !is_there(&first_region(&path))? => return Err(CliError::NoHome { path }),
             None => {
+                check_own_folder(&path)?;
                 let (config, mended) = create(&path, directory, mends && !global.dry_run)?;
                 if !global.quiet {
                     let (account, place) = (config.account, path.display());
@@ -437,6 +438,21 @@ fn check_owner(path: &Path) -> Result<(), CliError> {
         return Err(CliError::ForeignHome { path: nearest.to_owned(), owner, user });
     }
     Ok(())
+}
+
+/// Refuses to make a home among other things: a path was mistyped, most likely.
+fn check_own_folder(path: &Path) -> Result<(), CliError> {
+    const EXPECTED: [&str; 5] = ["regions", "instances", "volumes", "checks", "lost+found"];
+    // Of others that make it at the same time there may be the lock already.
+    let is_expected = |name: &str| name.starts_with('.') || name.starts_with("config.");
+    let names = config::names_in(path).map_err(home_error("look into", path))?;
+    let foreign = names.into_iter().find(|name| !is_expected(name) && !EXPECTED.contains(&name.as_str()));
+    let Some(foreign) = foreign else { return Ok(()) };
+    let (place, foreign) = (path.display(), foreign.escape_debug());
+    let why = format!(
+        "{place} is no home of imgstore and holds other things ({foreign}): give it a folder of its own with --home or IMGSTORE_HOME"
+    );
+    Err(CliError::Usage(why))
 }
 
 /// Whether something is at a path. That it cannot be looked at does not say that nothing is.

@@ -109,6 +109,18 @@ pub fn owner(path: &Path) -> io::Result<Option<u32>> {
     }
 }
 
+/// What is in a folder, ascending; nothing if it is not there. What is no text is changed to be one.
+pub fn names_in(folder: &Path) -> io::Result<Vec<String>> {
+    let entries = match fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    let name = |entry: io::Result<fs::DirEntry>| Ok(entry?.file_name().to_string_lossy().into_owned());
+    let mut names = entries.map(name).collect::<io::Result<Vec<_>>>()?;
+    names.sort_unstable();
+    Ok(names)
+}
+
 /// The user that this process acts as.
 pub fn current_user() -> u32 {
     rustix::process::geteuid().as_raw()
