@@ -234,7 +234,7 @@ impl Index {
     }
 
     /// Why packs in quarantine could not be read.
-    pub fn silent(&self) -> impl Iterator<Item = &PackError> {
+    pub fn silent(&self) -> impl Iterator<Item = &PackError> + Clone {
         self.silent.values().map(|silent| &*silent.error)
     }
 

@@ -2,6 +2,7 @@
 
 use super::Region;
 use super::error::RegionError;
+use super::fetch::Located;
 use crate::io::storage::StorageError;
 use crate::model::ids::ChunkId;
 use crate::model::objects::PackName;
@@ -24,40 +25,28 @@ impl Region {
             !io || matches!(error, PackError::Storage(StorageError::Short { .. }))
         };
         let unreadable = index.unreadable().iter().map(|pack| &*pack.error);
-        let (damaged, kept_away): (Vec<_>, Vec<_>) = unreadable.partition(|error| is_damage(error));
+        let damaged = unreadable.clone().filter(|error| is_damage(error)).count();
+        let unreadable = unreadable.filter(|error| !is_damage(error));
         // Of those in quarantine it is known that something is wrong with them: what a device does not give of them is lost.
-        let silent = index.silent().filter(|error| error.is_kept_away());
-        let mut kept_away: Vec<String> =
-            kept_away.into_iter().chain(silent).map(ToString::to_string).collect();
-        kept_away.extend(self.keeps_away(chunk));
-        let (out_of_reach, first) = (kept_away.len(), kept_away.into_iter().next());
-        RegionError::MissingChunk { chunk, damaged: damaged.len(), out_of_reach, first }
+        let kept_away = unreadable.chain(index.silent().filter(|error| error.is_kept_away()));
+        let (count, first) = (kept_away.clone().count(), kept_away.map(ToString::to_string).next());
+        let listed = self.keeps_away(chunk);
+        let (out_of_reach, first) = (count + usize::from(listed.is_some()), first.or(listed));
+        RegionError::MissingChunk { chunk, damaged, out_of_reach, first }
     }
 
     /// Why a chunk, or what it is stored against, may be intact in a pack that is listed and only cannot be opened; none if it
     /// is in no such pack.
     fn keeps_away(&self, chunk: ChunkId) -> Option<String> {
-        let places = |id| self.with_index(|index| index.places_of(id));
-        let found = match places(chunk) {
-            Ok(found) => found,
+        let closed = |id: ChunkId| match self.with_index(|index| index.places_of(id)) {
+            Ok(found) => (found.iter().find_map(|place| self.why_closed(place.pack)), found),
             // Then nobody knows.
-            Err(error) => return Some(error.to_string()),
+            Err(error) => (Some(error.to_string()), Vec::new()),
         };
-        for place in found {
-            let why = self.why_closed(place.pack).or_else(|| {
-                let bases = if place.codec.is_plain() {
-                    Default::default()
-                } else {
-                    self.bases_named(&[(chunk, place)])
-                };
-                let packs = bases.into_iter().filter_map(|base| places(base).ok()).flatten();
-                packs.into_iter().find_map(|place| self.why_closed(place.pack))
-            });
-            if why.is_some() {
-                return why;
-            }
-        }
-        None
+        let (why, mut found) = closed(chunk);
+        found.retain(|place| why.is_none() && !place.codec.is_plain());
+        let deltas: Vec<Located> = found.into_iter().map(|place| (chunk, place)).collect();
+        why.or_else(|| self.bases_named(&deltas).into_iter().find_map(|base| closed(base).0))
     }
 
     /// Why a pack that is there cannot be opened; none if it can, or is not there.
