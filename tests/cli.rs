@@ -2,62 +2,12 @@
 
 mod common;
 
+use common::place::{Place, one_line};
 use serde_json::Value;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
-
-struct Place {
-    folder: tempfile::TempDir,
-}
-
-impl Place {
-    fn new() -> Self {
-        Self { folder: tempfile::tempdir().unwrap() }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    fn command(&self, args: &[&str]) -> Command {
-        let mut command = common::clean(Command::new(env!("CARGO_BIN_EXE_imgstore")));
-        command.env("IMGSTORE_HOME", self.path("home")).current_dir(self.folder.path()).args(args);
-        command
-    }
-
-    fn run(&self, args: &[&str]) -> Output {
-        self.command(args).output().unwrap()
-    }
-
-    /// Standard output of a command that succeeds.
-    fn ok(&self, args: &[&str]) -> String {
-        let output = self.run(args);
-        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).unwrap()
-    }
-
-    fn json(&self, args: &[&str]) -> Value {
-        let mut args = args.to_vec();
-        args.push("--json");
-        serde_json::from_str(&self.ok(&args)).unwrap()
-    }
-
-    /// Exit code and standard error of a command that fails.
-    fn fails(&self, args: &[&str]) -> (i32, String) {
-        let output = self.run(args);
-        assert!(!output.status.success(), "{args:?} succeeds");
-        assert!(output.stdout.is_empty(), "{args:?} prints {:?}", String::from_utf8_lossy(&output.stdout));
-        (output.status.code().unwrap(), String::from_utf8(output.stderr).unwrap())
-    }
-
-    fn disk(&self, name: &str, len: usize, seed: u64) -> Vec<u8> {
-        let bytes = common::volume(len, seed);
-        fs::write(self.path(name), &bytes).unwrap();
-        bytes
-    }
-}
+use std::process::{Command, Stdio};
 
 /// The files below a folder.
 fn files_in(folder: &Path) -> Vec<PathBuf> {
@@ -66,12 +16,6 @@ fn files_in(folder: &Path) -> Vec<PathBuf> {
         if entry.is_dir() { files.extend(files_in(&entry)) } else { files.push(entry) }
     }
     files
-}
-
-fn one_line(text: &str, prefix: &str) -> String {
-    let line = text.strip_suffix('\n').unwrap();
-    assert!(!line.contains('\n') && line.starts_with(prefix), "{text:?}");
-    line.to_owned()
 }
 
 #[test]

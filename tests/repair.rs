@@ -3,7 +3,7 @@
 mod common;
 
 use common::{Caller, Draw, MemoryDisk, alike, memory_region, session, small_packs, volume};
-use imgstore::disk::DiskRead;
+use imgstore::disk::{DiskError, DiskRead, Extent};
 use imgstore::io::directory::DirectoryOptions;
 use imgstore::io::memory::Memory;
 use imgstore::io::storage::Storage;
@@ -25,6 +25,7 @@ use imgstore::region::mend::Mended;
 use imgstore::region::{Region, RegionOptions};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -335,6 +336,85 @@ fn of_a_disk_only_what_is_missing_is_stored() {
     assert_eq!(two.caller.read_back(&two.here(), two.taken[1].0).unwrap(), two.taken[1].1);
     assert!(two.repair(&[], &two.disks(&[0])).lost.is_empty());
     two.assert_whole("from both disks");
+}
+
+/// A disk of which some places cannot be read; of others it is not known what they are.
+struct Torn {
+    disk: MemoryDisk,
+    unreadable: Vec<Range<u64>>,
+    unknown: Range<u64>,
+}
+
+impl Torn {
+    fn failed(&self, range: Range<u64>) -> Result<(), DiskError> {
+        let (path, action, source) = ("torn".into(), "read", std::io::Error::other("a bad place"));
+        let bad = self.unreadable.iter().any(|bad| bad.start < range.end && range.start < bad.end);
+        if bad { Err(DiskError::Io { action, path, offset: range.start, source }) } else { Ok(()) }
+    }
+}
+
+impl DiskRead for Torn {
+    fn len_bytes(&self) -> u64 {
+        self.disk.len_bytes()
+    }
+
+    fn extent_at(&self, offset: u64) -> Result<Extent, DiskError> {
+        if self.unknown.contains(&offset) {
+            return Err(DiskError::Shrank { path: "torn".into(), expected: 1, found: 0 });
+        }
+        // Data everywhere up to there, as of a disk without holes.
+        let end = if offset < self.unknown.start { self.unknown.start } else { self.len_bytes() };
+        Ok(Extent { start: offset, end, is_zero: false })
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), DiskError> {
+        self.failed(offset..offset + buffer.len() as u64)?;
+        self.disk.read_at(offset, buffer)
+    }
+}
+
+/// What lies before, between and behind the places that cannot be read is taken, and the next disk is read, too.
+#[test]
+fn places_that_cannot_be_read_are_stepped_over() {
+    let (bad, unknown) = (vec![700_000..700_001, 1_200_000..1_250_000], 2_000_000 / 4096 * 4096..2_040_000);
+    let torn = |bytes: &[u8]| {
+        let disk = MemoryDisk { bytes: bytes.to_vec(), hole_blocks: 0 };
+        Box::new(Torn { disk, unreadable: bad.clone(), unknown: unknown.clone() }) as Box<dyn DiskRead>
+    };
+    let lose = |two: &Two| two.files("packs").iter().for_each(|path| fs::remove_file(path).unwrap());
+    let two = Two::new(&small_packs());
+    lose(&two);
+    let (id, bytes) = &two.taken[0];
+    let repaired = two.repair(&[], &[torn(bytes)]);
+    let [(0, why)] = &repaired.unread_disks[..] else { panic!("{repaired:?}") };
+    assert!(why.contains("a bad place") && repaired.foreign_disks.is_empty(), "{why}");
+    let lost = repaired.lost.iter().find(|lost| lost.root == RootId::Snapshot(*id)).unwrap();
+    // A few chunks around each of them, and what is left out at once.
+    let near = 200_000;
+    let around: Vec<Range<u64>> =
+        bad.iter().chain([&unknown]).map(|bad| bad.start.saturating_sub(near)..bad.end + near).collect();
+    for range in &lost.ranges {
+        assert!(around.iter().any(|near| near.start <= range.start && range.end <= near.end), "{range:?}");
+    }
+    assert!(
+        bad.iter().all(|bad| lost.ranges.iter().any(|lost| lost.start < bad.end && bad.start < lost.end))
+    );
+    // The rest is from a disk behind it, and of the first only what it has.
+    let again = two.repair(&[], &[torn(bytes), two.disks(&[0]).remove(0), two.disks(&[1]).remove(0)]);
+    assert!(again.lost.is_empty() && again.unread_disks.len() == 1, "{again:?}");
+    two.assert_whole("from a torn disk and others");
+    // A block map is never made of such a disk, and one that fails everywhere comes to its end.
+    let two = Two::new(&small_packs());
+    two.files("manifests").iter().for_each(|path| fs::remove_file(path).unwrap());
+    let nothing = Torn {
+        disk: MemoryDisk::new(vec![0; 300 << 20]),
+        unreadable: vec![0..u64::MAX],
+        unknown: u64::MAX..u64::MAX,
+    };
+    let repaired = two.repair(&[], &[torn(&two.taken[0].1), Box::new(nothing), two.disks(&[0]).remove(0)]);
+    assert_eq!((repaired.manifests, repaired.lost.len(), repaired.unread_disks.len()), (1, 1, 2));
+    assert!(two.repair(&[], &two.disks(&[1])).lost.is_empty());
+    two.assert_whole("block maps");
 }
 
 /// With more than one pack gone, and more than half of them, a disk may not be mounted: repair asks first.

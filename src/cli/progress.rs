@@ -1,8 +1,11 @@
 //! Progress: a bar on a terminal, plain lines elsewhere, nothing with `--quiet` or in the first second.
 
 use super::text;
+use imgstore::io::os::is_ignored;
 use imgstore::ops::context::Progress;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::flag;
 use std::io::{IsTerminal, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -38,17 +41,27 @@ impl Watcher {
         Self { quiet, is_terminal, cancelled: Arc::default(), phase: Mutex::default() }
     }
 
-    /// Lets Ctrl-C and SIGTERM stop the command in an orderly way; the second one ends it at once.
+    /// Lets Ctrl-C, SIGTERM and SIGHUP stop the command in an orderly way; the second one ends it at once. What whoever started it
+    /// has it ignore, as `nohup` does, it ignores.
     pub fn stop_on_signals(&self) {
-        let cancelled = self.cancelled.clone();
-        let set = ctrlc::set_handler(move || {
-            if cancelled.swap(true, Ordering::SeqCst) {
-                std::process::exit(i32::from(super::error::INTERRUPTED));
-            }
-        });
-        if set.is_err() {
+        let end = |signal| {
+            // In this order: the first one finds the flag unset.
+            flag::register_conditional_shutdown(
+                signal,
+                super::error::INTERRUPTED.into(),
+                self.cancelled.clone(),
+            )?;
+            flag::register(signal, self.cancelled.clone())
+        };
+        let mut ours = [SIGINT, SIGTERM, SIGHUP].into_iter().filter(|signal| !is_ignored(*signal));
+        if ours.any(|signal| end(signal).is_err()) {
             self.note("signals cannot be handled here; Ctrl-C ends the command at once");
         }
+    }
+
+    /// Becomes true once the command is to stop.
+    pub fn cancelled(&self) -> Arc<AtomicBool> {
+        self.cancelled.clone()
     }
 
     /// Whether only what matters is to be told.

@@ -6,14 +6,15 @@ use crate::io::disk::{DiskError, DiskRead, DiskWrite};
 use crate::io::outfile::{BlockDevice, NewFile, Stream};
 use crate::io::rawdisk::RawDisk;
 
+pub use crate::io::folder::{NewDirs, check_folder, make_dirs, remove_dir_with};
 pub use crate::io::outfile::{
-    absolute, check_folder, is_block_device, make_dirs, physical, remove_dir_with, remove_instance_folder,
-    remove_made_file, utf8,
+    absolute, is_block_device, physical, remove_instance_folder, remove_made_file, utf8,
 };
 pub use crate::io::reflink::FinishedFile;
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 /// What the user says of a disk's format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -207,7 +208,7 @@ fn check_no_device(path: &Path, options: TargetOptions) -> Result<(), DiskError>
     Err(DiskError::BadTarget { path: path.to_owned(), why })
 }
 
-/// Standard output as a target: zeros are written, too.
-pub fn stdout_target() -> Result<Box<dyn DiskWrite>, DiskError> {
-    Ok(Box::new(Stream::stdout()?))
+/// Standard output as a target: zeros are written, too. Waiting for who reads it ends once it is `cancelled`.
+pub fn stdout_target(cancelled: Arc<AtomicBool>) -> Result<Box<dyn DiskWrite>, DiskError> {
+    Ok(Box::new(Stream::stdout(cancelled)?))
 }

@@ -198,7 +198,7 @@ pub enum DiskError {
         path: PathBuf,
     },
     /// The target cannot hold the volume.
-    #[error("{path} has {}, the volume has {}; choose a larger target", display_bytes(*found), display_bytes(*expected))]
+    #[error("{path} has {found} bytes, the volume {expected} ({}); choose a larger target", display_bytes(*expected))]
     TooSmall {
         /// The target.
         path: PathBuf,

@@ -4,7 +4,7 @@
 //!   one on a file system, [`memory`] the strict one in memory.
 //! - [`files`]: the seam under `directory`: the file system calls that durability hangs on. [`os`] makes
 //!   them, [`sim`] simulates them with everything that a crash can do to them.
-//! - [`disk`]: what a disk is to the pipelines; [`rawdisk`] reads one, with `device` if it is no file, [`outfile`] writes one; [`parts`] reads and writes the
+//! - [`disk`]: what a disk is to the pipelines; [`rawdisk`] reads one, with `device` if it is no file, [`outfile`] writes one, in a [`folder`]; [`parts`] reads and writes the
 //!   files of a bundle; [`direct`] is how large pieces get past the page cache,
 //!   from [`aligned`] memory.
 //! - [`reflink`]: clones of disk files, and where two differ.
@@ -21,6 +21,7 @@ pub mod directory;
 pub mod disk;
 pub mod files;
 mod filesystem;
+pub mod folder;
 pub mod map;
 pub mod memory;
 pub mod os;

@@ -27,6 +27,16 @@ pub(super) fn no_waiting() -> i32 {
     i32::from_ne_bytes(OFlags::NONBLOCK.bits().to_ne_bytes())
 }
 
+/// Whether this process was started with a signal ignored, as `nohup` does; or somebody has ignored it since.
+pub fn is_ignored(signal: i32) -> bool {
+    let ignored = |status: &str| {
+        let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"))?;
+        let mask = u64::from_str_radix(mask.trim(), 16).ok()?;
+        Some(mask >> signal.checked_sub(1)? & 1 == 1)
+    };
+    fs::read_to_string("/proc/self/status").is_ok_and(|status| ignored(&status) == Some(true))
+}
+
 /// Refuses what makes a file longer than this process may make one: that would end it by a signal (SIGXFSZ), without a word.
 pub(super) fn check_file_limit(end: u64) -> io::Result<()> {
     match getrlimit(Resource::Fsize).current {
@@ -52,7 +62,7 @@ fn is_on(path: &Path, file_systems: &[u64]) -> bool {
 
 /// Whether renaming may replace a file that another host has just put there, whatever is asked for. The client of SMB promises
 /// not to, looks for a file, and then has the server replace it; what stands behind FUSE may not look at the flag.
-fn may_replace(path: &Path) -> bool {
+pub(super) fn may_replace(path: &Path) -> bool {
     is_on(path, &SMB) || is_on(path, &[FUSE])
 }
 

@@ -1,24 +1,22 @@
 //! Targets to write a volume to: a new file, a block device, a stream.
 
-use super::clock::random_u64;
 use super::disk::{DiskError, DiskWrite, FileWrite};
-use super::os::{check_access, check_file_limit, no_follow};
+use super::folder::{folder_of, keep_to_owner, sync_folder_of, temporary_name};
+use super::os::{check_access, check_file_limit, may_replace, no_follow};
 use super::reflink::share_all;
 use super::write_behind::WriteBehind;
 use crate::model::ids::{InstanceId, VolumeId};
-use rustix::fs::{Access, CWD, FallocateFlags, OFlags, RenameFlags, fcntl_getfl, renameat_with};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{Access, CWD, FallocateFlags, Mode, OFlags, RenameFlags, fcntl_getfl, renameat_with};
 use rustix::io::Errno;
-use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Seek, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-
-/// Bytes of a file's name that its temporary name has, too.
-const NAME_BYTES_SHOWN: usize = 200;
 
 /// A new file that gets its name only when it is whole and durable.
 #[derive(Debug)]
@@ -44,7 +42,7 @@ impl NewFile {
                 Err(DiskError::BadTarget { path: path.to_owned(), why })
             }
             Ok(_) if !replace => Err(DiskError::Exists { path: path.to_owned() }),
-            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(DiskError::io("look at", path, 0, e)),
+            Err(e) if !is_no_place(&e) => Err(DiskError::io("look at", path, 0, e)),
             _ => Self::check_place(path),
         }
     }
@@ -59,9 +57,7 @@ impl NewFile {
         match fs::metadata(folder) {
             Ok(found) if found.is_dir() => check_access(folder, Access::WRITE_OK | Access::EXEC_OK)
                 .map_err(|e| DiskError::io("create", path, 0, e)),
-            Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                Err(DiskError::io("look for the folder of", path, 0, e))
-            }
+            Err(e) if !is_no_place(&e) => Err(DiskError::io("look for the folder of", path, 0, e)),
             _ => bad("cannot be made: its folder is not there; make it, or name another"),
         }
     }
@@ -72,11 +68,7 @@ impl NewFile {
         Self::check(path, replace)?;
         let failed = |e| DiskError::io("create", path, 0, e);
         check_file_limit(len).map_err(failed)?;
-        let name = path.file_name().ok_or_else(|| failed(io::ErrorKind::InvalidInput.into()))?;
-        let mut temporary = std::ffi::OsString::from(".");
-        temporary.push(shown_of(name));
-        temporary.push(format!(".imgstore-{:016x}", random_u64().map_err(failed)?));
-        let temporary = path.with_file_name(temporary);
+        let temporary = temporary_name(path).map_err(failed)?;
         let file = OpenOptions::new()
             .write(true)
             .create_new(true)
@@ -86,16 +78,27 @@ impl NewFile {
             .map_err(failed)?;
         let out = WriteBehind::new(file);
         let new = Self { out, path: path.to_owned(), temporary: Some(temporary), replace };
-        new.out.file().set_permissions(fs::Permissions::from_mode(0o600)).map_err(failed)?;
+        keep_to_owner(new.out.file()).map_err(failed)?;
         new.out.file().set_len(len).map_err(|e| DiskError::io("set the length of", path, len, e))?;
         Ok(new)
     }
 
-    fn publish(&mut self) -> io::Result<()> {
+    fn publish(&mut self) -> Result<(), DiskError> {
+        self.give_name().map_err(|e| match e.kind() {
+            io::ErrorKind::AlreadyExists => DiskError::Exists { path: self.path.clone() },
+            _ => DiskError::io("finish", &self.path, 0, e),
+        })?;
+        let named = sync_folder_of(&self.path);
+        named.map_err(|e| DiskError::io("make durable the name, which stands now, of", &self.path, 0, e))
+    }
+
+    fn give_name(&mut self) -> io::Result<()> {
         self.out.sync_all()?;
         let Some(temporary) = &self.temporary else { return Ok(()) };
         if self.replace {
             fs::rename(temporary, &self.path)?;
+        } else if may_replace(temporary) {
+            publish_without_flags(temporary, &self.path)?;
         } else {
             match renameat_with(CWD, temporary, CWD, &self.path, RenameFlags::NOREPLACE) {
                 Err(Errno::INVAL | Errno::NOSYS) => publish_without_flags(temporary, &self.path)?,
@@ -103,20 +106,13 @@ impl NewFile {
             }
         }
         self.temporary = None;
-        match sync_folder(folder_of(&self.path)) {
-            // Who may only write into the folder: the file is there, and its bytes are durable.
-            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => Ok(()),
-            synced => synced,
-        }
+        Ok(())
     }
 }
 
-/// Makes the names in a folder durable, where folders can be synced.
-pub(super) fn sync_folder(folder: &Path) -> io::Result<()> {
-    match File::open(folder)?.sync_all() {
-        Err(e) if e.kind() == io::ErrorKind::InvalidInput => Ok(()),
-        synced => synced,
-    }
+/// Whether a path leads nowhere, or through what is no folder.
+fn is_no_place(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
 
 /// Files that get their names together, once all of them are whole and durable. Those that are not given one go again.
@@ -179,29 +175,20 @@ impl DiskWrite for OneOf {
     }
 }
 
-/// As much of a name as its temporary one has, too, so that this is not longer than names may be; cut between two characters.
-fn shown_of(name: &OsStr) -> &OsStr {
-    let bytes = name.as_bytes();
-    let is_between = |at: &usize| bytes.get(*at).is_none_or(|byte| byte & 0xc0 != 0x80);
-    let end = (0..=bytes.len().min(NAME_BYTES_SHOWN)).rev().find(is_between).unwrap_or(0);
-    OsStr::from_bytes(&bytes[..end])
-}
-
 /// Gives a file its name where renaming knows no flags: by a link, and where there are none, if nothing has the name.
 fn publish_without_flags(temporary: &Path, path: &Path) -> io::Result<()> {
     match rustix::fs::link(temporary, path) {
-        Ok(()) => fs::remove_file(temporary),
+        Ok(()) => {
+            // The name stands; if the old one does, too, that says what it is.
+            let _ = fs::remove_file(temporary);
+            Ok(())
+        }
         Err(Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS) => match fs::symlink_metadata(path) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => fs::rename(temporary, path),
             found => found.and(Err(io::ErrorKind::AlreadyExists.into())),
         },
         Err(error) => Err(error.into()),
     }
-}
-
-/// The folder that a file is in.
-fn folder_of(path: &Path) -> &Path {
-    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 impl Drop for NewFile {
@@ -245,10 +232,7 @@ impl DiskWrite for NewFile {
     }
 
     fn finish(mut self: Box<Self>) -> Result<(), DiskError> {
-        self.publish().map_err(|e| match e.kind() {
-            io::ErrorKind::AlreadyExists => DiskError::Exists { path: self.path.clone() },
-            _ => DiskError::io("finish", &self.path, 0, e),
-        })
+        self.publish()
     }
 }
 
@@ -319,6 +303,9 @@ impl DiskWrite for BlockDevice {
 
 const ZERO_BYTES: usize = 1 << 20;
 
+/// How often it is asked whether to go on while a reader takes nothing.
+const ASKED_EACH: Timespec = Timespec { tv_sec: 0, tv_nsec: 200_000_000 };
+
 /// A stream, such as standard output: everything is written, zeros too, front to back.
 pub struct Stream {
     out: File,
@@ -326,18 +313,50 @@ pub struct Stream {
     position: u64,
     /// Where in a regular file it begins.
     begins_at: Option<u64>,
+    cancelled: Arc<AtomicBool>,
 }
 
 impl Stream {
     /// Standard output, of which nobody else writes anything meanwhile. Written to directly: the standard library takes an
-    /// output that cannot be written to for one that wants nothing.
-    pub fn stdout() -> Result<Self, DiskError> {
+    /// output that cannot be written to for one that wants nothing. A reader of a pipe may stand still: what waits for it ends
+    /// with [`DiskError::Interrupted`] once it is `cancelled`.
+    pub fn stdout(cancelled: Arc<AtomicBool>) -> Result<Self, DiskError> {
         let name = "standard output";
         let owned = io::stdout().as_fd().try_clone_to_owned();
         let failed = |e| DiskError::io("open", name, 0, e);
         let mut out = File::from(owned.map_err(failed)?);
         let begins_at = place_in_file(&mut out).map_err(failed)?;
-        Ok(Self { out, name, position: 0, begins_at })
+        if out.metadata().is_ok_and(|found| found.file_type().is_fifo()) {
+            // Opened anew, so that not waiting is not for all who have this pipe. Who may not do that waits.
+            let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+            let anew = rustix::fs::open(format!("/proc/self/fd/{}", out.as_raw_fd()), flags, Mode::empty());
+            out = anew.map_or(out, File::from);
+        }
+        Ok(Self { out, name, position: 0, begins_at, cancelled })
+    }
+
+    fn write_all(&mut self, mut bytes: &[u8]) -> Result<(), DiskError> {
+        let (name, position) = (self.name, self.position);
+        let failed = |e| DiskError::io("write", name, position, e);
+        while !bytes.is_empty() {
+            match self.out.write(bytes) {
+                Ok(0) => return Err(failed(io::ErrorKind::WriteZero.into())),
+                Ok(count) => bytes = &bytes[count..],
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    if self.cancelled.load(Ordering::SeqCst) {
+                        return Err(DiskError::Interrupted);
+                    }
+                    let mut waited_for = [PollFd::new(&self.out, PollFlags::OUT)];
+                    match poll(&mut waited_for, Some(&ASKED_EACH)) {
+                        Ok(_) | Err(Errno::INTR) => {}
+                        Err(e) => return Err(failed(e.into())),
+                    }
+                }
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(failed(e)),
+            }
+        }
+        Ok(())
     }
 }
 
@@ -362,10 +381,12 @@ pub fn check_stdout_limit(len: usize) -> io::Result<()> {
 impl DiskWrite for Stream {
     fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<(), DiskError> {
         debug_assert_eq!(offset, self.position);
-        self.position += bytes.len() as u64;
-        let limited = self.begins_at.map_or(Ok(()), |begin| check_file_limit(begin + self.position));
-        let written = limited.and_then(|()| self.out.write_all(bytes));
-        written.map_err(|e| DiskError::io("write", self.name, offset, e))
+        let end = self.position + bytes.len() as u64;
+        let limited = self.begins_at.map_or(Ok(()), |begin| check_file_limit(begin + end));
+        limited.map_err(|e| DiskError::io("write", self.name, offset, e))?;
+        self.write_all(bytes)?;
+        self.position = end;
+        Ok(())
     }
 
     fn zero_at(&mut self, offset: u64, len: u64) -> Result<(), DiskError> {
@@ -395,56 +416,6 @@ impl DiskWrite for Stream {
 /// Whether a path is a block device.
 pub fn is_block_device(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|m| m.file_type().is_block_device())
-}
-
-/// Refuses a directory that could not be made or written to. Makes nothing.
-pub fn check_folder(path: &Path) -> Result<(), DiskError> {
-    let or_here = |dir: &Path| if dir.as_os_str().is_empty() { PathBuf::from(".") } else { dir.to_owned() };
-    let Some(there) = path.ancestors().map(or_here).find(|dir| dir.exists()) else { return Ok(()) };
-    if !there.is_dir() {
-        return Err(DiskError::BadTarget { path: there, why: "is no folder; name another" });
-    }
-    let allowed = check_access(&there, Access::WRITE_OK | Access::EXEC_OK);
-    allowed.map_err(|e| DiskError::io("write into", there, 0, e))
-}
-
-/// Makes a directory, for its owner only, and those above it that are missing; their names are durable.
-pub fn make_dirs(path: &Path) -> Result<(), DiskError> {
-    let missing: Vec<&Path> =
-        path.ancestors().take_while(|dir| !dir.as_os_str().is_empty() && !dir.exists()).collect();
-    let make = |dir: &Path| {
-        match fs::DirBuilder::new().mode(0o700).create(dir) {
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists && dir.is_dir() => {}
-            made => made.and_then(|()| fs::set_permissions(dir, fs::Permissions::from_mode(0o700)))?,
-        }
-        let parent = dir.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        match sync_folder(parent) {
-            // A folder that stood before, under one that the caller may not read.
-            Err(e) if e.kind() == io::ErrorKind::PermissionDenied && dir == path => Ok(()),
-            synced => synced,
-        }
-    };
-    // The last one's name, too, if somebody else made it and did not come to make it durable.
-    missing.into_iter().rev().chain([path]).try_for_each(|dir| make(dir).map_err(|e| make_failed(dir, e)))
-}
-
-/// A folder that cannot be made is a failure, not a disk that is not there.
-fn make_failed(dir: &Path, error: io::Error) -> DiskError {
-    match error.kind() {
-        io::ErrorKind::NotFound => {
-            DiskError::Io { action: "make the folder", path: dir.to_owned(), offset: 0, source: error }
-        }
-        _ => DiskError::io("make the folder", dir, 0, error),
-    }
-}
-
-/// Removes a directory with the given files in it, and nothing else: what is left of a launch that failed.
-pub fn remove_dir_with(dir: &Path, files: &[PathBuf]) {
-    for file in files {
-        let _ = fs::remove_file(file);
-    }
-    // Fails, as it should, if anything else is in it.
-    let _ = fs::remove_dir(dir);
 }
 
 /// Removes a disk file that this program made under a name with an id of its own: `vol-….raw`, or any file in a
@@ -539,12 +510,5 @@ mod tests {
         several.publish().unwrap();
         assert_eq!(names(), ["a", "b"]);
         assert_eq!(fs::read(folder.path().join("b")).unwrap(), b"whole");
-    }
-
-    #[test]
-    fn long_names_are_cut_between_characters() {
-        assert_eq!(shown_of(OsStr::new("disk.raw")), "disk.raw");
-        assert_eq!(shown_of(OsStr::new(&"n".repeat(255))), &*"n".repeat(200));
-        assert_eq!(shown_of(OsStr::new(&format!("n{}", "ü".repeat(120)))), &*format!("n{}", "ü".repeat(99)));
     }
 }

@@ -2,12 +2,13 @@
 //! opened with distrust.
 
 use super::disk::{DiskError, DiskWrite};
+use super::folder::{NewDirs, keep_to_owner, sync_folder};
 use super::os::{check_file_limit, no_follow, no_waiting};
-use super::outfile::{NewFile, make_dirs, sync_folder};
+use super::outfile::NewFile;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::ops::RangeInclusive;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 /// Files being made in a directory. Unless [`NewParts::publish`] succeeds they are removed when this is
@@ -15,10 +16,10 @@ use std::path::{Path, PathBuf};
 #[derive(Debug)]
 pub struct NewParts {
     dir: PathBuf,
-    /// Deepest first.
-    made_dirs: Vec<PathBuf>,
     names: Vec<String>,
     kept: bool,
+    /// Dropped last: what is in them goes first.
+    _made_dirs: NewDirs,
 }
 
 impl NewParts {
@@ -26,10 +27,8 @@ impl NewParts {
     /// it, that is refused as [`DiskError::BundleExists`].
     pub fn begin(dir: &Path, is_taken: impl Fn(&str) -> bool) -> Result<Self, DiskError> {
         let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
-        let missing = dir.ancestors().take_while(|dir| !dir.as_os_str().is_empty() && !dir.exists());
-        let made_dirs = missing.map(Path::to_owned).collect();
-        let new = Self { dir: dir.to_owned(), made_dirs, names: Vec::new(), kept: false };
-        make_dirs(dir)?;
+        let _made_dirs = NewDirs::make(dir)?;
+        let new = Self { dir: dir.to_owned(), names: Vec::new(), kept: false, _made_dirs };
         let failed = |e| DiskError::io("list", dir, 0, e);
         for entry in fs::read_dir(dir).map_err(failed)? {
             let entry = entry.map_err(failed)?;
@@ -52,8 +51,7 @@ impl NewParts {
         })?;
         // Ours from here on, so that a half-written file goes, too.
         self.names.push(name);
-        let written = file
-            .set_permissions(fs::Permissions::from_mode(0o600))
+        let written = keep_to_owner(&file)
             .and_then(|()| check_file_limit(bytes.len() as u64))
             .and_then(|()| file.write_all(bytes))
             .and_then(|()| file.sync_all());
@@ -92,10 +90,6 @@ impl Drop for NewParts {
         for name in &self.names {
             // Nothing half-made stays, as far as that is possible.
             let _ = fs::remove_file(self.dir.join(name));
-        }
-        for dir in &self.made_dirs {
-            // Fails, as it should, if anything else is in it by now.
-            let _ = fs::remove_dir(dir);
         }
     }
 }

@@ -1,9 +1,9 @@
 //! Clones: files that share their blocks with another until one of them is written to (FICLONE); and what differs
 //! between two of them, by where their blocks lie (FIEMAP).
 
-use super::clock::random_u64;
 use super::disk::{DiskError, DiskWrite};
 use super::filesystem::{BTRFS, XFS, is_one_of};
+use super::folder::temporary_name;
 use super::os::{check_file_limit, no_follow, no_waiting};
 use super::rawdisk::RawDisk;
 use crate::model::changes::Changes;
@@ -111,11 +111,7 @@ impl NewClone {
             return Err(bad(path, "is the disk itself; name another file"));
         }
         let failed = |e| DiskError::io("create", path, 0, e);
-        let name = path.file_name().ok_or_else(|| failed(io::ErrorKind::InvalidInput.into()))?;
-        let mut temporary = std::ffi::OsString::from(".");
-        temporary.push(name);
-        temporary.push(format!(".imgstore-{:016x}", random_u64().map_err(failed)?));
-        let temporary = path.with_file_name(temporary);
+        let temporary = temporary_name(path).map_err(failed)?;
         let file = OpenOptions::new()
             .read(true)
             .write(true)

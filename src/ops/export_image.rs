@@ -8,7 +8,7 @@ use super::gaps::Gaps;
 use super::restore::restore;
 use crate::disk::create::{DiskFormat, Together, check_file, create_disk_of};
 use crate::disk::formats::vmdk;
-use crate::disk::open::{self, TargetOptions, make_dirs, remove_dir_with};
+use crate::disk::open::{self, NewDirs, TargetOptions};
 use crate::disk::ova::DISKS_MAX as OVA_DISKS_MAX;
 use crate::disk::ova::describe::{Machine, MachineDisk};
 use crate::disk::ova::write::OvaWriter;
@@ -75,13 +75,9 @@ pub fn export_disks(
 ) -> Result<Vec<PathBuf>, OpsError> {
     check_folder(disks, folder, format, options)?;
     context.end_dry_run()?;
-    let is_new = make_folder(folder)?;
-    let written = write_disks(region, disks, gaps, folder, format, options, context);
-    if written.is_err() && is_new {
-        // Nothing half-made stays. What is in it, if anything, is whole.
-        remove_dir_with(folder, &[]);
-    }
-    written
+    // Nothing half-made stays. What is in it, if anything, is whole.
+    let _made = make_folder(folder)?;
+    write_disks(region, disks, gaps, folder, format, options, context)
 }
 
 fn path_of(disk: &ImageDisk, folder: &Path, format: DiskFormat) -> PathBuf {
@@ -116,15 +112,11 @@ fn no_folder(path: &Path) -> OpsError {
     DiskError::BadTarget { path: path.to_owned(), why: "is no folder; all disks go to one" }.into()
 }
 
-/// Makes a folder; whether it was not there.
-fn make_folder(folder: &Path) -> Result<bool, OpsError> {
+fn make_folder(folder: &Path) -> Result<NewDirs, OpsError> {
     match folder.metadata() {
-        Ok(metadata) if metadata.is_dir() => Ok(false),
-        Ok(_) => Err(no_folder(folder)),
-        Err(_) => {
-            make_dirs(folder)?;
-            Ok(true)
-        }
+        Ok(found) if !found.is_dir() => Err(no_folder(folder)),
+        Ok(_) => Ok(NewDirs::default()),
+        Err(_) => Ok(NewDirs::make(folder)?),
     }
 }
 

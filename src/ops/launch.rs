@@ -8,7 +8,7 @@ use super::instance::is_shown;
 use super::launch_disks::{Content, Written, write_instance};
 use super::token::{client_token, durable, made_before, output_folder};
 use crate::disk::DiskError;
-use crate::disk::open::{check_folder, make_dirs, utf8};
+use crate::disk::open::{NewDirs, check_folder, utf8};
 use crate::model::account::{ClientToken, Tag};
 use crate::model::catalog::Catalog;
 use crate::model::ids::{ImageId, ReservationId};
@@ -92,7 +92,7 @@ pub fn launch(
     check_folder(&output)?;
     context.end_dry_run_in(region)?;
 
-    make_dirs(&output)?;
+    let _made = NewDirs::make(&output)?;
     let bytes = contents.iter().map(Content::restored_bytes).fold(0, u64::saturating_add);
     context.progress.begin("launch", bytes.saturating_mul(u64::from(options.count_max)));
     let launch = Launch { region, image, contents: &contents, output: &output, options, context };

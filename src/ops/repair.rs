@@ -7,7 +7,7 @@
 use super::context::Context;
 use super::error::{Code, OpsError};
 use super::gaps::join_ranges;
-use super::reread::reread;
+use super::reread::{Reread, reread};
 use super::verify::{Damage, Finding, VerifyOptions, readable, survey};
 use crate::chunk::CHUNKS_AT_ONCE;
 use crate::chunk::frame::Frame;
@@ -63,8 +63,10 @@ pub struct Repaired {
     pub fetched: u64,
     /// Chunks that came from disks.
     pub reread: u64,
-    /// Disks that were read and had nothing of what was missing, by their place in [`RepairSources::disks`].
+    /// Disks that were read whole and had nothing of what was missing, by their place in [`RepairSources::disks`].
     pub foreign_disks: Vec<usize>,
+    /// Disks with places that could not be read, by their place in [`RepairSources::disks`], and why not the first of these.
+    pub unread_disks: Vec<(usize, String)>,
     /// Block maps that were made anew.
     pub manifests: u64,
     /// Segments and checkpoints that were made anew or removed.
@@ -204,8 +206,13 @@ fn mend(
     }
     // With what came last.
     region.base_elsewhere(context.account, || context.check_cancelled())?;
-    let foreign = disks.iter().enumerate().filter(|(_, disk)| disk.was_read && !disk.had_some);
-    repaired.foreign_disks = foreign.map(|(number, _)| number).collect();
+    for (number, disk) in disks.into_iter().enumerate() {
+        match disk.failure {
+            Some(failure) => repaired.unread_disks.push((number, failure)),
+            None if disk.was_read && !disk.had_some => repaired.foreign_disks.push(number),
+            None => {}
+        }
+    }
     repaired.stored_bytes = session.stored_bytes();
     Ok(())
 }
@@ -232,11 +239,10 @@ fn find_bases(
             break;
         }
         context.progress.begin("repair", disk.len_bytes());
-        let (stored, _) = reread(session, &**disk, &mut lost, context)?;
+        let found = reread(session, &**disk, &mut lost, context)?;
         session.flush()?;
-        repaired.reread += stored;
-        read.was_read = true;
-        read.had_some |= stored > 0;
+        repaired.reread += found.stored;
+        read.note(&found);
     }
     Ok(())
 }
@@ -334,6 +340,18 @@ impl Salvage {
 struct Read {
     was_read: bool,
     had_some: bool,
+    /// Why some place of it could not be read.
+    failure: Option<String>,
+}
+
+impl Read {
+    fn note(&mut self, found: &Reread) {
+        self.was_read = true;
+        self.had_some |= found.stored > 0;
+        if let (None, Err(error)) = (&self.failure, &found.map) {
+            self.failure = Some(error.to_string());
+        }
+    }
 }
 
 /// Stores what a disk has of what is missing, and nothing else of it.
@@ -352,19 +370,19 @@ fn from_disk(
             return Ok(());
         }
         context.progress.begin("repair", disk.len_bytes());
-        let (stored, map) = reread(session, disk, &mut wanted, context)?;
+        let found = reread(session, disk, &mut wanted, context)?;
         session.flush()?;
-        repaired.reread += stored;
-        let is_lost_map = lost_maps.iter().any(|lost| Region::is_map(&map, lost));
-        if is_lost_map {
-            let manifest = session.place_manifest(&map)?;
+        repaired.reread += found.stored;
+        read.note(&found);
+        let lost_map = found.map.ok().filter(|map| lost_maps.iter().any(|lost| Region::is_map(map, lost)));
+        if let Some(map) = &lost_map {
+            let manifest = session.place_manifest(map)?;
             repaired.manifests += named_again(session, lost_maps, &manifest, context)?;
+            read.had_some = true;
         }
         repaired.moved += store(session, &region, context)?;
-        read.was_read = true;
-        read.had_some |= stored > 0 || is_lost_map;
         // Of a block map that is known again it is known now what else is wanted of the disk: that is read once more.
-        if !is_lost_map {
+        if lost_map.is_none() {
             return Ok(());
         }
     }

@@ -12,7 +12,7 @@ use super::find::{
 use super::instance::{remove_disk, remove_emptied};
 use super::restore::restore;
 use super::token::{client_token, durable, made_before, output_folder};
-use crate::disk::open::{TargetOptions, check_folder, make_dirs, open_target, remove_made_file, utf8};
+use crate::disk::open::{NewDirs, TargetOptions, check_folder, open_target, remove_made_file, utf8};
 use crate::model::account::{ClientToken, Tag};
 use crate::model::catalog::{Catalog, Root};
 use crate::model::ids::{InstanceId, SnapshotId, VolumeId};
@@ -70,7 +70,7 @@ pub fn create_volume(
     check_folder(&output)?;
     context.end_dry_run_in(region)?;
     let id = VolumeId::from_random(region.random_id()?);
-    make_dirs(&output)?;
+    let _made = NewDirs::make(&output)?;
     let path = output.join(format!("{id}.raw"));
     let volume = Volume {
         id,
@@ -170,14 +170,26 @@ pub fn delete_volume(
 ) -> Result<Option<String>, OpsError> {
     find_volume(&region.catalog()?, context.account, id)?;
     make_room(region, context)?;
+    let mut path = String::new();
     let recorded = context.commit(region, |catalog| {
         let volume = find_volume(catalog, context.account, id)?;
         if let Some(at) = &volume.attachment {
             let why = format!("Volume {id} is currently attached to {}", at.instance_id);
             return Err(OpsError::rule(Code::VolumeInUse, why));
         }
+        path.clone_from(&volume.path);
         Ok((vec![Op::DeleteVolume { id }], volume.path.clone()))
-    })?;
+    });
+    // Where nobody knows whether the record is gone, the disk stays: the record may need it.
+    if let Err(OpsError::Region(error)) = &recorded
+        && error.is_unknown_outcome()
+    {
+        let path = region.path_of_record(&path).map_or(path, |found| found.display().to_string());
+        context.progress.note(&format!(
+            "{path} stays, since {id} may be on record: if `imgstore volumes` does not show it, remove that"
+        ));
+    }
+    let recorded = recorded?;
     let left = remove_disk(region, &recorded);
     remove_emptied(region, &recorded);
     Ok(left)

@@ -3,6 +3,7 @@
 
 pub mod made;
 pub mod mounted;
+pub mod place;
 
 use imgstore::disk::{DiskError, DiskRead, DiskWrite, Extent, FileWrite};
 use imgstore::io::memory::Memory;

@@ -2,6 +2,7 @@
 
 use super::export::left_by;
 use super::ingest::{declared, tell};
+use super::instances::note_cure;
 use super::{Session, parse_id};
 use crate::cli::args::{BundleArgs, UnbundleArgs};
 use crate::cli::error::CliError;
@@ -72,13 +73,14 @@ fn bundle_stored(session: &Session<'_>, args: &BundleArgs) -> Result<(String, u6
         }
         _ => (BTreeMap::new(), root.id.to_string()),
     };
-    let map = export::load(&region, &root)?;
+    let map = export::load(&region, &root).inspect_err(|error| note_cure(session, error))?;
     let volume_bytes = export::volume_bytes(&catalog, id, None, &root);
     let options = options(args, &default, attributes, volume_bytes)?;
     check_free(args, &options)?;
     session.context.end_dry_run()?;
     let target = create_bundle(&args.dir, &options)?;
-    export::export(&region, &root, &map, volume_bytes, None, target, &session.context)?;
+    export::export(&region, &root, &map, volume_bytes, None, target, &session.context)
+        .inspect_err(|error| note_cure(session, error))?;
     Ok((options.name, volume_bytes))
 }
 
@@ -156,8 +158,11 @@ pub fn unbundle(session: &Session<'_>, args: &UnbundleArgs) -> Result<(), CliErr
         check_target(&args.file, volume_bytes, target_options)?;
     }
     session.context.end_dry_run()?;
-    let target =
-        if to_stdout { stdout_target()? } else { open_target(&args.file, volume_bytes, target_options)? };
+    let target = if to_stdout {
+        stdout_target(session.watcher.cancelled())?
+    } else {
+        open_target(&args.file, volume_bytes, target_options)?
+    };
     let copied = copy_disk(&bundle, target, "unbundle", &session.context);
     copied.map_err(|error| left_by(error, &args.file))?;
     let seconds = started.elapsed().as_secs_f64();

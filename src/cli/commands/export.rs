@@ -1,6 +1,7 @@
 //! export.
 
 use super::Session;
+use super::instances::note_cure;
 use super::repair::{range_lines, ranges_document};
 use crate::cli::args::{ExportArgs, Format, OutFormat};
 use crate::cli::error::{CliError, DAMAGE};
@@ -219,7 +220,7 @@ fn export_disk(session: &Session<'_>, args: &ExportArgs, format: DiskFormat) -> 
     // Before anything is made: a dry run leaves no file.
     session.context.end_dry_run()?;
     let target = if to_stdout {
-        stdout_target()?
+        stdout_target(session.watcher.cancelled())?
     } else {
         let id = u128::from(region.random_id()?) << 64 | u128::from(region.random_id()?);
         create_disk(&args.file, volume_bytes, format, options(args), id, session.context.pool)?
@@ -304,7 +305,8 @@ fn export_whole(
                 processors: args.cpus.unwrap_or(CPUS_DEFAULT),
                 memory_bytes: args.ram.unwrap_or(RAM_BYTES_DEFAULT),
             };
-            export_ova(&region, image, &disks, file, &args.file, size, &session.context)?;
+            export_ova(&region, image, &disks, file, &args.file, size, &session.context)
+                .inspect_err(|error| note_cure(session, error))?;
             note_left_out(session, image);
             vec![args.file.clone()]
         }

@@ -64,10 +64,20 @@ pub fn repair(session: &Session<'_>, args: &RepairArgs) -> Result<u8, CliError> 
         };
         session.watcher.note(&format!("{}: nothing of what is missing is on it{how}", path.display()));
     }
+    let unread = || {
+        let named =
+            |(number, error): &(usize, String)| Some((args.disks.get(*number)?.clone(), error.clone()));
+        repaired.unread_disks.iter().filter_map(named)
+    };
+    for (path, error) in unread() {
+        session.watcher.note(&format!("{}: it could not be read everywhere: {error}", path.display()));
+    }
     session.output.answer(
         || {
             let mut document = document(session, &mended, &repaired, started);
             document["foreign_disks"] = foreign().map(|path| json!(lossy(path))).collect();
+            document["unread_disks"] =
+                unread().map(|(path, error)| json!({ "path": lossy(&path), "error": error })).collect();
             document
         },
         || {
@@ -104,6 +114,7 @@ fn document(session: &Session<'_>, mended: &Mended, repaired: &Repaired, started
         "twins": mended.twins,
         "conflicts": mended.conflicts,
         "foreign_disks": [],
+        "unread_disks": [],
         "quarantined": repaired.quarantined.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "moved_chunks": repaired.moved,
         "fetched_chunks": repaired.fetched,

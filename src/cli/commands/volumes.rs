@@ -2,6 +2,7 @@
 
 use super::Session;
 use super::ingest::{add_cost, cost};
+use super::instances::note_cure;
 use crate::cli::args::{CreateSnapshotArgs, CreateVolumeArgs};
 use crate::cli::error::CliError;
 use crate::cli::json;
@@ -62,7 +63,8 @@ pub fn create(session: &Session<'_>, args: &CreateVolumeArgs) -> Result<(), CliE
         client_token: args.client_token.clone(),
     };
     let region = session.home.open_region()?;
-    let made = volume::create_volume(&region, &options, &session.context)?;
+    let made = volume::create_volume(&region, &options, &session.context)
+        .inspect_err(|error| note_cure(session, error))?;
     session.watcher.note(&format!("{}: {}", made.id, json::place(&region, &made.path)));
     answer(session, &region, made.id)
 }
