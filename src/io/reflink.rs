@@ -546,7 +546,8 @@ mod tests {
     #[test]
     fn a_real_file_is_covered_or_its_file_system_cannot_tell() {
         use std::os::unix::fs::FileExt;
-        let folder = std::env::temp_dir().join(format!("imgstore-reflink-{:016x}", random_u64().unwrap()));
+        let folder = std::env::temp_dir()
+            .join(format!("imgstore-reflink-{:016x}", crate::io::clock::random_u64().unwrap()));
         let file = OpenOptions::new().read(true).write(true).create_new(true).open(&folder).unwrap();
         file.set_len(1 << 20).unwrap();
         file.write_all_at(&[1; 8192], 65_536).unwrap();
