@@ -154,13 +154,16 @@ impl Progress for Watcher {
 
     fn note(&self, message: &str) {
         if !self.quiet {
-            // A line of its own; what goes on is shown again after it.
-            if let Some(bar) = self.phase().as_mut().and_then(|phase| phase.bar.take()) {
-                bar.finish_and_clear();
-            }
-            let line = format!("imgstore: {}\n", text::printable(message));
-            let _ = std::io::stderr().write_all(line.as_bytes());
+            self.warn(message);
         }
+    }
+
+    fn warn(&self, message: &str) {
+        // A line of its own; what goes on is shown again after it.
+        if let Some(bar) = self.phase().as_mut().and_then(|phase| phase.bar.take()) {
+            bar.finish_and_clear();
+        }
+        warn(message);
     }
 
     fn is_cancelled(&self) -> bool {

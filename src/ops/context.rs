@@ -141,6 +141,11 @@ pub trait Progress: Send + Sync {
     /// Something that the user should know and that is no error.
     fn note(&self, message: &str);
 
+    /// As [`Progress::note`], of what nobody else will tell of: also for those who want quiet.
+    fn warn(&self, message: &str) {
+        self.note(message);
+    }
+
     /// Whether the operation shall stop as soon as it can, leaving nothing half-made.
     fn is_cancelled(&self) -> bool;
 }

@@ -101,7 +101,7 @@ pub fn launch(
     // Where nobody knows whether the record exists, the disks stay: the record may need them.
     match &result {
         Err(OpsError::Region(error)) if error.is_unknown_outcome() => {
-            context.progress.note(&format!(
+            context.progress.warn(&format!(
                 "what was written to {} stays, since it may be on record: what `imgstore instances` does not show there is not",
                 output.display()
             ));

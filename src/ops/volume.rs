@@ -100,7 +100,7 @@ pub fn create_volume(
         Ok(made) if made.id == id => {}
         // Where nobody knows whether the record exists, the disk stays: the record may need it.
         Err(OpsError::Region(error)) if error.is_unknown_outcome() => {
-            context.progress.note(&format!(
+            context.progress.warn(&format!(
                 "{} stays, since it may be on record: if `imgstore volumes` does not show it, remove it",
                 path.display()
             ));
@@ -185,7 +185,7 @@ pub fn delete_volume(
         && error.is_unknown_outcome()
     {
         let path = region.path_of_record(&path).map_or(path, |found| found.display().to_string());
-        context.progress.note(&format!(
+        context.progress.warn(&format!(
             "{path} stays, since {id} may be on record: if `imgstore volumes` does not show it, remove that"
         ));
     }

@@ -39,10 +39,10 @@ CALLS = {
 }
 # Calls of one kind that are tried in one command: the first ones, and then some of the rest.
 EACH_MAX = 14
-KINDS = ["snapshot", "copy", "delete", "gc", "repair", "launch"]
+KINDS = ["snapshot", "copy", "delete", "gc", "repair", "launch", "export", "bundle", "create-volume", "delete-volume", "terminate"]
 failures = []
 checks = injected = in_vain = 0
-machines = None
+machines = outputs = None
 
 
 def check(holds, what):
@@ -100,8 +100,83 @@ class Machines:
         return len(instances)
 
 
+class Outputs:
+    """What leaves the store otherwise: files, bundles, volumes, and instances that are terminated."""
+
+    KINDS = ("export", "bundle", "create-volume", "delete-volume", "terminate")
+
+    def __init__(self, machines):
+        self.machines, self.content = machines, machines.content
+        self.top, self.folder = f"{FOLDER}/out", f"{FOLDER}/out/x/y"
+        self.snapshot = json.loads(must("images", "--json"))["images"][0]["devices"][0]["snapshot_id"]
+
+    def command(self, kind):
+        """A command, after what it needs was made. What it takes away, if it does."""
+        if kind == "export":
+            return ["export", self.machines.image, self.folder, "--all"]
+        if kind == "bundle":
+            return ["bundle", self.machines.image, self.folder]
+        make_volume = ["create-volume", "--snapshot", self.snapshot, "--output", self.folder]
+        if kind == "create-volume":
+            return make_volume
+        if kind == "delete-volume":
+            return ["delete-volume", must(*make_volume).decode().strip()]
+        return ["terminate", must("launch", self.machines.image, "--output", self.folder).decode().strip()]
+
+    def files(self):
+        found = [os.path.join(folder, name) for folder, _, names in os.walk(self.top) for name in names]
+        return {path: open(path, "rb").read() for path in found}
+
+    def end(self, kind, what, args, done, call):
+        """Whatever has its name is whole, and nothing else is left that nobody was told of."""
+        files, said = self.files(), (done.stdout + done.stderr).decode()
+        may_leave = call in ("unlink", "rmdir")
+        if kind == "export":
+            known = {f"{self.folder}/xvda.raw"}
+            check(done.returncode != 0 or set(files) == known, f"{what}: it succeeded, and there is {set(files)}")
+            check(all(files[path] == self.content for path in known & set(files)), f"{what}: wrong bytes")
+            check(may_leave or set(files) <= known, f"{what}: left {set(files) - known}")
+        elif kind == "bundle":
+            is_named = any(path.endswith(".manifest.json") for path in files)
+            check(done.returncode != 0 or is_named, f"{what}: it succeeded, and there is no manifest")
+            if is_named:
+                manifest = next(path for path in files if path.endswith(".manifest.json"))
+                must("unbundle", manifest, f"{FOLDER}/unbundled")
+                check(open(f"{FOLDER}/unbundled", "rb").read() == self.content, f"{what}: wrong bytes")
+                os.remove(f"{FOLDER}/unbundled")
+            check(may_leave or is_named or not files, f"{what}: left {set(files)}")
+        else:
+            if kind == "terminate" and done.returncode != 0:
+                # It says so where nobody knows whether it took effect.
+                again = run(*args)
+                check(again.returncode in (0, 3), f"{what}: it cannot be done again: {again.stderr.decode()}")
+                files, said = self.files(), said + again.stderr.decode()
+            instances = json.loads(must("instances", "--json"))["instances"]
+            volumes = json.loads(must("volumes", "--json"))["volumes"]
+            known = {volume["path"] for volume in volumes}
+            known |= {volume["path"] for one in instances if one["state"] != "terminated" for volume in one["volumes"]}
+            for path in known:
+                check(files.get(path) == self.content, f"{what}: {path} is on record")
+            # Of an instance its folder is named.
+            is_told = lambda path: os.path.basename(path) in said or os.path.basename(os.path.dirname(path)) in said
+            unknown = {path for path in files if path not in known and not is_told(path)}
+            check(may_leave or not unknown, f"{what}: nobody knows {unknown}, nor was told: {said}")
+            running = [one["instance_id"] for one in instances if one["state"] != "terminated"]
+            if running:
+                must("terminate", *running)
+            for volume in json.loads(must("volumes", "--json"))["volumes"]:
+                must("delete-volume", volume["volume_id"])
+        empty = [folder for folder, folders, names in os.walk(self.top) if not folders and not names]
+        # Who deletes or terminates leaves the folder that was named for it.
+        if kind in ("export", "bundle", "create-volume") and done.returncode != 0 and not files and call != "rmdir":
+            check(not empty, f"{what}: left the folder {empty}")
+        shutil.rmtree(self.top, ignore_errors=True)
+
+
 def command_of(kind, kept, draw):
     """A command of a kind, and the id of the snapshot that it takes away."""
+    if kind in Outputs.KINDS:
+        return outputs.command(kind), None
     if kind == "launch":
         return ["launch", machines.image, "--count", "3", "--output", machines.folder], None
     if kind == "snapshot":
@@ -167,7 +242,7 @@ class Known:
 
 
 def main():
-    global injected, in_vain, machines
+    global injected, in_vain, machines, outputs
     draw = random.Random(5)
     shutil.rmtree(f"{FOLDER}/home", ignore_errors=True)
     shutil.rmtree(f"{FOLDER}/away", ignore_errors=True)
@@ -182,6 +257,7 @@ def main():
 
     take()
     machines = Machines(f"{FOLDER}/disk.raw")
+    outputs = Outputs(machines)
     must("region", "add", "backup", f"{FOLDER}/away")
     must("copy", machines.image, "--to", "backup")
     for kind in sys.argv[3:] or KINDS:
@@ -194,6 +270,8 @@ def main():
                 kept[done.stdout.decode().strip()] = content
             if kind == "launch":
                 check(machines.end(kind, may_leave=False) == 3, "launch: not three instances")
+            if kind in Outputs.KINDS:
+                outputs.end(kind, f"{kind}, undisturbed", [], done, "")
             places = list(range(1, calls + 1))
             places = places[: EACH_MAX // 2] + draw.sample(places[EACH_MAX // 2 :], min(EACH_MAX // 2, max(0, calls - EACH_MAX // 2)))
             for error in errors:
@@ -227,6 +305,8 @@ def main():
                     if kind == "launch":
                         launched = machines.end(what, may_leave=call == "unlink")
                         check(launched == 3 or (done.returncode != 0 and launched == 0), f"{what}: {launched} instances")
+                    if kind in Outputs.KINDS:
+                        outputs.end(kind, what, args, done, call)
                     known.check(what, draw)
     check(injected > 4 * in_vain, f"{in_vain} of {injected + in_vain} runs met no call that failed")
     print(f"{injected} calls failed once")
