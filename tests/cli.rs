@@ -359,7 +359,18 @@ fn help_completions_and_manual_are_there() {
     let place = Place::new();
     assert!(place.ok(&["--help"]).contains("Examples:"));
     assert!(place.ok(&["completions", "bash"]).contains("imgstore"));
-    assert!(place.ok(&["man"]).contains(".TH"));
+    let page = place.ok(&["man"]);
+    assert!(page.contains(".TH"));
+    // Each page that it names can be had.
+    let named: Vec<&str> = page.lines().filter_map(|line| line.strip_suffix("(1)")).collect();
+    assert!(named.len() > 40, "{named:?}");
+    for name in named {
+        let command = name.replace('\\', "").replacen("imgstore-", "", 1);
+        let page = place.ok(&["man", &command]);
+        assert!(page.contains(&format!(".TH imgstore-{command} 1")), "{command}: {page}");
+    }
+    assert!(place.ok(&["man", "region", "add"]).contains("ssh://"));
+    assert_eq!(place.fails(&["man", "region", "none"]).0, 2);
     assert!(!place.path("home").exists(), "these make no home");
 }
 

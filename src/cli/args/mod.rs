@@ -311,9 +311,14 @@ pub enum Command {
         /// The shell
         shell: clap_complete::Shell,
     },
-    /// Print the manual page
-    #[command(after_help = "Example:\n  imgstore man | man -l -")]
-    Man,
+    /// Print the manual page, or that of a command
+    #[command(
+        after_help = "Examples:\n  imgstore man | man -l -\n  imgstore man copy | man -l -\n  imgstore man region add > imgstore-region-add.1"
+    )]
+    Man {
+        /// The command
+        command: Vec<String>,
+    },
 }
 
 /// A disk's format.

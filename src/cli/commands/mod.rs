@@ -86,7 +86,7 @@ impl Session<'_> {
 pub fn run(cli: &Cli, output: &Output, watcher: &Arc<Watcher>) -> Result<u8, CliError> {
     match &cli.command {
         Command::Completions { shell } => return print_completions(*shell, output),
-        Command::Man => return print_manual(output),
+        Command::Man { command } => return print_manual(command, output),
         _ => {}
     }
     let threads = cli.global.threads.map_or(0, usize::from);
@@ -214,7 +214,7 @@ fn dispatch(session: &mut Session<'_>, command: &Command) -> Result<u8, CliError
         Command::Region(command) => region::region(session, command),
         Command::Remote => remote::remote(session),
         Command::Log { follow } => return history::log(session, *follow),
-        Command::Completions { .. } | Command::Man => Ok(()),
+        Command::Completions { .. } | Command::Man { .. } => Ok(()),
     }?;
     Ok(0)
 }
@@ -229,9 +229,18 @@ fn print_completions(shell: clap_complete::Shell, output: &Output) -> Result<u8,
     Ok(0)
 }
 
-fn print_manual(output: &Output) -> Result<u8, CliError> {
+fn print_manual(names: &[String], output: &Output) -> Result<u8, CliError> {
+    let mut all = Cli::command().disable_help_subcommand(true);
+    // Gives each the options of those above it, and its whole name.
+    all.build();
+    let mut command = &all;
+    for name in names {
+        let missing = || format!("`{} {name}` is no command", command.get_bin_name().unwrap_or("imgstore"));
+        command = command.find_subcommand(name).ok_or_else(|| CliError::Usage(missing()))?;
+    }
     let mut page = Vec::new();
-    clap_mangen::Man::new(Cli::command()).render(&mut page).map_err(CliError::Output)?;
+    let source = concat!("imgstore ", env!("CARGO_PKG_VERSION"));
+    clap_mangen::Man::new(command.clone()).source(source).render(&mut page).map_err(CliError::Output)?;
     output.answer(
         || json!({ "page": String::from_utf8_lossy(&page) }),
         || String::from_utf8_lossy(&page).into_owned(),
