@@ -883,6 +883,43 @@ fn a_disk_that_has_nothing_of_what_is_lost_is_named() {
     assert_eq!(place.ok(&["verify"]), "no damage found\n");
 }
 
+/// A machine's file is as good as its disks, of which one may have nothing of what is missing.
+#[test]
+fn a_machine_mends_what_its_disks_do() {
+    let place = Place::new();
+    place.disk("a.raw", 2 << 20, 1);
+    place.disk("b.raw", 1 << 20, 2);
+    let image = one_line(&place.ok(&["import", "a.raw", "b.raw", "--name", "machine"]), "ami-");
+    place.ok(&["export", &image, "machine.ova", "--format", "ova"]);
+    let lose = || {
+        files_in(&place.path("home/regions/local/packs"))
+            .iter()
+            .for_each(|pack| fs::remove_file(pack).unwrap())
+    };
+    lose();
+    let repair = |disks: &[&str]| place.json(&[&["repair", "--force"][..], disks].concat());
+    let document = repair(&["--disk", "machine.ova"]);
+    assert_eq!(
+        (&document["lost"], &document["foreign_disks"]),
+        (&serde_json::json!([]), &serde_json::json!([]))
+    );
+    assert_eq!(place.ok(&["verify"]), "no damage found\n");
+    // Once one disk has given what it has, the other is what is named, and not the machine with both.
+    lose();
+    let document = repair(&["--disk", "a.raw", "--disk", "machine.ova"]);
+    assert_eq!(
+        (&document["lost"], &document["foreign_disks"]),
+        (&serde_json::json!([]), &serde_json::json!([]))
+    );
+    place.disk("c.raw", 1 << 20, 3);
+    place.ok(&["snapshot", "c.raw"]);
+    lose();
+    let document =
+        repair(&["--disk", "a.raw", "--disk", "b.raw", "--disk", "machine.ova", "--disk", "c.raw"]);
+    assert_eq!(document["foreign_disks"], serde_json::json!(["machine.ova"]));
+    assert_eq!(place.ok(&["verify"]), "no damage found\n");
+}
+
 /// Codes and words that programs and people who know EC2 rely on.
 #[test]
 fn what_is_missing_does_not_fit_or_is_in_the_bin_is_said_in_ec2s_words() {

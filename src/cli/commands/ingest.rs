@@ -11,7 +11,7 @@ use imgstore::disk::detect::Foreign;
 use imgstore::disk::formats::Limits;
 use imgstore::disk::free::{self, Outcome, Part, skip_free};
 use imgstore::disk::open::{Declared, Opened, is_ova, open_disk, open_unused_disk};
-use imgstore::disk::ova::open_ova;
+use imgstore::disk::ova::{Ova, open_ova};
 use imgstore::model::catalog::Catalog;
 use imgstore::model::image::Machine;
 use imgstore::model::words::{Architecture, VirtualizationType};
@@ -55,6 +55,39 @@ pub(super) fn open(
     let opened = open(path, declared(args.format), &limits(args))?;
     tell(session, path, &opened);
     if args.skip_free { skip(session, path, opened.disk) } else { Ok(opened.disk) }
+}
+
+/// The disks of a file: one, or those of a whole machine.
+pub(super) fn open_all(
+    session: &Session<'_>,
+    path: &Path,
+    args: &DiskArgs,
+) -> Result<Vec<Box<dyn DiskRead>>, CliError> {
+    if !is_machine(path, args)? {
+        return Ok(vec![open(session, path, args)?]);
+    }
+    let disks = open_machine(session, path, args)?.disks;
+    Ok(disks.into_iter().filter_map(|disk| disk.content).collect())
+}
+
+/// Whether a file is, or is to be taken as, a whole machine.
+fn is_machine(path: &Path, args: &DiskArgs) -> Result<bool, CliError> {
+    Ok(matches!(args.format, Some(Format::Ova) | None) && is_ova(path)?)
+}
+
+/// A machine, which is told of.
+fn open_machine(session: &Session<'_>, path: &Path, args: &DiskArgs) -> Result<Ova, CliError> {
+    let mut ova = open_ova(path, &limits(args))?;
+    let name = ova.name.as_deref().unwrap_or("a machine without a name");
+    let name: String = name.chars().filter(|c| !c.is_control()).take(80).collect();
+    session.watcher.note(&format!("{}: OVA, {name}, disks: {}", path.display(), ova.disks.len()));
+    for note in &ova.notes {
+        session.watcher.note(&format!("{}: {note}", path.display()));
+    }
+    for disk in ova.disks.iter_mut().filter(|_| args.skip_free) {
+        disk.content = disk.content.take().map(|disk| skip(session, path, disk)).transpose()?;
+    }
+    Ok(ova)
 }
 
 /// Tells what format a disk has, and what of its file is not on it.
@@ -145,8 +178,7 @@ pub(super) fn compression(args: StoringArgs) -> Compression {
 pub fn import(session: &Session<'_>, args: &ImportArgs) -> Result<(), CliError> {
     let started = Instant::now();
     if let [path] = args.disks.as_slice()
-        && matches!(args.reading.format, Some(Format::Ova) | None)
-        && is_ova(path)?
+        && is_machine(path, &args.reading)?
     {
         return import_machine(session, path, args);
     }
@@ -189,16 +221,7 @@ fn import_machine(session: &Session<'_>, path: &Path, args: &ImportArgs) -> Resu
         let why = "an OVA says itself what its devices are: --instance-store and --device do not go with it";
         return Err(CliError::Usage(why.into()));
     }
-    let mut ova = open_ova(path, &limits(&args.reading))?;
-    let name = ova.name.as_deref().unwrap_or("a machine without a name");
-    let name: String = name.chars().filter(|c| !c.is_control()).take(80).collect();
-    session.watcher.note(&format!("{}: OVA, {name}, disks: {}", path.display(), ova.disks.len()));
-    for note in &ova.notes {
-        session.watcher.note(&format!("{}: {note}", path.display()));
-    }
-    for disk in ova.disks.iter_mut().filter(|_| args.reading.skip_free) {
-        disk.content = disk.content.take().map(|disk| skip(session, path, disk)).transpose()?;
-    }
+    let ova = open_machine(session, path, &args.reading)?;
     let mut options = image_options(&args.image);
     if args.image.architecture.is_none() {
         match ova.architecture {

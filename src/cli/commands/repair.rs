@@ -1,7 +1,7 @@
 //! repair.
 
 use super::Session;
-use super::ingest::open;
+use super::ingest::open_all;
 use super::upkeep::{finding_document, findings_text};
 use crate::cli::args::RepairArgs;
 use crate::cli::error::{self, CliError};
@@ -12,14 +12,20 @@ use imgstore::ops::repair::{Lost, RepairSources, Repaired, repair_into};
 use imgstore::region::mend::Mended;
 use serde_json::{Value, json};
 use std::ops::Range;
+use std::path::PathBuf;
 use std::time::Instant;
 
 pub fn repair(session: &Session<'_>, args: &RepairArgs) -> Result<u8, CliError> {
     let started = Instant::now();
     let regions =
         args.from.iter().map(|name| session.home.open_named(name)).collect::<Result<Vec<_>, _>>()?;
-    let disks =
-        args.disks.iter().map(|path| open(session, path, &args.reading)).collect::<Result<Vec<_>, _>>()?;
+    // Of a machine all disks, each under the machine's path.
+    let (mut disks, mut paths) = (Vec::new(), Vec::new());
+    for path in &args.disks {
+        let opened = open_all(session, path, &args.reading)?;
+        paths.extend(opened.iter().map(|_| path));
+        disks.extend(opened);
+    }
     // Without its log a region cannot even be opened.
     let mended = session.home.mend_region(&session.context)?;
     if session.context.dry_run && !mended.restored.is_empty() {
@@ -55,8 +61,8 @@ pub fn repair(session: &Session<'_>, args: &RepairArgs) -> Result<u8, CliError> 
         }
         return Err(error.into());
     }
-    let foreign = || repaired.foreign_disks.iter().filter_map(|number| args.disks.get(*number));
-    for path in foreign() {
+    let foreign = without_use(&paths, &repaired.foreign_disks);
+    for path in &foreign {
         let how = if args.reading.skip_free {
             ""
         } else {
@@ -65,8 +71,7 @@ pub fn repair(session: &Session<'_>, args: &RepairArgs) -> Result<u8, CliError> 
         session.watcher.note(&format!("{}: nothing of what is missing is on it{how}", path.display()));
     }
     let unread = || {
-        let named =
-            |(number, error): &(usize, String)| Some((args.disks.get(*number)?.clone(), error.clone()));
+        let named = |(number, error): &(usize, String)| Some((*paths.get(*number)?, error.clone()));
         repaired.unread_disks.iter().filter_map(named)
     };
     for (path, error) in unread() {
@@ -75,9 +80,9 @@ pub fn repair(session: &Session<'_>, args: &RepairArgs) -> Result<u8, CliError> 
     session.output.answer(
         || {
             let mut document = document(session, &mended, &repaired, started);
-            document["foreign_disks"] = foreign().map(|path| json!(lossy(path))).collect();
+            document["foreign_disks"] = foreign.iter().map(|path| json!(lossy(path))).collect();
             document["unread_disks"] =
-                unread().map(|(path, error)| json!({ "path": lossy(&path), "error": error })).collect();
+                unread().map(|(path, error)| json!({ "path": lossy(path), "error": error })).collect();
             document
         },
         || {
@@ -94,6 +99,17 @@ pub fn repair(session: &Session<'_>, args: &RepairArgs) -> Result<u8, CliError> 
         && !repaired.is_log_broken
         && (!session.context.dry_run || repaired.findings.is_empty());
     Ok(if is_well { 0 } else { error::DAMAGE })
+}
+
+/// Files none of whose disks had anything.
+fn without_use<'a>(paths: &[&'a PathBuf], foreign: &[usize]) -> Vec<&'a PathBuf> {
+    let has_nothing = |path: &&PathBuf| {
+        paths.iter().enumerate().filter(|(_, of)| *of == path).all(|(number, _)| foreign.contains(&number))
+    };
+    let mut files = paths.to_vec();
+    files.dedup();
+    files.retain(has_nothing);
+    files
 }
 
 fn document(session: &Session<'_>, mended: &Mended, repaired: &Repaired, started: Instant) -> Value {
