@@ -408,7 +408,7 @@ fn places_that_cannot_be_read_are_stepped_over() {
     two.files("manifests").iter().for_each(|path| fs::remove_file(path).unwrap());
     let nothing = Torn {
         disk: MemoryDisk::new(vec![0; 300 << 20]),
-        unreadable: vec![0..u64::MAX],
+        unreadable: std::iter::once(0..u64::MAX).collect(),
         unknown: u64::MAX..u64::MAX,
     };
     let repaired = two.repair(&[], &[torn(&two.taken[0].1), Box::new(nothing), two.disks(&[0]).remove(0)]);
