@@ -237,7 +237,7 @@ fn ctrl_c_leaves_no_half_result() {
     let mut interrupted = 0;
     for delay_ms in [5, 15, 30, 60, 90, 120, 200, 350, 600, 1000] {
         let mut child = place
-            .command(&["export", &id, "out.raw", "--threads", "1", "--memory", "16MiB"])
+            .in_foreground(&["export", &id, "out.raw", "--threads", "1", "--memory", "16MiB"])
             .stderr(Stdio::null())
             .spawn()
             .unwrap();

@@ -95,15 +95,16 @@ impl Drop for Running {
 const SOON: Duration = Duration::from_secs(20);
 
 /// An export to a reader that has taken some bytes, and then takes nothing more. Signals are handled by then.
-fn to_standing_reader(place: &Place, before: &str) -> Running {
+fn to_standing_reader(place: &Place, ignored: &[&str]) -> Running {
     place.disk("a.raw", 4 << 20, 1);
     let id = one_line(&place.ok(&["snapshot", "a.raw"]), "snap-");
-    let program = place.command(&[]);
-    let mut shell = Command::new("sh");
-    shell.args(["-c", &format!("{before} exec \"$0\" \"$@\"")]).arg(program.get_program());
-    let envs: Vec<_> = program.get_envs().filter_map(|(name, value)| Some((name, value?))).collect();
-    shell.envs(envs).args(["export", &id, "-"]).current_dir(place.folder.path());
-    let mut running = Running(shell.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap());
+    let program = place.in_foreground(&["export", &id, "-"]);
+    let mut command = Command::new(program.get_program());
+    command.env_clear().envs(program.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let mut args = program.get_args();
+    // Before the program's name.
+    command.args(args.next()).args(ignored).args(args).current_dir(place.folder.path());
+    let mut running = Running(command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap());
     running.0.stdout.as_mut().unwrap().read_exact(&mut [0; 4096]).unwrap();
     running
 }
@@ -112,7 +113,7 @@ fn to_standing_reader(place: &Place, before: &str) -> Running {
 fn a_signal_ends_what_waits_for_its_reader() {
     for signal in ["-INT", "-TERM", "-HUP"] {
         let place = Place::new();
-        let mut running = to_standing_reader(&place, "");
+        let mut running = to_standing_reader(&place, &[]);
         assert_eq!(running.code_within(Duration::from_millis(300)), None, "it waits");
         running.signal(signal);
         assert_eq!(running.code_within(SOON), Some(8), "{signal}");
@@ -123,7 +124,7 @@ fn a_signal_ends_what_waits_for_its_reader() {
 #[test]
 fn what_is_ignored_from_the_start_stays_ignored() {
     let place = Place::new();
-    let mut running = to_standing_reader(&place, "trap '' HUP INT;");
+    let mut running = to_standing_reader(&place, &["--ignore-signal=INT,HUP"]);
     running.signal("-HUP");
     running.signal("-INT");
     assert_eq!(running.code_within(Duration::from_secs(1)), None, "it goes on");
@@ -132,7 +133,7 @@ fn what_is_ignored_from_the_start_stays_ignored() {
     assert!(rest == fs::read(place.path("a.raw")).unwrap()[4096..]);
     assert_eq!(running.code_within(SOON), Some(0));
     // The other one is not.
-    let mut running = to_standing_reader(&place, "trap '' HUP INT;");
+    let mut running = to_standing_reader(&place, &["--ignore-signal=INT,HUP"]);
     running.signal("-TERM");
     assert_eq!(running.code_within(SOON), Some(8));
 }

@@ -25,6 +25,16 @@ impl Place {
         command
     }
 
+    /// The same as on a terminal: whoever runs the tests in the background has them ignore Ctrl-C, and what they start.
+    pub fn in_foreground(&self, args: &[&str]) -> Command {
+        let inner = self.command(args);
+        let mut command = Command::new("/usr/bin/env");
+        command.env_clear().envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        command.arg("--default-signal=INT,HUP,TERM").arg(inner.get_program()).args(inner.get_args());
+        command.current_dir(self.folder.path());
+        command
+    }
+
     pub fn run(&self, args: &[&str]) -> Output {
         self.command(args).output().unwrap()
     }
