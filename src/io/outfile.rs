@@ -440,11 +440,18 @@ pub fn remove_made_file(path: &Path) -> Result<bool, DiskError> {
     }
 }
 
-/// Removes the folder of an instance, if nothing is in it. Any other folder stays.
-pub fn remove_instance_folder(folder: &Path) {
+/// Removes the folder of an instance, if nothing is in it. Any other folder stays. That it is gone, or something is in it, is no
+/// error.
+pub fn remove_instance_folder(folder: &Path) -> Result<(), DiskError> {
     let name = folder.file_name().and_then(|name| name.to_str());
-    if name.is_some_and(|name| name.parse::<InstanceId>().is_ok()) {
-        let _ = fs::remove_dir(folder);
+    if name.is_none_or(|name| name.parse::<InstanceId>().is_err()) {
+        return Ok(());
+    }
+    match fs::remove_dir(folder) {
+        Err(e) if !matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty) => {
+            Err(DiskError::io("remove", folder, 0, e))
+        }
+        _ => Ok(()),
     }
 }
 

@@ -159,9 +159,11 @@ impl Files {
             folders.iter().filter_map(|folder| region.path_of_record(folder)).collect()
         };
         // They stay if a kept volume is in them.
-        of_record(&self.folders).iter().for_each(|folder| remove_instance_folder(folder));
+        let stays = |folder: &PathBuf| remove_instance_folder(folder).err().map(|error| error.to_string());
+        left.extend(of_record(&self.folders).iter().filter_map(stays));
         for folder in of_record(&self.again_folders) {
-            remove_instance_folder(&folder);
+            // Why not, does not matter: it says itself what is to be done.
+            let _ = remove_instance_folder(&folder);
             if folder.is_dir() {
                 let why = "is still there, and nothing in it is on record; remove it yourself";
                 left.push(format!("{}: {why}", folder.display()));
@@ -186,10 +188,10 @@ pub(super) fn remove_disk(region: &Region, recorded: &str) -> Option<String> {
     }
 }
 
-/// Removes the folder of an instance that is gone, if the disk that was removed was its last.
-pub(super) fn remove_emptied(region: &Region, recorded: &str) {
-    let path = region.path_of_record(recorded);
-    path.as_deref().and_then(Path::parent).into_iter().for_each(remove_instance_folder);
+/// Removes the folder of an instance that is gone, if the disk that was removed was its last. What stays and why, if it cannot.
+pub(super) fn remove_emptied(region: &Region, recorded: &str) -> Option<String> {
+    let path = region.path_of_record(recorded)?;
+    remove_instance_folder(path.parent()?).err().map(|error| error.to_string())
 }
 
 /// An instance that is started, or that an image is made of, has its root device.

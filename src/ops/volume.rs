@@ -191,8 +191,8 @@ pub fn delete_volume(
     }
     let recorded = recorded?;
     let left = remove_disk(region, &recorded);
-    remove_emptied(region, &recorded);
-    Ok(left)
+    let folder = remove_emptied(region, &recorded);
+    Ok(left.or(folder))
 }
 
 /// Attaches an available volume to an instance.

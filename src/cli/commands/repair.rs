@@ -6,6 +6,7 @@ use super::upkeep::{finding_document, findings_text};
 use crate::cli::args::RepairArgs;
 use crate::cli::error::{self, CliError};
 use crate::cli::text::{bytes, counted, lossy};
+use imgstore::disk::DiskRead;
 use imgstore::ops::context::Progress;
 use imgstore::ops::error::OpsError;
 use imgstore::ops::repair::{Lost, RepairSources, Repaired, repair_into};
@@ -19,13 +20,7 @@ pub fn repair(session: &Session<'_>, args: &RepairArgs) -> Result<u8, CliError> 
     let started = Instant::now();
     let regions =
         args.from.iter().map(|name| session.home.open_named(name)).collect::<Result<Vec<_>, _>>()?;
-    // Of a machine all disks, each under the machine's path.
-    let (mut disks, mut paths) = (Vec::new(), Vec::new());
-    for path in &args.disks {
-        let opened = open_all(session, path, &args.reading)?;
-        paths.extend(opened.iter().map(|_| path));
-        disks.extend(opened);
-    }
+    let disks = Disks::open(session, args)?;
     // Without its log a region cannot even be opened.
     let mended = session.home.mend_region(&session.context)?;
     if session.context.dry_run && !mended.restored.is_empty() {
@@ -42,7 +37,7 @@ pub fn repair(session: &Session<'_>, args: &RepairArgs) -> Result<u8, CliError> 
             session.watcher.note(line);
         }
     })?;
-    let sources = RepairSources { regions: &regions, disks: &disks, force: args.force };
+    let sources = RepairSources { regions: &regions, disks: &disks.opened, force: args.force };
     let mut repaired = Repaired::default();
     let ended = repair_into(&mut repaired, &region, &sources, &session.timed(&region)?);
     if let Err(error) = ended {
@@ -61,28 +56,14 @@ pub fn repair(session: &Session<'_>, args: &RepairArgs) -> Result<u8, CliError> 
         }
         return Err(error.into());
     }
-    let foreign = without_use(&paths, &repaired.foreign_disks);
-    for path in &foreign {
-        let how = if args.reading.skip_free {
-            ""
-        } else {
-            "; if it was stored with --skip-free, read it so here, too"
-        };
-        session.watcher.note(&format!("{}: nothing of what is missing is on it{how}", path.display()));
-    }
-    let unread = || {
-        let named = |(number, error): &(usize, String)| Some((*paths.get(*number)?, error.clone()));
-        repaired.unread_disks.iter().filter_map(named)
-    };
-    for (path, error) in unread() {
-        session.watcher.note(&format!("{}: it could not be read everywhere: {error}", path.display()));
-    }
+    let (foreign, unread) = (disks.without_use(&repaired), disks.unread(&repaired));
+    tell_of_disks(session, &foreign, &unread, args.reading.skip_free);
     session.output.answer(
         || {
             let mut document = document(session, &mended, &repaired, started);
             document["foreign_disks"] = foreign.iter().map(|path| json!(lossy(path))).collect();
             document["unread_disks"] =
-                unread().map(|(path, error)| json!({ "path": lossy(path), "error": error })).collect();
+                unread.iter().map(|(path, error)| json!({ "path": lossy(path), "error": error })).collect();
             document
         },
         || {
@@ -101,15 +82,50 @@ pub fn repair(session: &Session<'_>, args: &RepairArgs) -> Result<u8, CliError> 
     Ok(if is_well { 0 } else { error::DAMAGE })
 }
 
-/// Files none of whose disks had anything.
-fn without_use<'a>(paths: &[&'a PathBuf], foreign: &[usize]) -> Vec<&'a PathBuf> {
-    let has_nothing = |path: &&PathBuf| {
-        paths.iter().enumerate().filter(|(_, of)| *of == path).all(|(number, _)| foreign.contains(&number))
-    };
-    let mut files = paths.to_vec();
-    files.dedup();
-    files.retain(has_nothing);
-    files
+/// The disks that are named, each with its file: of a machine there are several.
+struct Disks<'a> {
+    opened: Vec<Box<dyn DiskRead>>,
+    paths: Vec<&'a PathBuf>,
+}
+
+impl<'a> Disks<'a> {
+    fn open(session: &Session<'_>, args: &'a RepairArgs) -> Result<Self, CliError> {
+        let mut disks = Self { opened: Vec::new(), paths: Vec::new() };
+        for path in &args.disks {
+            let opened = open_all(session, path, &args.reading)?;
+            disks.paths.extend(opened.iter().map(|_| path));
+            disks.opened.extend(opened);
+        }
+        Ok(disks)
+    }
+
+    /// Files none of whose disks had anything.
+    fn without_use(&self, repaired: &Repaired) -> Vec<&'a PathBuf> {
+        let has_nothing = |path: &&PathBuf| {
+            let mut of_it = self.paths.iter().enumerate().filter(|(_, of)| *of == path);
+            of_it.all(|(number, _)| repaired.foreign_disks.contains(&number))
+        };
+        let mut files = self.paths.clone();
+        files.dedup();
+        files.retain(has_nothing);
+        files
+    }
+
+    /// Files that could not be read everywhere, and why not.
+    fn unread<'r>(&self, repaired: &'r Repaired) -> Vec<(&'a PathBuf, &'r str)> {
+        let named = |(number, why): &'r (usize, String)| Some((*self.paths.get(*number)?, why.as_str()));
+        repaired.unread_disks.iter().filter_map(named).collect()
+    }
+}
+
+fn tell_of_disks(session: &Session<'_>, foreign: &[&PathBuf], unread: &[(&PathBuf, &str)], skip_free: bool) {
+    let how = if skip_free { "" } else { "; if it was stored with --skip-free, read it so here, too" };
+    for path in foreign {
+        session.watcher.note(&format!("{}: nothing of what is missing is on it{how}", path.display()));
+    }
+    for (path, why) in unread {
+        session.watcher.note(&format!("{}: it could not be read everywhere: {why}", path.display()));
+    }
 }
 
 fn document(session: &Session<'_>, mended: &Mended, repaired: &Repaired, started: Instant) -> Value {
