@@ -161,8 +161,9 @@ class Outputs:
             is_told = lambda path: os.path.basename(path) in said or os.path.basename(os.path.dirname(path)) in said
             unknown = {path for path in files if path not in known and not is_told(path)}
             check(may_leave or not unknown, f"{what}: nobody knows {unknown}, nor was told: {said}")
+            told = done.stderr.decode()
             folders = os.listdir(self.folder) if kind == "terminate" and os.path.isdir(self.folder) else []
-            untold = [name for name in folders if done.returncode == 0 and name not in said]
+            untold = [name for name in folders if done.returncode == 0 and name in args and name not in told]
             check(not untold, f"{what}: the folder stays, and nobody was told: {untold}")
             running = [one["instance_id"] for one in instances if one["state"] != "terminated"]
             if running:
